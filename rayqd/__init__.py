@@ -1,0 +1,1 @@
+"""Distil a language model into its own INT4 self."""
