@@ -1,0 +1,21 @@
+"""From a file or a data set id to tokens, and from tokens to the sequences of each step.
+
+sources: rows  -->  template: tokens of one row  -->  examples: the rows that are kept  -->  plan: which, when
+"""
+
+from rayqd.data.examples import ExampleSet, load_examples, load_heldout, load_run_data
+from rayqd.data.plan import Plan
+from rayqd.data.sources import Message, Rows, read_rows
+from rayqd.data.template import tokenize_example
+
+__all__ = [
+    "ExampleSet",
+    "Message",
+    "Plan",
+    "Rows",
+    "load_examples",
+    "load_heldout",
+    "load_run_data",
+    "read_rows",
+    "tokenize_example",
+]

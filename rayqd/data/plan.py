@@ -1,0 +1,78 @@
+"""Which examples a step trains on, which of them the student answers itself, and with what sampling seed.
+
+A pure function of (config, step): whatever dies, the same work can be asked for again, and no state is kept for it.
+
+    n = step * batch_size + index    the sequence's number in the run; epoch n // N, place n % N in that epoch's order
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayqd.types import PlannedSequence
+
+# One stream of random numbers for each use of the seed, so that none of them tells of another.
+_ORDER, _ON_POLICY, _SAMPLING = range(3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The whole run's sequences, each computed when it is asked for."""
+
+    num_examples: int  # N
+    batch_size: int  # sequences a step
+    lmbda: float  # share of the sequences that are on-policy
+    seed: int
+
+    def step(self, step: int) -> list[PlannedSequence]:
+        """The `batch_size` sequences of `step`, by index."""
+        on_policy = self._on_policy_indices(step)
+        return [
+            PlannedSequence(
+                step=step,
+                index=index,
+                example=self._example(step * self.batch_size + index),
+                on_policy=index in on_policy,
+                seed=self._sampling_seed(step, index),
+            )
+            for index in range(self.batch_size)
+        ]
+
+    def num_on_policy(self, step: int) -> int:
+        """On-policy sequences in `step`: lmbda · batch_size rounded down or up, so that their sum stays exact."""
+        return self._num_on_policy_before(step + 1) - self._num_on_policy_before(step)
+
+    def _num_on_policy_before(self, step: int) -> int:
+        """lmbda times the number of sequences before `step`, rounded half up; lmbda as written, not as its float."""
+        share = Fraction(str(self.lmbda))
+        return math.floor(share * self.batch_size * step + Fraction(1, 2))
+
+    def _on_policy_indices(self, step: int) -> set[int]:
+        order = _generator(self.seed, _ON_POLICY, step).permutation(self.batch_size)
+        return set(order[: self.num_on_policy(step)].tolist())
+
+    def _example(self, sequence: int) -> int:
+        epoch, position = divmod(sequence, self.num_examples)
+        return int(_epoch_order(self.num_examples, self.seed, epoch)[position])
+
+    def _sampling_seed(self, step: int, index: int) -> int:
+        """31 bits, as the engines take a signed 32-bit or wider integer that is not negative."""
+        state = np.random.SeedSequence(self.seed, spawn_key=(_SAMPLING, step, index)).generate_state(1, np.uint32)
+        return int(state[0]) >> 1
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = _generator(seed, _ORDER, epoch).permutation(num_examples)
+    order.setflags(write=False)
+    return order
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))

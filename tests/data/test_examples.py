@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rayqd.config import Config
+from rayqd.config.sections import Data
+from rayqd.data import ExampleSet, load_examples, load_heldout, load_run_data
+from rayqd.errors import ConfigError, DataError
+
+# A token a character: "<|im_start|>user\n" + prompt + "<|im_end|>\n<|im_start|>assistant\n" is 6 + P + 2 + 11 tokens,
+# and the completion is C + 1 ("<|im_end|>").
+PROMPT_EXTRA, COMPLETION_EXTRA = 19, 1
+
+
+def _write(path: Path, lengths: list[tuple[int, int]]) -> str:
+    rows = [{"prompt": "p" * prompt, "completion": "c" * completion} for prompt, completion in lengths]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _load(tokenizer: PreTrainedTokenizerFast, source: str, **changes: Any) -> ExampleSet:
+    on_bad_row = changes.pop("on_bad_row", "error")
+    data = Data(source=source, max_length=64, min_room=10, on_bad_row=on_bad_row)
+    return load_examples(tokenizer, data, **{"seed": 0, "num_needed": 100, "context_length": 1000} | changes)
+
+
+def _rows(examples: ExampleSet) -> list[int]:
+    return [example.row for example in examples.examples]
+
+
+def _config(source: str, **sections: Any) -> Config:
+    defaults: dict[str, Any] = {
+        "data": {"source": source, "max_length": 64, "min_room": 10},
+        "eval": {"num_rows": 4},
+        "learner": {"steps": 3, "batch_size": 2},
+    }
+    return Config(**{key: value | sections.get(key, {}) for key, value in defaults.items()})
+
+
+def test_lengths_are_those_counted_by_hand(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (example,) = _load(tokenizer, _write(tmp_path / "a.jsonl", [(5, 7)])).examples
+    assert (len(example.prompt_ids), len(example.completion_ids)) == (5 + PROMPT_EXTRA, 7 + COMPLETION_EXTRA)
+
+
+def test_prompts_leave_min_room_and_completions_fit_max_length(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lengths = [
+        (35, 9),   # 0: 54 + 10 = 64: both at their limits, kept
+        (36, 8),   # 1: prompt of 55 > 64 - 10, though 55 + 9 = 64 would fit
+        (35, 10),  # 2: 54 + 11 = 65 > 64
+        (1, 43),   # 3: 20 + 44 = 64, kept
+        (1, 44),   # 4: 65 > 64
+    ]  # fmt: skip
+    kept = _load(tokenizer, _write(tmp_path / "a.jsonl", lengths))
+    assert sorted(_rows(kept)) == [0, 3]
+    assert (kept.num_too_long, kept.num_skipped, kept.source) == (3, 0, str(tmp_path / "a.jsonl"))
+
+
+def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 30)
+    orders = [_rows(_load(tokenizer, source, seed=seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert [sorted(order) for order in orders] == [list(range(30))] * 3
+    assert list(range(30)) not in orders
+
+
+def test_no_more_rows_are_looked_at_than_needed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized: list[int] = []
+    from rayqd.data import examples as module
+
+    original = module.tokenize_example
+
+    def recording(tokenizer: Any, messages: Any, row: int) -> Any:
+        tokenized.append(row)
+        return original(tokenizer, messages, row)
+
+    monkeypatch.setattr(module, "tokenize_example", recording)
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 30)
+    few = _load(tokenizer, source, num_needed=5)
+    assert tokenized == _rows(few)
+    assert len(tokenized) == 5
+
+
+def test_fewer_needed_are_the_first_of_more(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1), (60, 1)] * 15)
+    everything = _rows(_load(tokenizer, source))
+    assert len(everything) == 15
+    assert _rows(_load(tokenizer, source, num_needed=6)) == everything[:6]
+    assert _rows(_load(tokenizer, source, num_needed=6, exclude=4)) == everything[4:10]
+
+
+def test_a_prompt_beyond_the_models_context_is_a_broken_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    # 80 + 19 = 99 tokens, one above 98; 79 + 19 = 98 is no broken row, only one that does not fit.
+    source = _write(tmp_path / "a.jsonl", [(1, 1), (79, 1), (80, 1)])
+    with pytest.raises(DataError) as caught:
+        _load(tokenizer, source, context_length=98)
+    assert str(caught.value) == (
+        f'{source}:3: the prompt has 99 tokens, the model takes 98; fix it or set data.on_bad_row = "skip"'
+    )
+    kept = _load(tokenizer, source, context_length=98, on_bad_row="skip")
+    assert (_rows(kept), kept.num_skipped, kept.num_too_long) == ([0], 1, 1)
+    assert kept.reasons == (f"{source}:3: the prompt has 99 tokens, the model takes 98",)
+
+
+def test_a_row_the_template_refuses_is_a_broken_row(tmp_path: Path, make_tokenizer: Any, chatml: str) -> None:
+    refuse = "{% if 'pp' in messages[0]['content'] %}{{ raise_exception('no pp') }}{% endif %}"
+    tokenizer = make_tokenizer(refuse + chatml)
+    source = _write(tmp_path / "a.jsonl", [(1, 1), (2, 1)])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*no pp; fix it"):
+        _load(tokenizer, source)
+    assert _load(tokenizer, source, on_bad_row="skip").num_skipped == 1
+
+
+def test_nothing_kept_says_how_many_rows_went_where(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(60, 1), (61, 1), (1, 60)])
+    with open(source, "a") as file:
+        file.write("{}\n")
+    with pytest.raises(DataError) as caught:
+        _load(tokenizer, source, on_bad_row="skip")
+    message = str(caught.value)
+    assert "of its 4 rows 1 are broken, 3 do not fit data.max_length=64 with data.min_room=10" in message
+    assert f"(first: {source}:4: neither messages" in message
+    assert "\n" not in message
+
+
+def test_max_length_above_the_models_context_is_a_config_error(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = _config(_write(tmp_path / "a.jsonl", [(1, 1)] * 9))
+    with pytest.raises(ConfigError, match=r"data\.max_length=64 is above the 63 tokens that the model takes"):
+        load_run_data(tokenizer, config, 63)
+    load_run_data(tokenizer, config, 64)
+
+
+def test_heldout_rows_are_the_first_kept_and_never_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    # Of 40 rows 20 fit: 4 are held out, 3 steps of 2 need 6.
+    source = _write(tmp_path / "a.jsonl", [(1, 1), (60, 1)] * 20)
+    config = _config(source)
+    training, heldout = load_run_data(tokenizer, config, 1000)
+    everything = _rows(_load(tokenizer, source, seed=config.seed))
+    assert _rows(heldout) == everything[:4]
+    assert _rows(training) == everything[4:10]
+    assert _rows(load_heldout(tokenizer, config, 1000)) == _rows(heldout)
+
+
+def test_training_takes_what_there_is_when_that_is_less_than_the_steps_need(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    training, heldout = load_run_data(tokenizer, _config(_write(tmp_path / "a.jsonl", [(1, 1)] * 7)), 1000)
+    assert (len(heldout.examples), len(training.examples)) == (4, 3)
+    assert not set(_rows(heldout)) & set(_rows(training))
+
+
+def test_all_rows_held_out_is_an_error_that_names_eval_num_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = _config(_write(tmp_path / "a.jsonl", [(1, 1)] * 4))
+    with pytest.raises(DataError, match=r"nothing to train on: .* the 4 others are held out \(eval\.num_rows=4\)"):
+        load_run_data(tokenizer, config, 1000)
+
+
+def test_heldout_rows_of_their_own_source_come_in_its_order(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 6)
+    heldout_source = _write(tmp_path / "b.jsonl", [(2, 1), (60, 1), (3, 1), (4, 1), (5, 1), (6, 1)])
+    training, heldout = load_run_data(tokenizer, _config(source, eval={"source": heldout_source}), 1000)
+    assert (_rows(heldout), heldout.source, heldout.num_too_long) == ([0, 2, 3, 4], heldout_source, 1)
+    assert sorted(_rows(training)) == [0, 1, 2, 3, 4, 5]  # none is held out of the training data
+
+
+def test_evaluating_on_the_training_source_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 9)
+    with pytest.raises(ConfigError, match=r"eval\.source=.* is what data\.source trains on"):
+        load_run_data(tokenizer, _config(source, eval={"source": "./a.jsonl"}), 1000)
+    with pytest.raises(ConfigError, match=r"eval\.source=.* is what data\.source trains on"):
+        load_run_data(tokenizer, _config("quickstart", eval={"source": "quickstart", "split": "train"}), 1000)
+
+
+def test_importing_the_package_imports_none_of_the_heavy_libraries() -> None:
+    code = "import rayqd.data, sys; print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,81 @@
+from fractions import Fraction
+
+import pytest
+
+from rayqd.data import Plan
+from rayqd.types import PlannedSequence
+
+
+def _plan(**changes: float) -> Plan:
+    return Plan(**{"num_examples": 20, "batch_size": 8, "lmbda": 0.5, "seed": 42} | changes)  # type: ignore[arg-type]
+
+
+def _sequences(plan: Plan, steps: int) -> list[PlannedSequence]:
+    return [sequence for step in range(steps) for sequence in plan.step(step)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("lmbda", [0.0, 0.1, 1 / 3, 0.29, 0.5, 0.999, 1.0])
+def test_lambda_is_kept_exactly_at_every_step(lmbda: float, batch_size: int) -> None:
+    plan = _plan(lmbda=lmbda, batch_size=batch_size)
+    share = Fraction(str(lmbda))
+    total = 0
+    for step in range(1000):
+        now = sum(sequence.on_policy for sequence in plan.step(step))
+        assert now == plan.num_on_policy(step)
+        assert abs(now - share * batch_size) < 1  # either neighbour of lmbda * batch_size, or it itself
+        total += now
+        assert abs(total - share * batch_size * (step + 1)) <= Fraction(1, 2)
+
+
+def test_lambda_of_a_tenth_gives_the_counts_done_by_hand() -> None:
+    # 0.1 * 8 = 0.8 a step: 0.8 1.6 2.4 3.2 4.0 4.8 rounds to 1 2 2 3 4 5, whose differences are
+    assert [_plan(lmbda=0.1).num_on_policy(step) for step in range(6)] == [1, 1, 0, 1, 1, 1]
+    # 0.5 * 1: 0.5 1.0 1.5 2.0, halves up, gives 1 1 2 2
+    assert [_plan(lmbda=0.5, batch_size=1).num_on_policy(step) for step in range(4)] == [1, 0, 1, 0]
+
+
+def test_each_example_comes_once_an_epoch_though_steps_cross_epochs() -> None:
+    # 20 examples, 8 a step: 15 steps are 120 sequences, which are 6 epochs.
+    examples = [sequence.example for sequence in _sequences(_plan(), 15)]
+    epochs = [examples[start : start + 20] for start in range(0, 120, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+
+
+def test_a_fresh_plan_at_step_s_gives_what_a_plan_from_step_zero_gives() -> None:
+    from_the_start = _sequences(_plan(), 40)
+    for step in (39, 0, 17, 3):
+        assert _plan().step(step) == from_the_start[step * 8 : step * 8 + 8]
+
+
+def test_step_and_index_are_those_asked_for() -> None:
+    assert [(sequence.step, sequence.index) for sequence in _plan().step(5)] == [(5, index) for index in range(8)]
+
+
+@pytest.mark.parametrize("use", ["example", "on_policy", "seed"])
+def test_another_run_seed_changes_every_choice(use: str) -> None:
+    chosen = [[getattr(s, use) for s in _sequences(_plan(seed=seed), 5)] for seed in (1, 2)]
+    assert chosen[0] != chosen[1]
+
+
+def test_lambda_changes_neither_the_data_order_nor_the_sampling_seeds() -> None:
+    chosen = [[(s.example, s.seed) for s in _sequences(_plan(lmbda=lmbda), 10)] for lmbda in (0.0, 0.5, 1.0)]
+    assert chosen[0] == chosen[1] == chosen[2]
+
+
+def test_sampling_seeds_are_distinct_31_bit_integers() -> None:
+    seeds = [sequence.seed for sequence in _sequences(_plan(), 500)]
+    assert len(set(seeds)) == 4000
+    assert min(seeds) >= 0
+    assert 2**30 < max(seeds) < 2**31
+
+
+def test_on_policy_falls_on_every_index_and_every_example_alike() -> None:
+    # 4 of 8 a step over 2000 steps: each index 1000 times, standard deviation sqrt(2000 / 4) = 22; each of the 20
+    # examples in half of its 800 epochs, 400, standard deviation at most 14. Bounds are five of those.
+    sequences = [sequence for sequence in _sequences(_plan(), 2000) if sequence.on_policy]
+    for index in range(8):
+        assert abs(sum(sequence.index == index for sequence in sequences) - 1000) < 112
+    for example in range(20):
+        assert abs(sum(sequence.example == example for sequence in sequences) - 400) < 71
