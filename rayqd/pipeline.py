@@ -1,0 +1,155 @@
+"""The loop between plan, rollouts, teacher and learner. No Ray, no torch: it carries references, never bytes.
+
+        learner ── batch(step) ──► start every step up to step + max_staleness
+                                        │
+              on-policy: prompts ─► rollouts.write(…, newest weights) ─┐
+              off-policy: the data's own completions ──────────────────┤
+                                                                       ▼
+                                                             teachers.score(…)
+        learner ◄── the step's scored sequences ───────────────────────┘
+        learner ── publish(version, weights) ─► used by every rollout that starts from now on
+
+The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
+because they start when a step no earlier than that is asked for, and by then its weights are published. Sequences that
+come from the data wait for no weights, so the teacher reads them one step further ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rayqd.data.plan import Plan
+from rayqd.types import Example, PlannedSequence, Rollout
+
+Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """The student at one version: how to get codes and scales. None stands for the checkpoint engines start from."""
+
+    version: int                # optimizer steps behind them
+    tensors: Ref | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRef:
+    """A rollout somewhere in the cluster, and the little the pipeline needs to know of it."""
+
+    step: int
+    index: int
+    num_tokens: int
+    num_loss_tokens: int
+    policy_version: int | None
+    rollout: Ref
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRef:
+    """A rollout and its teacher scores, both somewhere in the cluster."""
+
+    rollout: RolloutRef
+    scores: Ref
+
+
+class Rollouts(Protocol):
+    async def write(
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+    ) -> list[RolloutRef]: ...
+
+
+class Teachers(Protocol):
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref]: ...
+
+
+class Pipeline:
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        examples: Sequence[Example],
+        num_steps: int,
+        max_staleness: int,
+        rollouts: Rollouts,
+        teachers: Teachers,
+        put: Callable[[Rollout], Ref],
+    ) -> None:
+        self._plan = plan
+        self._examples = examples
+        self._num_steps = num_steps
+        self._max_staleness = max_staleness
+        self._rollouts = rollouts
+        self._teachers = teachers
+        self._put = put
+        self._weights = Weights(version=0, tensors=None)
+        self._tasks: dict[tuple[int, bool], asyncio.Task[list[ScoredRef]]] = {}
+
+    def publish(self, weights: Weights) -> None:
+        """From now on rollouts start with these. A learner that went back to a checkpoint gets everything made anew."""
+        if weights.version < self._weights.version:
+            for task in self._tasks.values():
+                task.cancel()
+            self._tasks.clear()
+        self._weights = weights
+
+    async def batch(self, step: int) -> list[ScoredRef]:
+        """Everything the learner trains on at `step`, by index; starts the work of the steps it may run ahead of."""
+        self._forget_before(step)
+        for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
+            self._start(ahead, on_policy=True)
+            self._start(ahead, on_policy=False)
+        if step + self._max_staleness + 1 < self._num_steps:
+            self._start(step + self._max_staleness + 1, on_policy=False)
+        written, read = await asyncio.gather(self._tasks[step, True], self._tasks[step, False])
+        return sorted(written + read, key=lambda scored: scored.rollout.index)
+
+    async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
+        """The teacher's view of rows that are never trained on."""
+        return await self._score([self._from_data(-1, index, example) for index, example in enumerate(examples)])
+
+    def _start(self, step: int, *, on_policy: bool) -> None:
+        if (step, on_policy) not in self._tasks:
+            sequences = [s for s in self._plan.step(step) if s.on_policy == on_policy]
+            work = self._write_and_score(sequences) if on_policy else self._read_and_score(sequences)
+            self._tasks[step, on_policy] = asyncio.create_task(work)
+
+    async def _write_and_score(self, sequences: list[PlannedSequence]) -> list[ScoredRef]:
+        if not sequences:
+            return []
+        prompts = [self._examples[s.example] for s in sequences]
+        return await self._score(await self._rollouts.write(sequences, prompts, self._weights))
+
+    async def _read_and_score(self, sequences: list[PlannedSequence]) -> list[ScoredRef]:
+        return await self._score([self._from_data(s.step, s.index, self._examples[s.example]) for s in sequences])
+
+    async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
+        if not rollouts:
+            return []
+        scores = await self._teachers.score(rollouts)
+        return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+
+    def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:
+        rollout = Rollout(
+            step=step,
+            index=index,
+            on_policy=False,
+            prompt_ids=example.prompt_ids,
+            completion_ids=example.completion_ids,
+            policy_version=None,
+        )
+        return RolloutRef(
+            step=step,
+            index=index,
+            num_tokens=rollout.num_tokens,
+            num_loss_tokens=rollout.num_loss_tokens,
+            policy_version=None,
+            rollout=self._put(rollout),
+        )
+
+    def _forget_before(self, step: int) -> None:
+        for key in [key for key in self._tasks if key[0] < step]:
+            del self._tasks[key]
+

@@ -1,0 +1,148 @@
+"""The loop with recording fakes: no Ray, no torch, milliseconds."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayqd.data import Plan
+from rayqd.pipeline import Pipeline, RolloutRef, Weights
+from rayqd.types import Example, PlannedSequence, Rollout
+
+
+class RecordingRollouts:
+    def __init__(self, log: list[tuple[Any, ...]]) -> None:
+        self.log = log
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def write(
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+    ) -> list[RolloutRef]:
+        self.log.append(("write", sequences[0].step, weights.version))
+        await self.gate.wait()
+        return [
+            RolloutRef(
+                step=s.step,
+                index=s.index,
+                num_tokens=7,
+                num_loss_tokens=3,
+                policy_version=weights.version,
+                rollout=("written", s.step, s.index, s.seed, p.row),
+            )
+            for s, p in zip(sequences, prompts, strict=True)
+        ]
+
+
+class RecordingTeachers:
+    def __init__(self, log: list[tuple[Any, ...]]) -> None:
+        self.log = log
+
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+        self.log.append(("score", rollouts[0].step, "written" if rollouts[0].policy_version is not None else "data"))
+        return [("scores", r.rollout) for r in rollouts]
+
+
+def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tuple[Pipeline, list[tuple[Any, ...]]]:
+    log: list[tuple[Any, ...]] = []
+    examples = [
+        Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
+    ]
+    pipeline = Pipeline(
+        plan=Plan(num_examples=10, batch_size=4, lmbda=lmbda, seed=1),
+        examples=examples,
+        num_steps=num_steps,
+        max_staleness=max_staleness,
+        rollouts=RecordingRollouts(log),
+        teachers=RecordingTeachers(log),
+        put=lambda rollout: rollout,
+    )
+    return pipeline, log
+
+
+async def train(pipeline: Pipeline, steps: range) -> list[Any]:
+    batches = []
+    for step in steps:
+        batches.append(await pipeline.batch(step))
+        pipeline.publish(Weights(version=step + 1, tensors=f"weights {step + 1}"))
+    return batches
+
+
+async def test_strictly_on_policy_rollouts_are_written_by_exactly_the_step_s_weights() -> None:
+    pipeline, log = make(max_staleness=0)
+    await train(pipeline, range(6))
+    assert [entry for entry in log if entry[0] == "write"] == [("write", s, s) for s in range(6)]
+
+
+@pytest.mark.parametrize("max_staleness", [1, 2, 3])
+async def test_staleness_reaches_its_bound_and_never_passes_it(max_staleness: int) -> None:
+    pipeline, _ = make(lmbda=1.0, max_staleness=max_staleness, num_steps=8)
+    batches = await train(pipeline, range(8))
+    staleness = [s - min(r.rollout.policy_version for r in batch) for s, batch in enumerate(batches)]
+    # At the first demand steps 0..k start with version 0, and from then on one more step at each demand.
+    assert staleness == [min(step, max_staleness) for step in range(8)]
+
+
+async def test_every_planned_sequence_is_in_its_step_s_batch_once_and_in_order() -> None:
+    pipeline, _ = make()
+    batches = await train(pipeline, range(6))
+    assert [[r.rollout.index for r in batch] for batch in batches] == [[0, 1, 2, 3]] * 6
+    plan = Plan(num_examples=10, batch_size=4, lmbda=0.5, seed=1)
+    for step, batch in enumerate(batches):
+        for planned, scored in zip(plan.step(step), batch, strict=True):
+            assert (scored.rollout.policy_version is not None) == planned.on_policy
+            assert scored.scores == ("scores", scored.rollout.rollout)
+            if planned.on_policy:
+                assert scored.rollout.rollout == ("written", step, planned.index, planned.seed, planned.example)
+
+
+async def test_data_is_scored_one_step_ahead_while_rollouts_wait_for_weights() -> None:
+    pipeline, log = make()
+    await pipeline.batch(0)
+    await asyncio.sleep(0)
+    assert ("score", 1, "data") in log
+    assert ("write", 1, 0) not in log
+
+
+async def test_asking_again_for_a_step_starts_no_work_twice() -> None:
+    pipeline, log = make(lmbda=1.0)
+    first, second = await asyncio.gather(pipeline.batch(0), pipeline.batch(0))
+    assert [r.rollout.rollout for r in first] == [r.rollout.rollout for r in second]
+    assert log.count(("write", 0, 0)) == 1
+
+
+async def test_a_learner_back_at_a_checkpoint_gets_rollouts_of_its_own_weights() -> None:
+    pipeline, log = make(lmbda=1.0, max_staleness=2)
+    await train(pipeline, range(4))
+    pipeline.publish(Weights(version=2, tensors="weights 2"))
+    batch = await pipeline.batch(2)
+    assert {r.rollout.policy_version for r in batch} == {2}
+    assert log[-2][0] == "write"
+
+
+async def test_without_rollouts_nothing_is_written() -> None:
+    pipeline, log = make(lmbda=0.0)
+    await train(pipeline, range(6))
+    assert {entry[0] for entry in log} == {"score"}
+
+
+async def test_a_failed_rollout_reaches_the_learner() -> None:
+    pipeline, _ = make(lmbda=1.0)
+
+    async def fail(*_: Any) -> list[RolloutRef]:
+        raise RuntimeError("engine lost")
+
+    pipeline._rollouts.write = fail  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="engine lost"):
+        await pipeline.batch(0)
+
+
+async def test_heldout_rows_are_scored_as_they_stand() -> None:
+    pipeline, _ = make()
+    rows = [Example(row=i, prompt_ids=np.full(2, i, np.int32), completion_ids=np.full(5, i, np.int32)) for i in range(3)]
+    scored = await pipeline.heldout(rows)
+    assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
+    rollouts: list[Rollout] = [s.rollout.rollout for s in scored]
+    assert all(np.array_equal(r.completion_ids, row.completion_ids) for r, row in zip(rollouts, rows, strict=True))
