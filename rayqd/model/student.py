@@ -1,0 +1,114 @@
+"""The student: the original model whose linear layers compute with INT4 weights that are being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from rayqd.config import Config
+from rayqd.config.sections import Adapter
+from rayqd.errors import ConfigError
+from rayqd.model.load import load_model, output_head, torch_dtype
+from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
+
+
+class Student:
+    """Owns the model and its trainable parameters; says what the codes of the moment are."""
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
+        self.adapter = config.adapter
+        self.layers = _quantization_aware(model, config, self.grid)
+        self.model = model
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+            model.train()
+
+    @classmethod
+    def load(cls, directory: Path, config: Config) -> Student:
+        torch.manual_seed(config.seed)
+        return cls(load_model(directory, config.model.dtype), config)
+
+    @property
+    def head(self) -> Tensor:
+        """Output head, [V, d]; not trained."""
+        return output_head(self.model)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def quantized(self) -> Iterator[tuple[str, Quantized]]:
+        """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses."""
+        for name, layer in self.layers.items():
+            yield name, self.grid.quantize(layer.merged_weight(), name=name)
+
+    def dense(self) -> dict[str, Tensor]:
+        """Everything that is not quantized, by its name in the original model."""
+        quantized = tuple(f"{name}." for name in self.layers)
+        state = self.model.state_dict()
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(quantized)}
+        biases = {f"{n}.bias": b for n, layer in self.layers.items() if (b := _bias(layer)) is not None}
+        return kept | biases
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is trained, as it goes into a checkpoint: PEFT's adapter names, or the weights' own."""
+        if self.adapter.kind == "lora":
+            return {name: t.contiguous() for name, t in get_peft_model_state_dict(self.model).items()}
+        return {name: p.detach() for name, p in self.parameters().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.adapter.kind == "lora":
+            set_peft_model_state_dict(self.model, state)
+            return
+        own = self.parameters()
+        for name, tensor in state.items():
+            own[name].data.copy_(tensor)
+
+
+def _quantization_aware(model: nn.Module, config: Config, grid: Grid) -> dict[str, QATLinear | QATLoraLinear]:
+    """Replace every quantized linear layer in `model`; returns the new ones by the name of the old."""
+    linears = quantizable_layers(model, config.quant)
+    adapted = _adapted(linears, config.adapter)
+    for name, linear in linears.items():
+        if name not in adapted:
+            _replace(model, name, QATLinear(linear, grid, trainable=config.adapter.kind == "none"))
+    if adapted:
+        inject_adapter_in_model(lora_config(config.adapter, sorted(adapted)), model)
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
+    for layer in layers.values():
+        layer.grid = grid
+    return layers
+
+
+def _adapted(linears: dict[str, nn.Linear], adapter: Adapter) -> set[str]:
+    if adapter.kind == "none":
+        return set()
+    adapted = {name for name in linears if any(f".{name}".endswith(f".{target}") for target in adapter.targets)}
+    if not adapted:
+        kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
+        raise ConfigError(f"adapter.targets={adapter.targets} names no quantized layer; the model has {kinds}")
+    return adapted
+
+
+def lora_config(adapter: Adapter, targets: list[str]) -> LoraConfig:
+    """PEFT's description of the adapter; no dropout, which a merged weight cannot have."""
+    alpha = adapter.alpha if adapter.alpha is not None else 2 * adapter.rank
+    config = LoraConfig(r=adapter.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)  # pyright: ignore
+    config._register_custom_module({nn.Linear: QATLoraLinear})
+    return config
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def _bias(layer: QATLinear | QATLoraLinear) -> Tensor | None:
+    return layer.bias if isinstance(layer, QATLinear) else layer.get_base_layer().bias

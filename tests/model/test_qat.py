@@ -1,0 +1,81 @@
+"""The layer that trains inside the rounding, against a float64 loop over its definition."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from rayqd.config.sections import Quant
+from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.quant import make_grid
+
+RULES = ["signed", "absmax", "asymmetric"]
+
+
+def lora_layer(rule: str, dtype: torch.dtype = torch.float32) -> QATLoraLinear:
+    torch.manual_seed(3)
+    linear = nn.Linear(64, 24, bias=True).to(dtype).requires_grad_(False)
+    layer = QATLoraLinear(linear, "default", config=LoraConfig(r=4, lora_alpha=12), r=4, lora_alpha=12)
+    layer.grid = make_grid(Quant(group_size=32, rule=rule), dtype)  # type: ignore[arg-type]
+    nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
+    layer.lora_A["default"].float()
+    layer.lora_B["default"].float()
+    return layer
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_forward_uses_exactly_the_weights_that_are_exported(rule: str) -> None:
+    layer = lora_layer(rule)
+    exported = layer.grid.dequantize(layer.grid.quantize(layer.merged_weight()))
+    layer.get_base_layer().bias = None
+    assert torch.equal(layer(torch.eye(64)).mT, exported)  # one-hot rows add zeros only, so the product is exact
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_are_those_of_the_merged_weight_where_its_code_is_not_saturated(rule: str) -> None:
+    layer = lora_layer(rule)
+    x = torch.randn(5, 7, 64, requires_grad=True)
+    upstream = torch.randn(5, 7, 24)
+    layer(x).backward(upstream)
+
+    a, b, scaling = layer.low_rank
+    assert scaling == 12 / 4
+    values, inside = layer.grid.fake_quantize_with_mask(layer.merged_weight())
+    rows, grads = x.detach().double().reshape(35, 64), upstream.double().reshape(35, 24)
+    weight_grad = torch.zeros(24, 64, dtype=torch.float64)
+    for row, grad in zip(rows, grads, strict=True):
+        weight_grad += torch.outer(grad, row)
+    weight_grad[~inside] = 0
+    assert (~inside).any() or rule == "asymmetric"  # otherwise the mask is not put to the test
+    torch.testing.assert_close(a.grad.double(), scaling * b.double().mT @ weight_grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(b.grad.double(), scaling * weight_grad @ a.double().mT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad.double().reshape(35, 64), grads @ values.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_full_qat_trains_the_weight_in_float32_through_the_rounding() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 16, bias=False).to(torch.bfloat16)
+    layer = QATLinear(linear, make_grid(Quant(group_size=32), torch.bfloat16), trainable=True)
+    assert layer.weight.dtype == torch.float32
+    x = torch.randn(9, 64, dtype=torch.bfloat16)
+    layer(x).sum().backward()
+    _, inside = layer.grid.fake_quantize_with_mask(layer.weight.detach())
+    expected = x.double().sum(0).expand(16, 64) * inside
+    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=0.02, atol=0.02)
+
+
+def test_a_frozen_layer_passes_gradients_on_and_takes_none() -> None:
+    layer = QATLinear(nn.Linear(64, 16), make_grid(Quant(group_size=32), torch.float32), trainable=False)
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+
+
+def test_between_forward_and_backward_no_quantized_copy_is_kept() -> None:
+    layer = lora_layer("signed")
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        layer(torch.randn(2, 64, requires_grad=True))
+    held = {t.data_ptr() for t in saved if t is not None and t.shape == (24, 64)}
+    assert held == {layer.get_base_layer().weight.data_ptr()}
