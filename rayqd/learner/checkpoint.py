@@ -1,0 +1,77 @@
+"""Checkpoints that are whole or absent: written aside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rayqd.errors import RunError, StorageError
+from rayqd.observe.run_directory import free_bytes
+
+_NAME = re.compile(r"step-(\d{6,})$")
+
+
+class Checkpoints:
+    """The directories `step-000100` of a run; each holds one safetensors file a set of tensors, and state.json."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.directory.iterdir() if (match := _NAME.match(path.name)))
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step:06d}"
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+        """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were."""
+        aside = self.directory / f".step-{step:06d}.partial"
+        needed = sum(t.nbytes for group in tensors.values() for t in group.values())
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            for name, group in tensors.items():
+                save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, aside / f"{name}.safetensors")
+            (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+            if self.path(step).exists():
+                shutil.rmtree(self.path(step))
+            aside.rename(self.path(step))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise StorageError(_storage_message(self.path(step), needed, error)) from error
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+        return self.path(step)
+
+    def load(self, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors and state of one checkpoint."""
+        path = self.path(step)
+        try:
+            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+            state = json.loads((path / "state.json").read_text())
+        except (OSError, SafetensorError, ValueError) as error:
+            raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one") from error
+        return tensors, state
+
+
+def _storage_message(path: Path, needed: int, error: Exception) -> str:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if not full:
+        return f"checkpoint {path} could not be written: {error}"
+    return (
+        f"no space for checkpoint {path}: it needs {needed / 2**20:.0f} MiB and {free_bytes(path) / 2**20:.0f} MiB are free; "
+        "make room and run the same command again, earlier checkpoints are whole"
+    )
+

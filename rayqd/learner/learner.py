@@ -1,0 +1,114 @@
+"""One optimizer step on the exact divergence. Runs anywhere torch runs; knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayqd.config import Config
+from rayqd.losses import chunked_generalized_jsd
+from rayqd.model.states import by_tokens, completion_states, teacher_states
+from rayqd.model.student import Student
+from rayqd.types import ScoredRollout
+
+SumOverWorkers = Callable[[list[Tensor]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    loss: float                 # nats a token, over the whole global batch
+    grad_norm: float            # before clipping
+    lr: float                   # that the step used
+
+
+class Learner:
+    """Student, optimizer and learning-rate schedule.
+
+    The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so neither
+    microbatches nor the number of workers change what a step means. `sum_over_workers` adds tensors in place over
+    all learner workers; alone, there is nothing to add.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        teacher_head: Tensor,
+        config: Config,
+        sum_over_workers: SumOverWorkers = lambda tensors: None,
+    ) -> None:
+        from transformers import get_scheduler
+
+        self.student = student
+        self.teacher_head = teacher_head
+        self.distill = config.distill
+        self.settings = config.learner
+        self._sum_over_workers = sum_over_workers
+        self._parameters = list(student.parameters().values())
+        self.optimizer = torch.optim.AdamW(
+            self._parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay
+        )
+        schedule = "constant_with_warmup" if self.settings.schedule == "constant" else self.settings.schedule
+        # The first step has step number 1, so that a warm-up does not waste it on a learning rate of zero.
+        self.scheduler = get_scheduler(
+            schedule,
+            self.optimizer,
+            num_warmup_steps=round(self.settings.warmup_ratio * self.settings.steps),
+            num_training_steps=self.settings.steps + 1,
+        )
+        self.scheduler.step()
+
+    def step(self, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
+        """Train on this worker's `share` of a batch that has `num_loss_tokens` trained tokens over all workers."""
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = torch.zeros((), device=self.student.head.device)
+        for indices in by_tokens([s.rollout for s in share], self.settings.microbatch_tokens):
+            loss += self._backward([share[i] for i in indices], num_loss_tokens)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        self._sum_over_workers([loss, *gradients])
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
+        lr = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr)
+
+    def _backward(self, microbatch: list[ScoredRollout], num_loss_tokens: int) -> Tensor:
+        student_hidden = completion_states(self.student.model, [s.rollout for s in microbatch])
+        per_token = chunked_generalized_jsd(
+            student_hidden,
+            self.student.head,
+            teacher_states(microbatch, student_hidden.device),
+            self.teacher_head,
+            beta=self.distill.beta,
+            temperature=self.distill.temperature,
+        )
+        loss = per_token.sum() / num_loss_tokens
+        loss.backward()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.student.parameters().items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments[f"{name}:{key}"] = value
+        return {"student": self.student.state_dict(), "optimizer": moments}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
+        """Become the learner that `state_dict` described after `step` steps."""
+        self.student.load_state_dict(state["student"])
+        named = self.student.parameters()
+        for name, value in state["optimizer"].items():
+            parameter_name, _, key = name.rpartition(":")
+            parameter = named[parameter_name]
+            # torch keeps AdamW's step count on the CPU unless the optimizer is fused
+            self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        for _ in range(step):
+            self.scheduler.step()
+

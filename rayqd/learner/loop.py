@@ -1,0 +1,111 @@
+"""The learner's life: resume, train to the last step, keep checkpoints, tell everybody the new weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from rayqd.config import Config
+from rayqd.errors import WorkerError
+from rayqd.evals.fidelity import Fidelity
+from rayqd.learner.checkpoint import Checkpoints
+from rayqd.learner.learner import Learner
+from rayqd.model.student import Student
+from rayqd.model.wire import to_wire
+from rayqd.quant.packing import pack
+from rayqd.types import Batch, WireTensor
+
+
+class Feed(Protocol):
+    """The learner's view of the rest of the run."""
+
+    def batch(self, step: int) -> Batch: ...
+    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...
+    def report(self, event: dict[str, Any]) -> None: ...
+
+
+Evaluate = Callable[[], Fidelity]
+
+
+def train(
+    learner: Learner, feed: Feed, checkpoints: Checkpoints | None, config: Config, *, evaluate: Evaluate | None
+) -> Fidelity | None:
+    """Train until the last step; returns how faithful the student was before the first (None where it is not asked).
+
+    Only one worker has `checkpoints` to write and something to `evaluate`; all of them resume from the same step.
+    """
+    start, baseline = _resume(learner, Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep))
+    feed.report({"event": "start", "step": start})
+    if evaluate and baseline is None:
+        baseline = evaluate()
+        feed.report({"event": "eval", "step": 0, **_fields(baseline)})
+    if start and config.distill.lmbda > 0:
+        feed.publish(start, packed_codes(learner.student))
+    for step in range(start, config.learner.steps):
+        _one_step(learner, feed, config, step)
+        version = step + 1
+        last = version == config.learner.steps
+        if config.distill.lmbda > 0 and not last:
+            feed.publish(version, packed_codes(learner.student))
+        if checkpoints and (last or version % config.checkpoint.every == 0):
+            path = checkpoints.save(version, learner.state_dict(), {"baseline": baseline and _fields(baseline)})
+            feed.report({"event": "checkpoint", "step": version, "path": str(path)})
+        if evaluate and config.eval.every and version % config.eval.every == 0 and not last:
+            feed.report({"event": "eval", "step": version, **_fields(evaluate())})
+    return baseline
+
+
+def packed_codes(student: Student) -> dict[str, WireTensor]:
+    """The student's quantized weights as they travel: 4-bit codes and scales under compressed-tensors names."""
+    return {
+        f"{name}.{key}": to_wire(tensor)
+        for name, quantized in student.quantized()
+        for key, tensor in pack(quantized).items()
+    }
+
+
+def _resume(learner: Learner, checkpoints: Checkpoints) -> tuple[int, Fidelity | None]:
+    steps = checkpoints.steps()
+    if not steps:
+        return 0, None
+    tensors, state = checkpoints.load(steps[-1])
+    learner.load_state_dict(tensors, steps[-1])
+    return steps[-1], Fidelity(**state["baseline"]) if state["baseline"] else None
+
+
+def _one_step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
+    began = time.perf_counter()
+    batch = feed.batch(step)
+    ready = time.perf_counter()
+    staleness = step - batch.policy_version if batch.policy_version is not None else 0
+    if not 0 <= staleness <= config.rollout.max_staleness:
+        raise WorkerError(
+            f"step {step} got rollouts {staleness} versions old, but rollout.max_staleness={config.rollout.max_staleness}"
+        )
+    result = learner.step(batch.share, batch.num_loss_tokens)
+    done = time.perf_counter()
+    feed.report(
+        {
+            "event": "step",
+            "step": step + 1,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "num_tokens": batch.num_tokens,
+            "num_loss_tokens": batch.num_loss_tokens,
+            "num_on_policy": batch.num_on_policy,
+            "staleness": staleness,
+            "wait_seconds": ready - began,
+            "learner_seconds": done - ready,
+            "learner_tokens_per_second": batch.num_tokens / (done - ready),
+        }
+    )
+
+
+def _fields(fidelity: Fidelity) -> dict[str, Any]:
+    return {
+        "kl_to_teacher": fidelity.kl_to_teacher,
+        "perplexity": fidelity.perplexity,
+        "num_tokens": fidelity.num_tokens,
+    }
