@@ -1,0 +1,30 @@
+"""What a rollout worker needs of whatever writes the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rayqd.types import IntArray, WireTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRequest:
+    """One completion to write."""
+
+    prompt_ids: IntArray        # [P]
+    seed: int
+    temperature: float          # 0 is greedy
+    min_new_tokens: int
+    max_new_tokens: int
+
+
+class Engine(Protocol):
+    def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
+        """Replace the quantized weights by `tensors` (compressed-tensors names), in place."""
+        ...
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+        """The completion's token ids for each request, [C], its end-of-turn token included."""
+        ...

@@ -1,0 +1,29 @@
+"""An engine without a model, for tests of everything around it: completions are a function of seed and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rayqd.engines.base import SamplingRequest
+from rayqd.types import IntArray, WireTensor
+
+
+class FakeEngine:
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.num_loads = 0
+        self.weights_seen: Mapping[str, WireTensor] = {}
+
+    def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
+        self.num_loads += 1
+        self.weights_seen = tensors
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+        return [self._completion(request) for request in requests]
+
+    def _completion(self, request: SamplingRequest) -> IntArray:
+        random = np.random.default_rng(request.seed)
+        length = int(random.integers(max(1, request.min_new_tokens), request.max_new_tokens + 1))
+        return random.integers(0, self.vocab_size, length, dtype=np.int32)

@@ -1,0 +1,102 @@
+"""The INT4 student in vLLM. The only file that imports vllm; written for vLLM 0.26 to 0.33, on GPUs and on CPUs.
+
+The engine starts from a checkpoint on disk (version 0) and gets later versions in place: only codes and scales change,
+and vLLM's own layer-by-layer reload repacks them for its kernels. Dense tensors are never reloaded, because vLLM's CPU
+backend packs dense weights once and would go on using the first ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayqd.engines.base import SamplingRequest
+from rayqd.model.wire import from_wire
+from rayqd.types import IntArray, WireTensor
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, where its weights can be reached
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share the cores
+    "VLLM_CPU_INT4_W4A8": "0",              # 16-bit activations, as the learner computes them
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+_CPU_KV_CACHE_GIB = 1
+
+
+class VLLMEngine:
+    def __init__(
+        self, checkpoint: Path, *, context_length: int, max_concurrent: int, gpu_memory_utilization: float, dtype: str
+    ) -> None:
+        os.environ.update(_ENVIRONMENT)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        # Each reload warns of every layer that it was given nothing for, and that is all the dense ones.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+        self._context_length = context_length
+        self._llm = LLM(
+            model=str(checkpoint),
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=context_length,
+            max_num_seqs=max_concurrent,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=current_platform.is_cpu(),
+            disable_log_stats=True,
+        )
+        self._warm_up(max_concurrent)
+
+    def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
+        """Put packed codes and scales (compressed-tensors names) into the running engine; the prefix cache is dropped."""
+        device = self._model_runner.device
+        self._model_runner.reload_weights(
+            weights_iterator=((name, from_wire(wire).to(device)) for name, wire in tensors.items())
+        )
+        self._llm.reset_prefix_cache()
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+        """All requests at once; vLLM batches them continuously."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
+            [self._sampling(request) for request in requests],
+            use_tqdm=False,
+        )
+        return [np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in outputs]
+
+    def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
+        """Log-probability of every token but the first under the present weights, in nats."""
+        from vllm import SamplingParams
+
+        (output,) = self._llm.generate(
+            [{"prompt_token_ids": token_ids.tolist()}],
+            SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
+            use_tqdm=False,
+        )
+        assert output.prompt_logprobs is not None
+        return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
+
+    @property
+    def _model_runner(self) -> Any:
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner  # pyright: ignore
+
+    def _sampling(self, request: SamplingRequest) -> Any:
+        from vllm import SamplingParams
+
+        room = self._context_length - len(request.prompt_ids)
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            min_tokens=min(request.min_new_tokens, room),
+            max_tokens=min(request.max_new_tokens, room),
+        )
+
+    def _warm_up(self, max_concurrent: int) -> None:
+        """The first batch compiles and allocates; better now, while the other roles start, than in the first step."""
+        prompt = np.arange(1, 17, dtype=np.int32)
+        request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
+        self.generate([request] * min(max_concurrent, 8))
