@@ -1,0 +1,100 @@
+"""The actor where driver and learner meet: it runs the pipeline and keeps the run's events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from rayqd.actors.clients import PooledRollouts, PooledTeachers, RoleClock
+from rayqd.actors.pool import Pool
+from rayqd.config import Config
+from rayqd.data import ExampleSet, Plan
+from rayqd.pipeline import Pipeline, ScoredRef, Weights
+
+Event = dict[str, Any]
+
+
+class Conductor:
+    """An asynchronous actor: a method that waits keeps none of the others waiting."""
+
+    def __init__(self, config: Config, rollout_actors: Sequence[Any], teacher_actors: Sequence[Any]) -> None:
+        self._config = config
+        self._pools = {"rollout": Pool("rollout", rollout_actors), "teacher": Pool("teacher", teacher_actors)}
+        self._clocks = {role: RoleClock() for role in self._pools}
+        self._events: list[Event] = []
+        self._news = asyncio.Condition()
+        self._has_data = asyncio.Event()
+        self._pipeline: Pipeline | None = None
+        self._heldout: asyncio.Task[list[ScoredRef]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Conductor({self._config.name})"
+
+    async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
+        """The rows of the run; the teacher starts on the held-out ones at once."""
+        config = self._config
+        self._pipeline = Pipeline(
+            plan=Plan(
+                num_examples=len(training.examples),
+                batch_size=config.learner.batch_size,
+                lmbda=config.distill.lmbda,
+                seed=config.seed,
+            ),
+            examples=training.examples,
+            num_steps=config.learner.steps,
+            max_staleness=config.rollout.max_staleness,
+            rollouts=PooledRollouts(self._pools["rollout"], self._clocks["rollout"]),
+            teachers=PooledTeachers(self._pools["teacher"], self._clocks["teacher"]),
+            put=ray.put,
+        )
+        self._heldout = asyncio.create_task(self._pipeline.heldout(heldout.examples))
+        self._has_data.set()
+
+    async def heldout(self) -> list[ScoredRef]:
+        await self._has_data.wait()
+        assert self._heldout is not None
+        return await self._heldout
+
+    async def batch(self, step: int) -> list[ScoredRef]:
+        return await (await self._running_pipeline()).batch(step)
+
+    async def publish(self, version: int, tensors: list[Any]) -> None:
+        """`tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes."""
+        (await self._running_pipeline()).publish(Weights(version=version, tensors=tensors[0]))
+
+    async def report(self, event: Event) -> None:
+        """Keep an event for the driver; to a step's event is added what rollouts and teachers did for it."""
+        if event["event"] == "step":
+            event = event | self._role_metrics(event["step"])
+        async with self._news:
+            self._events.append(event | {"time": time.time()})
+            self._news.notify_all()
+
+    async def events(self, after: int, timeout_seconds: float) -> list[Event]:
+        """Events from number `after` on; waits at most `timeout_seconds` for one."""
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(lambda: len(self._events) > after), timeout_seconds)
+            except TimeoutError:
+                return []
+            return self._events[after:]
+
+    async def role_seconds(self) -> dict[str, float]:
+        """Seconds of work of rollout workers and teachers."""
+        return {role: clock.total_seconds for role, clock in self._clocks.items()}
+
+    async def _running_pipeline(self) -> Pipeline:
+        await self._has_data.wait()
+        assert self._pipeline is not None
+        return self._pipeline
+
+    def _role_metrics(self, step: int) -> Event:
+        metrics: Event = {"num_retries": sum(pool.num_retries for pool in self._pools.values())}
+        for role, clock in self._clocks.items():
+            metrics[f"{role}_seconds"] = clock.seconds.get(step, 0.0)
+            metrics[f"{role}_tokens_per_second"] = clock.tokens_per_second(step)
+        return metrics

@@ -1,0 +1,36 @@
+"""What really went wrong, out of the envelopes that Ray puts around it."""
+
+from __future__ import annotations
+
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+
+from rayqd.errors import RayqdError, WorkerError
+
+
+def unwrapped(error: BaseException, who: str) -> RayqdError:
+    """The error of ours inside `error`; anything else becomes a WorkerError that names `who` and keeps its last line."""
+    inner = error
+    while (deeper := _inside(inner)) is not None:
+        inner = deeper
+    if isinstance(inner, RayqdError):
+        return inner
+    return WorkerError(f"{who} failed: {type(inner).__name__}: {_summary(inner)}")
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    match error:
+        case RayTaskError():
+            # Ray makes its error an instance of the cause's class as well, so the cause is asked for first.
+            return error.cause if isinstance(error.cause, BaseException) and error.cause is not error else None
+        case WorkerGroupError():
+            return next(iter(error.worker_failures.values()), None)
+        case ControllerError():
+            return error.controller_failure
+        case _:
+            return getattr(error, "_base_exc", None)  # Ray Train's wrapper around an exception of the user's code
+
+
+def _summary(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

@@ -1,0 +1,127 @@
+"""The learner inside Ray Train, and its view of the rest of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rayqd.actors.balance import balanced_shares
+from rayqd.actors.placement import Placement
+from rayqd.config import Config
+from rayqd.pipeline import ScoredRef
+from rayqd.types import Batch, ScoredRollout, WireTensor
+
+
+class ConductorFeed:
+    """What the learner asks of the conductor, and tells it."""
+
+    def __init__(self, conductor: Any, rank: int, world_size: int) -> None:
+        self._conductor = conductor
+        self._rank = rank
+        self._world_size = world_size
+        self._published: Any = None
+
+    def batch(self, step: int) -> Batch:
+        """This worker's share; of the other shares only the counts travel here."""
+        refs = ray.get(self._conductor.batch.remote(step))
+        share = balanced_shares([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
+        versions = [r.rollout.policy_version for r in refs if r.rollout.policy_version is not None]
+        return Batch(
+            share=_fetch([refs[i] for i in share]),
+            num_loss_tokens=sum(r.rollout.num_loss_tokens for r in refs),
+            num_tokens=sum(r.rollout.num_tokens for r in refs),
+            num_on_policy=len(versions),
+            policy_version=min(versions, default=None),
+        )
+
+    def heldout(self) -> list[ScoredRollout]:
+        return _fetch(ray.get(self._conductor.heldout.remote()))
+
+    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
+        """Held until the next publish: the object lives as long as somebody here refers to it."""
+        if self._rank == 0:
+            self._published = ray.put(dict(tensors))
+            ray.get(self._conductor.publish.remote(version, [self._published]))
+
+    def report(self, event: dict[str, Any]) -> None:
+        if self._rank == 0:
+            ray.get(self._conductor.report.remote(event))
+
+
+def make_trainer(config: Config, conductor: Any, placement: Placement, storage: Path) -> TorchTrainer:
+    """The Ray Train run; each worker runs `learn`."""
+    return TorchTrainer(
+        learn,
+        train_loop_config={"config": config, "conductor": conductor},
+        torch_config=TorchConfig(backend="nccl" if placement.gpus_each else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=config.learner.num_workers,
+            use_gpu=placement.gpus_each > 0,
+            resources_per_worker=_resources(placement),
+        ),
+        run_config=train.RunConfig(
+            name=f"{config.name}-{time.time_ns()}",
+            storage_path=str(storage),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(placement.threads_each)}},
+        ),
+    )
+
+
+def learn(settings: dict[str, Any]) -> None:
+    """The whole life of one learner worker; rank 0 also evaluates, keeps checkpoints and exports."""
+    from rayqd.learner.checkpoint import Checkpoints
+    from rayqd.learner.finish import Heldout, finish
+    from rayqd.learner.learner import Learner
+    from rayqd.learner.loop import train as train_loop
+    from rayqd.model.load import device, load_head
+    from rayqd.model.source import local_directory
+    from rayqd.model.student import Student
+
+    config: Config = settings["config"]
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    feed = ConductorFeed(settings["conductor"], rank, world_size)
+    began = time.perf_counter()
+    source = local_directory(config.model.name, config.model.revision)
+    student = Student.load(source, config)
+    teacher_head = student.head
+    if config.teacher.name:
+        teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
+    learner = Learner(student, teacher_head, config, _sum if world_size > 1 else _nothing_to_sum)
+    feed.report({"event": "ready", "role": "learner", "seconds": time.perf_counter() - began})
+    if rank > 0:
+        train_loop(learner, feed, None, config, evaluate=None)
+        return
+    heldout = Heldout(learner, feed.heldout(), config.learner.microbatch_tokens)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
+    baseline = train_loop(learner, feed, checkpoints, config, evaluate=heldout.student)
+    assert baseline is not None
+    feed.report({"event": "finishing", "step": config.learner.steps})
+    feed.report({"event": "finished", "rows": finish(learner, heldout, baseline, source, config)})
+
+
+def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout]:
+    values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.scores)])
+    return [ScoredRollout(rollout=values[2 * i], scores=values[2 * i + 1]) for i in range(len(refs))]
+
+
+def _resources(placement: Placement) -> dict[str, float]:
+    resources = {"CPU": placement.cpus_each}
+    return resources | {"GPU": placement.gpus_each} if placement.gpus_each else resources
+
+
+def _sum(tensors: list[Any]) -> None:
+    from torch import distributed
+
+    for tensor in tensors:
+        distributed.all_reduce(tensor)
+
+
+def _nothing_to_sum(tensors: list[Any]) -> None:
+    del tensors

@@ -1,0 +1,77 @@
+"""Where plain classes become Ray actors: the only `ray.remote` of roles there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from rayqd.actors.conductor import Conductor
+from rayqd.actors.placement import Placement
+from rayqd.actors.rollout import MakeEngine, RolloutWorker, vllm_engine_maker
+from rayqd.actors.teacher import TeacherWorker, teacher_maker
+from rayqd.config import Config
+from rayqd.pipeline import RolloutRef, Weights
+from rayqd.types import Example, PlannedSequence, Rollout
+
+
+class RolloutActor(RolloutWorker):
+    """Returns a summary and then every rollout as an object of its own, so that each travels only to who needs it."""
+
+    def write(self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights) -> Any:
+        seconds, rollouts = super().write(sequences, prompts, weights)
+        return (seconds, [_summary(r) for r in rollouts]), *rollouts
+
+
+class TeacherActor(TeacherWorker):
+    """Returns its seconds and then every rollout's scores as an object of its own."""
+
+    def score(self, *rollouts: Rollout) -> Any:
+        seconds, scores = super().score(*rollouts)
+        return seconds, *scores
+
+
+def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine | None = None) -> list[Any]:
+    """The rollout workers' handles; none when nothing is on-policy. Each begins to build its engine at once."""
+    if config.distill.lmbda == 0:
+        return []
+    make_engine = make_engine or vllm_engine_maker(config, placement.gpus_each or 1.0)
+    actor = _role(RolloutActor, config, placement)
+    names = [f"rayqd/{config.name}/rollout-{rank}" for rank in range(config.rollout.num_workers)]
+    return [
+        actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get) for rank, name in enumerate(names)
+    ]
+
+
+def start_teachers(config: Config, placement: Placement) -> list[Any]:
+    """The teachers' handles."""
+    actor = _role(TeacherActor, config, placement)
+    names = [f"rayqd/{config.name}/teacher-{rank}" for rank in range(config.teacher.num_workers)]
+    return [actor.options(name=name).remote(rank, teacher_maker(config)) for rank, name in enumerate(names)]
+
+
+def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) -> Any:
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(Conductor)
+    return actor.options(name=f"rayqd/{config.name}/conductor").remote(config, rollouts, teachers)
+
+
+def _role(cls: type, config: Config, placement: Placement) -> Any:
+    return ray.remote(
+        num_cpus=placement.cpus_each,
+        num_gpus=placement.gpus_each,
+        max_restarts=-1,
+        max_task_retries=0,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(placement.threads_each)}},
+    )(cls)
+
+
+def _summary(rollout: Rollout) -> RolloutRef:
+    return RolloutRef(
+        step=rollout.step,
+        index=rollout.index,
+        num_tokens=rollout.num_tokens,
+        num_loss_tokens=rollout.num_loss_tokens,
+        policy_version=rollout.policy_version,
+        rollout=None,
+    )

@@ -1,0 +1,93 @@
+"""The rollout worker: an engine that always writes with the weights it is told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.config.sections import Rollout as RolloutSettings
+from rayqd.engines.base import Engine, SamplingRequest
+from rayqd.pipeline import Weights
+from rayqd.types import Example, PlannedSequence, Rollout, WireTensor
+
+MakeEngine = Callable[[], Engine]
+Fetch = Callable[[Any], Mapping[str, WireTensor]]
+
+
+class RolloutWorker:
+    """Writes completions. A worker that starts again fetches the asked-for weights before it serves anything."""
+
+    def __init__(self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch) -> None:
+        self._rank = rank
+        self._settings = settings
+        self._make_engine = make_engine
+        self._fetch = fetch
+        self._engine: Engine | None = None
+        self._version = 0
+
+    def __repr__(self) -> str:
+        return f"RolloutWorker(rank={self._rank}, version={self._version})"
+
+    def start(self) -> float:
+        """Seconds it took to have an engine."""
+        began = time.perf_counter()
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return time.perf_counter() - began
+
+    def write(
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+    ) -> tuple[float, list[Rollout]]:
+        """Seconds spent, and a rollout for each planned sequence."""
+        self.start()
+        assert self._engine is not None
+        began = time.perf_counter()
+        if weights.version != self._version:
+            self._engine.load_weights(self._fetch(weights.tensors))
+            self._version = weights.version
+        requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
+        completions = self._engine.generate(requests)
+        rollouts = [
+            Rollout(
+                step=sequence.step,
+                index=sequence.index,
+                on_policy=True,
+                prompt_ids=prompt.prompt_ids,
+                completion_ids=completion,
+                policy_version=self._version,
+            )
+            for sequence, prompt, completion in zip(sequences, prompts, completions, strict=True)
+        ]
+        return time.perf_counter() - began, rollouts
+
+    def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
+        return SamplingRequest(
+            prompt_ids=prompt.prompt_ids,
+            seed=sequence.seed,
+            temperature=self._settings.temperature,
+            min_new_tokens=self._settings.min_new_tokens,
+            max_new_tokens=self._settings.max_new_tokens,
+        )
+
+
+def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
+    """Makes the real engine from the student's version 0, in the process that calls it."""
+
+    def make() -> Engine:
+        from rayqd.engines.vllm import VLLMEngine
+        from rayqd.model.initial import initial_checkpoint
+        from rayqd.model.load import context_length
+        from rayqd.model.source import local_directory
+
+        directory = local_directory(config.model.name, config.model.revision)
+        return VLLMEngine(
+            initial_checkpoint(directory, config),
+            context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
+            max_concurrent=config.rollout.max_concurrent,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            dtype=config.model.dtype,
+        )
+
+    return make

@@ -1,0 +1,78 @@
+"""From the learner's events to the screen and the run's directory."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rayqd.actors.roles import Roles
+from rayqd.config import Config
+from rayqd.errors import PlacementError
+from rayqd.observe.progress import Progress, duration
+from rayqd.observe.run_directory import RunDirectory
+
+_POLL_SECONDS = 0.5
+
+
+class Follower:
+    """Shows and keeps what happens, until the learner has finished."""
+
+    def __init__(self, roles: Roles, config: Config, run_dir: RunDirectory, progress: Progress) -> None:
+        self._roles = roles
+        self._run_dir = run_dir
+        self._progress = progress
+        self._began = time.monotonic()
+        self._timeout_seconds = config.ray.placement_timeout_seconds
+        self._learner_ready = False
+        self.learner_seconds = 0.0
+
+    def until_finished(self) -> dict[str, Any]:
+        """The learner's last event, which carries the result's rows."""
+        seen = 0
+        while True:
+            self._look_at_starting_roles()
+            for event in self._roles.events(seen, _POLL_SECONDS):
+                seen += 1
+                if event["event"] == "finished":
+                    return event
+                getattr(self, f"_on_{event['event']}")(event)
+
+    def _on_ready(self, event: dict[str, Any]) -> None:
+        self._learner_ready = True
+        self._progress.say(f"learner ready after {event['seconds']:.0f} s")
+
+    def _on_start(self, event: dict[str, Any]) -> None:
+        self._run_dir.forget_metrics_after(event["step"])
+        if event["step"]:
+            self._progress.say(f"resuming after step {event['step']}")
+        self._progress.begin_steps()
+
+    def _on_eval(self, event: dict[str, Any]) -> None:
+        self._run_dir.append(event)
+        what = "round-to-nearest" if event["step"] == 0 else f"after step {event['step']}"
+        self._progress.say(f"{what}: KL to teacher {event['kl_to_teacher']:.4f}, perplexity {event['perplexity']:.3f}")
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        self._run_dir.append(event)
+        self.learner_seconds += event["learner_seconds"]
+        self._progress.step(event)
+
+    def _on_checkpoint(self, event: dict[str, Any]) -> None:
+        self._progress.status(f"checkpoint {event['path']}")
+
+    def _on_finishing(self, event: dict[str, Any]) -> None:
+        self._progress.status("evaluating and exporting")
+
+    def _look_at_starting_roles(self) -> None:
+        for name, seconds in self._roles.newly_ready().items():
+            self._progress.say(f"{name} ready after {seconds:.0f} s")
+        waited = time.monotonic() - self._began
+        unplaced = self._roles.unplaced()
+        if unplaced and waited > self._timeout_seconds:
+            raise PlacementError(
+                f"the cluster made no room for {', '.join(unplaced)} within ray.placement_timeout_seconds="
+                f"{self._timeout_seconds:g}: add nodes, wait until others are done, or raise it"
+            )
+        waiting = self._roles.starting() + ([] if self._learner_ready else ["learner"])
+        if waiting:
+            self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")

@@ -1,0 +1,83 @@
+"""What the user watches: one live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_WINDOW = 8  # steps whose mean duration the ETA rests on
+
+
+class Progress:
+    """Use as a context manager; `console` is for everything else that is to be printed meanwhile."""
+
+    def __init__(self, console: Console, num_steps: int) -> None:
+        self.console = console
+        self._num_steps = num_steps
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._step_times: deque[float] = deque(maxlen=_WINDOW + 1)
+        self._last_status = ""
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def status(self, text: str) -> None:
+        """What is going on; replaces the last status in a terminal, is silent elsewhere."""
+        if self._live and text != self._last_status:
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        self._last_status = text
+
+    def begin_steps(self) -> None:
+        self._step_times.append(time.monotonic())
+
+    def step(self, event: dict[str, Any]) -> None:
+        """A finished optimizer step."""
+        self._step_times.append(time.monotonic())
+        line = step_line(event, self._num_steps, self._eta_seconds(event["step"]))
+        if self._live:
+            self.status(line)
+        else:
+            self.say(line)
+
+    def _eta_seconds(self, step: int) -> float | None:
+        if len(self._step_times) < 2:
+            return None
+        mean = (self._step_times[-1] - self._step_times[0]) / (len(self._step_times) - 1)
+        return mean * (self._num_steps - step)
+
+
+def step_line(event: dict[str, Any], num_steps: int, eta_seconds: float | None) -> str:
+    """`step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
+    rates = {role: event.get(f"{role}_tokens_per_second") for role in ("rollout", "teacher", "learner")}
+    shown = " ".join(f"{role} {rate:,.0f}" for role, rate in rates.items() if rate)
+    eta = f"  eta {duration(eta_seconds)}" if eta_seconds is not None else ""
+    retries = f"  retries {event['num_retries']}" if event.get("num_retries") else ""
+    return (
+        f"step {event['step']}/{num_steps}  loss {event['loss']:.4f}  tok/s {shown}"
+        f"  staleness {event['staleness']}{retries}{eta}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1:15, 3675 -> 1:01:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

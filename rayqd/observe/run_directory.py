@@ -1,0 +1,105 @@
+"""A run's directory: its configuration, its metrics, its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rayqd.config import Config
+from rayqd.config.load import load_config
+from rayqd.config.resolved import differences, to_toml
+from rayqd.errors import RunError, StorageError
+
+
+class RunDirectory:
+    """Written by the driver alone, checkpoints and export excepted. Opening it locks it."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = config.run_dir
+        self._lock = self._open(config)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `result.json` says; None until the run has finished."""
+        return self._read("result.json")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Rows of steps that will be done again."""
+        if self.metrics.exists():
+            rows = [line for line in self.metrics.read_text().split("\n") if line]
+            kept = [row for row in rows if json.loads(row)["step"] <= step]
+            _write_whole(self.metrics, "".join(row + "\n" for row in kept))
+
+    def link_logs(self, logs: Path | None) -> None:
+        """`logs` leads to what the processes of this run print."""
+        link = self.path / "logs"
+        link.unlink(missing_ok=True)
+        if logs is not None:
+            link.symlink_to(logs)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        _write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def _open(self, config: Config) -> FileLock:
+        saved = self.path / "config.toml"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{self.path} is in use: this run is going on in another process") from None
+        except OSError as error:
+            raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
+        try:
+            if saved.exists():
+                _refuse_other(self.path, load_config([f"@{saved}"]), config)
+            elif any(path.name != ".lock" for path in self.path.iterdir()):
+                raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
+            _write_whole(saved, to_toml(config))
+        except RunError:
+            lock.release()
+            raise
+        return lock
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` is, or will be."""
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def _refuse_other(path: Path, old: Config, new: Config) -> None:
+    changed = differences(old, new)
+    if changed:
+        raise RunError(
+            f"{path} belongs to another configuration ({'; '.join(changed)}): "
+            "give this run another name, or remove the directory"
+        )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror}") from error

@@ -1,0 +1,43 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rayqd.observe.progress import duration
+
+
+def print_result(console: Console, result: dict[str, Any], run_dir: Path) -> None:
+    """Rows by arm, seconds by role, where everything lies, and how to serve it."""
+    table = Table(title=f"{result['name']}: what INT4 cost, and how much of it came back", title_justify="left")
+    for heading in ("", "KL to teacher", "perplexity", "bits/weight", "size"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for row in result["rows"]:
+        table.add_row(
+            row["arm"],
+            f"{row['kl_to_teacher']:.4f}",
+            f"{row['perplexity']:.3f}",
+            f"{row['bits_per_weight']:g}",
+            f"{row['size_bytes'] / 1e6:,.1f} MB",
+        )
+    console.print()
+    console.print(table)
+    seconds = "  ".join(f"{role} {value:,.0f} s" for role, value in result["seconds"].items())
+    lines = [
+        f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary",
+        f"time      {duration(result['seconds']['total'])}  ({seconds})",
+        f"export    {_short(run_dir / 'export')}",
+        f"metrics   {_short(run_dir / 'metrics.jsonl')}",
+        f"result    {_short(run_dir / 'result.json')}",
+        f"serve it  vllm serve {_short(run_dir / 'export')}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
