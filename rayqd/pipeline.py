@@ -31,7 +31,7 @@ Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
 class Weights:
     """The student at one version: how to get codes and scales. None stands for the checkpoint engines start from."""
 
-    version: int                # optimizer steps behind them
+    version: int  # optimizer steps behind them
     tensors: Ref | None
 
 
@@ -132,14 +132,7 @@ class Pipeline:
         return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
     def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:
-        rollout = Rollout(
-            step=step,
-            index=index,
-            on_policy=False,
-            prompt_ids=example.prompt_ids,
-            completion_ids=example.completion_ids,
-            policy_version=None,
-        )
+        rollout = Rollout.from_data(example, step=step, index=index)
         return RolloutRef(
             step=step,
             index=index,
@@ -152,4 +145,3 @@ class Pipeline:
     def _forget_before(self, step: int) -> None:
         for key in [key for key in self._tasks if key[0] < step]:
             del self._tasks[key]
-

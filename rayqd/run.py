@@ -1,8 +1,8 @@
 """The composition root: the one file that knows everybody.
 
-    check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
-                                                    │
-                       rollouts and teachers load their models while the data is read and the learner starts
+check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
+                                                │
+                   rollouts and teachers load their models while the data is read and the learner starts
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.console import Console
 
 from rayqd.actors.cluster import connect
 from rayqd.actors.roles import Roles
+from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.follow import Follower
 from rayqd.observe.progress import Progress
@@ -23,6 +24,8 @@ from rayqd.observe.quiet import quiet_driver
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
+
+_GOODBYE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +37,18 @@ class Result:
     rows: list[dict[str, Any]]  # one a model: teacher, round-to-nearest, distilled
 
 
-def distill(config: Config, console: Console | None = None) -> Result:
-    """Run `config` to its end, from its last checkpoint if there is one; a finished run only tells its result."""
+def distill(config: Config, console: Console | None = None, *, make_engine: MakeEngine | None = None) -> Result:
+    """Run `config` to its end, from its last checkpoint if there is one; a finished run only tells its result.
+
+    `make_engine` is called in every rollout worker; without it the engine is vLLM. Raises a RayqdError that says in one
+    line what is wrong.
+    """
     console = console or Console()
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
         if result is None:
-            result = _run(config, run_dir, console)
+            result = _run(config, run_dir, console, make_engine)
             run_dir.finish(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
@@ -51,7 +58,7 @@ def distill(config: Config, console: Console | None = None) -> Result:
     return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
 
 
-def _run(config: Config, run_dir: RunDirectory, console: Console) -> dict[str, Any]:
+def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: MakeEngine | None) -> dict[str, Any]:
     quiet_driver()
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
@@ -61,12 +68,13 @@ def _run(config: Config, run_dir: RunDirectory, console: Console) -> dict[str, A
         progress.status("starting Ray")
         with connect(config) as cluster:
             run_dir.link_logs(cluster.log_dir)
-            roles = Roles(config, cluster)
+            roles = Roles(config, cluster, make_engine)
             training, heldout = load_data(checked, config)
             roles.set_data(training, heldout)
             progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
             follower = Follower(roles, config, run_dir, progress)
             finished = follower.until_finished()
+            roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             seconds = {"total": time.monotonic() - began, **roles.seconds(), "learner": follower.learner_seconds}
     return {
         "name": config.name,

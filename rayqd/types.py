@@ -20,9 +20,9 @@ IntArray = NDArray[np.int32]
 class Example:
     """One row of the data set, as tokens: everything up to the last answer, and that answer."""
 
-    row: int                    # position in its source
-    prompt_ids: IntArray        # [P] ends with the generation prompt of the chat template
-    completion_ids: IntArray    # [C] ends with the end-of-turn token unless it was cut
+    row: int  # position in its source
+    prompt_ids: IntArray  # [P] ends with the generation prompt of the chat template
+    completion_ids: IntArray  # [C] ends with the end-of-turn token unless it was cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,10 @@ class PlannedSequence:
     """One of the sequences that a step trains on; a pure function of (seed, step, index)."""
 
     step: int
-    index: int                  # 0 .. batch_size - 1
-    example: int                # which Example gives the prompt (and, off-policy, the completion)
-    on_policy: bool             # True: the student writes the completion
-    seed: int                   # sampling seed of the completion
+    index: int  # 0 .. batch_size - 1
+    example: int  # which Example gives the prompt (and, off-policy, the completion)
+    on_policy: bool  # True: the student writes the completion
+    seed: int  # sampling seed of the completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +43,21 @@ class Rollout:
     step: int
     index: int
     on_policy: bool
-    prompt_ids: IntArray        # [P]
-    completion_ids: IntArray    # [C]
+    prompt_ids: IntArray  # [P]
+    completion_ids: IntArray  # [C]
     policy_version: int | None  # the oldest weights that wrote any of it; None when it comes from the data
+
+    @classmethod
+    def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
+        """The data's own completion."""
+        return cls(
+            step=step,
+            index=index,
+            on_policy=False,
+            prompt_ids=example.prompt_ids,
+            completion_ids=example.completion_ids,
+            policy_version=None,
+        )
 
     @property
     def num_loss_tokens(self) -> int:
@@ -60,15 +72,15 @@ class Rollout:
 class WireTensor:
     """A tensor as bytes with a dtype that numpy may not have (bfloat16); zero-copy in the object store."""
 
-    dtype: str                  # torch's name, without "torch."
-    bits: NDArray[Any]          # same shape; 16-bit floats travel as int16
+    dtype: str  # torch's name, without "torch."
+    bits: NDArray[Any]  # same shape; 16-bit floats travel as int16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores:
     """What the teacher says of one rollout: the states from which its next-token distributions follow exactly."""
 
-    hidden: WireTensor          # [C, d] last hidden state after the final norm, at the positions that predict completion_ids
+    hidden: WireTensor  # [C, d] last hidden state after the final norm, at the positions that predict completion_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +96,7 @@ class Batch:
     """One learner worker's share of a step, and what it must know of the whole."""
 
     share: list[ScoredRollout]
-    num_loss_tokens: int        # over all workers
-    num_tokens: int             # over all workers, prompts included
-    num_on_policy: int          # sequences, over all workers
+    num_loss_tokens: int  # over all workers
+    num_tokens: int  # over all workers, prompts included
+    num_on_policy: int  # sequences, over all workers
     policy_version: int | None  # the oldest weights that wrote any of it; None when all of it comes from the data

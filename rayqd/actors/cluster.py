@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -21,7 +22,7 @@ class Cluster:
     cpus: float
     gpus: float
     cores_per_node: int
-    log_dir: Path | None        # of the processes' output; None on a cluster that is not this machine's own
+    log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def connect(config: Config) -> Iterator[Cluster]:
     """Ray, for the length of a `with`; leaving it ends every process of the run."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     try:
-        context = ray.init(
+        context: Any = ray.init(
             address=address or "local",
             namespace="rayqd",
             include_dashboard=None if address else config.ray.dashboard,
@@ -46,7 +47,7 @@ def connect(config: Config) -> Iterator[Cluster]:
             cpus=total.get("CPU", 0),
             gpus=total.get("GPU", 0),
             cores_per_node=int(max(node["Resources"].get("CPU", 1) for node in nodes)),
-            log_dir=None if address else Path(context["session_dir"]) / "logs",
+            log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
         ray.shutdown()

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from rayqd.actors.clients import PooledRollouts, PooledTeachers, RoleClock
+from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.config import Config
 from rayqd.data import ExampleSet, Plan
@@ -33,6 +34,14 @@ class Conductor:
 
     def __repr__(self) -> str:
         return f"Conductor({self._config.name})"
+
+    async def train(self, placement: Placement) -> None:
+        """Run the learner in Ray Train until it ends; raises what ended it."""
+        from rayqd.actors.learner import make_trainer
+
+        me = ray.get_runtime_context().current_actor
+        trainer = make_trainer(self._config, me, placement, self._config.run_dir / "ray_train")
+        await asyncio.to_thread(trainer.fit)
 
     async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         """The rows of the run; the teacher starts on the held-out ones at once."""
@@ -69,7 +78,7 @@ class Conductor:
     async def report(self, event: Event) -> None:
         """Keep an event for the driver; to a step's event is added what rollouts and teachers did for it."""
         if event["event"] == "step":
-            event = event | self._role_metrics(event["step"])
+            event = event | self._role_metrics(event["step"] - 1)  # sequences count their step from 0
         async with self._news:
             self._events.append(event | {"time": time.time()})
             self._news.notify_all()

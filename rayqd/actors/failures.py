@@ -9,7 +9,7 @@ from rayqd.errors import RayqdError, WorkerError
 
 
 def unwrapped(error: BaseException, who: str) -> RayqdError:
-    """The error of ours inside `error`; anything else becomes a WorkerError that names `who` and keeps its last line."""
+    """The error of ours inside `error`; else a WorkerError that names `who`, with its last line."""
     inner = error
     while (deeper := _inside(inner)) is not None:
         inner = deeper

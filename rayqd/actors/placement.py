@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from rayqd.config import Config
 from rayqd.errors import PlacementError
 
+_LEAST_CPUS = 0.05
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """What every worker of every role asks Ray for."""
 
     cpus_each: float
-    gpus_each: float            # 1, a fraction where roles share a GPU, or 0
-    threads_each: int           # of torch and vLLM
+    gpus_each: float  # 1, a fraction where roles share a GPU, or 0
+    threads_each: int  # of torch and vLLM
 
 
 def num_workers(config: Config) -> dict[str, int]:
@@ -40,14 +42,15 @@ def place(config: Config, cpus: float, gpus: float, cores_per_node: int) -> Plac
     else:
         share = math.floor(100 * min(1.0, cpus / count)) / 100
         placement = Placement(cpus_each=share, gpus_each=0, threads_each=max(1, cores_per_node))
-    if placement.cpus_each < 0.05 or placement.cpus_each * count > cpus:
+    if placement.cpus_each < _LEAST_CPUS or placement.cpus_each * count > cpus:
         raise PlacementError(_too_small(config, placement, cpus, gpus))
     return placement
 
 
 def _too_small(config: Config, placement: Placement, cpus: float, gpus: float) -> str:
     needs = ", ".join(f"{n} {role} worker(s)" for role, n in num_workers(config).items() if n)
+    each = max(placement.cpus_each, _LEAST_CPUS)
     return (
-        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs; {needs} need at least {max(placement.cpus_each, 0.05):g} CPUs "
-        "each: add nodes, or lower rollout.num_workers, teacher.num_workers or learner.num_workers"
+        f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs; {needs} need at least {each:g} CPUs each: "
+        "add nodes, or lower rollout.num_workers, teacher.num_workers or learner.num_workers"
     )

@@ -52,8 +52,10 @@ def start_teachers(config: Config, placement: Placement) -> list[Any]:
 
 
 def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) -> Any:
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(Conductor)
-    return actor.options(name=f"rayqd/{config.name}/conductor").remote(config, rollouts, teachers)
+    actor: Any = ray.remote(Conductor)
+    return actor.options(name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000).remote(
+        config, rollouts, teachers
+    )
 
 
 def _role(cls: type, config: Config, placement: Placement) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from typing import Any
 
 import ray
@@ -11,29 +9,26 @@ from ray.exceptions import RayError
 
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
-from rayqd.actors.learner import make_trainer
 from rayqd.actors.placement import place
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
+from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.data import ExampleSet
-from rayqd.errors import RayqdError
 
 
 class Roles:
     """Rollout workers, teachers, conductor and learner; each loads its model while the others do."""
 
-    def __init__(self, config: Config, cluster: Cluster) -> None:
+    def __init__(self, config: Config, cluster: Cluster, make_engine: MakeEngine | None = None) -> None:
         placement = place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
-        rollouts, teachers = start_rollouts(config, placement), start_teachers(config, placement)
+        rollouts = start_rollouts(config, placement, make_engine)
+        teachers = start_teachers(config, placement)
         actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
         self._starting = {actor.start.remote(): name for name, actor in actors.items()}
         self.conductor = start_conductor(config, rollouts, teachers)
-        self._failures: queue.Queue[RayqdError] = queue.Queue()
-        trainer = make_trainer(config, self.conductor, placement, config.run_dir / "ray_train")
-        # In the main thread Ray Train would take over Ctrl-C, and stop only in its own time.
-        threading.Thread(target=self._train, args=[trainer], daemon=True).start()
+        self._training = self.conductor.train.remote(placement)
 
     def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         ray.get(self.conductor.set_data.remote(training, heldout))
@@ -61,19 +56,23 @@ class Roles:
     def events(self, after: int, timeout_seconds: float) -> list[dict[str, Any]]:
         """The learner's events from number `after` on; raises why the learner ended, if it did."""
         events = ray.get(self.conductor.events.remote(after, timeout_seconds))
-        if not events and not self._failures.empty():
-            raise self._failures.get()
+        if not events and _done({self._training: "learner"}):
+            self._raise_learner_failure()
         return events
 
     def seconds(self) -> dict[str, float]:
         """Seconds of work so far of rollout workers and teachers."""
         return ray.get(self.conductor.role_seconds.remote())
 
-    def _train(self, trainer: Any) -> None:
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """Let Ray Train close its books."""
+        ray.wait([self._training], timeout=timeout_seconds)
+
+    def _raise_learner_failure(self) -> None:
         try:
-            trainer.fit()
-        except Exception as error:
-            self._failures.put(unwrapped(error, "learner"))
+            ray.get(self._training)
+        except RayError as error:
+            raise unwrapped(error, "learner") from None
 
 
 def _done(refs: dict[Any, str]) -> list[Any]:

@@ -33,10 +33,10 @@ class Teacher(Section):
 
     name: str | None = None
     """Another model with the same tokenizer; none takes `model.name` itself."""
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Teacher actors."""
-    max_batch_tokens: int = Field(8192, ge=1)
-    """Tokens, padding included, that a teacher actor runs at once."""
+    max_batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens that a teacher actor runs at once."""
 
 
 class Quant(Section):
@@ -44,7 +44,7 @@ class Quant(Section):
 
     format: Literal["int4"] = "int4"
     """Number format of the codes."""
-    group_size: int = Field(128, ge=8)
+    group_size: int = Field(default=128, ge=8)
     """Weights along a row that share one scale; must divide every quantized layer's input width."""
     rule: Literal["signed", "absmax", "asymmetric"] = "signed"
     """How a group's scale is chosen. signed: extreme / -8 (GGUF Q4_0's rule); absmax: amax / 7.5 (torchao's);
@@ -58,9 +58,9 @@ class Adapter(Section):
 
     kind: Literal["lora", "none"] = "lora"
     """lora: train adapters; none: train the weights themselves (full QAT)."""
-    rank: int = Field(32, ge=1)
+    rank: int = Field(default=32, ge=1)
     """Rank of the adapters."""
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     """The adapter is scaled by alpha / rank; none means 2 · rank."""
     targets: list[str] = PROJECTIONS
     """Layers that get an adapter: the last parts of their names."""
@@ -73,9 +73,9 @@ class Data(Section):
     """A .jsonl file, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
     split: str = "train"
     """Split of a hub data set."""
-    max_length: int = Field(1024, ge=64)
+    max_length: int = Field(default=1024, ge=64)
     """Tokens of prompt and completion together; longer prompts are left out, longer completions too."""
-    min_room: int = Field(32, ge=1)
+    min_room: int = Field(default=32, ge=1)
     """A prompt must leave at least this many tokens for its completion."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be read stops the run, or is left out, counted and reported."""
@@ -84,30 +84,30 @@ class Data(Section):
 class Distill(Section):
     """The objective."""
 
-    lmbda: float = Field(1.0, ge=0, le=1)
+    lmbda: float = Field(default=1.0, ge=0, le=1)
     """Share of each step's sequences that the student writes itself; 0 is off-policy, 1 on-policy. Kept exactly."""
-    beta: float = Field(1.0, ge=0, le=1)
+    beta: float = Field(default=1.0, ge=0, le=1)
     """0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides both sides' logits in the loss."""
 
 
 class Rollout(Section):
     """How the student writes."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Rollout workers; none are started when distill.lmbda is 0."""
-    min_new_tokens: int = Field(16, ge=0)
+    min_new_tokens: int = Field(default=16, ge=0)
     """No end of text before this many tokens."""
-    max_new_tokens: int = Field(128, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1)
     """Completions are cut here."""
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """Of the sampling; 0 is greedy."""
-    max_staleness: int = Field(0, ge=0)
+    max_staleness: int = Field(default=0, ge=0)
     """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
-    max_concurrent: int = Field(64, ge=1)
+    max_concurrent: int = Field(default=64, ge=1)
     """Completions that one worker writes at a time."""
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
 
     @model_validator(mode="after")
@@ -120,23 +120,23 @@ class Rollout(Section):
 class Learner(Section):
     """How the student learns."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Ray Train workers; each takes its share of every step."""
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Sequences a step, over all workers."""
-    microbatch_tokens: int = Field(4096, ge=1)
-    """Tokens, padding included, that go through the model at once; changes memory and speed, not the result."""
-    lr: float = Field(5e-6, gt=0)
+    microbatch_tokens: int = Field(default=4096, ge=1)
+    """Tokens that go through the model at once; changes memory and speed, not the result."""
+    lr: float = Field(default=5e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the learning rate does after the warm-up."""
-    warmup_ratio: float = Field(0.2, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.2, ge=0, le=1)
     """Share of the steps over which the learning rate rises from zero."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
@@ -150,18 +150,18 @@ class Eval(Section):
     training."""
     split: str = "test"
     """Split of a hub data set."""
-    num_rows: int = Field(128, ge=1)
+    num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 looks only before the first and after the last step."""
 
 
 class Checkpoint(Section):
     """What survives."""
 
-    every: int = Field(100, ge=1)
+    every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
 
 
@@ -173,18 +173,18 @@ class RayCluster(Section):
     machine."""
     dashboard: bool = False
     """Start the dashboard when Ray is started on this machine."""
-    placement_timeout_seconds: float = Field(120, gt=0)
+    placement_timeout_seconds: float = Field(default=120, gt=0)
     """How long to wait for the cluster to make room for the roles."""
 
 
 class Config(Section):
     """A run: everything that decides its result, and where it runs."""
 
-    name: str = Field("distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run, and of its directory."""
     runs_dir: Path = Path("runs")
     """Directory of the runs' directories."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
     model: Model = Model()
     teacher: Teacher = Teacher()

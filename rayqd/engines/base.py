@@ -13,9 +13,9 @@ from rayqd.types import IntArray, WireTensor
 class SamplingRequest:
     """One completion to write."""
 
-    prompt_ids: IntArray        # [P]
+    prompt_ids: IntArray  # [P]
     seed: int
-    temperature: float          # 0 is greedy
+    temperature: float  # 0 is greedy
     min_new_tokens: int
     max_new_tokens: int
 

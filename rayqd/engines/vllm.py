@@ -22,7 +22,7 @@ from rayqd.types import IntArray, WireTensor
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, where its weights can be reached
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share the cores
-    "VLLM_CPU_INT4_W4A8": "0",              # 16-bit activations, as the learner computes them
+    "VLLM_CPU_INT4_W4A8": "0",  # 16-bit activations, as the learner computes them
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _CPU_KV_CACHE_GIB = 1
@@ -52,7 +52,7 @@ class VLLMEngine:
         self._warm_up(max_concurrent)
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
-        """Put packed codes and scales (compressed-tensors names) into the running engine; the prefix cache is dropped."""
+        """Put packed codes and scales (compressed-tensors names) into the engine, and drop its prefix cache."""
         device = self._model_runner.device
         self._model_runner.reload_weights(
             weights_iterator=((name, from_wire(wire).to(device)) for name, wire in tensors.items())

@@ -55,23 +55,23 @@ class Checkpoints:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return self.path(step)
 
-    def load(self, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors and state of one checkpoint."""
-        path = self.path(step)
-        try:
-            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-            state = json.loads((path / "state.json").read_text())
-        except (OSError, SafetensorError, ValueError) as error:
-            raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one") from error
-        return tensors, state
+
+def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The sets of tensors in a checkpoint's directory, and its state."""
+    try:
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one") from error
+    return tensors, state
 
 
 def _storage_message(path: Path, needed: int, error: Exception) -> str:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     if not full:
         return f"checkpoint {path} could not be written: {error}"
+    free = free_bytes(path)
     return (
-        f"no space for checkpoint {path}: it needs {needed / 2**20:.0f} MiB and {free_bytes(path) / 2**20:.0f} MiB are free; "
+        f"no space for checkpoint {path}: it needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; "
         "make room and run the same command again, earlier checkpoints are whole"
     )
-

@@ -23,9 +23,7 @@ class Heldout:
 
     def student(self) -> Fidelity:
         student = self._learner.student
-        return student_fidelity(
-            student.model, student.head, self._learner.teacher_head, self._rows, self._max_tokens
-        )
+        return student_fidelity(student.model, student.head, self._learner.teacher_head, self._rows, self._max_tokens)
 
     def teacher(self) -> Fidelity:
         return teacher_fidelity(self._learner.teacher_head, self._rows)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayqd.config import Config
+from rayqd.learner.schedule import learning_rate
 from rayqd.losses import chunked_generalized_jsd
 from rayqd.model.states import by_tokens, completion_states, teacher_states
 from rayqd.model.student import Student
@@ -21,13 +22,13 @@ SumOverWorkers = Callable[[list[Tensor]], None]
 class StepResult:
     """What one optimizer step did."""
 
-    loss: float                 # nats a token, over the whole global batch
-    grad_norm: float            # before clipping
-    lr: float                   # that the step used
+    loss: float  # nats a token, over the whole global batch
+    grad_norm: float  # before clipping
+    lr: float  # that the step used
 
 
 class Learner:
-    """Student, optimizer and learning-rate schedule.
+    """Student and optimizer.
 
     The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so neither
     microbatches nor the number of workers change what a step means. `sum_over_workers` adds tensors in place over
@@ -41,8 +42,6 @@ class Learner:
         config: Config,
         sum_over_workers: SumOverWorkers = lambda tensors: None,
     ) -> None:
-        from transformers import get_scheduler
-
         self.student = student
         self.teacher_head = teacher_head
         self.distill = config.distill
@@ -52,18 +51,9 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self._parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay
         )
-        schedule = "constant_with_warmup" if self.settings.schedule == "constant" else self.settings.schedule
-        # The first step has step number 1, so that a warm-up does not waste it on a learning rate of zero.
-        self.scheduler = get_scheduler(
-            schedule,
-            self.optimizer,
-            num_warmup_steps=round(self.settings.warmup_ratio * self.settings.steps),
-            num_training_steps=self.settings.steps + 1,
-        )
-        self.scheduler.step()
 
-    def step(self, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
-        """Train on this worker's `share` of a batch that has `num_loss_tokens` trained tokens over all workers."""
+    def step(self, step: int, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
+        """Step number `step`, on this worker's `share` of a batch that trains `num_loss_tokens` over all workers."""
         self.optimizer.zero_grad(set_to_none=False)
         loss = torch.zeros((), device=self.student.head.device)
         for indices in by_tokens([s.rollout for s in share], self.settings.microbatch_tokens):
@@ -73,9 +63,10 @@ class Learner:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
-        lr = self.scheduler.get_last_lr()[0]
+        lr = learning_rate(step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.step()
-        self.scheduler.step()
         return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr)
 
     def _backward(self, microbatch: list[ScoredRollout], num_loss_tokens: int) -> Tensor:
@@ -100,8 +91,8 @@ class Learner:
                 moments[f"{name}:{key}"] = value
         return {"student": self.student.state_dict(), "optimizer": moments}
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]], step: int) -> None:
-        """Become the learner that `state_dict` described after `step` steps."""
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Become the learner that `state_dict` described."""
         self.student.load_state_dict(state["student"])
         named = self.student.parameters()
         for name, value in state["optimizer"].items():
@@ -109,6 +100,3 @@ class Learner:
             parameter = named[parameter_name]
             # torch keeps AdamW's step count on the CPU unless the optimizer is fused
             self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
-        for _ in range(step):
-            self.scheduler.step()
-

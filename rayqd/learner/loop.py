@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import Fidelity
-from rayqd.learner.checkpoint import Checkpoints
+from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
@@ -69,8 +69,8 @@ def _resume(learner: Learner, checkpoints: Checkpoints) -> tuple[int, Fidelity |
     steps = checkpoints.steps()
     if not steps:
         return 0, None
-    tensors, state = checkpoints.load(steps[-1])
-    learner.load_state_dict(tensors, steps[-1])
+    tensors, state = load_checkpoint(checkpoints.path(steps[-1]))
+    learner.load_state_dict(tensors)
     return steps[-1], Fidelity(**state["baseline"]) if state["baseline"] else None
 
 
@@ -81,9 +81,9 @@ def _one_step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
     staleness = step - batch.policy_version if batch.policy_version is not None else 0
     if not 0 <= staleness <= config.rollout.max_staleness:
         raise WorkerError(
-            f"step {step} got rollouts {staleness} versions old, but rollout.max_staleness={config.rollout.max_staleness}"
+            f"step {step} got rollouts {staleness} versions old; rollout.max_staleness={config.rollout.max_staleness}"
         )
-    result = learner.step(batch.share, batch.num_loss_tokens)
+    result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
     feed.report(
         {

@@ -14,7 +14,7 @@ from rayqd.quant.checkpoint import write_checkpoint
 
 
 def initial_checkpoint(directory: Path, config: Config) -> Path:
-    """The round-to-nearest INT4 checkpoint of the model in `directory`; made once a machine, then found in the cache."""
+    """The round-to-nearest INT4 checkpoint of the model in `directory`; made once a machine, then cached."""
     target = cache_dir() / "initial" / _fingerprint(directory, config)
     if target.is_dir():
         return target

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from rayqd.errors import ModelError
 from rayqd.observe.quiet import quiet_libraries
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_model(directory: Path, dtype: str) -> nn.Module:
+
+def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """The causal language model of a checkpoint, in evaluation mode, on this process's device.
 
     Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits).
     """
     from transformers import AutoModelForCausalLM
 
+    from rayqd.model import packed
+
     with quiet_libraries():
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch_dtype(dtype), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch_dtype(dtype), attn_implementation=packed.NAME
+        )
     _check_head(model, directory)
-    return model.eval().requires_grad_(False).to(device())
+    model.eval().requires_grad_(False)
+    model.to(device())  # pyright: ignore[reportArgumentType]
+    return model
 
 
-def skeleton(directory: Path) -> nn.Module:
+def skeleton(directory: Path) -> PreTrainedModel:
     """The same model without weights (on the meta device): its layers' names and shapes, at no cost."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,7 +55,7 @@ def context_length(directory: Path) -> int:
     return int(AutoConfig.from_pretrained(directory).get_text_config().max_position_embeddings)
 
 
-def output_head(model: nn.Module) -> torch.Tensor:
+def output_head(model: PreTrainedModel) -> torch.Tensor:
     """The output head's weight, [V, d]."""
     return model.get_output_embeddings().weight  # pyright: ignore
 
@@ -74,10 +82,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_head(model: nn.Module, directory: Path) -> None:
+def _check_head(model: PreTrainedModel, directory: Path) -> None:
     """Hidden states carry the distribution exactly only if the logits are a plain matrix product."""
-    config = model.config.get_text_config()  # pyright: ignore
-    head = model.get_output_embeddings()  # pyright: ignore
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
     for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, setting, None) not in (None, 1, 1.0):
             raise ModelError(f"{directory}: {setting} changes the logits after the output head; not supported")

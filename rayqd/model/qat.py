@@ -37,25 +37,34 @@ class QATLinear(nn.Module):
 
 
 class QATLoraLinear(PeftLoraLinear):
-    """PEFT's LoRA layer with another forward pass: x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
+    """PEFT's LoRA layer that computes x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
 
     grid: Grid
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer of the original model, frozen."""
+        linear = self.get_base_layer()
+        assert isinstance(linear, nn.Linear)
+        return linear
 
     @property
     def low_rank(self) -> tuple[Tensor, Tensor, float]:
         """A [r, K], B [N, r] and s = alpha / r."""
         name = self.active_adapters[0]
-        return self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        assert isinstance(a, Tensor)
+        assert isinstance(b, Tensor)
+        return a, b, self.scaling[name]
 
     def merged_weight(self) -> Tensor:
         """What gets quantized, [N, K] in float32."""
         with torch.no_grad():
-            return _merge(self.get_base_layer().weight, *self.low_rank)
+            return _merge(self.linear.weight, *self.low_rank)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base = self.get_base_layer()
         a, b, scaling = self.low_rank
-        return _FakeQuantizedLinear.apply(x, base.weight, a, b, base.bias, scaling, self.grid)  # pyright: ignore
+        return _FakeQuantizedLinear.apply(x, self.linear.weight, a, b, self.linear.bias, scaling, self.grid)  # pyright: ignore
 
 
 def _merge(weight: Tensor, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
@@ -93,11 +102,10 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         (grad,) = grad_outputs
         quantized, inside = ctx.grid.fake_quantize_with_mask(_merge(weight, a, b, ctx.scaling))
         grad_x = grad @ quantized.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        trains_adapter = a is not None and ctx.needs_input_grad[2]
-        if not (trains_adapter or ctx.needs_input_grad[1]):
+        if not any(ctx.needs_input_grad[1:4]):
             return grad_x, None, None, None, None, None, None
         through = (grad.flatten(0, -2).mT @ x.flatten(0, -2)).float().mul_(inside)
-        if not trains_adapter:
+        if a is None or b is None:
             return grad_x, through.to(weight.dtype), None, None, None, None, None
         grad_a = ctx.scaling * (b.float().mT @ through)
         grad_b = ctx.scaling * (through @ a.float().mT)

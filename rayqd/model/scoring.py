@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.wire import to_wire
 from rayqd.types import Rollout, TeacherScores
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class HiddenStateTeacher:
     """Hidden states in the model's own 16-bit type: 2·d bytes a token, exact for every divergence."""
 
-    def __init__(self, model: nn.Module, max_batch_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, max_batch_tokens: int) -> None:
         self._model = model
         self._max_batch_tokens = max_batch_tokens
 

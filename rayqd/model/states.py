@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from rayqd.model.wire import from_wire
 from rayqd.types import Rollout, ScoredRollout
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def completion_states(model: nn.Module, rollouts: Sequence[Rollout]) -> Tensor:
+
+def completion_states(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Tensor:
     """Last hidden states after the final norm at the positions that predict each completion token.
 
-    Returns [sum of C, d], the rollouts' completions one after the other. Rows are padded on the right: attention is
-    causal and positions count from the left, so no real token sees the padding and no mask is needed.
+    Returns [sum of C, d], the rollouts' completions one after the other. The rollouts go through the model end to end,
+    without padding (see `rayqd.model.packed`).
     """
     where = next(model.parameters()).device
-    width = max(r.num_tokens for r in rollouts)
-    input_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
-    predicts = torch.zeros(len(rollouts), width, dtype=torch.bool)
-    for row, rollout in enumerate(rollouts):
-        prompt, total = len(rollout.prompt_ids), rollout.num_tokens
-        input_ids[row, :prompt] = torch.from_numpy(rollout.prompt_ids.astype("int64"))
-        input_ids[row, prompt:total] = torch.from_numpy(rollout.completion_ids.astype("int64"))
-        predicts[row, prompt - 1 : total - 1] = True
-    output = model.base_model(input_ids=input_ids.to(where), use_cache=False)  # pyright: ignore
-    return output.last_hidden_state[predicts.to(where)]
+    lengths = [r.num_tokens for r in rollouts]
+    ids = np.concatenate([part for r in rollouts for part in (r.prompt_ids, r.completion_ids)]).astype(np.int64)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    predicts = np.concatenate([_predicts(r) for r in rollouts])
+    output = model.base_model(
+        input_ids=torch.from_numpy(ids)[None].to(where),
+        position_ids=torch.from_numpy(positions)[None].to(where),
+        lengths=lengths,
+        use_cache=False,
+    )
+    return output.last_hidden_state[0, torch.from_numpy(predicts).to(where)]
 
 
 def by_tokens(rollouts: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
-    """Indices of `rollouts` in batches of at most `max_tokens`, padding included; longest first, so that batches are even.
-
-    A rollout longer than `max_tokens` gets a batch of its own.
-    """
-    order = sorted(range(len(rollouts)), key=lambda i: -rollouts[i].num_tokens)
+    """Indices of `rollouts`, in order, in batches of at most `max_tokens`; a longer rollout gets a batch of its own."""
     batches: list[list[int]] = []
-    for i in order:
-        if batches and rollouts[batches[-1][0]].num_tokens * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
+    room = 0
+    for i, rollout in enumerate(rollouts):
+        if rollout.num_tokens > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(i)
+        room -= rollout.num_tokens
     return batches
 
 
 def teacher_states(scored: Sequence[ScoredRollout], device: torch.device) -> Tensor:
     """The same states as the teacher sent them, [sum of C, d]."""
     return torch.cat([from_wire(s.scores.hidden) for s in scored]).to(device)
+
+
+def _predicts(rollout: Rollout) -> NDArray[np.bool_]:
+    """[P + C] True where the next token is one of the completion."""
+    position = np.arange(rollout.num_tokens)
+    return (position >= len(rollout.prompt_ids) - 1) & (position < rollout.num_tokens - 1)

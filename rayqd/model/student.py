@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -17,17 +17,20 @@ from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Student:
     """Owns the model and its trainable parameters; says what the codes of the moment are."""
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
+    def __init__(self, model: PreTrainedModel, config: Config) -> None:
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.adapter = config.adapter
         self.layers = _quantization_aware(model, config, self.grid)
         self.model = model
         if config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore
+            model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
 
     @classmethod
@@ -72,7 +75,7 @@ class Student:
             own[name].data.copy_(tensor)
 
 
-def _quantization_aware(model: nn.Module, config: Config, grid: Grid) -> dict[str, QATLinear | QATLoraLinear]:
+def _quantization_aware(model: PreTrainedModel, config: Config, grid: Grid) -> dict[str, QATLinear | QATLoraLinear]:
     """Replace every quantized linear layer in `model`; returns the new ones by the name of the old."""
     linears = quantizable_layers(model, config.quant)
     adapted = _adapted(linears, config.adapter)
@@ -111,4 +114,4 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _bias(layer: QATLinear | QATLoraLinear) -> Tensor | None:
-    return layer.bias if isinstance(layer, QATLinear) else layer.get_base_layer().bias
+    return layer.bias if isinstance(layer, QATLinear) else layer.linear.bias

@@ -141,7 +141,9 @@ async def test_a_failed_rollout_reaches_the_learner() -> None:
 
 async def test_heldout_rows_are_scored_as_they_stand() -> None:
     pipeline, _ = make()
-    rows = [Example(row=i, prompt_ids=np.full(2, i, np.int32), completion_ids=np.full(5, i, np.int32)) for i in range(3)]
+    rows = [
+        Example(row=i, prompt_ids=np.full(2, i, np.int32), completion_ids=np.full(5, i, np.int32)) for i in range(3)
+    ]
     scored = await pipeline.heldout(rows)
     assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
     rollouts: list[Rollout] = [s.rollout.rollout for s in scored]

@@ -1,0 +1,49 @@
+"""Reads a TOML file; what is wrong with it is one line that names it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from rayqd.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of `path`. Raises ConfigError if it is missing, unreadable or no TOML."""
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise ConfigError(missing(path, ".toml")) from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8 text, which TOML must be") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_syntax_error(path, str(error), text)) from None
+
+
+def missing(path: Path, suffix: str = "") -> str:
+    """What to say when `path` is not there: the names in its folder that are near, else those that end in `suffix`."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: does not exist, nor does the folder {folder}"
+    names = sorted(entry.name for entry in folder.iterdir())
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    listed = near or [name for name in names if suffix and name.endswith(suffix)][:5]
+    if not listed:
+        return f"{path}: does not exist, and nothing in {folder} has a name like it"
+    hint = "did you mean" if near else "there are"
+    return f"{path}: does not exist; {hint} {', '.join(str(folder / name) for name in listed)}{'?' if near else ''}"
+
+
+def _syntax_error(path: Path, message: str, text: str) -> str:
+    found = re.search(r" \(at line (\d+), column \d+\)$", message)
+    line = found[1] if found else str(max(1, len(text.splitlines())))
+    message = re.sub(r" \(at (line \d+, column \d+|end of document)\)$", "", message)
+    return f"{path}:{line}: is not TOML: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,56 @@
+"""A Config written out, and what separates two of them."""
+
+from __future__ import annotations
+
+from rayqd.config.sections import Config
+from rayqd.config.settings import Setting, groups, settings, value_text
+
+# Where it runs, how often it looks and how much fits in memory: none of it changes what comes out.
+WITHOUT_EFFECT = frozenset({
+    "runs_dir",
+    "rollout.num_workers",
+    "rollout.max_concurrent",
+    "rollout.gpu_memory_utilization",
+    "teacher.num_workers",
+    "teacher.max_batch_tokens",
+    "learner.num_workers",
+    "learner.microbatch_tokens",
+    "learner.gradient_checkpointing",
+    "eval.every",
+})  # fmt: skip
+SECTIONS_WITHOUT_EFFECT = ("ray.", "checkpoint.")
+
+
+def to_toml(config: Config) -> str:
+    """`config` as TOML that `load_config` reads back to the same Config. Unset settings are left out."""
+    blocks: list[str] = []
+    for group in groups():
+        lines = [f"[{group.name}]"] if group.name else []
+        for setting in group.settings:
+            value = setting_value(config, setting.key)
+            if value is not None or setting.default is not None:
+                lines.append(f"{setting.key.rpartition('.')[2]} = {value_text(value)}")
+        if lines != [f"[{group.name}]"]:
+            blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The settings that differ and change the result, as "learner.lr: 0.001 -> 0.0005"."""
+    return [
+        f"{key}: {value_text(before)} -> {value_text(after)}"
+        for key, setting in settings().items()
+        if _has_effect(setting) and (before := setting_value(old, key)) != (after := setting_value(new, key))
+    ]
+
+
+def setting_value(config: Config, key: str) -> object:
+    """The value at a dotted key."""
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _has_effect(setting: Setting) -> bool:
+    return setting.key not in WITHOUT_EFFECT and not setting.key.startswith(SECTIONS_WITHOUT_EFFECT)

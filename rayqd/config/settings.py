@@ -1,0 +1,146 @@
+"""The settings as a flat table: dotted key, help text, what a value must be. Help and errors both read it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from rayqd.config.sections import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One leaf of Config."""
+
+    key: str  # "learner.lr"
+    text: str  # its help
+    kind: str  # JSON's name of the type: boolean, integer, number, string, array; or path
+    optional: bool  # takes none
+    choices: tuple[str, ...]  # every value there is, if they can be listed
+    must_be: str  # "a number above 0"; completes "learner.lr must be"
+    default: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A section, or the settings that stand outside of any (name "")."""
+
+    name: str
+    text: str
+    settings: tuple[Setting, ...]
+
+
+@cache
+def groups() -> tuple[Group, ...]:
+    """Config's sections in their order, the settings outside of any first."""
+    top = _group("", Config, Config.model_fields)
+    return (top, *(_group(name, section, section.model_fields) for name, section in _sections().items()))
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its dotted key."""
+    return {setting.key: setting for group in groups() for setting in group.settings}
+
+
+def section_names() -> list[str]:
+    return list(_sections())
+
+
+def nearest(key: str) -> str | None:
+    """The known key that somebody who wrote `key` most likely meant: same last part, else most alike; or None."""
+    section, _, leaf = key.rpartition(".")
+    same_leaf = [name for name in settings() if _leaf(name) == leaf]
+    if same_leaf:
+        return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
+    siblings = difflib.get_close_matches(leaf, [_leaf(name) for name in inside(section)], n=1, cutoff=0.6)
+    if siblings:
+        return f"{section}.{siblings[0]}" if section else siblings[0]
+    by_leaf = {_leaf(name): name for name in settings()}
+    like_leaf = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)]
+    return next(iter(like_leaf + difflib.get_close_matches(key, settings(), n=1, cutoff=0.8)), None)
+
+
+def inside(section: str) -> list[str]:
+    """The keys of the settings in `section`, those outside of any for "", none for what is no section."""
+    return [setting.key for group in groups() if group.name == section for setting in group.settings]
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _sections() -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _group(name: str, model: type[BaseModel], fields: dict[str, Any]) -> Group:
+    schema = model.model_json_schema()["properties"]
+    leaves = [field for field in fields if name or field not in _sections()]
+    text = (model.__doc__ or "").strip()
+    prefix = f"{name}." if name else ""
+    return Group(
+        name=name,
+        text=text,
+        settings=tuple(_setting(prefix + leaf, schema[leaf], fields[leaf].default) for leaf in leaves),
+    )
+
+
+def _setting(key: str, schema: dict[str, Any], default: object) -> Setting:
+    variants: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    value = next(variant for variant in variants if variant.get("type") != "null")
+    optional = len(variants) > 1
+    choices = tuple(value.get("enum") or ([value["const"]] if "const" in value else []))
+    return Setting(
+        key=key,
+        text=schema.get("description", ""),
+        kind="path" if value.get("format") == "path" else value["type"],
+        optional=optional,
+        choices=choices,
+        must_be=_must_be(value, choices) + (", or none" if optional else ""),
+        default=default,
+    )
+
+
+def _must_be(schema: dict[str, Any], choices: tuple[str, ...]) -> str:
+    if choices:
+        return ("one of " if len(choices) > 1 else "") + ", ".join(choices)
+    nouns = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "array": "a list of names"}
+    noun = nouns.get(schema["type"], "a path" if schema.get("format") == "path" else "text")
+    if "pattern" in schema:
+        return f"{noun} of the form {schema['pattern']}"
+    return f"{noun} {_range(schema)}".strip()
+
+
+def _range(schema: dict[str, Any]) -> str:
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high = schema.get("maximum")
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}"
+    parts = [f"of at least {low:g}" if low is not None else "", f"above {above:g}" if above is not None else ""]
+    parts.append(f"at most {high:g}" if high is not None else "")
+    return " and ".join(part for part in parts if part)
+
+
+def value_text(value: object) -> str:
+    """`value` as TOML writes it; "none" for None, which TOML has no word for."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(value_text(item) for item in value)}]"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return json.dumps(str(value), ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # TOML forbids a bare DEL, JSON does not

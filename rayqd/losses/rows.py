@@ -1,0 +1,43 @@
+"""How many rows of logits are held, and how many are worked on, at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from rayqd.errors import ConfigError
+
+# Logits held at a time. More rows a chunk make the matrix products no faster from about 500 on.
+_CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 640 * 2**20}
+_MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
+# Elements of a float32 block that the passes after the products run over; on a CPU five of them stay in the last cache.
+_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+
+
+def chunk_size(wanted: int | None, vocab_size: int, bytes_per_id: int, device: torch.device) -> int:
+    """Tokens whose logits are held at a time, `bytes_per_id` for each id of the vocabulary; `wanted` if given.
+
+    Raises ConfigError for a `wanted` below 1.
+    """
+    if wanted is not None:
+        if wanted < 1:
+            raise ConfigError(f"chunk_tokens={wanted} is below 1; none lets the memory of the device decide")
+        return wanted
+    kind = _kind(device)
+    return max(1, min(_CHUNK_BYTES[kind] // (vocab_size * bytes_per_id), _MAX_CHUNK_TOKENS[kind]))
+
+
+def row_blocks(num_rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
+    """Slices of at most a cache's worth of rows, in order."""
+    return slices(num_rows, max(1, _BLOCK_ELEMENTS[_kind(device)] // max(1, vocab_size)))
+
+
+def slices(num_rows: int, size: int) -> Iterator[slice]:
+    """Slices of `size` rows, in order; the last may be shorter."""
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
+
+
+def _kind(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else "cuda"

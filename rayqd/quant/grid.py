@@ -1,0 +1,124 @@
+"""A grid: everything that says which values a 4-bit weight can take, and how a weight gets there.
+
+One definition serves round-to-nearest, fake quantization in training, the weights on the wire and the exported file.
+
+Shapes: N rows (output features), K columns (input features), g weights a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rayqd.config.sections import Quant
+from rayqd.quant import int4
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """A weight as it is stored and sent: codes, and one scale (and zero point) a group."""
+
+    codes: Int8[Tensor, "N K"]  # -8..7
+    scales: Float[Tensor, "N K/g"]  # in their storage dtype; negative under the signed rule where the extreme is > 0
+    zero_points: Int8[Tensor, "N K/g"] | None = None  # the code that means 0, -8..7; asymmetric only
+
+    @property
+    def quant_group_size(self) -> int:
+        return self.codes.shape[1] // self.scales.shape[1]
+
+
+class Grid(Protocol):
+    """(format, group size, scale rule, storage dtype of the scale)."""
+
+    @property
+    def quant_group_size(self) -> int:
+        """Weights along a row that share one scale."""
+        ...
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """Storage dtype of the scales, and dtype of the values."""
+        ...
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, scales and zero points included."""
+        ...
+
+    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        """Round to nearest. Raises ModelError, naming `name`, where the weight is inf or nan."""
+        ...
+
+    def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        """The values that the codes stand for, in `scale_dtype`."""
+        ...
+
+    def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """dequantize(quantize(weight)) with the straight-through gradient, which is zero where a code saturated."""
+        ...
+
+    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        """The values of `fake_quantize` without autograd, and where its gradient passes (True: not saturated)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Grid:
+    """Sixteen evenly spaced codes a group; see `rayqd.quant.int4` for the rules and the order of the roundings."""
+
+    quant_group_size: int
+    scale_dtype: torch.dtype
+    rule: int4.Rule
+
+    @property
+    def bits_per_weight(self) -> float:
+        zero_point_bits = 4 if self.rule == "asymmetric" else 0
+        return 4 + (8 * self.scale_dtype.itemsize + zero_point_bits) / self.quant_group_size
+
+    @torch.no_grad()
+    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        scales, zero_points = int4.choose_scales(
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+        )
+        int4.check_finite(weight, scales, name=name)
+        return Quantized(int4.choose_codes(weight, scales, zero_points), scales, zero_points)
+
+    @torch.no_grad()
+    def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        return int4.dequantize_codes(quantized.codes, quantized.scales, quantized.zero_points)
+
+    def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        return _FakeQuantize.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    @torch.no_grad()
+    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        return int4.quantize_and_dequantize(
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+        )
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Straight-through estimator (Bengio et al. 2013), clipped as in LSQ: no gradient where the code saturated."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, grid: Grid) -> Tensor:
+        values, inside = grid.fake_quantize_with_mask(weight)
+        ctx.save_for_backward(inside)
+        ctx.weight_dtype = weight.dtype
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, gradients[0], 0.0).to(ctx.weight_dtype), None
+
+
+def make_grid(quant: Quant, scale_dtype: torch.dtype) -> Grid:
+    """The grid that `quant` describes, with scales and values in `scale_dtype` (the model's dtype)."""
+    return Int4Grid(quant_group_size=quant.group_size, scale_dtype=scale_dtype, rule=quant.rule)

@@ -1,0 +1,127 @@
+"""The INT4 grid as pure functions of tensors: scales, codes, values.
+
+Shapes: N rows (output features), K columns (input features), g weights a group, G = K / g groups a row.
+
+Arithmetic is float32 whatever the weight's dtype, and the order of the roundings is the format:
+
+    scale = storage_dtype(rule(group))                              first rounding
+    code  = clamp(round_half_even(w / scale) + zero, -8, 7)         second, from the rounded scale
+    value = storage_dtype((code - zero) * scale)                    third
+
+The last line is what compressed-tensors, transformers and vLLM compute, so they get the same bits. A group whose scale
+rounds to zero is a zero group: it stores scale 0 and its values are +0.0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from rayqd.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int8
+
+Rule = Literal["signed", "absmax", "asymmetric"]
+
+CODE_MIN, CODE_MAX = -8, 7
+
+
+def choose_scales(
+    weight: Float[Tensor, "N K"], *, rule: Rule, quant_group_size: int, scale_dtype: torch.dtype
+) -> tuple[Float[Tensor, "N G"], Int8[Tensor, "N G"] | None]:
+    """Scales in `scale_dtype`, and the zero points where the rule has them (codes that mean 0, in -8..7).
+
+    signed: the element of largest magnitude, the first of equals, / -8 (GGUF Q4_0); may be negative.
+    absmax: the largest magnitude / 7.5 (torchao's and compressed-tensors' symmetric grid).
+    asymmetric: (max - min) / 15 with 0 inside [min, max], so that zero keeps a code (torchao's affine grid).
+    """
+    groups = _groups(weight, quant_group_size)
+    if rule == "signed":
+        extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        return (extreme / CODE_MIN).to(scale_dtype) + 0.0, None  # + 0.0: a zero group's scale is not -0.0
+    low, high = groups.amin(-1), groups.amax(-1)
+    if rule == "absmax":
+        return (torch.maximum(high, -low) / 7.5).to(scale_dtype) + 0.0, None
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scales = ((high - low) / (CODE_MAX - CODE_MIN)).to(scale_dtype)
+    zero_points = CODE_MIN - (low / _divisor(scales)).round_()
+    return scales, zero_points.clamp_(CODE_MIN, CODE_MAX).to(torch.int8)
+
+
+def choose_codes(
+    weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
+) -> Int8[Tensor, "N K"]:
+    """The nearest codes on a grid whose scales are given; ties go to the even multiple of the scale."""
+    rounded = _rounded(weight, _divisor(scales), zero_points)
+    return rounded.clamp_(CODE_MIN, CODE_MAX).to(torch.int8).reshape(weight.shape)
+
+
+def dequantize_codes(
+    codes: Int8[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
+) -> Float[Tensor, "N K"]:
+    """(code - zero) * scale in the scales' dtype, as compressed-tensors computes it."""
+    steps = codes.reshape(*scales.shape, -1).to(scales.dtype)
+    if zero_points is not None:
+        steps = steps - zero_points.to(scales.dtype).unsqueeze(-1)
+    return (steps * scales.unsqueeze(-1)).reshape(codes.shape)
+
+
+def quantize_and_dequantize(
+    weight: Float[Tensor, "N K"], *, rule: Rule, quant_group_size: int, scale_dtype: torch.dtype
+) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+    """Values on the grid, bit-equal to those of the stored codes, and where the rounding was not clamped.
+
+    The codes stay in float32: (code - zero) * scale has at most 4 + 11 significant bits there for 16-bit scales, so it
+    is exact until the one rounding to `scale_dtype`. A weight that is not finite gives values that are not.
+    """
+    scales, zero_points = choose_scales(weight, rule=rule, quant_group_size=quant_group_size, scale_dtype=scale_dtype)
+    divisor = _divisor(scales)
+    rounded = _rounded(weight, divisor, zero_points)
+    steps = rounded.clamp(CODE_MIN, CODE_MAX)
+    inside = steps == rounded
+    if zero_points is not None:
+        steps.sub_(zero_points.unsqueeze(-1))
+    values = steps.mul_(divisor.unsqueeze(-1)).to(scale_dtype)
+    return values.reshape(weight.shape), inside.reshape(weight.shape)
+
+
+def check_finite(weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], *, name: str) -> None:
+    """Raises ModelError when a group has no scale; inf and nan in a weight always reach their group's scale."""
+    if bool(torch.isfinite(scales).all()):
+        return
+    num_bad = weight.numel() - int(torch.isfinite(weight).sum())
+    if num_bad:
+        raise ModelError(
+            f"{name} holds {num_bad} values that are inf or nan out of {weight.numel()} and cannot be quantized; "
+            "mend the model, or look for the step at which its training diverged"
+        )
+    dtype = str(scales.dtype).removeprefix("torch.")
+    raise ModelError(f"{name} holds values too large for scales in {dtype}; use model.dtype bfloat16 or float32")
+
+
+def _groups(weight: Float[Tensor, "N K"], quant_group_size: int) -> Float[Tensor, "N G g"]:
+    num_columns = weight.shape[-1]
+    if num_columns % quant_group_size:
+        raise ConfigError(
+            f"quant.group_size={quant_group_size} does not divide a weight's {num_columns} input features; "
+            "use a divisor of them"
+        )
+    return weight.to(torch.float32).reshape(weight.shape[0], -1, quant_group_size)
+
+
+def _divisor(scales: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+    """The scales in float32; a zero group, all of whose weights are far below 0.5, divides by 1 instead."""
+    return torch.where(scales == 0, 1.0, scales.to(torch.float32))
+
+
+def _rounded(
+    weight: Float[Tensor, "N K"], divisor: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None
+) -> Float[Tensor, "N G g"]:
+    """Codes before they are clamped, a new float32 tensor. Division, because w * (1 / scale) rounds twice."""
+    rounded = _groups(weight, weight.shape[-1] // divisor.shape[-1]).div(divisor.unsqueeze(-1)).round_()
+    if zero_points is not None:
+        return rounded.add_(zero_points.unsqueeze(-1))
+    return rounded.add_(0.0)  # -0.0 becomes the +0.0 that an integer code gives

@@ -1,0 +1,59 @@
+"""Quantized weights as the tensors of a compressed-tensors `pack-quantized` file.
+
+Eight codes share an int32, the first in its lowest four bits, each stored as code + 8. Codes are packed along the input
+features, zero points along the output features; the last int32 is filled up with zero bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rayqd.quant.grid import Quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Int8, Int32
+
+CODES_PER_INT32 = 8
+
+
+def pack(quantized: Quantized) -> dict[str, Tensor]:
+    """weight_packed int32 [N, K/8], weight_scale [N, K/g], weight_shape int64 [2], and for asymmetric grids
+    weight_zero_point int32 [N/8, K/g]."""
+    tensors = {
+        "weight_packed": pack_codes(quantized.codes),
+        "weight_scale": quantized.scales,
+        "weight_shape": torch.tensor(quantized.codes.shape, dtype=torch.int64),
+    }
+    if quantized.zero_points is not None:
+        tensors["weight_zero_point"] = pack_codes(quantized.zero_points.T).T.contiguous()
+    return tensors
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> Quantized:
+    """The inverse of `pack`; `weight_zero_point` is absent from symmetric grids."""
+    num_rows, num_columns = (int(size) for size in tensors["weight_shape"])
+    packed_zero_points = tensors.get("weight_zero_point")
+    return Quantized(
+        codes=unpack_codes(tensors["weight_packed"], num_columns),
+        scales=tensors["weight_scale"],
+        zero_points=None if packed_zero_points is None else unpack_codes(packed_zero_points.T, num_rows).T.contiguous(),
+    )
+
+
+def pack_codes(codes: Int8[Tensor, "N K"]) -> Int32[Tensor, "N K/8"]:
+    """Eight codes to an int32 along the last dimension, the first lowest."""
+    padding = -codes.shape[-1] % CODES_PER_INT32
+    nibbles = torch.nn.functional.pad(codes + 8, (0, padding)).view(torch.uint8)
+    octets = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)  # the low nibble first; four octets make a little-endian int32
+    return octets.contiguous().view(torch.int32)
+
+
+def unpack_codes(packed: Int32[Tensor, "N K/8"], num_columns: int) -> Int8[Tensor, "N K"]:
+    """The inverse of `pack_codes`; `num_columns` is K."""
+    octets = packed.contiguous().view(torch.uint8)
+    nibbles = torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2)
+    return nibbles[:, :num_columns].to(torch.int8) - 8

@@ -1,0 +1,129 @@
+"""Commands, their exit codes, and what they print; none of it may load torch."""
+
+import json
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+from rayqd.cli import COMMANDS, main
+from rayqd.config.settings import settings
+from rayqd.errors import ModelError
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "ray", "vllm", "transformers", "datasets", "numpy"}
+
+
+@pytest.fixture
+def run_module(monkeypatch):
+    """A stand-in for rayqd.run that records its calls."""
+    calls: list[tuple] = []
+    module = types.SimpleNamespace(
+        calls=calls,
+        distill=lambda config: calls.append((config,)),
+        evaluate=lambda path, config: calls.append((path, config)),
+    )
+    monkeypatch.setitem(sys.modules, "rayqd.run", module)
+    return module
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["distill", "--help"], ["config", f"@{ROOT}/configs/quickstart.toml"]])
+def test_help_and_config_load_nothing_heavy(argv):
+    program = (
+        "import json, sys\nfrom rayqd.cli import main\n"
+        f"assert main({argv!r}) == 0\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not HEAVY & set(json.loads(done.stderr))
+
+
+def test_python_dash_m_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "rayqd", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("rayqd ")
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_top_level_help_names_every_command(argv, capsys):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {command.name:10}{command.text}\n" in out for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_tells_every_setting_and_its_text_and_default(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = words(capsys.readouterr().out)
+    for setting in settings().values():
+        assert setting.text
+        assert f"--{setting.key}" in out
+        assert words(f"{setting.text} [{setting.must_be}; default ") in out
+
+
+def test_config_prints_toml_with_the_flag_in_it(capsys):
+    assert main(["config", f"@{ROOT}/configs/quickstart.toml", "--learner.steps", "3"]) == 0
+    printed = tomllib.loads(capsys.readouterr().out)
+    assert (printed["name"], printed["learner"]["steps"]) == ("quickstart", 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["distil"], 'unknown command "distil"; did you mean distill?'),
+        (["zzz"], f'unknown command "zzz"; there are {", ".join(COMMANDS)}'),
+        (["@a.toml"], '"@a.toml" stands where the command belongs: rayqd distill @a.toml'),
+        (["config", "--sed", "1"], "flag --sed=1: unknown setting sed; did you mean seed?"),
+        (["eval"], "rayqd eval needs a run's directory or one of its checkpoints: rayqd eval runs/quickstart"),
+        (["eval", "no/such"], "no/such: does not exist, nor does the folder no"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(argv, line, capsys):
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"rayqd: error: {line}\n")
+
+
+def test_distill_gets_the_resolved_config(run_module):
+    assert main(["distill", "--seed", "7"]) == 0
+    ((config,),) = run_module.calls
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize("part", [".", "checkpoints/step-000100", "export"])
+def test_eval_starts_from_the_settings_of_the_run(part, run_module, tmp_path):
+    (tmp_path / "config.toml").write_text("seed = 5\neval.num_rows = 9")
+    (tmp_path / part).mkdir(parents=True, exist_ok=True)
+    assert main(["eval", str(tmp_path / part), "--eval.num-rows", "3"]) == 0
+    ((path, config),) = run_module.calls
+    assert (path, config.seed, config.eval.num_rows) == (tmp_path / part, 5, 3)
+
+
+def test_an_error_of_several_lines_is_printed_as_one(run_module, capsys):
+    def fail(config):
+        raise ModelError("no\n  such model")
+
+    run_module.distill = fail
+    assert main(["distill"]) == 1
+    assert capsys.readouterr().err == "rayqd: error: no such model\n"
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(run_module, capsys):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    run_module.distill = interrupt
+    assert main(["distill"]) == 130
+    assert capsys.readouterr().err == "rayqd: stopped\n"
+
+
+def test_a_reader_that_leaves_early_causes_no_complaint():
+    command = f"{sys.executable} -m rayqd distill --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")

@@ -1,0 +1,82 @@
+"""Writing a Config down and reading it back; telling two apart."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayqd.config import Config, differences, load_config, to_toml
+from rayqd.config.resolved import SECTIONS_WITHOUT_EFFECT, WITHOUT_EFFECT
+from rayqd.config.settings import settings, value_text
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+
+
+def reread(config: Config, folder: Path) -> Config:
+    (folder / "config.toml").write_text(to_toml(config))
+    return load_config([f"@{folder}/config.toml"])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [f"@{QUICKSTART}"],
+        ["--adapter.alpha", "0.1", "--model.name", 'a"b\\c\tü', "--quant.ignore", "[]", "--ray.dashboard"],
+        ["--learner.lr", "1e-300", "--runs-dir", "/tmp/a b", "--teacher.name", "x", "--seed", str(2**62)],
+    ],
+)
+def test_the_resolved_toml_reads_back_to_the_same_config(parts, tmp_path):
+    config = load_config(parts)
+    assert reread(config, tmp_path) == config
+
+
+def test_the_resolved_toml_names_every_setting_that_is_set():
+    tables = tomllib.loads(to_toml(Config()))
+    written = {key for key, value in tables.items() if not isinstance(value, dict)}
+    written |= {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
+    assert set(settings()) - written == {
+        "model.revision", "teacher.name", "adapter.alpha", "rollout.gpu_memory_utilization", "eval.source",
+        "ray.address",
+    }  # fmt: skip
+
+
+SCALARS = (
+    st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
+)
+
+
+@given(SCALARS | st.lists(SCALARS, max_size=3))
+def test_written_values_are_what_a_toml_parser_reads(value):
+    assert tomllib.loads(f"key = {value_text(value)}")["key"] == value
+
+
+def test_equal_configs_do_not_differ():
+    assert differences(Config(), Config()) == []
+
+
+def test_differences_are_written_as_settings():
+    old = load_config(["--learner.lr", "1e-3", "--data.source", "a"])
+    new = load_config(["--learner.lr", "5e-4", "--adapter.alpha", "8", "--data.source", "b"])
+    assert differences(old, new) == [
+        "adapter.alpha: none -> 8.0",
+        'data.source: "a" -> "b"',
+        "learner.lr: 0.001 -> 0.0005",
+    ]
+
+
+def test_where_and_how_fast_a_run_goes_is_no_difference():
+    faster = [
+        "--runs-dir=x", "--ray.address=auto", "--ray.dashboard", "--checkpoint.every=1", "--rollout.num-workers=2",
+        "--rollout.max-concurrent=2", "--rollout.gpu-memory-utilization=0.5", "--teacher.num-workers=2",
+        "--teacher.max-batch-tokens=2", "--learner.num-workers=2", "--learner.microbatch-tokens=2",
+        "--learner.gradient-checkpointing", "--eval.every=5",
+    ]  # fmt: skip
+    assert differences(Config(), load_config(faster)) == []
+
+
+def test_every_setting_said_to_have_no_effect_exists():
+    assert set(settings()) >= WITHOUT_EFFECT
+    assert all(any(key.startswith(section) for key in settings()) for section in SECTIONS_WITHOUT_EFFECT)

@@ -1,0 +1,168 @@
+"""An optimizer step against an independent one, and against itself under everything that must not change it."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, get_scheduler
+from trl.experimental.gkd import GKDTrainer
+
+from rayqd.config import Config
+from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.learner import Learner
+from rayqd.learner.schedule import learning_rate
+from rayqd.model.load import load_model
+from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.student import Student
+from rayqd.types import ScoredRollout
+
+LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
+
+
+@pytest.fixture
+def batch(tiny_model: Any, make_rollouts: Any) -> list[ScoredRollout]:
+    rollouts = make_rollouts(*LENGTHS)
+    scores = HiddenStateTeacher(load_model(tiny_model, "float32"), 8192)(rollouts)
+    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+
+
+def make(tiny_model: Any, config: Config, **settings: Any) -> Learner:
+    student = Student.load(tiny_model, config)
+    return Learner(student, student.head, config, **settings)
+
+
+def config_of(tiny_config: Any, **sections: Any) -> Config:
+    model = {"dtype": "float32", **sections.pop("model", {})}
+    return tiny_config(model=model, **sections)
+
+
+def gradients(learner: Learner, share: list[ScoredRollout], num_loss_tokens: int = 35) -> dict[str, torch.Tensor]:
+    """Of one step, after the sum over workers and before clipping."""
+    learner.settings = learner.settings.model_copy(update={"max_grad_norm": 1e9})
+    learner.step(0, share, num_loss_tokens)
+    return {name: p.grad.clone() for name, p in learner.student.parameters().items() if p.grad is not None}
+
+
+def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert len(a) > 0
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_loss_is_trl_s_on_padded_rows_and_whole_logits(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], beta: float
+) -> None:
+    config = config_of(tiny_config, distill={"beta": beta, "lmbda": 0.0})
+    learner = make(tiny_model, config)
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    rounded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    for name, quantized in learner.student.quantized():
+        rounded.get_submodule(name).weight.data = learner.student.grid.dequantize(quantized)
+    width = max(p + c for p, c in LENGTHS)
+    ids, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)
+    labels = torch.full((len(batch), width), -100)
+    for row, scored in enumerate(batch):
+        prompt, completion = scored.rollout.prompt_ids, scored.rollout.completion_ids
+        total = len(prompt) + len(completion)
+        ids[row, :total] = torch.tensor([*prompt.tolist(), *completion.tolist()])
+        mask[row, :total] = 1
+        labels[row, len(prompt) : total] = ids[row, len(prompt) : total]
+    with torch.no_grad():
+        expected = GKDTrainer.generalized_jsd_loss(
+            rounded(ids, attention_mask=mask).logits[:, :-1],
+            dense(ids, attention_mask=mask).logits[:, :-1],
+            labels=labels[:, 1:],
+            beta=beta,
+        )
+    actual = learner.step(0, batch, sum(c for _, c in LENGTHS)).loss
+    assert actual == pytest.approx(expected.item(), rel=2e-4)
+    assert actual > 1e-3
+
+
+@pytest.mark.parametrize("microbatch_tokens", [1, 20, 50])
+def test_microbatches_do_not_change_the_gradient(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], microbatch_tokens: int
+) -> None:
+    whole = gradients(make(tiny_model, config_of(tiny_config)), batch)
+    split = config_of(tiny_config, learner={"microbatch_tokens": microbatch_tokens})
+    assert_close(gradients(make(tiny_model, split), batch), whole)
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_workers_that_share_a_batch_get_the_gradient_of_one_that_has_it_all(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], kind: str
+) -> None:
+    config = config_of(tiny_config, adapter={"kind": kind})
+    whole = gradients(make(tiny_model, config), batch)
+    shares = [batch[:2], batch[2:]]
+    parts = [gradients(make(tiny_model, config), share) for share in shares]
+    assert_close({name: parts[0][name] + parts[1][name] for name in whole}, whole)
+
+
+def test_the_sum_over_workers_is_given_loss_and_every_gradient(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
+) -> None:
+    seen: list[list[torch.Tensor]] = []
+    learner = make(tiny_model, config_of(tiny_config), sum_over_workers=seen.append)
+    learner.step(0, batch, 35)
+    assert [len(tensors) for tensors in seen] == [1 + len(learner.student.parameters())]
+
+
+def test_a_worker_without_sequences_still_takes_part(tiny_model: Any, tiny_config: Any) -> None:
+    learner = make(tiny_model, config_of(tiny_config))
+    assert learner.step(0, [], 35).loss == 0.0
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
+) -> None:
+    plain = gradients(make(tiny_model, config_of(tiny_config)), batch)
+    config = config_of(tiny_config, learner={"gradient_checkpointing": True})
+    assert_close(gradients(make(tiny_model, config), batch), plain)
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_a_resumed_learner_goes_on_to_the_bit(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], tmp_path: Any, kind: str
+) -> None:
+    config = config_of(tiny_config, adapter={"kind": kind})
+    straight = make(tiny_model, config)
+    for step in range(2):
+        straight.step(step, batch, 35)
+    path = Checkpoints(tmp_path, keep=1).save(2, straight.state_dict(), {})
+    for step in range(2, 4):
+        straight.step(step, batch, 35)
+
+    resumed = make(tiny_model, config)
+    resumed.load_state_dict(load_checkpoint(path)[0])
+    for step in range(2, 4):
+        resumed.step(step, batch, 35)
+    expected, actual = straight.state_dict(), resumed.state_dict()
+    for group in ("student", "optimizer"):
+        assert actual[group].keys() == expected[group].keys()
+        for name in expected[group]:
+            assert torch.equal(actual[group][name], expected[group][name]), name
+
+
+def test_training_brings_the_student_nearer_to_its_teacher(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
+) -> None:
+    config = config_of(tiny_config, learner={"lr": 1e-2, "steps": 30, "warmup_ratio": 0.1}, distill={"beta": 0.0})
+    learner = make(tiny_model, config)
+    losses = [learner.step(step, batch, 35).loss for step in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("linear",) * 2, ("cosine",) * 2, ("constant", "constant_with_warmup")])
+def test_the_learning_rate_is_transformers_s_one_step_on(tiny_config: Any, name: str, theirs: str) -> None:
+    settings = tiny_config(learner={"schedule": name, "steps": 50, "warmup_ratio": 0.2, "lr": 2e-4}).learner
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
+    scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=10, num_training_steps=51)
+    for step in range(50):
+        optimizer.step()
+        scheduler.step()
+        assert learning_rate(step, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+    assert learning_rate(0, settings) > 0
