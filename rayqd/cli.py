@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,12 @@ def _distill(words: Sequence[str]) -> int:
     config = load_config(words)
     from rayqd.run import distill
 
-    distill(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
+    try:
+        distill(config)
+    except KeyboardInterrupt:
+        print("rayqd: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,7 +10,7 @@
         learner ── publish(version, weights) ─► used by every rollout that starts from now on
 
 The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
-because they start when a step no earlier than that is asked for, and by then its weights are published. Sequences that
+because they start when a step no earlier than that is asked for and its weights are published. Sequences that
 come from the data wait for no weights, so the teacher reads them one step further ahead.
 """
 
@@ -29,10 +29,10 @@ Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """The student at one version: how to get codes and scales. None stands for the checkpoint engines start from."""
+    """The student at one version: how to get codes and scales."""
 
     version: int  # optimizer steps behind them
-    tensors: Ref | None
+    tensors: Ref
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,8 @@ class Pipeline:
         self._rollouts = rollouts
         self._teachers = teachers
         self._put = put
-        self._weights = Weights(version=0, tensors=None)
+        self._weights = Weights(version=-1, tensors=None)
+        self._published = asyncio.Event()
         self._tasks: dict[tuple[int, bool], asyncio.Task[list[ScoredRef]]] = {}
 
     def publish(self, weights: Weights) -> None:
@@ -94,9 +95,16 @@ class Pipeline:
                 task.cancel()
             self._tasks.clear()
         self._weights = weights
+        self._published.set()
+        self._published = asyncio.Event()
 
     async def batch(self, step: int) -> list[ScoredRef]:
-        """Everything the learner trains on at `step`, by index; starts the work of the steps it may run ahead of."""
+        """Everything the learner trains on at `step`, by index; starts the work of the steps it may run ahead of.
+
+        Waits for version `step` of the weights: one learner worker may ask before another has published them.
+        """
+        while self._plan.lmbda > 0 and self._weights.version < step:
+            await self._published.wait()
         self._forget_before(step)
         for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
             self._start(ahead, on_policy=True)

@@ -25,7 +25,7 @@ class RolloutWorker:
         self._make_engine = make_engine
         self._fetch = fetch
         self._engine: Engine | None = None
-        self._version = 0
+        self._version = -1  # the checkpoint on disk, which nobody asks for
 
     def __repr__(self) -> str:
         return f"RolloutWorker(rank={self._rank}, version={self._version})"

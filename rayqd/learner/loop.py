@@ -40,7 +40,7 @@ def train(
     if evaluate and baseline is None:
         baseline = evaluate()
         feed.report({"event": "eval", "step": 0, **_fields(baseline)})
-    if start and config.distill.lmbda > 0:
+    if config.distill.lmbda > 0:
         feed.publish(start, packed_codes(learner.student))
     for step in range(start, config.learner.steps):
         _one_step(learner, feed, config, step)

@@ -65,8 +65,8 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
 async def train(pipeline: Pipeline, steps: range) -> list[Any]:
     batches = []
     for step in steps:
+        pipeline.publish(Weights(version=step, tensors=f"weights {step}"))
         batches.append(await pipeline.batch(step))
-        pipeline.publish(Weights(version=step + 1, tensors=f"weights {step + 1}"))
     return batches
 
 
@@ -100,7 +100,7 @@ async def test_every_planned_sequence_is_in_its_step_s_batch_once_and_in_order()
 
 async def test_data_is_scored_one_step_ahead_while_rollouts_wait_for_weights() -> None:
     pipeline, log = make()
-    await pipeline.batch(0)
+    await train(pipeline, range(1))
     await asyncio.sleep(0)
     assert ("score", 1, "data") in log
     assert ("write", 1, 0) not in log
@@ -108,6 +108,7 @@ async def test_data_is_scored_one_step_ahead_while_rollouts_wait_for_weights() -
 
 async def test_asking_again_for_a_step_starts_no_work_twice() -> None:
     pipeline, log = make(lmbda=1.0)
+    pipeline.publish(Weights(version=0, tensors="weights 0"))
     first, second = await asyncio.gather(pipeline.batch(0), pipeline.batch(0))
     assert [r.rollout.rollout for r in first] == [r.rollout.rollout for r in second]
     assert log.count(("write", 0, 0)) == 1
@@ -136,7 +137,7 @@ async def test_a_failed_rollout_reaches_the_learner() -> None:
 
     pipeline._rollouts.write = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="engine lost"):
-        await pipeline.batch(0)
+        await train(pipeline, range(1))
 
 
 async def test_heldout_rows_are_scored_as_they_stand() -> None:
@@ -148,3 +149,13 @@ async def test_heldout_rows_are_scored_as_they_stand() -> None:
     assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
     rollouts: list[Rollout] = [s.rollout.rollout for s in scored]
     assert all(np.array_equal(r.completion_ids, row.completion_ids) for r, row in zip(rollouts, rows, strict=True))
+
+
+async def test_a_learner_worker_that_asks_first_waits_until_another_has_published() -> None:
+    pipeline, log = make(lmbda=1.0)
+    await train(pipeline, range(1))
+    early = asyncio.create_task(pipeline.batch(1))
+    await asyncio.sleep(0.01)
+    assert ("write", 1, 0) not in log
+    pipeline.publish(Weights(version=1, tensors="weights 1"))
+    assert {r.rollout.policy_version for r in await early} == {1}

@@ -1,0 +1,147 @@
+"""GPTQ on our own grid: rounding in which every column makes up for the errors of the columns before it.
+
+Frantar et al. 2023, Cholesky form, groups along K without act-order. With H = 2/T XᵀX and H⁻¹ = UᵀU, U upper:
+
+    error_j = (w_j - q_j) / U_jj,    w_k -= U_jk · error_j    for every k > j
+
+The result is not the rounded weight but a continuous one beside it: rounding that to nearest gives GPTQ's codes and
+scales, and training can start from it with the weights spread inside their cells, where a small step changes a code.
+
+Shapes: N rows (output features), K columns (input features), g weights a group. Inside this file weights are
+transposed, so that a column is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rayqd.errors import ModelError
+from rayqd.quant import int4
+from rayqd.quant.grid import Int4Grid
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+# Half-width, in scales, of the part of a cell where a weight may lie. A bfloat16 is off by 2^-9 of its size, which is
+# at most 15.5 scales, so after the cast 0.46 + 0.03 is still nearer to this code than to the next.
+CELL = 0.46
+
+DAMPING_RETRIES = 3
+
+
+@torch.no_grad()
+def gptq(
+    weight: Float[Tensor, "N K"],
+    hessian: Float[Tensor, "K K"],
+    grid: Int4Grid,
+    *,
+    damping: float = 0.01,
+    name: str = "weight",
+) -> Float[Tensor, "N K"]:
+    """Weights in float32 that `grid` rounds to GPTQ's codes and scales, also after a cast to the grid's scale dtype.
+
+    `hessian` is 2/T XᵀX up to a factor, and `damping` the share of its mean diagonal that is added to the diagonal. A
+    group's scale follows the grid's rule on the weights as they are when its first column is reached; the elements that
+    decide the scale get the code that keeps it. A column without input (zero in `hessian`) is rounded to nearest.
+
+    Raises ModelError, naming `name`, where the weight or the hessian holds inf or nan, or where a thousandfold damping
+    does not make the hessian positive definite.
+    """
+    factor = _inverse_factor(hessian, damping, name)
+    columns = weight.float().mT.contiguous()
+    continuous = torch.empty_like(columns)
+    for start in range(0, len(columns), grid.quant_group_size):
+        end = start + grid.quant_group_size
+        fitted = _fit(columns[start:end], grid, name)
+        continuous[start:end], errors = _round_group(columns[start:end], factor[start:end, start:end], fitted, grid)
+        columns[end:].addmm_(factor[start:end, end:].mT, errors, alpha=-1)
+    return continuous.mT.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A group's scale, and what a weight of the group may be without changing it."""
+
+    scales: Float[Tensor, " N"]  # 1 for a zero group
+    anchored: Bool[Tensor, "g N"]  # the elements that decide the scale
+    anchors: Float[Tensor, "g N"]  # their values, exact in the scales' dtype; else 0
+    low: Float[Tensor, " N"]  # smallest and largest weight
+    high: Float[Tensor, " N"]
+    fewest: Float[Tensor, "g N"]  # smallest and largest code - zero point: of an anchor, its own
+    most: Float[Tensor, "g N"]
+
+
+def _fit(group: Float[Tensor, "g N"], grid: Int4Grid, name: str) -> _Fitted:
+    anchored = _deciding(group, asymmetric=grid.rule == "asymmetric")
+    anchors = torch.where(anchored, group, 0.0).to(grid.scale_dtype).float()
+    scales, zero_points = int4.choose_scales(
+        anchors.mT, rule=grid.rule, quant_group_size=grid.quant_group_size, scale_dtype=grid.scale_dtype
+    )
+    int4.check_finite(group, scales, name=name)
+    scales = torch.where(scales == 0, 1.0, scales.float()).squeeze(-1)
+    zeros = 0.0 if zero_points is None else zero_points.float().squeeze(-1)
+    low, high = anchors.amin(0).clamp(max=0), anchors.amax(0).clamp(min=0)
+    if zero_points is None:
+        high = torch.maximum(high, -low)
+        low = -high
+
+    def steps(values: Tensor) -> Tensor:
+        return (values / scales).round_().clamp(int4.CODE_MIN - zeros, int4.CODE_MAX - zeros)
+
+    ends = steps(torch.stack([low, high]))  # the other way round where the scale is negative
+    own = steps(anchors)
+    fewest, most = (torch.where(anchored, own, end) for end in (ends.amin(0), ends.amax(0)))
+    return _Fitted(scales, anchored, anchors, low, high, fewest, most)
+
+
+def _deciding(group: Float[Tensor, "g N"], *, asymmetric: bool) -> Bool[Tensor, "g N"]:
+    """The elements from which the grid's rule takes the scale: the extreme, or the smallest and the largest."""
+    candidates = [group, -group] if asymmetric else [group.abs()]
+    decides = torch.zeros_like(group, dtype=torch.bool)
+    for candidate in candidates:
+        # zero always has a code, so an end of the range on its other side is no element of the group
+        largest, where = candidate.max(0, keepdim=True)
+        decides.scatter_(0, where, decides.gather(0, where) | (largest > 0))
+    return decides
+
+
+def _round_group(
+    columns: Float[Tensor, "g N"], factor: Float[Tensor, "g g"], fitted: _Fitted, grid: Int4Grid
+) -> tuple[Float[Tensor, "g N"], Float[Tensor, "g N"]]:
+    """The group's continuous weights, and each column's error / U_jj."""
+    scales = fitted.scales
+    errors, nearest = torch.empty_like(columns), torch.empty_like(columns)
+    diagonal = factor.diagonal().tolist()
+    for j in range(len(columns)):
+        if j:
+            columns[j].addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
+        steps = (columns[j] / scales).round_().clamp_(fitted.fewest[j], fitted.most[j])
+        torch.mul(steps, scales, out=nearest[j])
+        torch.sub(columns[j], nearest[j].to(grid.scale_dtype), out=errors[j]).div_(diagonal[j])
+    room = CELL * scales.abs()
+    inside = nearest + (columns - nearest).clamp_(-room, room)
+    return torch.where(fitted.anchored, fitted.anchors, inside.clamp_(fitted.low, fitted.high)), errors
+
+
+def _inverse_factor(hessian: Float[Tensor, "K K"], damping: float, name: str) -> Float[Tensor, "K K"]:
+    """U, upper, with (H + damping · mean(diag H) · I)⁻¹ = UᵀU, in float32.
+
+    H = RRᵀ with R upper comes from the Cholesky factor of H with its rows and columns in reverse; then U = R⁻¹.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise ModelError(f"{name} is given inputs that are inf or nan, and GPTQ cannot use them; check the model")
+    reverse = hessian.double().flip(0, 1)
+    identity = torch.eye(len(reverse), dtype=reverse.dtype, device=reverse.device)
+    mean = reverse.diagonal().mean().item() or 1.0  # all zero: no input at all, round to nearest
+    for attempt in range(DAMPING_RETRIES + 1):
+        lower, failed = torch.linalg.cholesky_ex(reverse + damping * 10**attempt * mean * identity)
+        if not failed:
+            return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).float()
+    raise ModelError(
+        f"{name}: GPTQ's matrix of inputs is not positive definite with {damping * 10**DAMPING_RETRIES:g} of its mean "
+        "diagonal added; calibrate on more, or on other, sequences"
+    )

@@ -1,0 +1,74 @@
+"""Calls that survive their actor, on real Ray actors."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rayqd.actors.pool import Pool
+from rayqd.errors import DataError, WorkerError
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class Worker:
+    def echo(self, value: int) -> tuple[int, int]:
+        return value, 10 * value
+
+    def die_until(self, marker: str, deaths: int) -> tuple[int, str]:
+        """Dies `deaths` times, counted in the file `marker`, which outlives it."""
+        with open(marker, "a") as stream:
+            stream.write("x")
+        if Path(marker).stat().st_size <= deaths:
+            os._exit(1)
+        return Path(marker).stat().st_size, "alive"
+
+    def refuse(self) -> tuple[None, None]:
+        raise DataError("rows.jsonl:3: no messages")
+
+    def crash(self) -> tuple[None, None]:
+        raise ZeroDivisionError("a bug")
+
+
+def pool(count: int = 1) -> Pool:
+    actor: Any = ray.remote(Worker)
+    return Pool("rollout", [actor.options(num_cpus=0, max_restarts=-1).remote() for _ in range(count)])
+
+
+async def test_every_return_value_is_an_object_of_its_own() -> None:
+    refs = await pool().call("echo", 4, num_returns=2)
+    assert ray.get(refs) == [4, 40]
+
+
+async def test_work_of_a_dead_actor_is_done_by_its_next_life(tmp_path: Path) -> None:
+    workers = pool()
+    refs = await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)
+    assert ray.get(refs) == [2, "alive"]
+    assert workers.num_retries == 1
+
+
+async def test_work_that_kills_every_life_ends_with_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="rollout-0 died 3 times at the same work"):
+        await pool().call("die_until", str(tmp_path / "marker"), 99, num_returns=2)
+
+
+async def test_an_error_of_ours_comes_back_as_it_was_and_is_not_tried_again() -> None:
+    workers = pool()
+    with pytest.raises(DataError, match=r"^rows.jsonl:3: no messages$"):
+        await workers.call("refuse", num_returns=2)
+    assert workers.num_retries == 0
+
+
+async def test_any_other_error_names_the_worker_and_the_error() -> None:
+    with pytest.raises(WorkerError, match="^rollout-0 failed: ZeroDivisionError: a bug$"):
+        await pool().call("crash", num_returns=2)

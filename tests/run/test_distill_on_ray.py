@@ -1,0 +1,144 @@
+"""Whole runs on real actors and a real Ray Train learner; only the engine is fake and the model tiny."""
+
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from rayqd.config.resolved import to_toml
+from rayqd.engines.fake import FakeEngine
+from rayqd.errors import ConfigError, PlacementError, RunError
+from rayqd.run import distill
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+SCRIPT = """
+import functools, sys
+import rayqd.cli, rayqd.run
+from rayqd.engines.fake import FakeEngine
+rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, 128))
+sys.exit(rayqd.cli.main(["distill", *sys.argv[1:]]))
+"""
+
+
+def run(config: Any) -> tuple[Any, str]:
+    output = io.StringIO()
+    result = distill(config, Console(file=output, width=160), make_engine=functools.partial(FakeEngine, 128))
+    return result, output.getvalue()
+
+
+def steps(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == "step"]
+
+
+def test_a_run_leaves_metrics_result_checkpoints_and_an_export(tiny_config: Any) -> None:
+    config = tiny_config(rollout={"num_workers": 2}, learner={"num_workers": 2})
+    result, output = run(config)
+
+    rows = steps(result.run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["num_on_policy"] for row in rows] == [2, 2, 2, 2]
+    assert {row["staleness"] for row in rows} == {0}
+    assert all(row["loss"] > 0 and row["rollout_tokens_per_second"] > 0 for row in rows)
+    assert [row["arm"] for row in result.rows] == ["teacher", "round-to-nearest INT4", "distilled INT4"]
+    teacher, rounded, distilled = result.rows
+    assert teacher["kl_to_teacher"] == 0
+    assert rounded["kl_to_teacher"] > 0
+    assert distilled["kl_to_teacher"] != rounded["kl_to_teacher"]
+    # 4 bits and a 16-bit scale for 64 weights
+    assert rounded["bits_per_weight"] == 4 + 16 / 64
+    assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
+    assert "vllm serve" in output
+
+    again, output = run(config)
+    assert "has finished already" in output
+    assert again.rows == result.rows
+
+    changed = tiny_config(rollout={"num_workers": 1}, learner={"lr": 2e-3})
+    with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
+        run(changed)
+
+
+def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    whole = tiny_config(name="whole", learner={"steps": 6})
+    expected, _ = run(whole)
+
+    interrupted = tiny_config(name="interrupted", learner={"steps": 6})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(interrupted))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, f"@{file}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(interrupted.run_dir / "checkpoints" / "step-000002", process)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - pressed < 15
+    assert process.returncode == 130, output
+    assert output.rstrip().splitlines()[-1].startswith("rayqd: stopped")
+    assert "Traceback" not in output
+    assert not (interrupted.run_dir / "result.json").exists()
+    assert processes_of(interrupted.name) == []
+
+    resumed, output = run(interrupted)
+    assert "resuming after step" in output
+    assert [row["step"] for row in steps(resumed.run_dir)] == [1, 2, 3, 4, 5, 6]
+    left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_a_cluster_without_room_is_told_at_once(tiny_config: Any) -> None:
+    with pytest.raises(PlacementError, match=r"the cluster has .* CPUs and .* 900 rollout worker\(s\)"):
+        run(tiny_config(rollout={"num_workers": 900}))
+
+
+def test_an_error_in_a_worker_is_one_clear_line(tiny_config: Any) -> None:
+    config = tiny_config()
+
+    class Broken:
+        def __init__(self) -> None:
+            raise ConfigError("the engine does not like this")
+
+    with pytest.raises(ConfigError, match=r"^the engine does not like this$"):
+        distill(config, Console(file=io.StringIO()), make_engine=Broken)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(240):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.5)
+    raise AssertionError(f"{path} did not appear")
+
+
+def processes_of(name: str) -> list[str]:
+    """Command lines of processes that still have the run's name in their environment or arguments."""
+    time.sleep(2)
+    found: list[str] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if "ray::" in command or "raylet" in command:
+                found.append(command)
+    return found
