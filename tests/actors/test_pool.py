@@ -21,27 +21,32 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-class Worker:
-    def echo(self, value: int) -> tuple[int, int]:
-        return value, 10 * value
+def worker_class() -> type:
+    """Defined in a function, so that it travels by value: Ray's workers cannot import a test."""
 
-    def die_until(self, marker: str, deaths: int) -> tuple[int, str]:
-        """Dies `deaths` times, counted in the file `marker`, which outlives it."""
-        with open(marker, "a") as stream:
-            stream.write("x")
-        if Path(marker).stat().st_size <= deaths:
-            os._exit(1)
-        return Path(marker).stat().st_size, "alive"
+    class Worker:
+        def echo(self, value: int) -> tuple[int, int]:
+            return value, 10 * value
 
-    def refuse(self) -> tuple[None, None]:
-        raise DataError("rows.jsonl:3: no messages")
+        def die_until(self, marker: str, deaths: int) -> tuple[int, str]:
+            """Dies `deaths` times, counted in the file `marker`, which outlives it."""
+            with open(marker, "a") as stream:
+                stream.write("x")
+            if Path(marker).stat().st_size <= deaths:
+                os._exit(1)
+            return Path(marker).stat().st_size, "alive"
 
-    def crash(self) -> tuple[None, None]:
-        raise ZeroDivisionError("a bug")
+        def refuse(self) -> tuple[None, None]:
+            raise DataError("rows.jsonl:3: no messages")
+
+        def crash(self) -> tuple[None, None]:
+            raise ZeroDivisionError("a bug")
+
+    return Worker
 
 
 def pool(count: int = 1) -> Pool:
-    actor: Any = ray.remote(Worker)
+    actor: Any = ray.remote(worker_class())
     return Pool("rollout", [actor.options(num_cpus=0, max_restarts=-1).remote() for _ in range(count)])
 
 

