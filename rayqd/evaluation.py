@@ -12,10 +12,10 @@ from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
 from rayqd.learner.checkpoint import load_checkpoint
+from rayqd.learner.start import StartingPoint
 from rayqd.model.load import load_model, output_head
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.source import local_directory
-from rayqd.model.student import Student
 from rayqd.observe.quiet import quiet_driver
 from rayqd.preflight import check, load_data
 from rayqd.types import Example, Rollout, ScoredRollout
@@ -53,9 +53,9 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
 
 
 def _student(path: Path, config: Config) -> PreTrainedModel:
-    if (path / "state.json").is_file():
-        student = Student.load(local_directory(config.model.name, config.model.revision), config)
-        student.load_state_dict(load_checkpoint(path)[0]["student"])
+    if (path / "student.safetensors").is_file():
+        student = StartingPoint(config).load_student(local_directory(config.model.name, config.model.revision))
+        student.load_state_dict(load_checkpoint(path)["student"])
         return student.model
     if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")

@@ -39,7 +39,7 @@ class Follower:
 
     def _on_ready(self, event: dict[str, Any]) -> None:
         self._learner_ready = True
-        self._progress.say(f"learner ready after {event['seconds']:.0f} s")
+        self._progress.say(f"{event['role']} ready after {time.monotonic() - self._began:.0f} s")
 
     def _on_start(self, event: dict[str, Any]) -> None:
         self._run_dir.forget_metrics_after(event["step"])
@@ -49,8 +49,8 @@ class Follower:
 
     def _on_eval(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
-        what = "round-to-nearest" if event["step"] == 0 else f"after step {event['step']}"
-        self._progress.say(f"{what}: KL to teacher {event['kl_to_teacher']:.4f}, perplexity {event['perplexity']:.3f}")
+        kl, perplexity = event["kl_to_teacher"], event["perplexity"]
+        self._progress.say(f"{event['arm']}: KL to teacher {kl:.4f}, perplexity {perplexity:.3f}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
@@ -60,8 +60,8 @@ class Follower:
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
         self._progress.status(f"checkpoint {event['path']}")
 
-    def _on_finishing(self, event: dict[str, Any]) -> None:
-        self._progress.status("evaluating and exporting")
+    def _on_status(self, event: dict[str, Any]) -> None:
+        self._progress.status(event["text"])
 
     def _look_at_starting_roles(self) -> None:
         for name, seconds in self._roles.newly_ready().items():

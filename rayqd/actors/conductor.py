@@ -13,8 +13,9 @@ from rayqd.actors.clients import PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.config import Config
-from rayqd.data import ExampleSet, Plan
+from rayqd.data import ExampleSet, Plan, calibration_sequences
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
+from rayqd.types import Example, IntArray
 
 Event = dict[str, Any]
 
@@ -29,6 +30,7 @@ class Conductor:
         self._events: list[Event] = []
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
+        self._training: list[Example] = []
         self._pipeline: Pipeline | None = None
         self._heldout: asyncio.Task[list[ScoredRef]] | None = None
 
@@ -61,12 +63,18 @@ class Conductor:
             put=ray.put,
         )
         self._heldout = asyncio.create_task(self._pipeline.heldout(heldout.examples))
+        self._training = training.examples
         self._has_data.set()
 
     async def heldout(self) -> list[ScoredRef]:
         await self._has_data.wait()
         assert self._heldout is not None
         return await self._heldout
+
+    async def calibration(self) -> list[IntArray]:
+        """The first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
+        await self._has_data.wait()
+        return calibration_sequences(self._training, self._config.quant.calibration_tokens)
 
     async def batch(self, step: int) -> list[ScoredRef]:
         return await (await self._running_pipeline()).batch(step)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
+from torch import distributed
 
 from rayqd.actors.balance import balanced_shares
 from rayqd.actors.placement import Placement
 from rayqd.config import Config
 from rayqd.pipeline import ScoredRef
-from rayqd.types import Batch, ScoredRollout, WireTensor
+from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 
 class ConductorFeed:
@@ -42,6 +44,13 @@ class ConductorFeed:
 
     def heldout(self) -> list[ScoredRollout]:
         return _fetch(ray.get(self._conductor.heldout.remote()))
+
+    def calibration(self) -> list[IntArray]:
+        """Token ids of training rows, for what needs to see data before the first step."""
+        return ray.get(self._conductor.calibration.remote())
+
+    def calibrated_layer(self, done: int, total: int) -> None:
+        self.report({"event": "status", "text": f"calibrating GPTQ, layer {done} of {total}"})
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Held until the next publish: the object lives as long as somebody here refers to it."""
@@ -79,31 +88,45 @@ def learn(settings: dict[str, Any]) -> None:
     from rayqd.learner.finish import Heldout, finish
     from rayqd.learner.learner import Learner
     from rayqd.learner.loop import train as train_loop
+    from rayqd.learner.start import StartingPoint
     from rayqd.model.load import device, load_head
     from rayqd.model.source import local_directory
-    from rayqd.model.student import Student
 
     config: Config = settings["config"]
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     feed = ConductorFeed(settings["conductor"], rank, world_size)
-    began = time.perf_counter()
     source = local_directory(config.model.name, config.model.revision)
-    student = Student.load(source, config)
-    teacher_head = student.head
+    teacher_head = None
     if config.teacher.name:
         teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
-    learner = Learner(student, teacher_head, config, _sum if world_size > 1 else _nothing_to_sum)
-    feed.report({"event": "ready", "role": "learner", "seconds": time.perf_counter() - began})
-    if rank > 0:
-        train_loop(learner, feed, None, config, evaluate=None)
-        return
-    heldout = Heldout(learner, feed.heldout(), config.learner.microbatch_tokens)
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
-    baseline = train_loop(learner, feed, checkpoints, config, evaluate=heldout.student)
-    assert baseline is not None
-    feed.report({"event": "finishing", "step": config.learner.steps})
-    feed.report({"event": "finished", "rows": finish(learner, heldout, baseline, source, config)})
+    feed.report({"event": "ready", "role": "learner"})
+    heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
+    start = StartingPoint(config)
+    if rank == 0:
+        is_new = start.make(source, feed.calibration(), heldout.student, feed.calibrated_layer)
+        for arm, fidelity in start.arms.items() if is_new else []:
+            feed.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
+    if world_size > 1:
+        distributed.barrier()
+    student = start.load_student(source)
+    learner = Learner(
+        student,
+        student.head if teacher_head is None else teacher_head,
+        config,
+        _sum if world_size > 1 else _nothing_to_sum,
+    )
+    train_loop(
+        learner,
+        feed,
+        Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep),
+        config,
+        evaluate=lambda: heldout.student(student),
+        is_first_worker=rank == 0,
+    )
+    if rank == 0:
+        feed.report({"event": "status", "text": "evaluating and exporting"})
+        feed.report({"event": "finished", "rows": finish(learner, heldout, start.arms, source, config)})
 
 
 def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout]:
@@ -117,8 +140,6 @@ def _resources(placement: Placement) -> dict[str, float]:
 
 
 def _sum(tensors: list[Any]) -> None:
-    from torch import distributed
-
     for tensor in tensors:
         distributed.all_reduce(tensor)
 

@@ -49,6 +49,10 @@ class Quant(Section):
     rule: Literal["signed", "absmax", "asymmetric"] = "signed"
     """How a group's scale is chosen. signed: extreme / -8 (GGUF Q4_0's rule); absmax: amax / 7.5 (torchao's);
     asymmetric: a zero point too."""
+    init: Literal["rtn", "gptq"] = "rtn"
+    """Where training starts: rtn: the weights as they are; gptq: moved, by calibration, to where GPTQ's codes are."""
+    calibration_tokens: int = Field(default=16384, ge=1)
+    """Tokens of training rows that GPTQ looks at."""
     ignore: list[str] = ["lm_head"]
     """Linear layers left in 16 bits: names, or the last parts of names."""
 

@@ -3,6 +3,7 @@
 sources: rows  -->  template: tokens of one row  -->  examples: the rows that are kept  -->  plan: which, when
 """
 
+from rayqd.data.calibration import calibration_sequences
 from rayqd.data.examples import ExampleSet, load_examples, load_heldout, load_run_data
 from rayqd.data.plan import Plan
 from rayqd.data.sources import Message, Rows, read_rows
@@ -13,6 +14,7 @@ __all__ = [
     "Message",
     "Plan",
     "Rows",
+    "calibration_sequences",
     "load_examples",
     "load_heldout",
     "load_run_data",

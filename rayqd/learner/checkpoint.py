@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +18,7 @@ _NAME = re.compile(r"step-(\d{6,})$")
 
 
 class Checkpoints:
-    """The directories `step-000100` of a run; each holds one safetensors file a set of tensors, and state.json."""
+    """The directories `step-000100` of a run; each holds one safetensors file for each set of tensors."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -35,7 +33,7 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:06d}"
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
         """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were."""
         aside = self.directory / f".step-{step:06d}.partial"
         needed = sum(t.nbytes for group in tensors.values() for t in group.values())
@@ -44,7 +42,6 @@ class Checkpoints:
             aside.mkdir(parents=True)
             for name, group in tensors.items():
                 save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, aside / f"{name}.safetensors")
-            (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
             if self.path(step).exists():
                 shutil.rmtree(self.path(step))
             aside.rename(self.path(step))
@@ -56,14 +53,12 @@ class Checkpoints:
         return self.path(step)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The sets of tensors in a checkpoint's directory, and its state."""
+def load_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The sets of tensors in a checkpoint's directory, by name."""
     try:
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, SafetensorError, ValueError) as error:
+        return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    except (OSError, SafetensorError) as error:
         raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one") from error
-    return tensors, state
 
 
 def _storage_message(path: Path, needed: int, error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from rayqd.config import Config
@@ -25,21 +26,18 @@ class Feed(Protocol):
     def report(self, event: dict[str, Any]) -> None: ...
 
 
-Evaluate = Callable[[], Fidelity]
-
-
 def train(
-    learner: Learner, feed: Feed, checkpoints: Checkpoints | None, config: Config, *, evaluate: Evaluate | None
-) -> Fidelity | None:
-    """Train until the last step; returns how faithful the student was before the first (None where it is not asked).
-
-    Only one worker has `checkpoints` to write and something to `evaluate`; all of them resume from the same step.
-    """
-    start, baseline = _resume(learner, Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep))
+    learner: Learner,
+    feed: Feed,
+    checkpoints: Checkpoints,
+    config: Config,
+    *,
+    evaluate: Callable[[], Fidelity],
+    is_first_worker: bool,
+) -> None:
+    """Train from the last checkpoint, if there is one, to the last step; only the first worker writes and evaluates."""
+    start = _resume(learner, checkpoints)
     feed.report({"event": "start", "step": start})
-    if evaluate and baseline is None:
-        baseline = evaluate()
-        feed.report({"event": "eval", "step": 0, **_fields(baseline)})
     if config.distill.lmbda > 0:
         feed.publish(start, packed_codes(learner.student))
     for step in range(start, config.learner.steps):
@@ -48,12 +46,11 @@ def train(
         last = version == config.learner.steps
         if config.distill.lmbda > 0 and not last:
             feed.publish(version, packed_codes(learner.student))
-        if checkpoints and (last or version % config.checkpoint.every == 0):
-            path = checkpoints.save(version, learner.state_dict(), {"baseline": baseline and _fields(baseline)})
+        if is_first_worker and (last or version % config.checkpoint.every == 0):
+            path = checkpoints.save(version, learner.state_dict())
             feed.report({"event": "checkpoint", "step": version, "path": str(path)})
-        if evaluate and config.eval.every and version % config.eval.every == 0 and not last:
-            feed.report({"event": "eval", "step": version, **_fields(evaluate())})
-    return baseline
+        if is_first_worker and config.eval.every and version % config.eval.every == 0 and not last:
+            feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
 
 
 def packed_codes(student: Student) -> dict[str, WireTensor]:
@@ -65,13 +62,12 @@ def packed_codes(student: Student) -> dict[str, WireTensor]:
     }
 
 
-def _resume(learner: Learner, checkpoints: Checkpoints) -> tuple[int, Fidelity | None]:
+def _resume(learner: Learner, checkpoints: Checkpoints) -> int:
     steps = checkpoints.steps()
     if not steps:
-        return 0, None
-    tensors, state = load_checkpoint(checkpoints.path(steps[-1]))
-    learner.load_state_dict(tensors)
-    return steps[-1], Fidelity(**state["baseline"]) if state["baseline"] else None
+        return 0
+    learner.load_state_dict(load_checkpoint(checkpoints.path(steps[-1])))
+    return steps[-1]
 
 
 def _one_step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
@@ -101,11 +97,3 @@ def _one_step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
             "learner_tokens_per_second": batch.num_tokens / (done - ready),
         }
     )
-
-
-def _fields(fidelity: Fidelity) -> dict[str, Any]:
-    return {
-        "kl_to_teacher": fidelity.kl_to_teacher,
-        "perplexity": fidelity.perplexity,
-        "num_tokens": fidelity.num_tokens,
-    }

@@ -47,8 +47,8 @@ def calibrate(
 ) -> None:
     """Replace each quantizable linear's weight by one that `grid` rounds to GPTQ's codes, see `rayqd.quant.gptq`.
 
-    `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs alone. Layers outside the
-    decoder layers, and those that no token reaches, keep their weights and so are rounded to nearest.
+    `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs alone. Linears outside
+    the decoder layers, and those that no token reaches, keep their weights and so are rounded to nearest.
 
     Raises ConfigError when there are no sequences, ModelError when the model has no list of decoder layers.
     """
@@ -128,7 +128,9 @@ def _run(layer: nn.Module, index: int, chunk: _Chunk) -> Tensor:
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ModelError(f"GPTQ does not find the decoder layers of {type(model).__name__}; start from rounding instead")
+        raise ModelError(
+            f"GPTQ does not find the decoder layers of {type(model).__name__}; start from rounding instead"
+        )
     return layers
 
 

@@ -26,9 +26,9 @@ from rayqd.quant.grid import Int4Grid
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-# Half-width, in scales, of the part of a cell where a weight may lie. A bfloat16 is off by 2^-9 of its size, which is
-# at most 15.5 scales, so after the cast 0.46 + 0.03 is still nearer to this code than to the next.
-CELL = 0.46
+# Half-width, in scales, of the part of a cell where a weight may lie. A bfloat16 is off by up to 2^-8 of its size, and
+# that is at most 15.43 scales: after the cast 0.43 + 0.061 is still nearer to this code than to the next.
+CELL = 0.43
 
 DAMPING_RETRIES = 3
 
@@ -83,7 +83,7 @@ def _fit(group: Float[Tensor, "g N"], grid: Int4Grid, name: str) -> _Fitted:
     )
     int4.check_finite(group, scales, name=name)
     scales = torch.where(scales == 0, 1.0, scales.float()).squeeze(-1)
-    zeros = 0.0 if zero_points is None else zero_points.float().squeeze(-1)
+    zeros = torch.zeros_like(scales) if zero_points is None else zero_points.float().squeeze(-1)
     low, high = anchors.amin(0).clamp(max=0), anchors.amax(0).clamp(min=0)
     if zero_points is None:
         high = torch.maximum(high, -low)
@@ -115,7 +115,7 @@ def _round_group(
     """The group's continuous weights, and each column's error / U_jj."""
     scales = fitted.scales
     errors, nearest = torch.empty_like(columns), torch.empty_like(columns)
-    diagonal = factor.diagonal().tolist()
+    diagonal = factor.diagonal()
     for j in range(len(columns)):
         if j:
             columns[j].addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
@@ -138,10 +138,20 @@ def _inverse_factor(hessian: Float[Tensor, "K K"], damping: float, name: str) ->
     identity = torch.eye(len(reverse), dtype=reverse.dtype, device=reverse.device)
     mean = reverse.diagonal().mean().item() or 1.0  # all zero: no input at all, round to nearest
     for attempt in range(DAMPING_RETRIES + 1):
-        lower, failed = torch.linalg.cholesky_ex(reverse + damping * 10**attempt * mean * identity)
+        lower, failed = _cholesky(reverse + damping * 10**attempt * mean * identity)
         if not failed:
-            return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True).float()
+            return _inverse_of_upper(lower.flip(0, 1)).float()
     raise ModelError(
         f"{name}: GPTQ's matrix of inputs is not positive definite with {damping * 10**DAMPING_RETRIES:g} of its mean "
         "diagonal added; calibrate on more, or on other, sequences"
     )
+
+
+def _cholesky(matrix: Tensor) -> tuple[Tensor, bool]:
+    lower, failed = torch.linalg.cholesky_ex(matrix)  # pyright: ignore
+    return lower, bool(failed)  # pyright: ignore
+
+
+def _inverse_of_upper(matrix: Tensor) -> Tensor:
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.solve_triangular(matrix, identity, upper=True)  # pyright: ignore

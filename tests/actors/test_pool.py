@@ -75,5 +75,5 @@ async def test_an_error_of_ours_comes_back_as_it_was_and_is_not_tried_again() ->
 
 
 async def test_any_other_error_names_the_worker_and_the_error() -> None:
-    with pytest.raises(WorkerError, match="^rollout-0 failed: ZeroDivisionError: a bug$"):
+    with pytest.raises(WorkerError, match=r"^rollout-0 failed: ZeroDivisionError: a bug$"):
         await pool().call("crash", num_returns=2)

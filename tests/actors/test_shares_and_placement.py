@@ -42,6 +42,7 @@ def test_a_cluster_without_room_says_who_needs_what() -> None:
     with pytest.raises(PlacementError) as caught:
         place(config(rollout=40, teacher=8), cpus=2, gpus=0, cores_per_node=2)
     assert str(caught.value) == (
-        "the cluster has 2 CPUs and 0 GPUs; 40 rollout worker(s), 8 teacher worker(s), 1 learner worker(s) need at least "
-        "0.05 CPUs each: add nodes, or lower rollout.num_workers, teacher.num_workers or learner.num_workers"
+        "the cluster has 2 CPUs and 0 GPUs; 40 rollout worker(s), 8 teacher worker(s), 1 learner worker(s) "
+        "need at least 0.05 CPUs each: add nodes, or lower rollout.num_workers, teacher.num_workers or "
+        "learner.num_workers"
     )

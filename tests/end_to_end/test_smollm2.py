@@ -1,4 +1,4 @@
-"""The real thing, small: SmolLM2-135M, a real vLLM engine, real actors, interrupted and resumed from the command line."""
+"""The real thing, small: SmolLM2-135M, vLLM, real actors, interrupted and resumed from the command line."""
 
 import importlib.util
 import json
@@ -13,8 +13,8 @@ import torch
 
 from rayqd.config.load import load_config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.start import StartingPoint
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
-from rayqd.model.student import Student
 from rayqd.quant.checkpoint import read_quantized
 
 pytestmark = [
@@ -70,8 +70,8 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple
 def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]) -> None:
     run_dir, _ = finished
     config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = Student.load(local_directory(config.model.name), config)
-    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))[0]["student"])
+    student = StartingPoint(config).load_student(local_directory(config.model.name))
+    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     exported = read_quantized(run_dir / "export")
     trained = dict(student.quantized())
     assert exported.keys() == trained.keys()
@@ -86,8 +86,8 @@ def test_transformers_loads_the_export_with_every_weight_bit_equal(finished: tup
 
     run_dir, _ = finished
     config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = Student.load(local_directory(config.model.name), config)
-    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))[0]["student"])
+    student = StartingPoint(config).load_student(local_directory(config.model.name))
+    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], return_tensors="pt", return_dict=False)
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export")

@@ -132,12 +132,12 @@ def test_a_resumed_learner_goes_on_to_the_bit(
     straight = make(tiny_model, config)
     for step in range(2):
         straight.step(step, batch, 35)
-    path = Checkpoints(tmp_path, keep=1).save(2, straight.state_dict(), {})
+    path = Checkpoints(tmp_path, keep=1).save(2, straight.state_dict())
     for step in range(2, 4):
         straight.step(step, batch, 35)
 
     resumed = make(tiny_model, config)
-    resumed.load_state_dict(load_checkpoint(path)[0])
+    resumed.load_state_dict(load_checkpoint(path))
     for step in range(2, 4):
         resumed.step(step, batch, 35)
     expected, actual = straight.state_dict(), resumed.state_dict()
