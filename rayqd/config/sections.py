@@ -81,8 +81,9 @@ class Data(Section):
     """Tokens of prompt and completion together; longer prompts are left out, longer completions too."""
     min_room: int = Field(default=32, ge=1)
     """A prompt must leave at least this many tokens for its completion."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be read stops the run, or is left out, counted and reported."""
+    on_bad_row: Literal["auto", "error", "skip"] = "auto"
+    """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file of
+    yours, skip in a data set of the hub."""
 
 
 class Distill(Section):

@@ -21,7 +21,7 @@ QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
 MAX_REASONS = 5
 
 Message = dict[str, str]  # "role", one of ROLES, and "content"
-OnBadRow = Literal["error", "skip"]
+OnBadRow = Literal["auto", "error", "skip"]
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
 
     def reject(self, index: int, what: str) -> None:
         """Declares the row at `index` broken: counts it, or raises DataError with its place and what to do."""
-        if self._on_bad_row == "error":
+        if self._on_bad_row != "skip":
             raise DataError(f'{self._where(index)}: {what}; fix it or set data.on_bad_row = "skip"')
         if len(self.reasons) < MAX_REASONS:
             self.reasons.append(f"{self._where(index)}: {what}")
@@ -70,6 +70,7 @@ def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
     """Rows of "quickstart", of a .jsonl file, or of a data set on the hub.
 
     A file is checked whole before this returns, a hub set row by row as it is read; `split` means nothing to a file.
+    With `on_bad_row` auto a broken row of a file is an error, and one of the hub, whose rows nobody can mend, is skipped.
     Raises DataError for a source that is missing or cannot be reached, and for a broken row unless those are skipped.
     """
     if source == "quickstart":
@@ -78,7 +79,7 @@ def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
     is_no_id = source.startswith((".", "/", "~")) and not path.is_dir()
     if path.is_file() or path.suffix in (".jsonl", ".json") or is_no_id:
         return _read_jsonl(path, on_bad_row)
-    return _read_hub(source, split, on_bad_row)
+    return _read_hub(source, split, "skip" if on_bad_row == "auto" else on_bad_row)
 
 
 def parse_row(row: object) -> list[Message]:

@@ -158,6 +158,16 @@ def test_a_broken_row_of_a_hub_set_names_the_row(monkeypatch: pytest.MonkeyPatch
         rows.row(1)
 
 
+def test_left_to_itself_a_broken_row_stops_a_file_and_is_left_out_of_a_hub_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the last message"):
+        read_rows(_write(tmp_path / "rows.jsonl", json.dumps({"messages": [USER]})), "train", on_bad_row="auto")
+    _hub(monkeypatch, [{"messages": [USER]}])
+    rows = read_rows("some/set", "train", on_bad_row="auto")
+    assert (rows.row(0), rows.num_skipped) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("raised", "said"),
     [
