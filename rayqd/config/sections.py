@@ -82,8 +82,8 @@ class Data(Section):
     min_room: int = Field(default=32, ge=1)
     """A prompt must leave at least this many tokens for its completion."""
     on_bad_row: Literal["auto", "error", "skip"] = "auto"
-    """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file of
-    yours, skip in a data set of the hub."""
+    """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file
+    of yours, skip in a data set of the hub."""
 
 
 class Distill(Section):

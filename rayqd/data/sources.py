@@ -70,7 +70,7 @@ def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
     """Rows of "quickstart", of a .jsonl file, or of a data set on the hub.
 
     A file is checked whole before this returns, a hub set row by row as it is read; `split` means nothing to a file.
-    With `on_bad_row` auto a broken row of a file is an error, and one of the hub, whose rows nobody can mend, is skipped.
+    With `on_bad_row` auto a broken row is an error in a file, and skipped in a hub set, which its user cannot mend.
     Raises DataError for a source that is missing or cannot be reached, and for a broken row unless those are skipped.
     """
     if source == "quickstart":
