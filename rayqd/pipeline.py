@@ -10,8 +10,7 @@
         learner ── publish(version, weights) ─► used by every rollout that starts from now on
 
 The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
-because they start when a step no earlier than that is asked for and its weights are published. Sequences that
-come from the data wait for no weights, so the teacher reads them one step further ahead.
+because they start when a step no earlier than that is asked for and its weights are published.
 """
 
 from __future__ import annotations
@@ -109,8 +108,6 @@ class Pipeline:
         for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
             self._start(ahead, on_policy=True)
             self._start(ahead, on_policy=False)
-        if step + self._max_staleness + 1 < self._num_steps:
-            self._start(step + self._max_staleness + 1, on_policy=False)
         written, read = await asyncio.gather(self._tasks[step, True], self._tasks[step, False])
         return sorted(written + read, key=lambda scored: scored.rollout.index)
 

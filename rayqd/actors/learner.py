@@ -77,7 +77,7 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
         run_config=train.RunConfig(
             name=f"{config.name}-{time.time_ns()}",
             storage_path=str(storage),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(placement.threads_each)}},
+            worker_runtime_env={"env_vars": placement.environment},
         ),
     )
 

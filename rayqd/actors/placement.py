@@ -19,6 +19,11 @@ class Placement:
     gpus_each: float  # 1, a fraction where roles share a GPU, or 0
     threads_each: int  # of torch and vLLM
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every worker's process. A thread that waits must sleep: others need its core when the roles share them."""
+        return {"OMP_NUM_THREADS": str(self.threads_each), "OMP_WAIT_POLICY": "PASSIVE"}
+
 
 def num_workers(config: Config) -> dict[str, int]:
     """Workers by role; no rollout workers when nothing is on-policy."""

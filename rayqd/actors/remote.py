@@ -64,7 +64,7 @@ def _role(cls: type, config: Config, placement: Placement) -> Any:
         num_gpus=placement.gpus_each,
         max_restarts=-1,
         max_task_retries=0,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(placement.threads_each)}},
+        runtime_env={"env_vars": placement.environment},
     )(cls)
 
 
