@@ -39,10 +39,10 @@ class Follower:
 
     def _on_ready(self, event: dict[str, Any]) -> None:
         self._learner_ready = True
+        self._run_dir.forget_metrics_after(event["step"])
         self._progress.say(f"{event['role']} ready after {time.monotonic() - self._began:.0f} s")
 
     def _on_start(self, event: dict[str, Any]) -> None:
-        self._run_dir.forget_metrics_after(event["step"])
         if event["step"]:
             self._progress.say(f"resuming after step {event['step']}")
         self._progress.begin_steps()

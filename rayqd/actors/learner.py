@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import train
@@ -18,6 +18,9 @@ from rayqd.actors.placement import Placement
 from rayqd.config import Config
 from rayqd.pipeline import ScoredRef
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
+
+if TYPE_CHECKING:
+    from rayqd.evals.fidelity import Fidelity
 
 
 class ConductorFeed:
@@ -48,6 +51,9 @@ class ConductorFeed:
     def calibration(self) -> list[IntArray]:
         """Token ids of training rows, for what needs to see data before the first step."""
         return ray.get(self._conductor.calibration.remote())
+
+    def untrained_arm(self, arm: str, fidelity: Fidelity) -> None:
+        self.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
 
     def calibrated_layer(self, done: int, total: int) -> None:
         self.report({"event": "status", "text": f"calibrating GPTQ, layer {done} of {total}"})
@@ -100,13 +106,12 @@ def learn(settings: dict[str, Any]) -> None:
     teacher_head = None
     if config.teacher.name:
         teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
-    feed.report({"event": "ready", "role": "learner"})
-    heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
     start = StartingPoint(config)
+    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
+    feed.report({"event": "ready", "role": "learner", "step": max([-1 if start.is_new else 0, *checkpoints.steps()])})
+    heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
-        is_new = start.make(source, feed.calibration(), heldout.student, feed.calibrated_layer)
-        for arm, fidelity in start.arms.items() if is_new else []:
-            feed.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
+        start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
     if world_size > 1:
         distributed.barrier()
     student = start.load_student(source)
@@ -119,7 +124,7 @@ def learn(settings: dict[str, Any]) -> None:
     train_loop(
         learner,
         feed,
-        Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep),
+        checkpoints,
         config,
         evaluate=lambda: heldout.student(student),
         is_first_worker=rank == 0,

@@ -21,8 +21,8 @@ class Placement:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every worker's process. A thread that waits must sleep: others need its core when the roles share them."""
-        return {"OMP_NUM_THREADS": str(self.threads_each), "OMP_WAIT_POLICY": "PASSIVE"}
+        """Of every worker's process; Ray would set one thread for each CPU in its books."""
+        return {"OMP_NUM_THREADS": str(self.threads_each)}
 
 
 def num_workers(config: Config) -> dict[str, int]:

@@ -31,6 +31,7 @@ ROUND_TO_NEAREST = "round-to-nearest INT4"
 GPTQ = "GPTQ INT4"
 
 Evaluate = Callable[[Student], Fidelity]
+OnArm = Callable[[str, Fidelity], None]
 
 
 class StartingPoint:
@@ -40,15 +41,24 @@ class StartingPoint:
         self._config = config
         self._directory = config.run_dir / "start"
 
-    def make(self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, on_layer: OnLayer) -> bool:
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been made yet."""
+        return not self._directory.is_dir()
+
+    def make(
+        self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, on_arm: OnArm, on_layer: OnLayer
+    ) -> None:
         """Measure round-to-nearest and, if `quant.init` is gptq, calibrate on `sequences` and measure that too.
 
-        Returns False, having done nothing, where that was done before. Raises StorageError when it cannot be kept.
+        Does nothing where that was done before. `on_arm` hears of each arm as soon as it is measured. Raises
+        StorageError when the result cannot be kept.
         """
-        if self._directory.is_dir():
-            return False
+        if not self.is_new:
+            return
         config = self._config
         arms = {ROUND_TO_NEAREST: evaluate(Student.load(source, config))}
+        on_arm(ROUND_TO_NEAREST, arms[ROUND_TO_NEAREST])
         weights = {}
         if config.quant.init == "gptq":
             model = load_model(source, config.model.dtype)
@@ -57,8 +67,8 @@ class StartingPoint:
             calibrate(model, config.quant, grid, sequences, max_batch_tokens=batch_tokens, on_layer=on_layer)
             weights = {n: m.weight.detach().cpu().clone() for n, m in quantizable_layers(model, config.quant).items()}
             arms[GPTQ] = evaluate(Student(model, config))
+            on_arm(GPTQ, arms[GPTQ])
         self._keep(arms, weights)
-        return True
 
     def load_student(self, source: Path) -> Student:
         """The untrained student, its weights where `make` left them."""
