@@ -30,6 +30,7 @@ FLAGS = [
     "--learner.batch_size=4",
     "--rollout.max_new_tokens=24",
     "--eval.num_rows=4",
+    "--quant.calibration_tokens=512",
     "--checkpoint.every=1",
 ]
 
@@ -61,7 +62,7 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple
     assert [row["step"] for row in rows if row["event"] == "step"] == [1, 2]
     assert [row["num_on_policy"] for row in rows if row["event"] == "step"] == [2, 2]
     assert "resuming after step 1" in output
-    for arm in ("teacher", "round-to-nearest INT4", "distilled INT4"):
+    for arm in ("teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"):
         assert arm in output
     assert "vllm serve" in output
     assert "WARNING" not in output

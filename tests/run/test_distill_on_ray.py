@@ -75,10 +75,12 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(tiny_config: Any)
 def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not(
     tiny_config: Any, tmp_path: Path
 ) -> None:
-    whole = tiny_config(name="whole", learner={"steps": 6})
-    expected, _ = run(whole)
+    gptq = {"init": "gptq", "calibration_tokens": 400}
+    expected, _ = run(tiny_config(name="whole", learner={"steps": 6}, quant=gptq))
+    arms = ["teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
+    assert [row["arm"] for row in expected.rows] == arms
 
-    interrupted = tiny_config(name="interrupted", learner={"steps": 6})
+    interrupted = tiny_config(name="interrupted", learner={"steps": 6}, quant=gptq)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(interrupted))
     process = subprocess.Popen(
