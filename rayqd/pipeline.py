@@ -3,10 +3,9 @@
         learner ── batch(step) ──► start every step up to step + max_staleness
                                         │
               on-policy: prompts ─► rollouts.write(…, newest weights) ─┐
-              off-policy: the data's own completions ──────────────────┤
-                                                                       ▼
-                                                             teachers.score(…)
-        learner ◄── the step's scored sequences ───────────────────────┘
+              off-policy: the data's own completions ──────────────────┴─► teachers.score(…)
+                                                                                │
+        learner ◄── the step's scored sequences ────────────────────────────────┘
         learner ── publish(version, weights) ─► used by every rollout that starts from now on
 
 The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
@@ -85,7 +84,7 @@ class Pipeline:
         self._put = put
         self._weights = Weights(version=-1, tensors=None)
         self._published = asyncio.Event()
-        self._tasks: dict[tuple[int, bool], asyncio.Task[list[ScoredRef]]] = {}
+        self._tasks: dict[int, asyncio.Task[list[ScoredRef]]] = {}
 
     def publish(self, weights: Weights) -> None:
         """From now on rollouts start with these. A learner that went back to a checkpoint gets everything made anew."""
@@ -106,33 +105,25 @@ class Pipeline:
             await self._published.wait()
         self._forget_before(step)
         for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
-            self._start(ahead, on_policy=True)
-            self._start(ahead, on_policy=False)
-        written, read = await asyncio.gather(self._tasks[step, True], self._tasks[step, False])
-        return sorted(written + read, key=lambda scored: scored.rollout.index)
+            if ahead not in self._tasks:
+                self._tasks[ahead] = asyncio.create_task(self._make(ahead, self._weights))
+        return await self._tasks[step]
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
         """The teacher's view of rows that are never trained on."""
         return await self._score([self._from_data(-1, index, example) for index, example in enumerate(examples)])
 
-    def _start(self, step: int, *, on_policy: bool) -> None:
-        if (step, on_policy) not in self._tasks:
-            sequences = [s for s in self._plan.step(step) if s.on_policy == on_policy]
-            work = self._write_and_score(sequences) if on_policy else self._read_and_score(sequences)
-            self._tasks[step, on_policy] = asyncio.create_task(work)
-
-    async def _write_and_score(self, sequences: list[PlannedSequence]) -> list[ScoredRef]:
-        if not sequences:
-            return []
-        prompts = [self._examples[s.example] for s in sequences]
-        return await self._score(await self._rollouts.write(sequences, prompts, self._weights))
-
-    async def _read_and_score(self, sequences: list[PlannedSequence]) -> list[ScoredRef]:
-        return await self._score([self._from_data(s.step, s.index, self._examples[s.example]) for s in sequences])
+    async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
+        """The teacher reads all of a step at once: where roles share cores, it and the rollouts slow each other."""
+        planned = self._plan.step(step)
+        on_policy = [s for s in planned if s.on_policy]
+        rollouts = [self._from_data(step, s.index, self._examples[s.example]) for s in planned if not s.on_policy]
+        if on_policy:
+            prompts = [self._examples[s.example] for s in on_policy]
+            rollouts += await self._rollouts.write(on_policy, prompts, weights)
+        return await self._score(sorted(rollouts, key=lambda rollout: rollout.index))
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
-        if not rollouts:
-            return []
         scores = await self._teachers.score(rollouts)
         return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
@@ -148,5 +139,5 @@ class Pipeline:
         )
 
     def _forget_before(self, step: int) -> None:
-        for key in [key for key in self._tasks if key[0] < step]:
-            del self._tasks[key]
+        for earlier in [s for s in self._tasks if s < step]:
+            del self._tasks[earlier]
