@@ -20,6 +20,7 @@ from rayqd.config.help import settings_help
 from rayqd.config.load import config_of, load_config, unexpected
 from rayqd.config.resolved import to_toml
 from rayqd.errors import ConfigError, RayqdError
+from rayqd.observe.quiet import quiet_driver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ def _command(name: str) -> Command:
 
 def _distill(words: Sequence[str]) -> int:
     config = load_config(words)
+    quiet_driver()
     from rayqd.run import distill
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
@@ -91,6 +93,7 @@ def _evaluate(words: Sequence[str]) -> int:
     arguments = read_arguments(words)
     path = _operand(arguments, "eval", "a run's directory or one of its checkpoints")
     config = config_of(arguments, before=_settings_of_run(path))
+    quiet_driver()
     from rayqd.evaluation import evaluate
 
     evaluate(path, config)

@@ -16,7 +16,6 @@ from rayqd.learner.start import StartingPoint
 from rayqd.model.load import load_model, output_head
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.source import local_directory
-from rayqd.observe.quiet import quiet_driver
 from rayqd.preflight import check, load_data
 from rayqd.types import Example, Rollout, ScoredRollout
 
@@ -29,7 +28,6 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
 
     Prints them, and keeps them in `eval/` of the run's directory when `path` lies in one.
     """
-    quiet_driver()
     console = console or Console()
     checked = check(config)
     _, heldout = load_data(checked, config)

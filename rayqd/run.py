@@ -20,7 +20,6 @@ from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.follow import Follower
 from rayqd.observe.progress import Progress
-from rayqd.observe.quiet import quiet_driver
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
@@ -44,6 +43,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
     line what is wrong.
     """
     console = console or Console()
+    config = _with_absolute_paths(config)
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
@@ -59,7 +59,6 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
 
 
 def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: MakeEngine | None) -> dict[str, Any]:
-    quiet_driver()
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
         progress.say(f"{config.name}: {config.model.name} to INT4, groups of {config.quant.group_size}")
@@ -83,3 +82,19 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         "num_steps": config.learner.steps,
         "export": str(run_dir.path / "export"),
     }
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Every worker has a working directory of its own, so a path means something only if it is whole."""
+
+    def whole(name: str | None) -> str | None:
+        path = Path(name).expanduser() if name else None
+        return str(path.absolute()) if path and path.exists() else name
+
+    return config.model_copy(
+        update={
+            "runs_dir": config.runs_dir.absolute(),
+            "model": config.model.model_copy(update={"name": whole(config.model.name)}),
+            "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name)}),
+        }
+    )

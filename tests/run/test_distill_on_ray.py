@@ -43,8 +43,14 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == "step"]
 
 
-def test_a_run_leaves_metrics_result_checkpoints_and_an_export(tiny_config: Any) -> None:
-    config = tiny_config(rollout={"num_workers": 2}, learner={"num_workers": 2})
+def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(
+        tmp_path
+    )  # workers have working directories of their own: a relative path must still be the user's
+    relative = Path("runs")
+    config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2})
     result, output = run(config)
 
     rows = steps(result.run_dir)
@@ -67,7 +73,11 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(tiny_config: Any)
     assert "has finished already" in output
     assert again.rows == result.rows
 
-    changed = tiny_config(rollout={"num_workers": 1}, learner={"lr": 2e-3})
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        p.name for p in (relative / "tiny/export").iterdir()
+    }
+
+    changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3})
     with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
         run(changed)
 
