@@ -46,9 +46,8 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(
-        tmp_path
-    )  # workers have working directories of their own: a relative path must still be the user's
+    # Workers have working directories of their own: a relative path must still be the user's.
+    monkeypatch.chdir(tmp_path)
     relative = Path("runs")
     config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2})
     result, output = run(config)
@@ -73,9 +72,8 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     assert "has finished already" in output
     assert again.rows == result.rows
 
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
-        p.name for p in (relative / "tiny/export").iterdir()
-    }
+    exported = {path.name for path in (relative / "tiny" / "export").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
 
     changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3})
     with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
