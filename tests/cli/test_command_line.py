@@ -19,7 +19,7 @@ HEAVY = {"torch", "ray", "vllm", "transformers", "datasets", "numpy"}
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """A stand-in for rayqd.run that records its calls."""
+    """A stand-in for rayqd.run and rayqd.evaluation that records its calls."""
     calls: list[tuple] = []
     module = types.SimpleNamespace(
         calls=calls,
@@ -27,6 +27,7 @@ def run_module(monkeypatch):
         evaluate=lambda path, config: calls.append((path, config)),
     )
     monkeypatch.setitem(sys.modules, "rayqd.run", module)
+    monkeypatch.setitem(sys.modules, "rayqd.evaluation", module)
     return module
 
 
@@ -120,7 +121,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run_module, capsys):
 
     run_module.distill = interrupt
     assert main(["distill"]) == 130
-    assert capsys.readouterr().err == "rayqd: stopped\n"
+    assert capsys.readouterr().err == "rayqd: stopped; the same command goes on from the last checkpoint\n"
 
 
 def test_a_reader_that_leaves_early_causes_no_complaint():

@@ -107,9 +107,9 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (["--group-size", "64"], "flag --group_size=64: unknown setting group_size; did you mean quant.group_size?"),
         (["--model.beta", "1"], "flag --model.beta=1: unknown setting model.beta; did you mean distill.beta?"),
         (
-            ["--quant.bits", "4"],
-            "flag --quant.bits=4: unknown setting quant.bits; "
-            "there are quant.format, quant.group_size, quant.rule, quant.ignore",
+            ["--quant.zzz", "4"],
+            "flag --quant.zzz=4: unknown setting quant.zzz; "
+            "there are quant.format, quant.group_size, quant.rule, quant.init, quant.calibration_tokens, quant.ignore",
         ),
         (["--zzz", "1"], "flag --zzz=1: unknown setting zzz; `rayqd distill --help` lists every setting"),
         (["--model", "x"], "flag --model=x: is a section; set model.name, model.revision, model.dtype"),
