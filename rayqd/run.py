@@ -2,7 +2,7 @@
 
 check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
                                                 │
-                   rollouts and teachers load their models while the data is read and the learner starts
+                   rollouts and teachers load their models while the learner starts
 """
 
 from __future__ import annotations
@@ -63,14 +63,13 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
     with Progress(console, config.learner.steps) as progress:
         progress.say(f"{config.name}: {config.model.name} to INT4, groups of {config.quant.group_size}")
         progress.status("checking model and configuration")
-        checked = check(config)
+        training, heldout = load_data(check(config), config)
+        progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
         progress.status("starting Ray")
         with connect(config) as cluster:
             run_dir.link_logs(cluster.log_dir)
             roles = Roles(config, cluster, make_engine)
-            training, heldout = load_data(checked, config)
             roles.set_data(training, heldout)
-            progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
             follower = Follower(roles, config, run_dir, progress)
             finished = follower.until_finished()
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
