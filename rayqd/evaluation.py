@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 
 from rayqd.config import Config
@@ -13,7 +14,7 @@ from rayqd.errors import ModelError
 from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.start import StartingPoint
-from rayqd.model.load import load_model, output_head
+from rayqd.model.load import device, load_model, output_head
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.source import local_directory
 from rayqd.preflight import check, load_data
@@ -58,7 +59,10 @@ def _student(path: Path, config: Config) -> PreTrainedModel:
     if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")
     directory = path / "export" if (path / "export").is_dir() else path
-    return load_model(local_directory(str(directory.absolute())), config.model.dtype)
+    model = load_model(local_directory(str(directory.absolute())), config.model.dtype)
+    with torch.no_grad():  # compressed weights are unpacked by the first call of the whole model
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device()))
+    return model
 
 
 def _scored(examples: list[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
