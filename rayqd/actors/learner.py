@@ -60,9 +60,8 @@ class ConductorFeed:
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Held until the next publish: the object lives as long as somebody here refers to it."""
-        if self._rank == 0:
-            self._published = ray.put(dict(tensors))
-            ray.get(self._conductor.publish.remote(version, [self._published]))
+        self._published = ray.put(dict(tensors))
+        ray.get(self._conductor.publish.remote(version, [self._published]))
 
     def report(self, event: dict[str, Any]) -> None:
         if self._rank == 0:

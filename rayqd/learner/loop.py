@@ -38,13 +38,14 @@ def train(
     """Train from the last checkpoint, if there is one, to the last step; only the first worker writes and evaluates."""
     start = _resume(learner, checkpoints)
     feed.report({"event": "start", "step": start})
-    if config.distill.lmbda > 0:
+    publishes = is_first_worker and config.distill.lmbda > 0
+    if publishes:
         feed.publish(start, packed_codes(learner.student))
     for step in range(start, config.learner.steps):
         _one_step(learner, feed, config, step)
         version = step + 1
         last = version == config.learner.steps
-        if config.distill.lmbda > 0 and not last:
+        if publishes and not last:
             feed.publish(version, packed_codes(learner.student))
         if is_first_worker and (last or version % config.checkpoint.every == 0):
             path = checkpoints.save(version, learner.state_dict())
