@@ -24,18 +24,28 @@ class Follower:
         self._began = time.monotonic()
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
+        self._num_seen = 0
         self.learner_seconds = 0.0
 
     def until_finished(self) -> dict[str, Any]:
         """The learner's last event, which carries the result's rows."""
-        seen = 0
-        while True:
-            self._look_at_starting_roles()
-            for event in self._roles.events(seen, _POLL_SECONDS):
-                seen += 1
-                if event["event"] == "finished":
-                    return event
-                getattr(self, f"_on_{event['event']}")(event)
+        try:
+            while True:
+                self._look_at_starting_roles()
+                if finished := self._take_events(_POLL_SECONDS):
+                    return finished
+        except KeyboardInterrupt:
+            # A checkpoint may be there of steps not heard of yet; a resumed run will not do them again.
+            self._take_events(timeout_seconds=0.1)
+            raise
+
+    def _take_events(self, timeout_seconds: float) -> dict[str, Any] | None:
+        for event in self._roles.events(self._num_seen, timeout_seconds):
+            self._num_seen += 1
+            if event["event"] == "finished":
+                return event
+            getattr(self, f"_on_{event['event']}")(event)
+        return None
 
     def _on_ready(self, event: dict[str, Any]) -> None:
         self._learner_ready = True
