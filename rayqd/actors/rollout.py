@@ -77,7 +77,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
 
     def make() -> Engine:
         from rayqd.engines.vllm import VLLMEngine
-        from rayqd.model.initial import initial_checkpoint
+        from rayqd.export.initial import initial_checkpoint
         from rayqd.model.load import context_length
         from rayqd.model.source import local_directory
 

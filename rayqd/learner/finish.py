@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rayqd.config import Config
 from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
+from rayqd.export.write import export, weight_bytes
 from rayqd.learner.learner import Learner
-from rayqd.model.export import export, weight_bytes
 from rayqd.model.student import Student
 from rayqd.types import ScoredRollout
 

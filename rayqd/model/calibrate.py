@@ -18,7 +18,7 @@ from rayqd.config.sections import Quant
 from rayqd.errors import ConfigError, ModelError
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.gptq import gptq
-from rayqd.quant.grid import Int4Grid
+from rayqd.quant.int4 import Int4Grid
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
-"""4-bit grids, the layers they apply to, and the files they are stored in."""
+"""4-bit grids, the layers they apply to, and the methods that round without training."""
 
-from rayqd.quant.grid import Grid, Quantized, make_grid
+from rayqd.quant.formats import make_grid
+from rayqd.quant.grid import Grid, Quantized
 from rayqd.quant.select import quantizable_layers
 
 __all__ = ["Grid", "Quantized", "make_grid", "quantizable_layers"]

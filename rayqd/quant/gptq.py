@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayqd.errors import ModelError
 from rayqd.quant import int4
-from rayqd.quant.grid import Int4Grid
+from rayqd.quant.int4 import Int4Grid
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

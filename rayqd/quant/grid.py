@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Quant
-from rayqd.quant import int4
-
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
 
@@ -68,42 +65,7 @@ class Grid(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Int4Grid:
-    """Sixteen evenly spaced codes a group; see `rayqd.quant.int4` for the rules and the order of the roundings."""
-
-    quant_group_size: int
-    scale_dtype: torch.dtype
-    rule: int4.Rule
-
-    @property
-    def bits_per_weight(self) -> float:
-        zero_point_bits = 4 if self.rule == "asymmetric" else 0
-        return 4 + (8 * self.scale_dtype.itemsize + zero_point_bits) / self.quant_group_size
-
-    @torch.no_grad()
-    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
-        scales, zero_points = int4.choose_scales(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
-        )
-        int4.check_finite(weight, scales, name=name)
-        return Quantized(int4.choose_codes(weight, scales, zero_points), scales, zero_points)
-
-    @torch.no_grad()
-    def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
-        return int4.dequantize_codes(quantized.codes, quantized.scales, quantized.zero_points)
-
-    def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        return _FakeQuantize.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-    @torch.no_grad()
-    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        return int4.quantize_and_dequantize(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
-        )
-
-
-class _FakeQuantize(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """Straight-through estimator (Bengio et al. 2013), clipped as in LSQ: no gradient where the code saturated."""
 
     @staticmethod
@@ -117,8 +79,3 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (inside,) = ctx.saved_tensors
         return torch.where(inside, gradients[0], 0.0).to(ctx.weight_dtype), None
-
-
-def make_grid(quant: Quant, scale_dtype: torch.dtype) -> Grid:
-    """The grid that `quant` describes, with scales and values in `scale_dtype` (the model's dtype)."""
-    return Int4Grid(quant_group_size=quant.group_size, scale_dtype=scale_dtype, rule=quant.rule)

@@ -14,12 +14,14 @@ rounds to zero is a zero group: it stores scale 0 and its values are +0.0.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rayqd.errors import ConfigError, ModelError
+from rayqd.quant.grid import Quantized, StraightThrough
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
@@ -27,6 +29,41 @@ if TYPE_CHECKING:
 Rule = Literal["signed", "absmax", "asymmetric"]
 
 CODE_MIN, CODE_MAX = -8, 7
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Grid:
+    """Sixteen evenly spaced codes a group."""
+
+    quant_group_size: int
+    scale_dtype: torch.dtype
+    rule: Rule
+
+    @property
+    def bits_per_weight(self) -> float:
+        zero_point_bits = 4 if self.rule == "asymmetric" else 0
+        return 4 + (8 * self.scale_dtype.itemsize + zero_point_bits) / self.quant_group_size
+
+    @torch.no_grad()
+    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        scales, zero_points = choose_scales(
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+        )
+        check_finite(weight, scales, name=name)
+        return Quantized(choose_codes(weight, scales, zero_points), scales, zero_points)
+
+    @torch.no_grad()
+    def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        return dequantize_codes(quantized.codes, quantized.scales, quantized.zero_points)
+
+    def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    @torch.no_grad()
+    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        return quantize_and_dequantize(
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+        )
 
 
 def choose_scales(

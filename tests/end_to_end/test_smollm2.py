@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from rayqd.config.load import load_config
+from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.start import StartingPoint
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
-from rayqd.quant.checkpoint import read_quantized
 
 pytestmark = [
     pytest.mark.slow,

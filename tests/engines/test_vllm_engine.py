@@ -22,7 +22,7 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
     """An engine that started from version 0 and was then given a trained-looking student's codes, and that student."""
     from rayqd.config import Config
     from rayqd.engines.vllm import VLLMEngine
-    from rayqd.model.initial import initial_checkpoint
+    from rayqd.export.initial import initial_checkpoint
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYQD_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -11,7 +11,7 @@ from rayqd.config.sections import Quant
 from rayqd.errors import ModelError
 from rayqd.quant import make_grid
 from rayqd.quant.gptq import gptq
-from rayqd.quant.grid import Int4Grid
+from rayqd.quant.int4 import Int4Grid
 
 RULES = ["signed", "absmax", "asymmetric"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rayqd.config import Config
+from rayqd.export.compressed_tensors import write_checkpoint
 from rayqd.model.load import load_tokenizer
 from rayqd.model.student import Student
-from rayqd.quant.checkpoint import write_checkpoint
 
 
 def export(student: Student, source: Path, config: Config, directory: Path) -> int:

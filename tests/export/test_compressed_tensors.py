@@ -27,8 +27,8 @@ from transformers import (
 
 from rayqd.config.sections import Quant
 from rayqd.errors import ModelError, StorageError
+from rayqd.export.compressed_tensors import quantization_config, read_quantized, write_checkpoint
 from rayqd.quant import Quantized, make_grid, quantizable_layers
-from rayqd.quant.checkpoint import quantization_config, read_quantized, write_checkpoint
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from rayqd.config import Config
+from rayqd.export.compressed_tensors import write_checkpoint
 from rayqd.model.load import load_model, load_tokenizer, torch_dtype
 from rayqd.model.source import cache_dir
 from rayqd.quant import make_grid, quantizable_layers
-from rayqd.quant.checkpoint import write_checkpoint
 
 
 def initial_checkpoint(directory: Path, config: Config) -> Path:
