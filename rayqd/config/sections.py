@@ -42,19 +42,57 @@ class Teacher(Section):
 class Quant(Section):
     """The 4-bit grid. One definition serves training, rollouts and export."""
 
-    format: Literal["int4"] = "int4"
-    """Number format of the codes."""
+    format: Literal["int4", "nvfp4", "nf4", "fp4"] = "int4"
+    """Number format. int4: evenly spaced codes; nvfp4: E2M1 codes, FP8 scales; nf4, fp4: bitsandbytes' tables."""
     group_size: int = Field(default=128, ge=8)
-    """Weights along a row that share one scale; must divide every quantized layer's input width."""
-    rule: Literal["signed", "absmax", "asymmetric"] = "signed"
+    """Weights along a row that share one scale; must divide every quantized layer's input width. Unless given: 128 for
+    int4, 64 for nf4 and fp4, and always 16 for nvfp4."""
+    rule: Literal["signed", "absmax", "asymmetric", "searched"] = "signed"
     """How a group's scale is chosen. signed: extreme / -8 (GGUF Q4_0's rule); absmax: amax / 7.5 (torchao's);
-    asymmetric: a zero point too."""
+    asymmetric: a zero point too; searched: signed, either extreme drawn in by what gives the least squared error.
+    The formats other than int4 know absmax alone, and take it unless told."""
+    scales: Literal["dynamic", "static", "learned"] = "dynamic"
+    """While training. dynamic: the rule is applied to the weights of every step; static: only to the first weights;
+    learned: so too, and from there the scales are trained (LSQ). int4 without zero points only."""
+    double_quant: bool = False
+    """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
+    method: Literal["rtn", "gptq", "awq"] = "gptq"
+    """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling."""
     init: Literal["rtn", "gptq"] = "rtn"
     """Where training starts: rtn: the weights as they are; gptq: moved, by calibration, to where GPTQ's codes are."""
     calibration_tokens: int = Field(default=16384, ge=1)
-    """Tokens of training rows that GPTQ looks at."""
+    """Tokens of training rows that GPTQ and AWQ look at."""
     ignore: list[str] = ["lm_head"]
     """Linear layers left in 16 bits: names, or the last parts of names."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_format(cls, fields: object) -> object:
+        """Group size and rule follow the format unless they are given."""
+        if not isinstance(fields, dict) or (form := fields.get("format")) not in _USUAL_GROUP_SIZE:  # pyright: ignore
+            return fields  # pyright: ignore[reportUnknownVariableType]
+        return {"group_size": _USUAL_GROUP_SIZE[form], "rule": "absmax", **fields}  # pyright: ignore
+
+    @model_validator(mode="after")
+    def _format_allows(self) -> Quant:
+        if self.format == "nvfp4" and self.group_size != 16:
+            raise ValueError(f"group_size={self.group_size}: nvfp4 has groups of 16; leave group_size out")
+        if self.format in ("nf4", "fp4") and self.group_size not in _BNB_BLOCK_SIZES:
+            raise ValueError(f"group_size={self.group_size}: bitsandbytes has blocks of 32, 64, 128, ... 4096")
+        if self.format != "int4" and self.rule != "absmax":
+            raise ValueError(f"rule={self.rule}: {self.format} knows absmax alone; leave rule out")
+        if self.scales != "dynamic" and (self.format != "int4" or self.rule == "asymmetric"):
+            raise ValueError(f"scales={self.scales} needs format=int4 and a rule without zero points")
+        if self.double_quant and self.format not in ("nf4", "fp4"):
+            raise ValueError(f"double_quant is for nf4 and fp4, not {self.format}")
+        for field, value in (("init", self.init), ("method", self.method)):
+            if value == "gptq" and self.format != "int4" and field in self.model_fields_set:
+                raise ValueError(f"{field}=gptq: GPTQ is for int4; {self.format} takes rtn or awq")
+        return self
+
+
+_USUAL_GROUP_SIZE = {"nvfp4": 16, "nf4": 64, "fp4": 64}
+_BNB_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Adapter(Section):

@@ -9,6 +9,6 @@ from rayqd.quant.grid import Grid
 from rayqd.quant.int4 import Int4Grid
 
 
-def make_grid(quant: Quant, scale_dtype: torch.dtype) -> Grid:
-    """The grid that `quant` describes, with scales and values in `scale_dtype` (the model's dtype)."""
-    return Int4Grid(quant_group_size=quant.group_size, scale_dtype=scale_dtype, rule=quant.rule)
+def make_grid(quant: Quant, dtype: torch.dtype) -> Grid:
+    """The grid that `quant` describes, with scales and values in `dtype` (the model's dtype)."""
+    return Int4Grid(quant_group_size=quant.group_size, dtype=dtype, rule=quant.rule)

@@ -34,10 +34,6 @@ CELL = 0.43
 DAMPING_RETRIES = 3
 
 
-# What a group's extreme is multiplied with when its scale is searched for.
-SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-
-
 @torch.no_grad()
 def gptq(
     weight: Float[Tensor, "N K"],
@@ -92,9 +88,9 @@ class _Fitted:
 
 def _fit(group: Float[Tensor, "g N"], anchored: Bool[Tensor, "g N"], grid: Int4Grid, share: float = 1.0) -> _Fitted:
     """The scale that the grid's rule takes from the `anchored` elements, multiplied by `share`."""
-    anchors = torch.where(anchored, share * group, 0.0).to(grid.scale_dtype).float()
+    anchors = torch.where(anchored, share * group, 0.0).to(grid.dtype).float()
     scales, zero_points = int4.choose_scales(
-        anchors.mT, rule=grid.rule, quant_group_size=grid.quant_group_size, scale_dtype=grid.scale_dtype
+        anchors.mT, rule=grid.rule, quant_group_size=grid.quant_group_size, scale_dtype=grid.dtype
     )
     scales = torch.where(scales == 0, 1.0, scales.float()).squeeze(-1)
     zeros = torch.zeros_like(scales) if zero_points is None else zero_points.float().squeeze(-1)
@@ -130,7 +126,7 @@ def _searched(group: Float[Tensor, "g N"], diagonal: Float[Tensor, " g"], grid: 
     deciders = [_largest(group), _largest(-group)] if grid.rule == "signed" else [_deciding(group, grid)]
     best: _Fitted | None = None
     least = group.new_full(group.shape[1:], torch.inf)
-    for anchored, share in product(deciders, SHARES):
+    for anchored, share in product(deciders, int4.SHARES):
         fitted = _fit(group, anchored, grid, share)
         errors = (group - fitted.nearest_steps(group).mul_(fitted.scales)).div_(diagonal[:, None])
         total = errors.square_().sum(0)
@@ -157,7 +153,7 @@ def _round_group(
             columns[j].addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
         steps = (columns[j] / scales).round_().clamp_(fitted.fewest[j], fitted.most[j])
         torch.mul(steps, scales, out=nearest[j])
-        torch.sub(columns[j], nearest[j].to(grid.scale_dtype), out=errors[j]).div_(diagonal[j])
+        torch.sub(columns[j], nearest[j].to(grid.dtype), out=errors[j]).div_(diagonal[j])
     room = CELL * scales.abs()
     inside = nearest + (columns - nearest).clamp_(-room, room)
     return torch.where(fitted.anchored, fitted.anchors, inside.clamp_(fitted.low, fitted.high)), errors

@@ -14,16 +14,27 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int8
+    from jaxtyping import Bool, Float, Int8, UInt8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NestedScales:
+    """Double quantization as bitsandbytes does it: 8-bit scales, in blocks of 256 that run over all N·K/g of them."""
+
+    codes: UInt8[Tensor, " G"]  # index into bitsandbytes' dynamic map
+    scales: Float[Tensor, " G/256"]  # float32, absmax of each block (the last may be shorter)
+    offset: Float[Tensor, ""]  # float32, the mean that was taken off before
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
     """A weight as it is stored and sent: codes, and one scale (and zero point) a group."""
 
-    codes: Int8[Tensor, "N K"]  # -8..7
+    codes: Int8[Tensor, "N K"]  # int4: -8..7; nvfp4, nf4, fp4: 0..15, which of the format's values
     scales: Float[Tensor, "N K/g"]  # in their storage dtype; negative under the signed rule where the extreme is > 0
-    zero_points: Int8[Tensor, "N K/g"] | None = None  # the code that means 0, -8..7; asymmetric only
+    zero_points: Int8[Tensor, "N K/g"] | None = None  # the code that means 0, -8..7; asymmetric int4 only
+    tensor_scale: Float[Tensor, ""] | None = None  # nvfp4: multiplies every scale; float32, a power of two
+    nested: NestedScales | None = None  # nf4, fp4 with double quantization: what `scales` were computed from
 
     @property
     def quant_group_size(self) -> int:
@@ -39,8 +50,8 @@ class Grid(Protocol):
         ...
 
     @property
-    def scale_dtype(self) -> torch.dtype:
-        """Storage dtype of the scales, and dtype of the values."""
+    def dtype(self) -> torch.dtype:
+        """Of the values; int4 stores its scales in it too."""
         ...
 
     @property
@@ -53,7 +64,7 @@ class Grid(Protocol):
         ...
 
     def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
-        """The values that the codes stand for, in `scale_dtype`."""
+        """The values that the codes stand for, in `dtype`."""
         ...
 
     def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:

@@ -26,9 +26,12 @@ from rayqd.quant.grid import Quantized, StraightThrough
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
 
-Rule = Literal["signed", "absmax", "asymmetric"]
+Rule = Literal["signed", "absmax", "asymmetric", "searched"]
 
 CODE_MIN, CODE_MAX = -8, 7
+
+# What `searched` multiplies a group's extreme with.
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +39,18 @@ class Int4Grid:
     """Sixteen evenly spaced codes a group."""
 
     quant_group_size: int
-    scale_dtype: torch.dtype
+    dtype: torch.dtype  # of scales and values
     rule: Rule
 
     @property
     def bits_per_weight(self) -> float:
         zero_point_bits = 4 if self.rule == "asymmetric" else 0
-        return 4 + (8 * self.scale_dtype.itemsize + zero_point_bits) / self.quant_group_size
+        return 4 + (8 * self.dtype.itemsize + zero_point_bits) / self.quant_group_size
 
     @torch.no_grad()
     def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
         scales, zero_points = choose_scales(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
         )
         check_finite(weight, scales, name=name)
         return Quantized(choose_codes(weight, scales, zero_points), scales, zero_points)
@@ -62,7 +65,7 @@ class Int4Grid:
     @torch.no_grad()
     def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
         return quantize_and_dequantize(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.scale_dtype
+            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
         )
 
 
@@ -73,12 +76,15 @@ def choose_scales(
 
     signed: the element of largest magnitude, the first of equals, / -8 (GGUF Q4_0); may be negative.
     absmax: the largest magnitude / 7.5 (torchao's and compressed-tensors' symmetric grid).
+    searched: a share of the largest or of the smallest element / -8, whichever gives the least squared error.
     asymmetric: (max - min) / 15 with 0 inside [min, max], so that zero keeps a code (torchao's affine grid).
     """
     groups = _groups(weight, quant_group_size)
     if rule == "signed":
         extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
         return (extreme / CODE_MIN).to(scale_dtype) + 0.0, None  # + 0.0: a zero group's scale is not -0.0
+    if rule == "searched":
+        return _searched_scales(groups, scale_dtype), None
     low, high = groups.amin(-1), groups.amax(-1)
     if rule == "absmax":
         return (torch.maximum(high, -low) / 7.5).to(scale_dtype) + 0.0, None
@@ -86,6 +92,24 @@ def choose_scales(
     scales = ((high - low) / (CODE_MAX - CODE_MIN)).to(scale_dtype)
     zero_points = CODE_MIN - (low / _divisor(scales)).round_()
     return scales, zero_points.clamp_(CODE_MIN, CODE_MAX).to(torch.int8)
+
+
+def _searched_scales(groups: Float[Tensor, "N G g"], scale_dtype: torch.dtype) -> Float[Tensor, "N G"]:
+    """Either end of a group, times a share, / -8: the scale of least squared error, the first of equals."""
+    candidates = [
+        (share * end / CODE_MIN).to(scale_dtype) + 0.0 for end in (groups.amax(-1), groups.amin(-1)) for share in SHARES
+    ]
+    best, least = candidates[0], _squared_error(groups, candidates[0])
+    for scales in candidates[1:]:
+        error = _squared_error(groups, scales)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return best
+
+
+def _squared_error(groups: Float[Tensor, "N G g"], scales: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
+    divisor = _divisor(scales).unsqueeze(-1)
+    values = (groups / divisor).round_().clamp_(CODE_MIN, CODE_MAX).mul_(divisor)
+    return values.sub_(groups).square_().sum(-1)
 
 
 def choose_codes(

@@ -120,7 +120,7 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (["--learner.lr=inf"], "flag --learner.lr=inf: must be a number above 0"),
         (
             ["--quant.rule", "sign"],
-            "flag --quant.rule=sign: must be one of signed, absmax, asymmetric; did you mean signed?",
+            "flag --quant.rule=sign: must be one of signed, absmax, asymmetric, searched; did you mean signed?",
         ),
         (["--ray.dashboard=maybe"], "flag --ray.dashboard=maybe: must be true or false"),
         (["--adapter.targets", "[1, 2]"], "flag --adapter.targets=[1, 2]: must be a list of names"),
