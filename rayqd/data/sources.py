@@ -1,8 +1,8 @@
 """Rows of conversations, from a file, from the hub, or from the set that ships with rayqd.
 
 A row is {"messages": [{"role", "content"}, ...]} that ends with the assistant's answer, or {"prompt", "completion"}
-(also {"prompt", "response"}); other keys are ignored. A row that is neither is an error that names its place, or is
-skipped and counted.
+(also {"prompt", "response"}), or {"text"}, all of which is trained on; other keys are ignored. A row that is none of
+these is an error that names its place, or is skipped and counted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 from rayqd.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
+TEXT = "text"  # stands for a role where the row is no conversation
 QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
 MAX_REASONS = 5
 
@@ -83,11 +84,16 @@ def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
 
 
 def parse_row(row: object) -> list[Message]:
-    """The row's conversation; raises DataError that says what is wrong with it, without its place."""
+    """The row's conversation, or one message of role TEXT.
+
+    Raises DataError that says what is wrong with the row, without its place.
+    """
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object, got {_kind(row)}")
     fields = cast(dict[str, Any], row)
     messages = fields.get("messages")
+    if messages is None and fields.get("prompt") is None and fields.get("text") is not None:
+        return [{"role": TEXT, "content": _text(fields["text"], "text")}]
     if messages is None:
         messages = _as_messages(fields)
     if not isinstance(messages, list) or not messages:
@@ -105,7 +111,7 @@ def _as_messages(row: dict[str, Any]) -> list[Message]:
     for key in ("prompt", completion):
         if row.get(key) is None:
             got = f"the keys {', '.join(row)}" if row else "no keys"
-            raise DataError(f"neither messages nor prompt with completion or response, got {got}")
+            raise DataError(f"neither messages nor prompt with completion or response, nor text, got {got}")
     question, answer = _text(row["prompt"], "prompt"), _text(row[completion], completion)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 

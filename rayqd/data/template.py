@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayqd.data.sources import Message
+from rayqd.data.sources import TEXT, Message
 from rayqd.errors import DataError, ModelError
 from rayqd.types import Example
 
@@ -24,9 +24,12 @@ PROBE = "rayqd"
 def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], row: int) -> Example:
     """All but the last message as the prompt, generation prompt included, and the last one as the completion.
 
-    A tokenizer without a chat template takes one question and one answer as plain text, with its end-of-text token.
+    Of a plain text all but the first token is completion; special tokens in it are read as such. A tokenizer without a
+    chat template takes one question and one answer as plain text, with its end-of-text token.
     Raises DataError, without a place, if the template cannot write these messages; ModelError if it can write none.
     """
+    if messages[0]["role"] == TEXT:
+        return _plain_text(tokenizer, messages[0]["content"], row)
     if tokenizer.chat_template is None:
         prompt, completion = _render_plain(tokenizer, messages)
     else:
@@ -37,6 +40,13 @@ def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
         prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
         completion_ids=np.asarray(completion_ids, dtype=np.int32),
     )
+
+
+def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Example:
+    ids = np.asarray(_ids(tokenizer, text, special=True), dtype=np.int32)
+    if len(ids) < 2:
+        raise DataError("text is a single token, which leaves nothing to predict")
+    return Example(row=row, prompt_ids=ids[:1], completion_ids=ids[1:])
 
 
 def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:

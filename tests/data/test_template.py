@@ -8,6 +8,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rayqd.data import Message, tokenize_example
+from rayqd.data.sources import parse_row
 from rayqd.errors import DataError, ModelError
 
 Make = Callable[..., PreTrainedTokenizerFast]
@@ -192,3 +193,16 @@ def test_without_a_template_anything_else_is_a_model_error(make_tokenizer: Make,
 def test_a_plain_completion_without_an_end_of_text_token_is_a_model_error(make_tokenizer: Make) -> None:
     with pytest.raises(ModelError, match="has no end-of-text token"):
         tokenize_example(make_tokenizer(None, eos_token=None), _chat("Hi", "No"), row=0)
+
+
+def test_of_a_plain_text_every_token_but_the_first_is_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "Hi, <|im_end|>!"
+    example = tokenize_example(tokenizer, parse_row({"text": text, "id": 3}), row=1)
+    whole = tokenizer(text)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in whole
+    assert (example.prompt_ids.tolist(), example.completion_ids.tolist()) == (whole[:1], whole[1:])
+
+
+def test_a_plain_text_of_one_token_is_a_data_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="leaves nothing to predict"):
+        tokenize_example(tokenizer, parse_row({"text": "H"}), row=1)
