@@ -11,11 +11,12 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model,
 from torch import Tensor, nn
 
 from rayqd.config import Config
-from rayqd.config.sections import Adapter
+from rayqd.config.sections import Adapter, Quant
 from rayqd.errors import ConfigError
 from rayqd.model.load import load_model, output_head, torch_dtype
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import HeldScales, QATLinear, QATLoraLinear
 from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
+from rayqd.quant.int4 import Int4Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +51,7 @@ class Student:
     def quantized(self) -> Iterator[tuple[str, Quantized]]:
         """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses."""
         for name, layer in self.layers.items():
-            yield name, self.grid.quantize(layer.merged_weight(), name=name)
+            yield name, layer.quantized(name)
 
     def dense(self) -> dict[str, Tensor]:
         """Everything that is not quantized, by its name in the original model."""
@@ -61,33 +62,48 @@ class Student:
         return kept | biases
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is trained, as it goes into a checkpoint: PEFT's adapter names, or the weights' own."""
+        """What is trained, as it goes into a checkpoint: adapters under PEFT's names, all else under its own."""
+        state = {name: p.detach() for name, p in self.parameters().items() if not _is_adapter(name)}
         if self.adapter.kind == "lora":
-            return {name: t.contiguous() for name, t in get_peft_model_state_dict(self.model).items()}
-        return {name: p.detach() for name, p in self.parameters().items()}
+            state |= {name: t.contiguous() for name, t in get_peft_model_state_dict(self.model).items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if self.adapter.kind == "lora":
-            set_peft_model_state_dict(self.model, state)
-            return
         own = self.parameters()
-        for name, tensor in state.items():
-            own[name].data.copy_(tensor)
+        if self.adapter.kind == "lora":
+            set_peft_model_state_dict(self.model, {name: t for name, t in state.items() if name not in own})
+        for name in own.keys() & state.keys():
+            own[name].data.copy_(state[name])
 
 
 def _quantization_aware(model: PreTrainedModel, config: Config, grid: Grid) -> dict[str, QATLinear | QATLoraLinear]:
     """Replace every quantized linear layer in `model`; returns the new ones by the name of the old."""
     linears = quantizable_layers(model, config.quant)
     adapted = _adapted(linears, config.adapter)
+    scales = {name: _held_scales(linear, config.quant, grid) for name, linear in linears.items()}
     for name, linear in linears.items():
         if name not in adapted:
-            _replace(model, name, QATLinear(linear, grid, trainable=config.adapter.kind == "none"))
+            full = config.adapter.kind == "none"
+            _replace(model, name, QATLinear(linear, grid, trainable=full, scales=scales[name]))
     if adapted:
         inject_adapter_in_model(lora_config(config.adapter, sorted(adapted)), model)
+    for name in adapted:
+        layer: Any = model.get_submodule(name)
+        layer.grid, layer.scales = grid, scales[name]
+        layer.outside = config.adapter.placement == "outside"
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
-    for layer in layers.values():
-        layer.grid = grid
     return layers
+
+
+def _held_scales(linear: nn.Linear, quant: Quant, grid: Grid) -> HeldScales | None:
+    if quant.scales == "dynamic":
+        return None
+    assert isinstance(grid, Int4Grid)  # see config.sections.Quant
+    return HeldScales(linear.weight, grid, learned=quant.scales == "learned")
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
 
 
 def _adapted(linears: dict[str, nn.Linear], adapter: Adapter) -> set[str]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from rayqd.errors import ConfigError, ModelError
 from rayqd.quant.grid import Quantized, StraightThrough
+from rayqd.quant.groups import check_finite, split_groups
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
@@ -48,10 +48,16 @@ class Int4Grid:
         return 4 + (8 * self.dtype.itemsize + zero_point_bits) / self.quant_group_size
 
     @torch.no_grad()
-    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
-        scales, zero_points = choose_scales(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
-        )
+    def quantize(
+        self, weight: Float[Tensor, "N K"], *, name: str = "weight", scales: Float[Tensor, "N G"] | None = None
+    ) -> Quantized:
+        """As every grid does; with `scales`, which are rounded to `dtype` first, instead of those of the rule."""
+        zero_points = None
+        if scales is None:
+            scales, zero_points = choose_scales(
+                weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
+            )
+        scales = scales.to(self.dtype)
         check_finite(weight, scales, name=name)
         return Quantized(choose_codes(weight, scales, zero_points), scales, zero_points)
 
@@ -63,10 +69,15 @@ class Int4Grid:
         return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     @torch.no_grad()
-    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        return quantize_and_dequantize(
-            weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
-        )
+    def fake_quantize_with_mask(
+        self, weight: Float[Tensor, "N K"], *, scales: Float[Tensor, "N G"] | None = None
+    ) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        zero_points = None
+        if scales is None:
+            scales, zero_points = choose_scales(
+                weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
+            )
+        return quantize_and_dequantize(weight, scales.to(self.dtype), zero_points)
 
 
 def choose_scales(
@@ -79,7 +90,7 @@ def choose_scales(
     searched: a share of the largest or of the smallest element / -8, whichever gives the least squared error.
     asymmetric: (max - min) / 15 with 0 inside [min, max], so that zero keeps a code (torchao's affine grid).
     """
-    groups = _groups(weight, quant_group_size)
+    groups = split_groups(weight, quant_group_size)
     if rule == "signed":
         extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
         return (extreme / CODE_MIN).to(scale_dtype) + 0.0, None  # + 0.0: a zero group's scale is not -0.0
@@ -131,46 +142,37 @@ def dequantize_codes(
 
 
 def quantize_and_dequantize(
-    weight: Float[Tensor, "N K"], *, rule: Rule, quant_group_size: int, scale_dtype: torch.dtype
+    weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
 ) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
     """Values on the grid, bit-equal to those of the stored codes, and where the rounding was not clamped.
 
     The codes stay in float32: (code - zero) * scale has at most 4 + 11 significant bits there for 16-bit scales, so it
-    is exact until the one rounding to `scale_dtype`. A weight that is not finite gives values that are not.
+    is exact until the one rounding to the scales' dtype. A weight that is not finite gives values that are not.
     """
-    scales, zero_points = choose_scales(weight, rule=rule, quant_group_size=quant_group_size, scale_dtype=scale_dtype)
     divisor = _divisor(scales)
     rounded = _rounded(weight, divisor, zero_points)
     steps = rounded.clamp(CODE_MIN, CODE_MAX)
     inside = steps == rounded
     if zero_points is not None:
         steps.sub_(zero_points.unsqueeze(-1))
-    values = steps.mul_(divisor.unsqueeze(-1)).to(scale_dtype)
+    values = steps.mul_(divisor.unsqueeze(-1)).to(scales.dtype)
     return values.reshape(weight.shape), inside.reshape(weight.shape)
 
 
-def check_finite(weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], *, name: str) -> None:
-    """Raises ModelError when a group has no scale; inf and nan in a weight always reach their group's scale."""
-    if bool(torch.isfinite(scales).all()):
-        return
-    num_bad = weight.numel() - int(torch.isfinite(weight).sum())
-    if num_bad:
-        raise ModelError(
-            f"{name} holds {num_bad} values that are inf or nan out of {weight.numel()} and cannot be quantized; "
-            "mend the model, or look for the step at which its training diverged"
-        )
-    dtype = str(scales.dtype).removeprefix("torch.")
-    raise ModelError(f"{name} holds values too large for scales in {dtype}; use model.dtype bfloat16 or float32")
+def scale_gradient(
+    grad_values: Float[Tensor, "N K"], weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], grid: Int4Grid
+) -> Float[Tensor, "N G"]:
+    """d loss / d scale of scales that are not computed from the weight (LSQ, Esser et al. 2020).
 
-
-def _groups(weight: Float[Tensor, "N K"], quant_group_size: int) -> Float[Tensor, "N G g"]:
-    num_columns = weight.shape[-1]
-    if num_columns % quant_group_size:
-        raise ConfigError(
-            f"quant.group_size={quant_group_size} does not divide a weight's {num_columns} input features; "
-            "use a divisor of them"
-        )
-    return weight.to(torch.float32).reshape(weight.shape[0], -1, quant_group_size)
+    value = code * scale with the rounding straight through: d value / d scale is code - w / scale inside, and the
+    code, -8 or 7, where it saturated.
+    """
+    scales = _divisor(scales.to(grid.dtype))
+    ratio = split_groups(weight, grid.quant_group_size) / scales.unsqueeze(-1)
+    rounded = ratio.round()
+    codes = rounded.clamp(CODE_MIN, CODE_MAX)
+    slope = torch.where(codes == rounded, codes - ratio, codes)
+    return (split_groups(grad_values, grid.quant_group_size) * slope).sum(-1)
 
 
 def _divisor(scales: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
@@ -182,7 +184,7 @@ def _rounded(
     weight: Float[Tensor, "N K"], divisor: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None
 ) -> Float[Tensor, "N G g"]:
     """Codes before they are clamped, a new float32 tensor. Division, because w * (1 / scale) rounds twice."""
-    rounded = _groups(weight, weight.shape[-1] // divisor.shape[-1]).div(divisor.unsqueeze(-1)).round_()
+    rounded = split_groups(weight, weight.shape[-1] // divisor.shape[-1]).div(divisor.unsqueeze(-1)).round_()
     if zero_points is not None:
         return rounded.add_(zero_points.unsqueeze(-1))
     return rounded.add_(0.0)  # -0.0 becomes the +0.0 that an integer code gives

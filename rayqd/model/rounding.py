@@ -1,0 +1,68 @@
+"""The weights of one forward or backward pass, rounded: plain torch on a CPU, one compiled kernel each on a GPU.
+
+Both compute the same bits: the low-rank product is a matrix product of its own, what follows has no product that a
+compiler could fuse into a sum, and divisions are rounded as IEEE says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayqd.quant import Grid
+from rayqd.quant.int4 import Int4Grid
+
+_COMPILER_OPTIONS: dict[str, Any] = {"eager_numerics.division_rounding": True}
+
+
+def low_rank_product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """s·BA in float32, [N, K]; s is multiplied in first, so that adding W is one rounding."""
+    return (scaling * b.float()) @ a.float()
+
+
+def merged(weight: Tensor, delta: Tensor | None) -> Tensor:
+    """W, or W + s·BA, in float32."""
+    return weight.float() if delta is None else weight.float() + delta
+
+
+def rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
+    """The values on the grid, [N, K] in the grid's dtype."""
+    return _on(weight, _rounded)(weight, delta, scales, grid)
+
+
+def rounded_backward(
+    weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid, grad_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The values once more, and the gradient that passes through the rounding, in float32: zero where it saturated."""
+    return _on(weight, _rounded_backward)(weight, delta, scales, grid, grad_values)
+
+
+def _rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
+    return _with_mask(merged(weight, delta), scales, grid)[0]
+
+
+def _rounded_backward(
+    weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid, grad_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    values, inside = _with_mask(merged(weight, delta), scales, grid)
+    return values, torch.where(inside, grad_values.float(), 0.0)
+
+
+def _with_mask(weight: Tensor, scales: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+    if scales is None:
+        return grid.fake_quantize_with_mask(weight)
+    assert isinstance(grid, Int4Grid)
+    return grid.fake_quantize_with_mask(weight, scales=scales)
+
+
+def _on(weight: Tensor, function: Callable[..., Any]) -> Callable[..., Any]:
+    return _compiled(function) if weight.is_cuda else function
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, options=_COMPILER_OPTIONS)
