@@ -1,4 +1,4 @@
-"""Quantized weights as the tensors of a compressed-tensors `pack-quantized` file.
+"""INT4 weights as the tensors of a compressed-tensors `pack-quantized` file.
 
 Eight codes share an int32, the first in its lowest four bits, each stored as code + 8. Codes are packed along the input
 features, zero points along the output features; the last int32 is filled up with zero bits.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayqd.quant.grid import Quantized
+from rayqd.quant.packing.nibbles import join, split
 
 if TYPE_CHECKING:
     from jaxtyping import Int8, Int32
@@ -48,12 +49,11 @@ def pack_codes(codes: Int8[Tensor, "N K"]) -> Int32[Tensor, "N K/8"]:
     """Eight codes to an int32 along the last dimension, the first lowest."""
     padding = -codes.shape[-1] % CODES_PER_INT32
     nibbles = torch.nn.functional.pad(codes + 8, (0, padding)).view(torch.uint8)
-    octets = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)  # the low nibble first; four octets make a little-endian int32
+    octets = join(low=nibbles[:, 0::2], high=nibbles[:, 1::2])  # four octets make a little-endian int32
     return octets.contiguous().view(torch.int32)
 
 
 def unpack_codes(packed: Int32[Tensor, "N K/8"], num_columns: int) -> Int8[Tensor, "N K"]:
     """The inverse of `pack_codes`; `num_columns` is K."""
-    octets = packed.contiguous().view(torch.uint8)
-    nibbles = torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2)
+    nibbles = torch.stack(split(packed.contiguous().view(torch.uint8)), dim=-1).flatten(-2)
     return nibbles[:, :num_columns].to(torch.int8) - 8
