@@ -19,6 +19,7 @@ from rayqd.config.files import missing
 from rayqd.config.help import settings_help
 from rayqd.config.load import config_of, load_config, unexpected
 from rayqd.config.resolved import to_toml
+from rayqd.config.switches import take_switches
 from rayqd.errors import ConfigError, RayqdError
 from rayqd.observe.quiet import quiet_driver
 
@@ -89,6 +90,17 @@ def _distill(words: Sequence[str]) -> int:
     return 0
 
 
+def _quantize(words: Sequence[str]) -> int:
+    config = load_config(words)
+    if "name" not in config.model_fields_set:
+        config = config.model_copy(update={"name": "quantize"})
+    quiet_driver()
+    from rayqd.quantize import quantize
+
+    quantize(config)
+    return 0
+
+
 def _evaluate(words: Sequence[str]) -> int:
     arguments = read_arguments(words)
     path = _operand(arguments, "eval", "a run's directory or one of its checkpoints")
@@ -98,6 +110,24 @@ def _evaluate(words: Sequence[str]) -> int:
 
     evaluate(path, config)
     return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    switches, others = take_switches(words, {"out": "DIR", "as": "KIND", "verify": "", "overwrite": ""})
+    arguments = read_arguments(others)
+    run_dir = _operand(arguments, "export", "a run's directory")
+    config = config_of(arguments, before=_settings_of_run(run_dir))
+    quiet_driver()
+    from rayqd.exporting import export_run
+
+    return export_run(
+        run_dir,
+        config,
+        out=Path(switches["out"]) if "out" in switches else None,
+        kind_name=switches.get("as"),
+        verify="verify" in switches,
+        overwrite="overwrite" in switches,
+    )
 
 
 def _config(words: Sequence[str]) -> int:
@@ -159,8 +189,10 @@ Examples:
   rayqd doctor                                    what this machine can run
   rayqd distill @configs/quickstart.toml          a real run, small enough for two CPU cores
   rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
+  rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
+  rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
 
 `rayqd COMMAND --help` lists every setting."""
 
@@ -168,6 +200,15 @@ SYNTAX = """\
 Settings come from TOML files and from flags; later files win over earlier ones, flags over files.
 --section.field VALUE and --section.field=VALUE are alike, and so are group-size and group_size.
 Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alone turns on, --no- turns off."""
+
+EXPORT_DETAILS = """\
+--as KIND     compressed-tensors (int4, nvfp4), bitsandbytes (nf4, fp4), or gguf (int4 in groups of 32: Q4_0);
+              without it, what the run's format is usually written as
+--out DIR     without it, RUN_DIR/export, or RUN_DIR/export-KIND for another kind than the usual
+--verify      load the export afresh and compare every tensor with the checkpoint, its predictions, and vLLM's;
+              the result goes to verify.json beside it, and the exit code is 1 if something differs.
+              An export that is there already is verified as it is.
+--overwrite   replace what is there"""
 
 COMMANDS = {
     command.name: command
@@ -179,11 +220,24 @@ COMMANDS = {
             details="The same command again resumes where its run directory ends.",
         ),
         Command(
+            name="quantize",
+            text="make a 4-bit model without training: GPTQ, AWQ or rounding",
+            run=_quantize,
+            details="quant.method says how. No Ray and no engine; the settings of training do not matter.",
+        ),
+        Command(
             name="eval",
             text="measure a run or a checkpoint against its teacher",
             run=_evaluate,
             operand="RUN_OR_CHECKPOINT_DIR",
             details="Settings start from the run's own config.toml.",
+        ),
+        Command(
+            name="export",
+            text="write a run's newest checkpoint for vLLM, transformers or llama.cpp, and verify it",
+            run=_export,
+            operand="RUN_DIR [--out DIR] [--as KIND] [--verify] [--overwrite]",
+            details=EXPORT_DETAILS,
         ),
         Command(name="config", text="print the settings as they resolve, as TOML", run=_config),
         Command(

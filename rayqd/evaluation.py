@@ -11,14 +11,13 @@ from rich.console import Console
 
 from rayqd.config import Config
 from rayqd.errors import ModelError
-from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
+from rayqd.evals.fidelity import Fidelity, score, student_fidelity, teacher_fidelity
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.start import StartingPoint
 from rayqd.model.load import device, load_model, output_head
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.source import local_directory
 from rayqd.preflight import check, load_data
-from rayqd.types import Example, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +33,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
     _, heldout = load_data(checked, config)
     teacher_directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
     teacher = load_model(teacher_directory, config.model.dtype)
-    rows = _scored(heldout.examples, HiddenStateTeacher(teacher, config.teacher.max_batch_tokens))
+    rows = score(heldout.examples, HiddenStateTeacher(teacher, config.teacher.max_batch_tokens))
     teacher_head = output_head(teacher)
     model = _student(path, config)
     fidelity = student_fidelity(model, output_head(model), teacher_head, rows, config.learner.microbatch_tokens)
@@ -63,11 +62,6 @@ def _student(path: Path, config: Config) -> PreTrainedModel:
     with torch.no_grad():  # compressed weights are unpacked by the first call of the whole model
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device()))
     return model
-
-
-def _scored(examples: list[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
-    rollouts = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher(rollouts), strict=True)]
 
 
 def _run_directory(path: Path) -> Path | None:

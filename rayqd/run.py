@@ -18,6 +18,7 @@ from rayqd.actors.cluster import connect
 from rayqd.actors.roles import Roles
 from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
+from rayqd.config.resolved import with_absolute_paths
 from rayqd.follow import Follower
 from rayqd.observe.progress import Progress
 from rayqd.observe.run_directory import RunDirectory
@@ -43,7 +44,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
     line what is wrong.
     """
     console = console or Console()
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
@@ -81,19 +82,3 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         "num_steps": config.learner.steps,
         "export": str(run_dir.path / "export"),
     }
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Every worker has a working directory of its own, so a path means something only if it is whole."""
-
-    def whole(name: str | None) -> str | None:
-        path = Path(name).expanduser() if name else None
-        return str(path.absolute()) if path and path.exists() else name
-
-    return config.model_copy(
-        update={
-            "runs_dir": config.runs_dir.absolute(),
-            "model": config.model.model_copy(update={"name": whole(config.model.name)}),
-            "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name)}),
-        }
-    )

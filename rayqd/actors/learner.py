@@ -56,7 +56,7 @@ class ConductorFeed:
         self.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
 
     def calibrated_layer(self, done: int, total: int) -> None:
-        self.report({"event": "status", "text": f"calibrating GPTQ, layer {done} of {total}"})
+        self.report({"event": "status", "text": f"calibrating, layer {done} of {total}"})
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Held until the next publish: the object lives as long as somebody here refers to it."""

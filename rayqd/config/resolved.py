@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rayqd.config.sections import Config
 from rayqd.config.settings import Setting, groups, settings, value_text
 
@@ -42,6 +44,22 @@ def differences(old: Config, new: Config) -> list[str]:
         for key, setting in settings().items()
         if _has_effect(setting) and (before := setting_value(old, key)) != (after := setting_value(new, key))
     ]
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Workers and later readers have other working directories, so a path means something only if it is whole."""
+
+    def whole(name: str | None) -> str | None:
+        path = Path(name).expanduser() if name else None
+        return str(path.absolute()) if path and path.exists() else name
+
+    return config.model_copy(
+        update={
+            "runs_dir": config.runs_dir.absolute(),
+            "model": config.model.model_copy(update={"name": whole(config.model.name)}),
+            "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name)}),
+        }
+    )
 
 
 def setting_value(config: Config, key: str) -> object:

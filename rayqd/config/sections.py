@@ -57,21 +57,27 @@ class Quant(Section):
     double_quant: bool = False
     """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
     method: Literal["rtn", "gptq", "awq"] = "gptq"
-    """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling."""
-    init: Literal["rtn", "gptq"] = "rtn"
-    """Where training starts: rtn: the weights as they are; gptq: moved, by calibration, to where GPTQ's codes are."""
+    """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling. Unless given: gptq for
+    int4, else awq."""
+    init: Literal["rtn", "gptq", "awq"] = "rtn"
+    """Where training starts: rtn: the weights as they are; gptq, awq: moved, by calibration, to where that method's
+    codes are."""
     calibration_tokens: int = Field(default=16384, ge=1)
     """Tokens of training rows that GPTQ and AWQ look at."""
+    act_order: bool = True
+    """GPTQ rounds the columns of the largest inputs first; the groups stay where they are, so nothing is slower."""
+    damping: float = Field(default=0.01, gt=0)
+    """GPTQ: share of the mean diagonal of XᵀX that is added to its diagonal."""
     ignore: list[str] = ["lm_head"]
     """Linear layers left in 16 bits: names, or the last parts of names."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_format(cls, fields: object) -> object:
-        """Group size and rule follow the format unless they are given."""
+        """Group size, rule and method follow the format unless they are given."""
         if not isinstance(fields, dict) or (form := fields.get("format")) not in _USUAL_GROUP_SIZE:  # pyright: ignore
             return fields  # pyright: ignore[reportUnknownVariableType]
-        return {"group_size": _USUAL_GROUP_SIZE[form], "rule": "absmax", **fields}  # pyright: ignore
+        return {"group_size": _USUAL_GROUP_SIZE[form], "rule": "absmax", "method": "awq", **fields}  # pyright: ignore
 
     @model_validator(mode="after")
     def _format_allows(self) -> Quant:
@@ -106,6 +112,9 @@ class Adapter(Section):
     """The adapter is scaled by alpha / rank; none means 2 · rank."""
     targets: list[str] = PROJECTIONS
     """Layers that get an adapter: the last parts of their names."""
+    placement: Literal["inside", "outside"] = "inside"
+    """inside: Q(W + s·BA), which is what gets exported; outside: Q(W) + s·BA, merged and rounded at the very end (an
+    ablation: at 4 bits it is worse than no training)."""
 
 
 class Data(Section):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rayqd.losses import chunked_generalized_jsd, chunked_token_nll
+from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.states import by_tokens, completion_states, teacher_states
-from rayqd.types import ScoredRollout
+from rayqd.types import Example, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,12 @@ class Fidelity:
     kl_to_teacher: float  # KL(teacher‖student), nats a token
     perplexity: float  # of the reference completions
     num_tokens: int
+
+
+def score(examples: Sequence[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
+    """Held-out rows with what the teacher makes of them."""
+    rollouts = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
+    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher(rollouts), strict=True)]
 
 
 @torch.no_grad()

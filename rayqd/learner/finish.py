@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayqd.config import Config
 from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
-from rayqd.export.write import export, weight_bytes
+from rayqd.export.write import export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.types import ScoredRollout
@@ -27,7 +27,8 @@ class Heldout:
 
     def student(self, student: Student) -> Fidelity:
         teacher_head = student.head if self._teacher_head is None else self._teacher_head
-        return student_fidelity(student.model, student.head, teacher_head, self._rows, self._max_tokens)
+        with student.as_exported():
+            return student_fidelity(student.model, student.head, teacher_head, self._rows, self._max_tokens)
 
     def teacher(self, teacher_head: Tensor) -> Fidelity:
         return teacher_fidelity(teacher_head, self._rows)
@@ -37,15 +38,18 @@ def finish(
     learner: Learner, heldout: Heldout, untrained: Mapping[str, Fidelity], source: Path, config: Config
 ) -> list[dict[str, Any]]:
     """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one."""
-    size = export(learner.student, source, config, config.run_dir / "export")
+    directory = config.run_dir / "export"
+    size = export(learner.student, source, config, directory)
     bits = learner.student.grid.bits_per_weight
     dense_bits = learner.student.head.element_size() * 8
-    return [
-        _row("teacher", heldout.teacher(learner.teacher_head), dense_bits, weight_bytes(source)),
-        *(_row(arm, fidelity, bits, size) for arm, fidelity in untrained.items()),
-        _row("distilled INT4", heldout.student(learner.student), bits, size),
+    rows = [
+        result_row("teacher", heldout.teacher(learner.teacher_head), dense_bits, weight_bytes(source)),
+        *(result_row(arm, fidelity, bits, size) for arm, fidelity in untrained.items()),
+        result_row(f"distilled {config.quant.format.upper()}", heldout.student(learner.student), bits, size),
     ]
+    update_card(directory, config, rows)
+    return rows
 
 
-def _row(arm: str, fidelity: Fidelity, bits_per_weight: float, size_bytes: int) -> dict[str, Any]:
+def result_row(arm: str, fidelity: Fidelity, bits_per_weight: float, size_bytes: int) -> dict[str, Any]:
     return {"arm": arm, **asdict(fidelity), "bits_per_weight": bits_per_weight, "size_bytes": size_bytes}

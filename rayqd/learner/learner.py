@@ -49,7 +49,10 @@ class Learner:
         self._sum_over_workers = sum_over_workers
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(
-            self._parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay
+            self._parameters,
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            fused=student.head.is_cuda,
         )
 
     def step(self, step: int, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
@@ -98,5 +101,8 @@ class Learner:
         for name, value in state["optimizer"].items():
             parameter_name, _, key = name.rpartition(":")
             parameter = named[parameter_name]
-            # torch keeps AdamW's step count on the CPU unless the optimizer is fused
-            self.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+            self.optimizer.state[parameter][key] = value if self._on_cpu(key) else value.to(parameter.device)
+
+    def _on_cpu(self, key: str) -> bool:
+        """torch keeps AdamW's step count there, unless the optimizer is fused."""
+        return key == "step" and not self.optimizer.defaults["fused"]

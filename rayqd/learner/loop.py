@@ -40,13 +40,13 @@ def train(
     feed.report({"event": "start", "step": start})
     publishes = is_first_worker and config.distill.lmbda > 0
     if publishes:
-        feed.publish(start, packed_codes(learner.student))
+        feed.publish(start, weights_on_the_wire(learner.student, config))
     for step in range(start, config.learner.steps):
         _one_step(learner, feed, config, step)
         version = step + 1
         last = version == config.learner.steps
         if publishes and not last:
-            feed.publish(version, packed_codes(learner.student))
+            feed.publish(version, weights_on_the_wire(learner.student, config))
         if is_first_worker and (last or version % config.checkpoint.every == 0):
             path = checkpoints.save(version, learner.state_dict())
             feed.report({"event": "checkpoint", "step": version, "path": str(path)})
@@ -54,12 +54,20 @@ def train(
             feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
 
 
+def weights_on_the_wire(student: Student, config: Config) -> dict[str, WireTensor]:
+    """What rollout workers lack: the codes, and where training starts from AWQ the norms and biases that it moved."""
+    if config.quant.init != "awq":
+        return packed_codes(student)
+    moved = {name: to_wire(tensor) for name, tensor in student.dense().items() if tensor.dim() == 1}
+    return packed_codes(student) | moved
+
+
 def packed_codes(student: Student) -> dict[str, WireTensor]:
     """The student's quantized weights as they travel: 4-bit codes and scales under compressed-tensors names."""
     return {
         f"{name}.{key}": to_wire(tensor)
         for name, quantized in student.quantized()
-        for key, tensor in pack(quantized).items()
+        for key, tensor in pack(quantized, student.quant.format).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Where training starts from: the weights as they are, or moved to where GPTQ rounds them, and how good each is.
+"""Where training starts from: the weights as they are, or moved to where GPTQ or AWQ rounds them; how good each is.
 
 Made once a run, before the first step, and kept in the run's directory: a resumed run goes on from the same bits.
 """
@@ -16,22 +16,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rayqd.config import Config
+from rayqd.config.sections import Quant
 from rayqd.errors import RunError, StorageError
 from rayqd.evals.fidelity import Fidelity
-from rayqd.model.calibrate import OnLayer, calibrate
+from rayqd.model.calibration import OnLayer, calibrate
 from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
-from rayqd.quant import make_grid, quantizable_layers
+from rayqd.quant import make_grid
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROUND_TO_NEAREST = "round-to-nearest INT4"
-GPTQ = "GPTQ INT4"
+_NAMES = {"rtn": "round-to-nearest", "gptq": "GPTQ", "awq": "AWQ"}
 
 Evaluate = Callable[[Student], Fidelity]
 OnArm = Callable[[str, Fidelity], None]
+
+
+def arm_name(method: str, quant: Quant) -> str:
+    """How a row of the result is called: `GPTQ INT4`."""
+    return f"{_NAMES[method]} {quant.format.upper()}"
 
 
 class StartingPoint:
@@ -49,7 +54,7 @@ class StartingPoint:
     def make(
         self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, on_arm: OnArm, on_layer: OnLayer
     ) -> None:
-        """Measure round-to-nearest and, if `quant.init` is gptq, calibrate on `sequences` and measure that too.
+        """Measure round-to-nearest and, if `quant.init` is another, calibrate on `sequences` and measure that too.
 
         Does nothing where that was done before. `on_arm` hears of each arm as soon as it is measured. Raises
         StorageError when the result cannot be kept.
@@ -57,23 +62,31 @@ class StartingPoint:
         if not self.is_new:
             return
         config = self._config
-        arms = {ROUND_TO_NEAREST: evaluate(Student.load(source, config))}
-        on_arm(ROUND_TO_NEAREST, arms[ROUND_TO_NEAREST])
+        quant = config.quant
+        rounded, moved = arm_name("rtn", quant), arm_name(quant.init, quant)
+        arms = {rounded: evaluate(Student.load(source, config))}
+        on_arm(rounded, arms[rounded])
         weights = {}
-        if config.quant.init == "gptq":
+        if quant.init != "rtn":
             model = load_model(source, config.model.dtype)
-            grid = make_grid(config.quant, torch_dtype(config.model.dtype))
-            batch_tokens = config.learner.microbatch_tokens
-            calibrate(model, config.quant, grid, sequences, max_batch_tokens=batch_tokens, on_layer=on_layer)
-            weights = {n: m.weight.detach().cpu().clone() for n, m in quantizable_layers(model, config.quant).items()}
-            arms[GPTQ] = evaluate(Student(model, config))
-            on_arm(GPTQ, arms[GPTQ])
+            changed = calibrate(
+                model,
+                quant,
+                make_grid(quant, torch_dtype(config.model.dtype)),
+                sequences,
+                method=quant.init,
+                max_batch_tokens=config.learner.microbatch_tokens,
+                on_layer=on_layer,
+            )
+            weights = {n: t.cpu().clone() for n, t in model.state_dict().items() if n in changed}
+            arms[moved] = evaluate(Student(model, config))
+            on_arm(moved, arms[moved])
         self._keep(arms, weights)
 
     def load_student(self, source: Path) -> Student:
         """The untrained student, its weights where `make` left them."""
         student_model = load_model(source, self._config.model.dtype)
-        if self._config.quant.init == "gptq":
+        if self._config.quant.init != "rtn":
             self._move(student_model)
         return Student(student_model, self._config)
 
@@ -88,8 +101,9 @@ class StartingPoint:
             weights = load_file(self._directory / "weights.safetensors")
         except (OSError, SafetensorError) as error:
             raise RunError(f"{self._directory} cannot be read ({error}); remove the run's directory") from error
-        for name, linear in quantizable_layers(model, self._config.quant).items():
-            linear.weight.data.copy_(weights[name])
+        own = model.state_dict()
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
     def _keep(self, arms: Mapping[str, Fidelity], weights: Mapping[str, object]) -> None:
         aside = self._directory.with_name(".start.partial")

@@ -67,8 +67,12 @@ class QATLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer that computes x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
 
     grid: Grid
-    scales: HeldScales | None = None
-    outside: bool = False  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
+    scales: HeldScales | None
+    outside: bool  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
+
+    def set_rounding(self, grid: Grid, scales: HeldScales | None = None, *, outside: bool = False) -> None:
+        """PEFT makes the layer without knowing of any rounding; nothing works before this."""
+        self.grid, self.scales, self.outside = grid, scales, outside
 
     @property
     def linear(self) -> nn.Linear:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import list_options
 
 from rayqd.quant import Grid
 from rayqd.quant.int4 import Int4Grid
 
-_COMPILER_OPTIONS: dict[str, Any] = {"eager_numerics.division_rounding": True}
+# Without the first a division is only approximate on a GPU, without the second a scale skips its rounding to 16 bits.
+_COMPILER_OPTIONS: dict[str, Any] = {"eager_numerics.division_rounding": True, "emulate_precision_casts": True}
 
 
 def low_rank_product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -31,14 +33,14 @@ def merged(weight: Tensor, delta: Tensor | None) -> Tensor:
 
 def rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
     """The values on the grid, [N, K] in the grid's dtype."""
-    return _on(weight, _rounded)(weight, delta, scales, grid)
+    return _on(weight, _rounded)(weight.detach(), delta, scales, grid)
 
 
 def rounded_backward(
     weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid, grad_values: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The values once more, and the gradient that passes through the rounding, in float32: zero where it saturated."""
-    return _on(weight, _rounded_backward)(weight, delta, scales, grid, grad_values)
+    return _on(weight, _rounded_backward)(weight.detach(), delta, scales, grid, grad_values)
 
 
 def _rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
@@ -63,6 +65,8 @@ def _on(weight: Tensor, function: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled(function) if weight.is_cuda else function
 
 
-@cache
+@cache  # one kernel for all sizes of layers: the compiler would take a parameter's size for fixed, hence detach() above
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    if not _COMPILER_OPTIONS.keys() <= set(list_options()):
+        return function
     return torch.compile(function, dynamic=True, options=_COMPILER_OPTIONS)

@@ -39,14 +39,19 @@ def completion_states(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Te
 
 def by_tokens(rollouts: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
     """Indices of `rollouts`, in order, in batches of at most `max_tokens`; a longer rollout gets a batch of its own."""
+    return batches_of([rollout.num_tokens for rollout in rollouts], max_tokens)
+
+
+def batches_of(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of sequences of these lengths, in order, in batches of at most `max_tokens`; a longer one runs alone."""
     batches: list[list[int]] = []
     room = 0
-    for i, rollout in enumerate(rollouts):
-        if rollout.num_tokens > room:
+    for i, length in enumerate(lengths):
+        if not batches or length > room:
             batches.append([])
             room = max_tokens
         batches[-1].append(i)
-        room -= rollout.num_tokens
+        room -= length
     return batches
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ class Student:
 
     def __init__(self, model: PreTrainedModel, config: Config) -> None:
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
-        self.adapter = config.adapter
+        self.quant, self.adapter = config.quant, config.adapter
         self.layers = _quantization_aware(model, config, self.grid)
         self.model = model
         if config.learner.gradient_checkpointing:
@@ -52,6 +53,18 @@ class Student:
         """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses."""
         for name, layer in self.layers.items():
             yield name, layer.quantized(name)
+
+    @contextmanager
+    def as_exported(self) -> Iterator[None]:
+        """Within, the model computes with the weights of the export; it always does, unless adapters are outside."""
+        outside = [layer for layer in self.layers.values() if isinstance(layer, QATLoraLinear) and layer.outside]
+        for layer in outside:
+            layer.outside = False
+        try:
+            yield
+        finally:
+            for layer in outside:
+                layer.outside = True
 
     def dense(self) -> dict[str, Tensor]:
         """Everything that is not quantized, by its name in the original model."""
@@ -89,8 +102,7 @@ def _quantization_aware(model: PreTrainedModel, config: Config, grid: Grid) -> d
         inject_adapter_in_model(lora_config(config.adapter, sorted(adapted)), model)
     for name in adapted:
         layer: Any = model.get_submodule(name)
-        layer.grid, layer.scales = grid, scales[name]
-        layer.outside = config.adapter.placement == "outside"
+        layer.set_rounding(grid, scales[name], outside=config.adapter.placement == "outside")
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
     return layers
 

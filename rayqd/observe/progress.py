@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
+_BAR_WIDTH = 30
 
 
 class Progress:
@@ -44,6 +45,11 @@ class Progress:
         if self._live and text != self._last_status:
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         self._last_status = text
+
+    def bar(self, text: str, done: int, total: int) -> None:
+        """How far something is that is no training: `calibrating AWQ ━━━━━╌╌╌╌╌ 15/30`."""
+        filled = _BAR_WIDTH * done // total
+        self.status(f"{text} {'━' * filled}{'╌' * (_BAR_WIDTH - filled)} {done}/{total}")
 
     def begin_steps(self) -> None:
         self._step_times.append(time.monotonic())

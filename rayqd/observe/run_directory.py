@@ -15,12 +15,16 @@ from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RunError, StorageError
 
+_MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
+
 
 class RunDirectory:
     """Written by the driver alone, checkpoints and export excepted. Opening it locks it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, command: str = "distill") -> None:
+        """Raises RunError where another process, another configuration or another command has it."""
         self.path = config.run_dir
+        self._command = command
         self._lock = self._open(config)
 
     @property
@@ -68,10 +72,11 @@ class RunDirectory:
             raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
         try:
             if saved.exists():
+                _refuse_other_command(self.path, saved, self._command)
                 _refuse_other(self.path, load_config([f"@{saved}"]), config)
             elif any(path.name != ".lock" for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
-            _write_whole(saved, to_toml(config))
+            _write_whole(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
         except RunError:
             lock.release()
             raise
@@ -85,6 +90,16 @@ class RunDirectory:
 def free_bytes(path: Path) -> int:
     """Free space where `path` is, or will be."""
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def _refuse_other_command(path: Path, saved: Path, command: str) -> None:
+    first = saved.read_text().partition("\n")[0]
+    old = first.removeprefix(_MADE_BY) if first.startswith(_MADE_BY) else "distill"
+    if old != command:
+        raise RunError(
+            f"{path} belongs to `rayqd {old}`, not `rayqd {command}`: "
+            "give this run another name, or remove the directory"
+        )
 
 
 def _refuse_other(path: Path, old: Config, new: Config) -> None:

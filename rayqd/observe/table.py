@@ -11,9 +11,14 @@ from rich.table import Table
 from rayqd.observe.progress import duration
 
 
-def print_result(console: Console, result: dict[str, Any], run_dir: Path) -> None:
+def print_result(
+    console: Console,
+    result: dict[str, Any],
+    run_dir: Path,
+    title: str = "what INT4 cost, and how much of it came back",
+) -> None:
     """Rows by arm, seconds by role, where everything lies, and how to serve it."""
-    table = Table(title=f"{result['name']}: what INT4 cost, and how much of it came back", title_justify="left")
+    table = Table(title=f"{result['name']}: {title}", title_justify="left")
     for heading in ("", "KL to teacher", "perplexity", "bits/weight", "size"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for row in result["rows"]:

@@ -19,14 +19,16 @@ HEAVY = {"torch", "ray", "vllm", "transformers", "datasets", "numpy"}
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """A stand-in for rayqd.run and rayqd.evaluation that records its calls."""
+    """A stand-in for rayqd.run, rayqd.quantize and rayqd.evaluation that records its calls."""
     calls: list[tuple] = []
     module = types.SimpleNamespace(
         calls=calls,
         distill=lambda config: calls.append((config,)),
+        quantize=lambda config: calls.append((config,)),
         evaluate=lambda path, config: calls.append((path, config)),
     )
     monkeypatch.setitem(sys.modules, "rayqd.run", module)
+    monkeypatch.setitem(sys.modules, "rayqd.quantize", module)
     monkeypatch.setitem(sys.modules, "rayqd.evaluation", module)
     return module
 
@@ -95,6 +97,13 @@ def test_distill_gets_the_resolved_config(run_module):
     assert main(["distill", "--seed", "7"]) == 0
     ((config,),) = run_module.calls
     assert config.seed == 7
+
+
+@pytest.mark.parametrize(("flags", "name"), [([], "quantize"), (["--name", "distill"], "distill")])
+def test_quantize_has_a_directory_of_its_own_unless_it_is_named(flags, name, run_module):
+    assert main(["quantize", *flags]) == 0
+    ((config,),) = run_module.calls
+    assert config.name == name
 
 
 @pytest.mark.parametrize("part", [".", "checkpoints/step-000100", "export"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayqd.engines.base import SamplingRequest
-from rayqd.learner.loop import packed_codes
+from rayqd.learner.loop import weights_on_the_wire
 from rayqd.model.student import Student
 from rayqd.types import IntArray
 
@@ -26,7 +26,7 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYQD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        config = Config.model_validate({"quant": {"group_size": 64}, "adapter": {"rank": 4}})
+        config = Config.model_validate({"quant": {"group_size": 64, "init": "awq"}, "adapter": {"rank": 4}})
         engine = VLLMEngine(
             initial_checkpoint(tiny_model, config),
             context_length=128,
@@ -39,7 +39,10 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
         generator = torch.Generator().manual_seed(1)
         for parameter in student.parameters().values():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        engine.load_weights(packed_codes(student))
+        for tensor in student.dense().values():
+            if tensor.dim() == 1:  # as AWQ moves the norms
+                tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
+        engine.load_weights(weights_on_the_wire(student, config))
         yield engine, student, before
 
 
@@ -47,6 +50,15 @@ def request(**changes: Any) -> SamplingRequest:
     prompt: IntArray = np.arange(3, 19, dtype=np.int32)
     fields = {"prompt_ids": prompt, "seed": 7, "temperature": 1.0, "min_new_tokens": 4, "max_new_tokens": 24}
     return SamplingRequest(**(fields | changes))
+
+
+def test_every_norm_is_the_learners(published: Any) -> None:
+    engine, student, _ = published
+    norms = {name: tensor for name, tensor in student.dense().items() if tensor.dim() == 1}
+    own = dict(engine._model_runner.get_model().named_parameters())
+    assert len(norms) == 5  # two a layer, and the last
+    for name, tensor in norms.items():
+        assert torch.equal(own[name], tensor), name
 
 
 def test_every_weight_in_the_kernel_is_the_learners(published: Any) -> None:

@@ -1,4 +1,4 @@
-"""GPTQ over a model: what each layer is calibrated on, what is left alone, and that it helps."""
+"""Calibration over a model: what each layer is calibrated on, what is left alone, and that it helps."""
 
 from __future__ import annotations
 
@@ -6,47 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rayqd.config.sections import Quant
 from rayqd.errors import ConfigError, ModelError
-from rayqd.model.calibrate import calibrate
+from rayqd.model.calibration import calibrate
+from rayqd.model.calibration.stream import HOST, home, moved
 from rayqd.model.load import load_model
-from rayqd.quant import Grid, make_grid, quantizable_layers
+from rayqd.quant import make_grid, quantizable_layers
 from rayqd.quant.gptq import gptq
-from rayqd.types import IntArray
-
-QUANT = Quant(group_size=32)
-GRID = make_grid(QUANT, torch.bfloat16)
-
-
-def sequences(num: int = 24, seed: int = 0) -> list[IntArray]:
-    """Token ids of lengths 5 to 40."""
-    random = np.random.default_rng(seed)
-    return [random.integers(3, 128, int(n), dtype=np.int32) for n in random.integers(5, 41, num)]
-
-
-def logits(model: Any, ids: IntArray) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float()
-
-
-def quantized(model: Any, quant: Quant = QUANT, grid: Grid = GRID) -> Any:
-    """The model with its codes' values as weights."""
-    for linear in quantizable_layers(model, quant).values():
-        linear.weight.data = grid.fake_quantize(linear.weight.data)
-    return model
-
-
-def kl_to(dense: Any, student: Any) -> float:
-    """Mean KL(dense‖student) on sequences that calibration has not seen."""
-    held_out = sequences(16, seed=1)
-    pairs = [(logits(dense, ids).log_softmax(-1), logits(student, ids).log_softmax(-1)) for ids in held_out]
-    return float(torch.cat([F.kl_div(q, p, reduction="none", log_target=True).sum(-1) for p, q in pairs]).mean())
+from tests.model.calibrating import GRID, QUANT, kl_to, logits, quantized, sequences
 
 
 @pytest.fixture
@@ -86,7 +57,7 @@ def test_a_layer_is_calibrated_on_the_outputs_of_the_quantized_layers_before_it(
     for ids in sequences():
         logits(reference, ids)
     x = torch.cat(seen)
-    by_hand = gptq(gate.weight, 2 / len(x) * x.mT @ x, GRID)  # type: ignore[arg-type]
+    by_hand = gptq(gate.weight, 2 / len(x) * x.mT @ x, GRID, act_order=True)  # type: ignore[arg-type]
     ours = calibrated.base_model.layers[1].mlp.gate_proj.weight
     same = GRID.quantize(ours).codes == GRID.quantize(by_hand).codes
     # attention over packed sequences rounds bfloat16 elsewhere, which tips a few codes
@@ -125,3 +96,36 @@ def test_a_model_without_a_list_of_layers_is_one_clear_error(load: Callable[[], 
     model.base_model.layers = torch.nn.Identity()
     with pytest.raises(ModelError, match="decoder layers of LlamaForCausalLM"):
         calibrate(model, QUANT, GRID, sequences(), max_batch_tokens=64)
+
+
+def test_gptq_takes_act_order_and_damping_from_the_settings(load: Callable[[], Any]) -> None:
+    weights: list[Tensor] = []
+    for fields in ({}, {"act_order": False}, {"damping": 0.5}):
+        model, quant = load(), Quant.model_validate({"group_size": 32, **fields})
+        calibrate(model, quant, GRID, sequences(), max_batch_tokens=512)
+        weights.append(model.base_model.layers[0].mlp.down_proj.weight)
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_gptq_on_a_format_it_does_not_know_is_one_clear_error(load: Callable[[], Any]) -> None:
+    quant = Quant.model_validate({"format": "nf4", "group_size": 64})
+    with pytest.raises(ConfigError, match=r"GPTQ needs quant\.format=int4, got nf4; use awq or rtn"):
+        calibrate(load(), quant, make_grid(quant, torch.bfloat16), sequences(), max_batch_tokens=64)
+
+
+def test_hidden_states_wait_on_the_host_when_they_would_fill_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    gpu = torch.device("cuda")
+    assert [home(gpu, 250), home(gpu, 251), home(HOST, 10**9)] == [gpu, HOST, HOST]
+
+
+def test_moving_keywords_keeps_shared_tensors_shared_and_structure_as_it_is() -> None:
+    table = torch.ones(2)
+    keywords = [{"position_embeddings": (table, table), "lengths": [3, 4], "mask": None}, {"other": table}]
+    away = moved(keywords, torch.device("meta"), {})
+    first = away[0]["position_embeddings"]
+    assert isinstance(first, tuple)
+    assert first[0] is first[1] is away[1]["other"]
+    assert first[0].device.type == "meta"
+    assert (away[0]["lengths"], away[0]["mask"]) == ([3, 4], None)

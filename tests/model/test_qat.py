@@ -6,17 +6,19 @@ from peft import LoraConfig
 from torch import nn
 
 from rayqd.config.sections import Quant
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model import rounding
+from rayqd.model.qat import HeldScales, QATLinear, QATLoraLinear
 from rayqd.quant import make_grid
+from rayqd.quant.int4 import Int4Grid
 
-RULES = ["signed", "absmax", "asymmetric"]
+RULES = ["signed", "absmax", "asymmetric", "searched"]
 
 
 def lora_layer(rule: str, dtype: torch.dtype = torch.float32) -> QATLoraLinear:
     torch.manual_seed(3)
     linear = nn.Linear(64, 24, bias=True).to(dtype).requires_grad_(False)
     layer = QATLoraLinear(linear, "default", config=LoraConfig(r=4, lora_alpha=12), r=4, lora_alpha=12)
-    layer.grid = make_grid(Quant(group_size=32, rule=rule), dtype)  # type: ignore[arg-type]
+    layer.set_rounding(make_grid(Quant(group_size=32, rule=rule), dtype))  # type: ignore[arg-type]
     nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     layer.lora_A["default"].float()
     layer.lora_B["default"].float()
@@ -46,7 +48,7 @@ def test_gradients_are_those_of_the_merged_weight_where_its_code_is_not_saturate
     for row, grad in zip(rows, grads, strict=True):
         weight_grad += torch.outer(grad, row)
     weight_grad[~inside] = 0
-    assert (~inside).any() or rule == "asymmetric"  # otherwise the mask is not put to the test
+    assert (~inside).any() or rule in ("asymmetric", "searched")  # otherwise the mask is not put to the test
     torch.testing.assert_close(a.grad.double(), scaling * b.double().mT @ weight_grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(b.grad.double(), scaling * weight_grad @ a.double().mT, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(x.grad.double().reshape(35, 64), grads @ values.double(), rtol=1e-5, atol=1e-5)
@@ -79,3 +81,91 @@ def test_between_forward_and_backward_no_quantized_copy_is_kept() -> None:
         layer(torch.randn(2, 64, requires_grad=True))
     held = {t.data_ptr() for t in saved if t is not None and t.shape == (24, 64)}
     assert held == {layer.get_base_layer().weight.data_ptr()}
+
+
+def held(rule: str, *, learned: bool) -> tuple[QATLinear, Int4Grid]:
+    torch.manual_seed(1)
+    linear = nn.Linear(64, 16, bias=False)
+    grid = Int4Grid(32, torch.float32, rule)  # type: ignore[arg-type]
+    scales = HeldScales(linear.weight.detach(), grid, learned=learned)
+    return QATLinear(linear, grid, trainable=True, scales=scales), grid
+
+
+@pytest.mark.parametrize("rule", ["signed", "absmax", "searched"])
+def test_held_scales_stay_where_the_rule_put_them_when_the_weights_move(rule: str) -> None:
+    layer, grid = held(rule, learned=False)
+    before = grid.quantize(layer.merged_weight()).scales
+    assert dict(layer.named_parameters()).keys() == {"weight"}
+    layer.weight.data.mul_(1.5)
+    after = layer.quantized("layer")
+    assert torch.equal(after.scales, before)
+    assert not torch.equal(grid.quantize(layer.merged_weight()).scales, before)
+    assert torch.equal(layer(torch.eye(64)).mT, grid.dequantize(after))
+
+
+def test_learned_scales_get_lsq_s_gradient() -> None:
+    """Against autograd of LSQ's own formulation: round(clamp(w / s)) * s with the rounding straight through."""
+    layer, _ = held("signed", learned=True)
+    layer.weight.data.mul_(1.2)  # so that some codes saturate
+    layer.scales.change.data.normal_(std=0.05)
+    x, upstream = torch.randn(6, 64), torch.randn(6, 16)
+    layer(x).backward(upstream)
+
+    weight = layer.weight.detach().double().requires_grad_(True)
+    change = layer.scales.change.detach().double().requires_grad_(True)
+    scales = layer.scales.first.double() * (1 + change)
+    ratio = weight.reshape(16, 2, 32) / scales[..., None]
+    codes = ratio.detach().round().clamp(-8, 7)
+    saturated = ratio.detach().round() != codes
+    straight_through = torch.where(saturated, codes, ratio + (codes - ratio).detach())
+    values = straight_through * scales[..., None]
+    (x.double() @ values.reshape(16, 64).mT).backward(upstream.double())
+    assert saturated.any()
+    torch.testing.assert_close(layer.scales.change.grad.double(), change.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_trained_scales_are_what_is_exported() -> None:
+    layer, grid = held("signed", learned=True)
+    layer.scales.change.data.normal_(std=0.1)
+    quantized = layer.quantized("layer")
+    assert torch.equal(quantized.scales, layer.scales())
+    assert not torch.equal(quantized.scales, layer.scales.first)
+    assert torch.equal(layer(torch.eye(64)).mT, grid.dequantize(quantized))
+
+
+def test_a_zero_group_with_held_scales_still_has_a_grid() -> None:
+    linear = nn.Linear(64, 2, bias=False)
+    linear.weight.data[:, :32] = 0
+    scales = HeldScales(linear.weight.detach(), Int4Grid(32, torch.bfloat16, "signed"), learned=False)
+    assert (scales() != 0).all()
+
+
+def test_outside_the_rounding_the_adapter_is_merged_only_for_export() -> None:
+    layer = lora_layer("signed")
+    layer.get_base_layer().bias = None
+    layer.outside = True
+    a, b, scaling = layer.low_rank
+    base = layer.grid.dequantize(layer.grid.quantize(layer.get_base_layer().weight))
+    expected = base.double() + scaling * (b.double() @ a.double())
+    torch.testing.assert_close(layer(torch.eye(64)).mT.double(), expected, rtol=1e-5, atol=1e-5)
+    exported = layer.grid.dequantize(layer.quantized("layer"))
+    merged = layer.linear.weight.double() + scaling * (b.double() @ a.double())
+    torch.testing.assert_close(exported, layer.grid.dequantize(layer.grid.quantize(merged.float())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_compiled_rounding_has_the_bits_of_the_plain_one(rule: str, dtype: torch.dtype) -> None:
+    """On a GPU if there is one, where every pass is compiled."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    grid = Int4Grid(64, dtype, rule)  # type: ignore[arg-type]
+    weight, delta, grad = (torch.randn(48, 256, device=device) * 0.02 for _ in range(3))
+    weight = weight.to(dtype)
+    function = torch.compile(rounding._rounded_backward, dynamic=True, options=rounding._COMPILER_OPTIONS)
+    values, through = function(weight, 0.1 * delta, None, grid, grad.to(dtype))
+    plain_values, plain_through = rounding._rounded_backward(weight, 0.1 * delta, None, grid, grad.to(dtype))
+    assert torch.equal(values, plain_values)
+    assert torch.equal(through, plain_through)

@@ -90,6 +90,56 @@ def test_codes_and_scales_equal_the_textbook(rule: str) -> None:
     assert torch.equal(quantized.codes.long(), codes)
 
 
+def textbook_in_order(weight: torch.Tensor, hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, ...]:
+    """The same with act-order under the rule `signed`: columns by falling H_kk, scales from the original weights.
+
+    The columns that are left make up for an error through the inverse of what is left of H, inverted anew.
+    """
+    num_rows, num_columns = weight.shape
+    damped = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(num_columns)
+    order = sorted(range(num_columns), key=lambda k: -float(hessian[k, k]))
+    codes = torch.zeros(num_rows, num_columns, dtype=torch.int64)
+    scales = torch.zeros(num_rows, num_columns // G, dtype=torch.float64)
+    for n in range(num_rows):
+        w = weight[n].double().clone()
+        extremes: dict[int, int] = {}
+        for i in range(num_columns // G):
+            extreme = i * G + int(w[i * G : (i + 1) * G].abs().argmax())
+            scales[n, i] = float(torch.tensor(float(w[extreme].to(torch.bfloat16)) / -8).to(torch.bfloat16))
+            extremes[i] = extreme
+        for done, k in enumerate(order):
+            scale = float(scales[n, k // G])
+            code = -8 if extremes[k // G] == k else max(-8, min(7, round(float(w[k]) / scale)))
+            codes[n, k] = code
+            error = w[k] - torch.tensor(code * scale).to(torch.bfloat16).double()
+            left = order[done:]
+            inverse = torch.linalg.inv(damped[left][:, left])
+            w[left] -= error / inverse[0, 0] * inverse[0]
+    return codes, scales
+
+
+def test_with_act_order_codes_and_scales_equal_the_textbooks_in_that_order() -> None:
+    weight, inputs = problem()
+    inputs = inputs * torch.linspace(0.2, 3, 64).roll(21)
+    hessian, grid = hessian_of(inputs), grid_of("signed")
+    start = gptq(weight, hessian, grid, damping=0.05, act_order=True, search_scales=False)
+    quantized = grid.quantize(start)
+    codes, scales = textbook_in_order(weight, hessian, 0.05)
+    assert torch.equal(quantized.scales.double(), scales)
+    assert torch.equal(quantized.codes.long(), codes)
+    in_place = grid.quantize(gptq(weight, hessian, grid, damping=0.05, search_scales=False))
+    assert not torch.equal(quantized.codes, in_place.codes)
+
+
+def test_act_order_rounds_the_column_of_the_largest_input_to_nearest() -> None:
+    weight, inputs = problem()
+    weight = weight.to(torch.bfloat16).float()
+    inputs[:, 40] *= 20
+    grid = grid_of("signed")
+    start = gptq(weight, hessian_of(inputs), grid, act_order=True, search_scales=False)
+    assert torch.equal(grid.quantize(start).codes[:, 40], grid.quantize(weight).codes[:, 40])
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_the_layers_output_error_is_below_round_to_nearests(rule: str) -> None:
     weight, inputs = problem()
@@ -100,6 +150,7 @@ def test_the_layers_output_error_is_below_round_to_nearests(rule: str) -> None:
 
     # 0.42 to 0.53 over eight seeds and three rules
     assert error(gptq(weight, hessian_of(inputs), grid)) < 0.6 * error(weight)
+    assert error(gptq(weight, hessian_of(inputs), grid, act_order=True)) < 0.7 * error(weight)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -116,7 +167,7 @@ def test_searching_for_scales_lessens_the_output_error_on_average(rule: str) -> 
     assert searched < unsearched
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES, "searched"])
 @pytest.mark.parametrize("scale_dtype", DTYPES)
 @settings(max_examples=25, deadline=None)
 @given(
@@ -124,13 +175,14 @@ def test_searching_for_scales_lessens_the_output_error_on_average(rule: str) -> 
     size=st.floats(0.01, 30),
     shift=st.sampled_from([0.0, 0.02, 0.1]),
     search_scales=st.booleans(),
+    act_order=st.booleans(),
 )
 def test_codes_and_scales_survive_the_cast_to_the_models_dtype(
-    rule: str, scale_dtype: torch.dtype, seed: int, size: float, shift: float, search_scales: bool
+    rule: str, scale_dtype: torch.dtype, seed: int, size: float, shift: float, search_scales: bool, act_order: bool
 ) -> None:
     weight, inputs = problem(seed=seed)
     weight, grid = size * (weight + shift), grid_of(rule, scale_dtype)
-    continuous = gptq(weight, hessian_of(inputs), grid, search_scales=search_scales)
+    continuous = gptq(weight, hessian_of(inputs), grid, search_scales=search_scales, act_order=act_order)
     before, after = grid.quantize(continuous), grid.quantize(continuous.to(scale_dtype))
     assert torch.equal(before.scales, after.scales)
     assert torch.equal(before.codes, after.codes)

@@ -1,0 +1,102 @@
+"""The loop over decoder layers: each is calibrated on the outputs of the quantized layers before it.
+
+    tokens ─► embedding ─► layer 0 as it is: its linears' inputs ─► method ─► layer 0 quantized ─► layer 1 ...
+
+Held are the hidden states between two layers, T·d of them, and one layer's input statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from rayqd.config.sections import Quant
+from rayqd.errors import ConfigError, ModelError
+from rayqd.model.calibration.methods import AWQ, GPTQ, Method
+from rayqd.model.calibration.statistics import input_statistics
+from rayqd.model.calibration.stream import Stream
+from rayqd.quant import Grid, quantizable_layers
+from rayqd.quant.int4 import Int4Grid
+from rayqd.types import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OnLayer = Callable[[int, int], None]  # decoder layers done, of how many
+
+
+@torch.no_grad()
+def calibrate(
+    model: PreTrainedModel,
+    quant: Quant,
+    grid: Grid,
+    sequences: Sequence[IntArray],
+    *,
+    method: str = "gptq",
+    max_batch_tokens: int,
+    on_layer: OnLayer = lambda done, total: None,
+) -> set[str]:
+    """Change `model` so that rounding its quantizable linears with `grid` gives what `method` gives.
+
+    gptq changes only their weights, see `rayqd.quant.gptq`; awq also norms and biases before them, see
+    `rayqd.quant.awq`. `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs
+    alone. Linears outside the decoder layers, and those that no token reaches, keep their weights and so are rounded to
+    nearest. Returns the names, in the model's state dict, of the tensors that have changed.
+
+    Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
+    list of decoder layers.
+    """
+    apply = _method(method, quant, grid)
+    if not any(len(ids) for ids in sequences):
+        raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
+    layers = _decoder_layers(model, method)
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    quantizable = quantizable_layers(model, quant)
+    stream = Stream(model, layers, sequences, max_batch_tokens)
+    changed: set[str] = set()
+    for i, layer in enumerate(layers):
+        linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
+        before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        apply(layer, linears, input_statistics(layer, names, lambda i=i: stream.run(i)))
+        after = layer.state_dict().items()
+        changed |= {f"{names[layer]}.{name}" for name, tensor in after if not torch.equal(tensor, before[name])}
+        if i + 1 < len(layers):
+            _advance(stream, i, linears, grid)
+        on_layer(i + 1, len(layers))
+    return changed
+
+
+def check_method(method: str, quant: Quant) -> None:
+    """Raises ConfigError when `method` cannot round to the format."""
+    if method == "gptq" and quant.format != "int4":
+        raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
+
+
+def _method(method: str, quant: Quant, grid: Grid) -> Method:
+    check_method(method, quant)
+    if method == "awq":
+        return AWQ(grid)
+    assert isinstance(grid, Int4Grid)
+    return GPTQ(grid, act_order=quant.act_order, damping=quant.damping)
+
+
+def _advance(stream: Stream, index: int, linears: dict[str, nn.Linear], grid: Grid) -> None:
+    """The hidden states go through the layer with the values of its codes."""
+    continuous = {name: linear.weight.clone() for name, linear in linears.items()}
+    for name, linear in linears.items():
+        linear.weight.copy_(grid.dequantize(grid.quantize(linear.weight, name=name)))
+    stream.advance(index)
+    for name, linear in linears.items():
+        linear.weight.copy_(continuous[name])
+
+
+def _decoder_layers(model: PreTrainedModel, method: str) -> nn.ModuleList:
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ModelError(
+            f"{method.upper()} does not find the decoder layers of {type(model).__name__}; round to nearest instead"
+        )
+    return layers
