@@ -1,29 +1,117 @@
-"""The trained student as a checkpoint for vLLM and transformers."""
+"""A student, or any quantized model in parts, as an export: which writer a format and a wish lead to."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from rayqd.config import Config
-from rayqd.export.compressed_tensors import write_checkpoint
-from rayqd.model.load import load_tokenizer
+from rayqd.config.sections import Quant
+from rayqd.errors import ConfigError
+from rayqd.export import bitsandbytes, compressed_tensors
+from rayqd.export.card import model_card, write_card
+from rayqd.export.parts import Parts
 from rayqd.model.student import Student
 
+Kind = Literal["compressed-tensors", "bitsandbytes", "gguf"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-def export(student: Student, source: Path, config: Config, directory: Path) -> int:
-    """Write `student` to `directory`, with the tokenizer and chat template of `source`; returns the weights' bytes.
+_USUAL: Mapping[str, Kind] = {
+    "int4": "compressed-tensors",
+    "nvfp4": "compressed-tensors",
+    "nf4": "bitsandbytes",
+    "fp4": "bitsandbytes",
+}
 
-    The codes and scales are those of the forward pass. Nothing is quantized a second time.
+
+def usual_kind(quant: Quant) -> Kind:
+    """What `quant.format` is written as unless something else is asked for."""
+    return _USUAL[quant.format]
+
+
+def kind_named(name: str) -> Kind:
+    """Raises ConfigError, with the nearest right name, at another."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    near = difflib.get_close_matches(name, KINDS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"flag --as={name}: must be one of {', '.join(KINDS)}{hint}")
+
+
+def export(
+    student: Student,
+    source: Path,
+    config: Config,
+    directory: Path,
+    *,
+    kind: Kind | None = None,
+    overwrite: bool = True,
+    rows: Sequence[Mapping[str, Any]] = (),
+    command: Literal["distill", "quantize"] = "distill",
+) -> int:
+    """Write `student` to `directory`, with the tokenizer and chat template of `source`; returns the files' bytes.
+
+    The codes and scales are those of the forward pass. Nothing is quantized a second time. `rows` are the results of
+    the run for the model card. Raises StorageError when it cannot be written, and, unless `overwrite`, when
+    `directory` is there; ConfigError when `kind` does not hold the grid.
     """
-    return write_checkpoint(
-        config=student.model.config,
-        generation_config=student.model.generation_config,
-        dense=student.dense(),
-        quantized=dict(student.quantized()),
-        quant=config.quant,
-        tokenizer=load_tokenizer(source),
-        directory=directory,
-    )
+    kind = kind or usual_kind(config.quant)
+    check_kind(kind, config, student.model.config.model_type)
+    parts = Parts.of_student(student, source, config.quant)
+    return write(parts, config, directory, kind=kind, overwrite=overwrite, rows=rows, command=command)
+
+
+def update_card(
+    directory: Path,
+    config: Config,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    command: Literal["distill", "quantize"] = "distill",
+) -> None:
+    """Put the results, known only after the export was measured, into the card of a run's usual export."""
+    write_card(directory, model_card(config, kind=usual_kind(config.quant), rows=rows, command=command))
+
+
+def write(
+    parts: Parts,
+    config: Config,
+    directory: Path,
+    *,
+    kind: Kind,
+    overwrite: bool,
+    rows: Sequence[Mapping[str, Any]] = (),
+    command: Literal["distill", "quantize"] = "distill",
+) -> int:
+    """Write `parts` as `kind`, with a model card; `command` is what made them."""
+    check_kind(kind, config, parts.config.model_type)
+    parts = replace(parts, card=model_card(config, kind=kind, rows=rows, command=command))
+    if kind == "gguf":
+        from rayqd.export.gguf import write_gguf
+
+        return write_gguf(parts, directory, overwrite=overwrite)
+    writer = compressed_tensors if kind == "compressed-tensors" else bitsandbytes
+    return writer.write_parts(parts, directory, overwrite=overwrite)
+
+
+def check_kind(kind: Kind, config: Config, model_type: str) -> None:
+    """Raises ConfigError when `kind` has no place for the run's grid."""
+    quant = config.quant
+    if kind == "gguf":
+        from rayqd.export.gguf import check_gguf
+
+        check_gguf(quant, model_type)
+    elif kind != usual_kind(quant):
+        formats = " and ".join(form for form, usual in _USUAL.items() if usual == kind)
+        raise ConfigError(f"{kind} holds {formats}, and this run is {quant.format}: use --as {usual_kind(quant)}")
+    elif quant.format == "nvfp4" and config.model.dtype != "bfloat16":
+        raise ConfigError(
+            f"compressed-tensors unpacks nvfp4 to bfloat16 alone, and this run is {config.model.dtype}: "
+            "train with --model.dtype bfloat16"
+        )
 
 
 def weight_bytes(directory: Path) -> int:

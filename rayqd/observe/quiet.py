@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -53,3 +55,21 @@ def quiet_driver() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("ray", "torchao", "torch.utils._pytree", "transformers", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def output_to(file: Path) -> Iterator[None]:
+    """What this process and its libraries print goes to `file`; vLLM and torch's C++ talk past Python's streams."""
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    try:
+        with file.open("w") as log:
+            for stream in streams:
+                stream.flush()
+                os.dup2(log.fileno(), stream.fileno())
+            yield
+    finally:
+        for stream, descriptor in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(descriptor, stream.fileno())
+            os.close(descriptor)

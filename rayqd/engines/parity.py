@@ -1,0 +1,68 @@
+"""What the kernels of an engine add to transformers' arithmetic, on the same tokens and the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rayqd.config import Config
+from rayqd.export.verdict import Check
+from rayqd.observe.quiet import output_to
+from rayqd.types import IntArray
+
+LOG_NAME = "verify.log"
+
+_VLLM_GROUP_SIZES = (32, 64, 128)
+
+
+def why_not_vllm(kind: str, config: Config) -> str:
+    """Why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
+    if kind != "compressed-tensors":
+        return f"not asked: vLLM does not load {kind}"
+    if not _has_vllm():
+        return "not asked: vLLM is not installed"
+    if config.quant.format == "nvfp4" and not torch.cuda.is_available():
+        return "not asked: vLLM has no nvfp4 kernel for CPUs"
+    if config.quant.format == "int4" and config.quant.group_size not in _VLLM_GROUP_SIZES:
+        return f"not asked: vLLM has no kernel for groups of {config.quant.group_size}"
+    return ""
+
+
+def vllm_change(
+    directory: Path, config: Config, sequences: Sequence[IntArray], expected: Sequence[Sequence[float]]
+) -> Check:
+    """vLLM's log-probabilities of `sequences` beside those `expected`, [T - 1] each; its messages go to verify.log."""
+    from rayqd.engines.vllm import VLLMEngine
+
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute, and computes the same
+    with output_to(directory.absolute().parent / LOG_NAME):
+        engine = VLLMEngine(
+            directory,
+            context_length=max(len(ids) for ids in sequences) + 1,
+            max_concurrent=len(sequences),
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
+            dtype=config.model.dtype,
+        )
+        served = [engine.prompt_logprobs(ids) for ids in sequences]
+    return kernel_change("vLLM", served, expected)
+
+
+def kernel_change(
+    name: str,
+    served: Sequence[Sequence[float]],
+    expected: Sequence[Sequence[float]],
+    what: str = "its kernels beside transformers'",
+) -> Check:
+    """How far log-probabilities are from those `expected`; reported, not judged."""
+    change = np.abs(np.concatenate([np.subtract(a, b) for a, b in zip(served, expected, strict=True)]))
+    text = f"{what}: mean |Δ log p| {change.mean():.4f}, at most {change.max():.3f}, on {len(change):,} tokens"
+    return Check(name=name, text=text, value=float(change.mean()))
+
+
+def _has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None

@@ -1,0 +1,156 @@
+"""The model card of an export: what it is, how it was made, how it does, how to serve it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.config.resolved import setting_value
+from rayqd.config.settings import settings, value_text
+from rayqd.errors import StorageError
+from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
+
+CARD_NAME = "README.md"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PLACES = ("model.name", "teacher.name", "data.source", "eval.source")
+_LEFT_OUT = ("name", "runs_dir")
+_LEFT_OUT_SECTIONS = ("ray.", "checkpoint.")
+
+_LIBRARY = {"compressed-tensors": "transformers", "bitsandbytes": "transformers", "gguf": "gguf"}
+_SERVE = {
+    "compressed-tensors": "vllm serve .              # in this directory\n"
+    '# or: transformers.AutoModelForCausalLM.from_pretrained(".")',
+    "bitsandbytes": "# with bitsandbytes installed\n"
+    "python -c 'from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained(\".\")'",
+    "gguf": "llama-server -m model-Q4_0.gguf",
+}
+_NOTES = {
+    "gguf": "llama.cpp multiplies codes and scales without the rounding to 16 bits that training had: its weights "
+    "differ from the trained ones by at most one part in 256.",
+    "bitsandbytes": "On CPUs with AVX512-BF16, bitsandbytes rounds the scales to bfloat16 before it computes.",
+}
+
+
+def model_card(config: Config, *, kind: str, rows: Sequence[Mapping[str, Any]] = (), command: str = "distill") -> str:
+    """Markdown with the hub's front matter; `rows` are those of result.json, if they are known."""
+    base = base_model(config.model.name)
+    teacher = base_model(config.teacher_name)
+    how = (
+        f"It was distilled from {'its 16-bit self' if config.teacher.name is None else teacher} with "
+        f"quantization-aware training: what was trained is what these files hold, bit for bit."
+        if command == "distill"
+        else f"Its weights were quantized by {config.quant.method.upper()}, without training."
+    )
+    blocks = [
+        _front_matter(config, kind, base, command),
+        f"# {base.rpartition('/')[2]} in {config.quant.format.upper()}",
+        f"A 4-bit version of {base}: {_grid(config)}. {how}",
+        f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config)}\n```",
+        f"Data: {_place(config.data.source)}, split {config.data.split}."
+        if command == "distill"
+        else f"Calibrated on {config.quant.calibration_tokens} tokens of {_place(config.data.source)}.",
+        _results(rows),
+        f"## Reproduce\n\n```bash\n{_command_line(config, command)}\n```",
+        f"## Serve\n\n```bash\n{_SERVE[kind]}\n```",
+        _NOTES.get(kind, ""),
+        f"Made by rayqd {_version()}.",
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def write_card(directory: Path, text: str) -> None:
+    """Put `text` in place of the card of an export; StorageError when that fails."""
+    aside = directory / f".{CARD_NAME}.partial"
+    try:
+        aside.write_text(text)
+        aside.replace(directory / CARD_NAME)
+    except OSError as error:
+        raise StorageError(f"{directory / CARD_NAME} could not be written: {error.strerror}") from error
+
+
+def base_model(name: str) -> str:
+    """A hub id, or the last part of a directory's path: where somebody keeps models is nobody's business."""
+    return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else _place(name)
+
+
+def _front_matter(config: Config, kind: str, base: str, command: str) -> str:
+    lines = [f"library_name: {_LIBRARY[kind]}", "pipeline_tag: text-generation"]
+    if _is_hub_id(base):
+        lines += [f"base_model: {base}", "base_model_relation: quantized"]
+    if _is_hub_id(_place(config.data.source)):
+        lines += ["datasets:", f"- {config.data.source}"]
+    tags = ["rayqd", config.quant.format, kind, *(["distillation", "qat"] if command == "distill" else [])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _grid(config: Config) -> str:
+    quant = config.quant
+    rule = f", scales by rule {quant.rule}" if quant.format == "int4" else ""
+    double = ", scales in 8 bits" if quant.double_quant else ""
+    return (
+        f"{quant.format} in groups of {quant.group_size}{rule}{double}, {', '.join(quant.ignore) or 'nothing'} left out"
+    )
+
+
+def _differing(config: Config) -> list[tuple[str, object]]:
+    """Settings that are not the default, in their order; places without the way to them."""
+    found: list[tuple[str, object]] = []
+    default = Config()
+    for key in settings():
+        if key in _LEFT_OUT or key.startswith(_LEFT_OUT_SECTIONS):
+            continue
+        value = setting_value(config, key)
+        if value != setting_value(default, key):
+            found.append((key, _place(value) if key in _PLACES and isinstance(value, str) else value))
+    return found
+
+
+def _recipe(config: Config) -> str:
+    return "\n".join(f"{key} = {value_text(value)}" for key, value in _differing(config)) or "# none"
+
+
+def _command_line(config: Config, command: str) -> str:
+    flags = [f"--{key} {shlex.quote(_flag_text(value))}" for key, value in _differing(config)]
+    return " \\\n  ".join([f"rayqd {command}", *flags])
+
+
+def _flag_text(value: object) -> str:
+    if isinstance(value, list):
+        return json.dumps(value)
+    return value if isinstance(value, str) else value_text(value)
+
+
+def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        f"| {row['arm']} | {row['kl_to_teacher']:.4f} | {row['perplexity']:.3f} | {row['bits_per_weight']:g} | "
+        f"{row['size_bytes'] / 1e6:,.1f} MB |"
+        for row in rows
+    ]
+    tokens = f"{rows[0]['num_tokens']:,} held-out tokens; " if "num_tokens" in rows[0] else ""
+    head = ["| | KL to teacher | perplexity | bits/weight | size |", "| --- | ---: | ---: | ---: | ---: |"]
+    return "\n".join(["## Results", "", f"{tokens}KL(teacher‖student) in nats a token.", "", *head, *lines])
+
+
+def _place(name: str) -> str:
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() or name.startswith(".") else name
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def _version() -> str:
+    try:
+        return version("rayqd")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,174 @@
+"""A student on the INT4 grid as one GGUF file for llama.cpp, its layers as Q4_0.
+
+A Q4_0 block is 32 weights of a row: a scale d as float16, and 16 bytes in which byte i holds weight i in its low half
+and weight i + 16 in its high half, each as code + 8. These are our codes and our scales; nothing is rounded again.
+llama.cpp multiplies d · code without the rounding to 16 bits that the student was trained with.
+
+Shapes: N rows, K columns, B = K / 32 blocks a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
+from gguf.constants import MODEL_ARCH
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayqd.config.sections import Quant
+from rayqd.errors import ConfigError, ModelError
+from rayqd.export.aside import directory_bytes, written_aside
+from rayqd.export.gguf_tokenizer import add_tokenizer
+from rayqd.export.parts import Parts
+from rayqd.quant import Quantized
+
+FILE_NAME = "model-Q4_0.gguf"
+BLOCK = 32
+BLOCK_BYTES = 18
+
+ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
+
+_TYPES = {
+    torch.bfloat16: GGMLQuantizationType.BF16,
+    torch.float16: GGMLQuantizationType.F16,
+    torch.float32: GGMLQuantizationType.F32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFTensor:
+    """A tensor of the file, its bytes made only when they are written."""
+
+    name: str
+    shape: tuple[int, ...]  # of its bytes
+    type: GGMLQuantizationType
+    layer: str  # its name in the original model
+
+
+def check_gguf(quant: Quant, model_type: str) -> None:
+    """Raises ConfigError when a model with this grid and of this architecture has no place in a Q4_0 file."""
+    if quant.format != "int4" or quant.rule == "asymmetric" or quant.group_size != BLOCK:
+        raise ConfigError(
+            f"GGUF Q4_0 holds int4 in groups of {BLOCK} without zero points, not {quant.format} in groups of "
+            f"{quant.group_size} by rule {quant.rule}: train with --quant.group-size {BLOCK} --quant.rule signed"
+        )
+    if model_type not in ARCHITECTURES:
+        raise ConfigError(f"GGUF export knows {', '.join(ARCHITECTURES)}, not {model_type}")
+
+
+def write_gguf(parts: Parts, directory: Path, *, overwrite: bool = True) -> int:
+    """Write `directory` with one file, `model-Q4_0.gguf`; returns its bytes.
+
+    Raises ConfigError where the format has no place for the model, and ModelError, naming the layer, at a scale that
+    float16 cannot hold exactly.
+    """
+    check_gguf(parts.quant, parts.config.model_type)
+    dense = parts.stored_dense()
+    tensors = list(_tensors(parts, dense))
+    num_bytes = sum(int(np.prod(tensor.shape)) for tensor in tensors)
+    with written_aside(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
+        parts.save_card(scratch)
+        writer = GGUFWriter(scratch / FILE_NAME, parts.config.model_type)
+        _add_metadata(writer, parts)
+        add_tokenizer(writer, parts.tokenizer, parts.config)
+        for t in tensors:
+            writer.add_tensor_info(t.name, t.shape, np.dtype(np.uint8), int(np.prod(t.shape)), raw_dtype=t.type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for t in tensors:
+            writer.write_tensor_data(_bytes(t, parts, dense))
+        writer.close()
+        written_bytes = directory_bytes(scratch)
+    return written_bytes
+
+
+def q4_0_blocks(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
+    """The bytes of a layer, [N, 18·B]. Raises ModelError, naming it, at a scale that float16 cannot hold exactly."""
+    scales = quantized.scales.cpu().float()
+    halves = scales.half()
+    lost = halves.float() != scales
+    if bool(lost.any()):
+        worst = scales[lost].abs().min().item()
+        raise ModelError(
+            f"{name} has {int(lost.sum())} scales out of {scales.numel()} that float16, GGUF's scale, cannot hold "
+            f"exactly (such as {worst:.3g}); train with --model.dtype float16, or export it as compressed-tensors"
+        )
+    num_rows, num_blocks = halves.shape
+    codes = (quantized.codes.cpu() + 8).to(torch.uint8).numpy().reshape(num_rows, num_blocks, 2, BLOCK // 2)
+    nibbles = codes[:, :, 0] | (codes[:, :, 1] << np.uint8(4))
+    d = halves.contiguous().numpy().view(np.uint8).reshape(num_rows, num_blocks, 2)
+    return np.concatenate([d, nibbles], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES)
+
+
+def _tensors(parts: Parts, dense: dict[str, Tensor]) -> Iterator[GGUFTensor]:
+    """Names, shapes and types of all tensors, in the order in which they are written."""
+    names = get_tensor_name_map(ARCHITECTURES[parts.config.model_type], parts.config.num_hidden_layers)
+    for layer, tensor in dense.items():
+        dtype = parts.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
+        shape = (*tensor.shape[:-1], tensor.shape[-1] * dtype.itemsize)
+        yield GGUFTensor(name=_name(names, layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
+    for layer, weight in parts.quantized.items():
+        num_rows, num_blocks = weight.scales.shape
+        name = _name(names, f"{layer}.weight")
+        shape = (num_rows, num_blocks * BLOCK_BYTES)
+        yield GGUFTensor(name=name, shape=shape, type=GGMLQuantizationType.Q4_0, layer=layer)
+
+
+def _name(names: Any, name: str) -> str:
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise ModelError(f"GGUF has no place for the tensor {name}")
+    return found
+
+
+def _bytes(tensor: GGUFTensor, parts: Parts, dense: dict[str, Tensor]) -> NDArray[np.uint8]:
+    if tensor.type == GGMLQuantizationType.Q4_0:
+        rows = q4_0_blocks(parts.quantized[tensor.layer], name=tensor.layer)
+    else:
+        values = dense[tensor.layer].detach().cpu().to(parts.dtype)  # F32 holds what the other formats store
+        values = values.float() if values.dim() == 1 else values
+        rows = values.contiguous().view(torch.uint8).numpy().reshape(tensor.shape)
+    return np.ascontiguousarray(_in_file_order(rows, tensor, parts.config))
+
+
+def _in_file_order(rows: NDArray[np.uint8], tensor: GGUFTensor, config: Any) -> NDArray[np.uint8]:
+    """llama.cpp's llama turns neighbouring elements of a head where transformers turns its halves: q and k follow."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    num_heads = heads.get(tensor.name.split(".")[-2])
+    if config.model_type != "llama" or num_heads is None:
+        return rows
+    flat = rows if rows.ndim == 2 else rows.reshape(-1, 4)  # a bias: a float32 a row
+    halves = flat.reshape(num_heads, 2, -1, flat.shape[-1])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _add_metadata(writer: GGUFWriter, parts: Parts) -> None:
+    config = parts.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(f"GGUF export does not know the rotary embedding {rope['rope_type']}")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_type("model")
+    if name := getattr(config, "name_or_path", ""):
+        writer.add_name(Path(name).name)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
+    writer.add_quantization_version(2)

@@ -1,0 +1,100 @@
+"""An export read back: as transformers loads it, and as the parts it was written from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rayqd.config import Config
+from rayqd.errors import ModelError
+from rayqd.export import bitsandbytes, compressed_tensors
+from rayqd.export.parts import Parts
+from rayqd.export.write import Kind, kind_named
+from rayqd.model import packed
+from rayqd.model.load import device, load_tokenizer, torch_dtype
+from rayqd.observe.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def kind_of(directory: Path) -> Kind:
+    """What kind of export `directory` is. Raises ModelError when it is none."""
+    if next(directory.glob("*.gguf"), None) is not None:
+        return "gguf"
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory} is no export of rayqd's: {error}") from error
+    return kind_named(config.get("quantization_config", {}).get("quant_method", "none"))
+
+
+def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTrainedModel:
+    """The model as transformers loads it. Raises ModelError when it does not load.
+
+    `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels.
+    """
+    kind = kind_of(directory)
+    try:
+        with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+            model = _loaded(directory, kind, dtype)
+            model.eval().requires_grad_(False)
+            model.to(device())  # pyright: ignore[reportArgumentType]
+            if kind == "bitsandbytes" and dense:
+                model = model.dequantize(dtype=torch_dtype(dtype))
+            elif kind == "compressed-tensors":
+                with torch.no_grad():  # the first call of the whole model unpacks its weights
+                    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device()))
+    except (ImportError, OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
+    return cast(Any, model)
+
+
+def _loaded(directory: Path, kind: Kind, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": packed.NAME}
+    if kind == "gguf":
+        options["gguf_file"] = next(directory.glob("*.gguf")).name
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(directory, **options)
+
+
+def read_parts(directory: Path, config: Config) -> Parts:
+    """The parts of a compressed-tensors or bitsandbytes export of the run that `config` describes."""
+    from transformers import AutoConfig, GenerationConfig
+
+    kind = kind_of(directory)
+    if kind == "gguf":
+        raise ModelError(f"{directory} is GGUF, from which nothing else is made")
+    quantized = (compressed_tensors if kind == "compressed-tensors" else bitsandbytes).read_quantized(directory)
+    model_config = AutoConfig.from_pretrained(directory)
+    delattr(model_config, "quantization_config")
+    has_generation = (directory / "generation_config.json").is_file()
+    return Parts(
+        config=model_config,
+        generation_config=GenerationConfig.from_pretrained(directory) if has_generation else None,
+        dense=_dense(directory, set(quantized)),
+        quantized=quantized,
+        quant=config.quant,
+        dtype=torch_dtype(config.model.dtype),
+        tokenizer=load_tokenizer(directory),
+    )
+
+
+def _dense(directory: Path, quantized: set[str]) -> dict[str, Tensor]:
+    dense: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with cast(Any, safe_open)(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                layer, separator, _ = name.rpartition(".weight")
+                if not (separator and layer in quantized):
+                    dense[name] = tensors.get_tensor(name)
+    return dense

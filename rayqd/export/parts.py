@@ -1,0 +1,82 @@
+"""A quantized model taken apart, as every writer takes it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rayqd.config.sections import Quant
+from rayqd.model.load import load_tokenizer
+from rayqd.quant import Quantized
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+    from rayqd.model.student import Student
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What an export is made of. Codes and scales are stored as they are given and never computed again."""
+
+    config: PreTrainedConfig
+    generation_config: GenerationConfig | None
+    dense: Mapping[str, Tensor]  # by the names of the state dict
+    quantized: Mapping[str, Quantized]  # by the layers' qualified names
+    quant: Quant
+    dtype: torch.dtype  # floating tensors of `dense` are stored in it
+    tokenizer: PreTrainedTokenizerBase | None
+    card: str = ""  # the text of README.md; none is written without
+
+    @classmethod
+    def of_student(cls, student: Student, source: Path, quant: Quant) -> Parts:
+        """With the tokenizer and chat template of `source`; the codes are those of the forward pass."""
+        return cls(
+            config=student.model.config,
+            generation_config=student.model.generation_config,
+            dense=student.dense(),
+            quantized=dict(student.quantized()),
+            quant=quant,
+            dtype=student.grid.dtype,
+            tokenizer=load_tokenizer(source),
+        )
+
+    def stored_dense(self) -> dict[str, Tensor]:
+        """`dense` without the weights of quantized layers and without a tied lm_head."""
+        left_out = {f"{layer}.weight" for layer in self.quantized}
+        if self.config.tie_word_embeddings:
+            left_out.add("lm_head.weight")
+        return {name: tensor for name, tensor in self.dense.items() if name not in left_out}
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        """A dense tensor as it is stored."""
+        return tensor.detach().to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+    def save_around(self, directory: Path, quantization_config: dict[str, Any]) -> None:
+        """config.json, generation_config.json, the tokenizer's files and the card."""
+        config = self.model_config()
+        config.quantization_config = quantization_config
+        for part in (config, self.generation_config, self.tokenizer):
+            if part is not None:
+                part.save_pretrained(directory)  # pyright: ignore[reportUnknownMemberType]
+        self.save_card(directory)
+
+    def save_card(self, directory: Path) -> None:
+        if self.card:
+            (directory / "README.md").write_text(self.card)
+
+    def model_config(self) -> PreTrainedConfig:
+        """A copy of `config` that names dtype and architecture."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        config = copy.deepcopy(self.config)
+        config.dtype = self.dtype
+        if not config.architectures:  # vLLM chooses its model by it
+            config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+        return config

@@ -1,0 +1,99 @@
+"""Whether an export, loaded afresh, is the model that was trained: its weights, its dense tensors, its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rayqd.evals.fidelity import student_fidelity
+from rayqd.model.load import output_head
+from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.quant import Grid, Quantized
+from rayqd.types import IntArray, Rollout, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_KL = 1e-4
+"""Nats a token between the trained model and its export, computed alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Tensors of a loaded export beside those they must be."""
+
+    num_quantized: int
+    num_dense: int
+    differing: tuple[str, ...]  # "model.layers.0.mlp.up_proj.weight: 3 of 8,192 values differ, by up to 0.0156"
+    quantized_differing: int
+
+    @property
+    def equal(self) -> bool:
+        return not self.differing
+
+
+def compare(
+    model: PreTrainedModel,
+    quantized: Iterable[tuple[str, Quantized]],
+    dense: Mapping[str, Tensor],
+    grid: Grid,
+) -> Comparison:
+    """Every tensor of `model` beside the values of `quantized` and beside `dense`, dtype included."""
+    loaded = model.state_dict()
+    differing: list[str] = []
+    layers: list[str] = []
+    for layer, weight in quantized:
+        name = f"{layer}.weight"
+        layers.append(f"{layer}.")
+        differing += _difference(name, loaded.get(name), grid.dequantize(weight))
+    quantized_differing = len(differing)
+    for name, tensor in dense.items():
+        expected = tensor.to(grid.dtype) if tensor.is_floating_point() else tensor
+        differing += _difference(name, loaded.get(name), expected)
+    left = [name for name in loaded if name not in dense and not name.startswith(tuple(layers))]
+    if model.config.tie_word_embeddings:
+        left = [name for name in left if name != "lm_head.weight"]
+    differing += [f"{name}: not a tensor of the trained model" for name in left]
+    return Comparison(
+        num_quantized=len(layers),
+        num_dense=len(dense),
+        differing=tuple(differing),
+        quantized_differing=quantized_differing,
+    )
+
+
+def divergence(
+    trained: PreTrainedModel, exported: PreTrainedModel, rollouts: Sequence[Rollout], max_tokens: int
+) -> tuple[float, int]:
+    """KL(trained‖exported) in nats a token over the completions of `rollouts`, and how many tokens those are."""
+    scores = HiddenStateTeacher(trained, max_tokens)(rollouts)
+    rows = [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+    fidelity = student_fidelity(exported, output_head(exported), output_head(trained), rows, max_tokens)
+    return fidelity.kl_to_teacher, fidelity.num_tokens
+
+
+@torch.no_grad()
+def token_logprobs(model: PreTrainedModel, token_ids: IntArray) -> list[float]:
+    """Log-probability of every token but the first, in nats, as transformers computes it."""
+    ids = torch.from_numpy(token_ids.astype("int64"))[None].to(next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
+
+
+def _difference(name: str, actual: Tensor | None, expected: Tensor) -> list[str]:
+    if actual is None:
+        return [f"{name}: missing"]
+    if actual.shape != expected.shape:
+        return [f"{name}: shape {list(actual.shape)} instead of {list(expected.shape)}"]
+    if actual.dtype != expected.dtype:
+        return [f"{name}: {actual.dtype} instead of {expected.dtype}"]
+    expected = expected.to(actual.device)
+    if torch.equal(actual, expected):
+        return []
+    unequal = actual != expected
+    largest = (actual.double() - expected.double()).abs().max().item()
+    return [f"{name}: {int(unequal.sum()):,} of {unequal.numel():,} values differ, by up to {largest:.3g}"]
