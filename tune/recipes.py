@@ -1,0 +1,183 @@
+"""The recipe study: arms of one TOML file, each trained and measured in this process, without Ray and off-policy.
+
+    python tune/recipes.py ARMS.toml DATA_DIR OUT_DIR [--only NAME,NAME] [--part I/N]
+
+DATA_DIR is what tune/recipe_data.py wrote. The teacher runs once over all training rows; every arm reuses its hidden
+states. OUT_DIR/results.jsonl gets a line an arm, seed and evaluation, and what stands there is not run again. Several
+processes may share a GPU: part I of N takes every Nth run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayqd.config import Config
+from rayqd.config.load import load_config
+from rayqd.data.calibration import calibration_sequences
+from rayqd.data.examples import load_examples
+from rayqd.data.plan import Plan
+from rayqd.evals.fidelity import student_fidelity
+from rayqd.learner.learner import Learner
+from rayqd.model.calibration import calibrate
+from rayqd.model.load import context_length, load_model, load_tokenizer, output_head, torch_dtype
+from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.source import local_directory
+from rayqd.model.student import Student
+from rayqd.quant import make_grid
+from rayqd.types import Example, Rollout, ScoredRollout
+
+HELDOUT = ("gsm8k", "wikitext")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    arm: str
+    seed: int
+    config: Config
+    method: str | None  # a baseline without training: rtn, gptq or awq
+    eval_every: int
+
+
+class Study:
+    """Model, data and teacher states, which all runs share."""
+
+    def __init__(self, config: Config, data: Path) -> None:
+        self.directory = local_directory(config.model.name)
+        tokenizer = load_tokenizer(self.directory)
+        length = context_length(self.directory)
+        model = load_model(self.directory, config.model.dtype)
+        teacher = HiddenStateTeacher(model, config.teacher.max_batch_tokens)
+        self.teacher_head = output_head(model)
+
+        def examples(name: str) -> list[Example]:
+            source = config.data.model_copy(update={"source": str(data / f"{name}.jsonl")})
+            return load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length).examples
+
+        self.training = examples("train")
+        self.scores = teacher([_rollout(e, 0, i) for i, e in enumerate(self.training)])
+        self.heldout = {name: _scored(examples(name), teacher) for name in HELDOUT}
+        self._moved: dict[str, dict[str, torch.Tensor]] = {}
+
+    def student(self, config: Config, method: str) -> Student:
+        """The untrained student, calibrated by `method`; each calibration is made once."""
+        torch.manual_seed(config.seed)
+        model = load_model(self.directory, config.model.dtype)
+        if method != "rtn":
+            key = f"{method} {config.quant.model_dump()}"
+            if key not in self._moved:
+                grid = make_grid(config.quant, torch_dtype(config.model.dtype))
+                sequences = calibration_sequences(self._in_order(config), config.quant.calibration_tokens)
+                calibrate(model, config.quant, grid, sequences, method=method, max_batch_tokens=16384)
+                self._moved[key] = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+            model.load_state_dict(self._moved[key])
+        return Student(model, config)
+
+    def measure(self, student: Student) -> dict[str, dict[str, float]]:
+        head = self.teacher_head
+        with student.as_exported():
+            return {
+                name: asdict(student_fidelity(student.model, student.head, head, rows, 16384))
+                for name, rows in self.heldout.items()
+            }
+
+    def share(self, config: Config, step: int) -> list[ScoredRollout]:
+        plan = self._plan(config).step(step)
+        return [
+            ScoredRollout(rollout=_rollout(self.training[s.example], step, s.index), scores=self.scores[s.example])
+            for s in plan
+        ]
+
+    def _in_order(self, config: Config) -> list[Example]:
+        plan = self._plan(config)
+        return [self.training[s.example] for step in range(100) for s in plan.step(step)]
+
+    def _plan(self, config: Config) -> Plan:
+        return Plan(num_examples=len(self.training), batch_size=config.learner.batch_size, lmbda=0.0, seed=config.seed)
+
+
+def train(study: Study, run: Run) -> Iterator[dict[str, Any]]:
+    """One record at each evaluation; the last is the result."""
+    config = run.config
+    if run.method is not None:
+        yield {"step": 0, **study.measure(study.student(config, run.method))}
+        return
+    student = study.student(config, config.quant.init)
+    learner = Learner(student, study.teacher_head, config)
+    num_tokens, began = 0, time.perf_counter()
+    for step in range(config.learner.steps):
+        share = study.share(config, step)
+        num_tokens += sum(s.rollout.num_tokens for s in share)
+        result = learner.step(step, share, sum(s.rollout.num_loss_tokens for s in share))
+        done = step + 1
+        if done == config.learner.steps or (run.eval_every and done % run.eval_every == 0):
+            seconds = time.perf_counter() - began
+            done_so_far = {"step": done, "num_tokens": num_tokens, "seconds": seconds, "loss": result.loss}
+            yield done_so_far | study.measure(student)
+
+
+def read_runs(path: Path) -> list[Run]:
+    tables = tomllib.loads(path.read_text())
+    runs: list[Run] = []
+    for name, arm in tables["arm"].items():
+        for seed in range(arm.get("seeds", 1)):
+            config = load_config(shlex.split(f"{tables['base']} {arm.get('flags', '')} --seed {seed}"))
+            runs.append(
+                Run(arm=name, seed=seed, config=config, method=arm.get("method"), eval_every=arm.get("eval_every", 0))
+            )
+    return runs
+
+
+def _rollout(example: Example, step: int, index: int) -> Rollout:
+    return Rollout.from_data(example, step=step, index=index)
+
+
+def _scored(examples: list[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
+    rollouts = [_rollout(example, -1, i) for i, example in enumerate(examples)]
+    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher(rollouts), strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", help="names of arms, with commas")
+    parser.add_argument("--part", default="1/1", help="I/N: every Nth run, from the Ith")
+    options = parser.parse_args()
+
+    runs = read_runs(options.arms)
+    if options.only:
+        runs = [run for run in runs if run.arm in options.only.split(",")]
+    part, num_parts = (int(number) for number in options.part.split("/"))
+    runs = runs[part - 1 :: num_parts]
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = options.out / "results.jsonl"
+    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    finished = {(record["arm"], record["seed"]) for record in known if record["finished"]}
+    study = Study(runs[0].config, options.data)
+    for run in runs:
+        if (run.arm, run.seed) in finished:
+            continue
+        began = time.perf_counter()
+        for record in train(study, run):
+            last = record["step"] == (0 if run.method else run.config.learner.steps)
+            line = {"arm": run.arm, "seed": run.seed, "finished": last, **record}
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            kl = "  ".join(f"{name} {record[name]['kl_to_teacher']:.4f}" for name in HELDOUT)
+            seconds = time.perf_counter() - began
+            print(f"{run.arm} seed {run.seed} step {record['step']}: {kl}  {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
