@@ -1,0 +1,117 @@
+"""`rayqd bench KIND`: runs it, prints a table, and writes the same numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rayqd.bench.loss import bench_loss
+from rayqd.bench.shapes import SHAPES
+from rayqd.bench.step import bench_step
+from rayqd.config import Config
+from rayqd.errors import ConfigError
+
+BETAS = (0.0, 0.5, 1.0)
+# Dense 16-bit peak of the tensor cores, from the vendor's data sheets.
+_PEAK_FLOP_PER_SECOND = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def bench(kind: str, config: Config, switches: Mapping[str, str], console: Console | None = None) -> dict[str, Any]:
+    """Measure `kind`, step or loss; returns what it printed. Raises ConfigError for a switch that makes no sense."""
+    console = console or Console()
+    shape = switches.get("shape", "smollm2-135m")
+    if shape not in SHAPES:
+        raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
+    sequences, length = _tokens(switches.get("tokens", "8x1024" if torch.cuda.is_available() else "2x256"))
+    repeats = _positive("repeats", switches.get("repeats", "5"))
+    about = {"kind": kind, "shape": shape, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
+    about |= {"sequences": sequences, "length": length, "repeats": repeats}
+    rows = (_step if kind == "step" else _loss)(shape, config, sequences, length, repeats)
+    table = Table(title=f"{kind}: {shape}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
+    for i, name in enumerate(key for key in rows[0] if not key.startswith("_")):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(_shown(value) for key, value in row.items() if not key.startswith("_")))
+    console.print(table)
+    console.print(f"median of {repeats} after warm-up; slowest and fastest are in the JSON", highlight=False)
+    result = about | {"rows": [{**row, **row["_timing"]} for row in rows]}
+    for row in result["rows"]:
+        del row["_timing"]
+    if "json" in switches:
+        Path(switches["json"]).write_text(json.dumps(result, indent=2) + "\n")
+        console.print(f"written to {switches['json']}", highlight=False, soft_wrap=True)
+    return result
+
+
+def _step(shape: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for each in bench_step(shape, config, sequences=sequences, length=length, repeats=repeats):
+        seconds = each.timing.seconds
+        row: dict[str, Any] = {"arm": each.arm, "ms a step": 1e3 * seconds, "tokens/s": round(each.tokens_per_second)}
+        if (peak := _peak()) is not None:
+            row["FLOP use"] = f"{each.flop / seconds / peak:.0%}"
+        if each.timing.peak_bytes is not None:
+            row["peak GiB"] = each.timing.peak_bytes / 2**30
+        row["to plain"] = seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
+        rows.append(row | {"_timing": asdict(each.timing)})
+    return rows
+
+
+def _loss(shape: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
+    model = SHAPES[shape]
+    rows: list[dict[str, Any]] = []
+    for each in bench_loss(
+        num_tokens=sequences * length,
+        vocab_size=model["vocab_size"],
+        width=model["hidden_size"],
+        dtype=config.model.dtype,
+        betas=BETAS,
+        repeats=repeats,
+    ):
+        row: dict[str, Any] = {"arm": each.arm, "ms": 1e3 * each.timing.seconds}
+        if each.extra_bytes is not None:
+            row["extra GiB"] = each.extra_bytes / 2**30
+        row["to products"] = each.timing.seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
+        rows.append(row | {"_timing": asdict(each.timing)})
+    return rows
+
+
+def _tokens(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or int(match[1]) < 1 or int(match[2]) < 2:
+        raise ConfigError(f"flag --tokens={text}: must be SEQUENCESxLENGTH, such as 8x1024, of 2 tokens or more each")
+    return int(match[1]), int(match[2])
+
+
+def _positive(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"flag --{name}={text}: must be a whole number from 1")
+    return int(text)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _peak() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for chip, peak in _PEAK_FLOP_PER_SECOND.items() if chip in name), None)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,119 @@
+"""`rayqd bench step`: one optimizer step of the learner, rounding included, beside the same step of plain LoRA.
+
+Both run the same model on the same sequences with the same loss; teacher states are random and ready. Plain LoRA is
+PEFT's own, its adapters in the model's dtype, which is the fastest way to run it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rayqd.bench.shapes import random_model
+from rayqd.bench.timing import Timing, measure
+from rayqd.config import Config
+from rayqd.learner.learner import Learner
+from rayqd.model.load import device, output_head, torch_dtype
+from rayqd.model.student import Student
+from rayqd.model.wire import to_wire
+from rayqd.quant import quantizable_layers
+from rayqd.types import Rollout, ScoredRollout, TeacherScores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PLAIN = "plain LoRA, 16-bit weights"
+ROUNDED = "LoRA inside the rounding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTiming:
+    arm: str
+    timing: Timing
+    num_tokens: int
+    flop: float  # of the model's own products in one step, recomputation not counted
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / self.timing.seconds
+
+
+def bench_step(shape: str, config: Config, *, sequences: int, length: int, repeats: int) -> Iterator[StepTiming]:
+    """Plain LoRA, then LoRA inside the rounding; each on a model of its own, which is gone before the next."""
+    for arm, make in ((PLAIN, _PlainLora), (ROUNDED, Student)):
+        yield _time_arm(arm, make, shape, config, sequences, length, repeats)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _time_arm(
+    arm: str,
+    make: Callable[[PreTrainedModel, Config], Any],
+    shape: str,
+    config: Config,
+    sequences: int,
+    length: int,
+    repeats: int,
+) -> StepTiming:
+    model = random_model(shape, config.model.dtype)
+    flop = _flop(model, config, sequences * length)
+    batch = _batch(model, sequences, length, config.model.dtype)
+    num_loss_tokens = sum(s.rollout.num_loss_tokens for s in batch)
+    student = make(model, config)
+    learner = Learner(cast(Student, student), student.head, config)
+    timing = measure(lambda: learner.step(0, batch, num_loss_tokens), device(), repeats=repeats)
+    return StepTiming(arm=arm, timing=timing, num_tokens=sequences * length, flop=flop)
+
+
+class _PlainLora:
+    """What the learner asks of a student, without any rounding."""
+
+    def __init__(self, model: PreTrainedModel, config: Config) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        adapter = config.adapter
+        targets = [n for n in quantizable_layers(model, config.quant) if n.rsplit(".", 1)[-1] in adapter.targets]
+        lora = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha or 2 * adapter.rank, target_modules=targets)  # pyright: ignore
+        inject_adapter_in_model(lora, model)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(torch_dtype(config.model.dtype))
+        self.model = model
+        if config.learner.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+
+    @property
+    def head(self) -> Tensor:
+        return output_head(self.model)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def _batch(model: PreTrainedModel, sequences: int, length: int, dtype: str) -> list[ScoredRollout]:
+    """Random sequences of `length` tokens, of which all but the first are trained."""
+    random = np.random.default_rng(0)
+    vocab_size, width = output_head(model).shape
+    batch: list[ScoredRollout] = []
+    for i in range(sequences):
+        ids = random.integers(0, vocab_size, length, dtype=np.int32)
+        rollout = Rollout(
+            step=0, index=i, on_policy=False, prompt_ids=ids[:1], completion_ids=ids[1:], policy_version=None
+        )
+        hidden = torch.randn(length - 1, width, dtype=torch_dtype(dtype))
+        batch.append(ScoredRollout(rollout=rollout, scores=TeacherScores(hidden=to_wire(hidden))))
+    return batch
+
+
+def _flop(model: PreTrainedModel, config: Config, num_tokens: int) -> float:
+    """Forward and input gradients of the decoder's linears, and the three products of the loss; no attention."""
+    linears = sum(m.weight.numel() for m in quantizable_layers(model, config.quant).values())
+    return num_tokens * (2 * 2 * linears + 3 * 2 * output_head(model).numel())
