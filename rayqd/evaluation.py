@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 
 from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.evals.fidelity import Fidelity, score, student_fidelity, teacher_fidelity
+from rayqd.export.load import is_export, load_export
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.start import StartingPoint
-from rayqd.model.load import device, load_model, output_head
+from rayqd.model.load import load_model, output_head
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.source import local_directory
 from rayqd.preflight import check, load_data
@@ -58,10 +58,9 @@ def _student(path: Path, config: Config) -> PreTrainedModel:
     if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")
     directory = path / "export" if (path / "export").is_dir() else path
-    model = load_model(local_directory(str(directory.absolute())), config.model.dtype)
-    with torch.no_grad():  # compressed weights are unpacked by the first call of the whole model
-        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device()))
-    return model
+    if is_export(directory):
+        return load_export(directory, config.model.dtype)
+    return load_model(local_directory(str(directory.absolute())), config.model.dtype)
 
 
 def _run_directory(path: Path) -> Path | None:

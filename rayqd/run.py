@@ -55,14 +55,17 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
     finally:
         run_dir.close()
-    print_result(console, result, run_dir.path)
+    cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
+    print_result(console, result, run_dir.path, title=cost)
     return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
 
 
 def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: MakeEngine | None) -> dict[str, Any]:
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
-        progress.say(f"{config.name}: {config.model.name} to INT4, groups of {config.quant.group_size}")
+        progress.say(
+            f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
+        )
         progress.status("checking model and configuration")
         training, heldout = load_data(check(config), config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")

@@ -73,7 +73,7 @@ class WireTensor:
     """A tensor as bytes with a dtype that numpy may not have (bfloat16); zero-copy in the object store."""
 
     dtype: str  # torch's name, without "torch."
-    bits: NDArray[Any]  # same shape; 16-bit floats travel as int16
+    bits: NDArray[Any]  # same shape; what numpy lacks travels as integers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ def tiny_config(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Any:
             "name": "tiny",
             "runs_dir": tmp_path / "runs",
             "model": {"name": str(tiny_model)},
-            "quant": {"group_size": 64},
+            "quant": {"group_size": 64, "init": "rtn"},
             "adapter": {"rank": 4},
             "data": {"source": str(tiny_data), "max_length": 128, "min_room": 8},
             "eval": {"num_rows": 4},

@@ -19,6 +19,8 @@ Fetch = Callable[[Any], Mapping[str, WireTensor]]
 class RolloutWorker:
     """Writes completions. A worker that starts again fetches the asked-for weights before it serves anything."""
 
+    _rank = _version = -1  # Ray asks for the name of an actor also where __init__ failed
+
     def __init__(self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch) -> None:
         self._rank = rank
         self._settings = settings
@@ -73,21 +75,23 @@ class RolloutWorker:
 
 
 def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
-    """Makes the real engine from the student's version 0, in the process that calls it."""
+    """Makes the real engine, in the process that calls it."""
 
     def make() -> Engine:
+        from rayqd.engines.form import form_for
         from rayqd.engines.vllm import VLLMEngine
-        from rayqd.export.initial import initial_checkpoint
         from rayqd.model.load import context_length
         from rayqd.model.source import local_directory
 
         directory = local_directory(config.model.name, config.model.revision)
+        form = form_for(config)
         return VLLMEngine(
-            initial_checkpoint(directory, config),
+            form.checkpoint(directory, config),
             context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
             max_concurrent=config.rollout.max_concurrent,
             gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
             dtype=config.model.dtype,
+            form=form,
         )
 
     return make

@@ -12,6 +12,8 @@ HiddenStates = Callable[[Sequence[Rollout]], list[TeacherScores]]
 
 
 class TeacherWorker:
+    _rank = -1  # Ray asks for the name of an actor also where __init__ failed
+
     def __init__(self, rank: int, make_model: Callable[[], HiddenStates]) -> None:
         self._rank = rank
         self._make_model = make_model

@@ -51,17 +51,14 @@ class Quant(Section):
     """How a group's scale is chosen. signed: extreme / -8 (GGUF Q4_0's rule); absmax: amax / 7.5 (torchao's);
     asymmetric: a zero point too; searched: signed, either extreme drawn in by what gives the least squared error.
     The formats other than int4 know absmax alone, and take it unless told."""
-    scales: Literal["dynamic", "static", "learned"] = "dynamic"
-    """While training. dynamic: the rule is applied to the weights of every step; static: only to the first weights;
-    learned: so too, and from there the scales are trained (LSQ). int4 without zero points only."""
     double_quant: bool = False
     """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
     method: Literal["rtn", "gptq", "awq"] = "gptq"
     """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling. Unless given: gptq for
     int4, else awq."""
-    init: Literal["rtn", "gptq", "awq"] = "rtn"
+    init: Literal["rtn", "gptq", "awq"] = "gptq"
     """Where training starts: rtn: the weights as they are; gptq, awq: moved, by calibration, to where that method's
-    codes are."""
+    codes are. Unless given: gptq for int4, else rtn."""
     calibration_tokens: int = Field(default=16384, ge=1)
     """Tokens of training rows that GPTQ and AWQ look at."""
     act_order: bool = True
@@ -74,10 +71,11 @@ class Quant(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_format(cls, fields: object) -> object:
-        """Group size, rule and method follow the format unless they are given."""
+        """Group size, rule, method and start follow the format unless they are given."""
         if not isinstance(fields, dict) or (form := fields.get("format")) not in _USUAL_GROUP_SIZE:  # pyright: ignore
             return fields  # pyright: ignore[reportUnknownVariableType]
-        return {"group_size": _USUAL_GROUP_SIZE[form], "rule": "absmax", "method": "awq", **fields}  # pyright: ignore
+        usual = {"group_size": _USUAL_GROUP_SIZE[form], "rule": "absmax", "method": "awq", "init": "rtn"}
+        return usual | fields  # pyright: ignore[reportUnknownVariableType]
 
     @model_validator(mode="after")
     def _format_allows(self) -> Quant:
@@ -87,12 +85,10 @@ class Quant(Section):
             raise ValueError(f"group_size={self.group_size}: bitsandbytes has blocks of 32, 64, 128, ... 4096")
         if self.format != "int4" and self.rule != "absmax":
             raise ValueError(f"rule={self.rule}: {self.format} knows absmax alone; leave rule out")
-        if self.scales != "dynamic" and (self.format != "int4" or self.rule == "asymmetric"):
-            raise ValueError(f"scales={self.scales} needs format=int4 and a rule without zero points")
         if self.double_quant and self.format not in ("nf4", "fp4"):
             raise ValueError(f"double_quant is for nf4 and fp4, not {self.format}")
         for field, value in (("init", self.init), ("method", self.method)):
-            if value == "gptq" and self.format != "int4" and field in self.model_fields_set:
+            if value == "gptq" and self.format != "int4":
                 raise ValueError(f"{field}=gptq: GPTQ is for int4; {self.format} takes rtn or awq")
         return self
 

@@ -22,7 +22,7 @@ class SamplingRequest:
 
 class Engine(Protocol):
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
-        """Replace the quantized weights by `tensors` (compressed-tensors names), in place."""
+        """Replace the quantized weights by what the learner published: packed codes and scales, by name."""
         ...
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:

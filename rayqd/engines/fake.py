@@ -1,24 +1,28 @@
-"""An engine without a model, for tests of everything around it: completions are a function of seed and weights."""
+"""An engine without a model, for tests of everything around it: completions are a function of their seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rayqd.engines.base import SamplingRequest
+from rayqd.engines.form import Form, Packed
 from rayqd.types import IntArray, WireTensor
 
 
 class FakeEngine:
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, form: Form | None = None) -> None:
         self.vocab_size = vocab_size
+        self.form = form or Packed()
         self.num_loads = 0
-        self.weights_seen: Mapping[str, WireTensor] = {}
+        self.weights: dict[str, Tensor] = {}  # what a real engine would now compute with, in the same form
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         self.num_loads += 1
-        self.weights_seen = tensors
+        self.weights.update(self.form.tensors(tensors, torch.device("cpu")))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
         return [self._completion(request) for request in requests]

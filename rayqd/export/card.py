@@ -22,6 +22,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PLACES = ("model.name", "teacher.name", "data.source", "eval.source")
 _LEFT_OUT = ("name", "runs_dir")
 _LEFT_OUT_SECTIONS = ("ray.", "checkpoint.")
+_OF_TRAINING = ("quant.init", "adapter.", "distill.", "rollout.", "learner.")
 
 _LIBRARY = {"compressed-tensors": "transformers", "bitsandbytes": "transformers", "gguf": "gguf"}
 _SERVE = {
@@ -31,6 +32,7 @@ _SERVE = {
     "python -c 'from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained(\".\")'",
     "gguf": "llama-server -m model-Q4_0.gguf",
 }
+_METHODS = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ"}
 _NOTES = {
     "gguf": "llama.cpp multiplies codes and scales without the rounding to 16 bits that training had: its weights "
     "differ from the trained ones by at most one part in 256.",
@@ -46,16 +48,14 @@ def model_card(config: Config, *, kind: str, rows: Sequence[Mapping[str, Any]] =
         f"It was distilled from {'its 16-bit self' if config.teacher.name is None else teacher} with "
         f"quantization-aware training: what was trained is what these files hold, bit for bit."
         if command == "distill"
-        else f"Its weights were quantized by {config.quant.method.upper()}, without training."
+        else f"Its weights were quantized by {_METHODS[config.quant.method]}, without training."
     )
     blocks = [
         _front_matter(config, kind, base, command),
         f"# {base.rpartition('/')[2]} in {config.quant.format.upper()}",
         f"A 4-bit version of {base}: {_grid(config)}. {how}",
-        f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config)}\n```",
-        f"Data: {_place(config.data.source)}, split {config.data.split}."
-        if command == "distill"
-        else f"Calibrated on {config.quant.calibration_tokens} tokens of {_place(config.data.source)}.",
+        f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config, command)}\n```",
+        _data(config, command),
         _results(rows),
         f"## Reproduce\n\n```bash\n{_command_line(config, command)}\n```",
         f"## Serve\n\n```bash\n{_SERVE[kind]}\n```",
@@ -84,7 +84,7 @@ def _front_matter(config: Config, kind: str, base: str, command: str) -> str:
     lines = [f"library_name: {_LIBRARY[kind]}", "pipeline_tag: text-generation"]
     if _is_hub_id(base):
         lines += [f"base_model: {base}", "base_model_relation: quantized"]
-    if _is_hub_id(_place(config.data.source)):
+    if _data(config, command) and _is_hub_id(_place(config.data.source)):
         lines += ["datasets:", f"- {config.data.source}"]
     tags = ["rayqd", config.quant.format, kind, *(["distillation", "qat"] if command == "distill" else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
@@ -99,12 +99,23 @@ def _grid(config: Config) -> str:
     )
 
 
-def _differing(config: Config) -> list[tuple[str, object]]:
-    """Settings that are not the default, in their order; places without the way to them."""
+def _data(config: Config, command: str) -> str:
+    """What it has seen; nothing where weights were only rounded."""
+    source = _place(config.data.source)
+    if command == "distill":
+        return f"Data: {source}, split {config.data.split}."
+    if config.quant.method == "rtn":
+        return ""
+    return f"Calibrated on the first rows of {source} that reach {config.quant.calibration_tokens:,} tokens."
+
+
+def _differing(config: Config, command: str) -> list[tuple[str, object]]:
+    """Settings that `command` heeds and that are not the default, in their order; places without the way to them."""
     found: list[tuple[str, object]] = []
     default = Config()
+    unheeded = _LEFT_OUT_SECTIONS if command == "distill" else (*_LEFT_OUT_SECTIONS, *_OF_TRAINING)
     for key in settings():
-        if key in _LEFT_OUT or key.startswith(_LEFT_OUT_SECTIONS):
+        if key in _LEFT_OUT or key.startswith(unheeded):
             continue
         value = setting_value(config, key)
         if value != setting_value(default, key):
@@ -112,12 +123,12 @@ def _differing(config: Config) -> list[tuple[str, object]]:
     return found
 
 
-def _recipe(config: Config) -> str:
-    return "\n".join(f"{key} = {value_text(value)}" for key, value in _differing(config)) or "# none"
+def _recipe(config: Config, command: str) -> str:
+    return "\n".join(f"{key} = {value_text(value)}" for key, value in _differing(config, command)) or "# none"
 
 
 def _command_line(config: Config, command: str) -> str:
-    flags = [f"--{key} {shlex.quote(_flag_text(value))}" for key, value in _differing(config)]
+    flags = [f"--{key} {shlex.quote(_flag_text(value))}" for key, value in _differing(config, command)]
     return " \\\n  ".join([f"rayqd {command}", *flags])
 
 

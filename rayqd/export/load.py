@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rayqd.config import Config
-from rayqd.errors import ModelError
+from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.parts import Parts
-from rayqd.export.write import Kind, kind_named
+from rayqd.export.write import KINDS, Kind, kind_named
 from rayqd.model import packed
 from rayqd.model.load import device, load_tokenizer, torch_dtype
 from rayqd.observe.quiet import quiet_libraries
@@ -36,6 +34,14 @@ def kind_of(directory: Path) -> Kind:
     return kind_named(config.get("quantization_config", {}).get("quant_method", "none"))
 
 
+def is_export(directory: Path) -> bool:
+    """Whether `load_export` is what loads `directory`: it is one of the kinds that rayqd writes."""
+    try:
+        return kind_of(directory) in KINDS
+    except (ModelError, ConfigError):
+        return False
+
+
 def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTrainedModel:
     """The model as transformers loads it. Raises ModelError when it does not load.
 
@@ -43,7 +49,7 @@ def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTraine
     """
     kind = kind_of(directory)
     try:
-        with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+        with quiet_libraries():
             model = _loaded(directory, kind, dtype)
             model.eval().requires_grad_(False)
             model.to(device())  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,6 @@
 """Linear layers whose forward pass uses the weights that will be exported: Q(W + s·BA), or Q(W) when W is trained.
 
-Shapes: M rows of input, K inputs, N outputs, r rank, G groups a row. W is [N, K], A is [r, K], B is [N, r].
+Shapes: M rows of input, K inputs, N outputs, r rank. W is [N, K], A is [r, K], B is [N, r].
 
 The adapter is inside the rounding because it is merged before the weights are quantized for export: a student trained
 as Q(W)x + s·BAx is another model than the Q(W + s·BA) that ships. The former is here too, as an ablation.
@@ -17,36 +17,14 @@ from torch.nn import functional as F
 
 from rayqd.model.rounding import low_rank_product, merged, rounded, rounded_backward
 from rayqd.quant import Grid, Quantized
-from rayqd.quant.int4 import Int4Grid, scale_gradient
-
-
-class HeldScales(nn.Module):
-    """A layer's scales, [N, G]: those that its grid gives the first weights, times 1 + a change that may be trained.
-
-    The change is relative, so that one learning rate suits layers of every size.
-    """
-
-    first: Tensor
-
-    def __init__(self, weight: Tensor, grid: Int4Grid, *, learned: bool) -> None:
-        super().__init__()
-        scales = grid.quantize(weight).scales
-        least = torch.finfo(scales.dtype).tiny  # a zero group keeps a grid
-        self.register_buffer("first", torch.where(scales == 0, least, scales).float(), persistent=False)
-        self.change = nn.Parameter(torch.zeros_like(self.first)) if learned else None
-
-    def forward(self) -> Tensor:
-        """In float32; whoever rounds with them rounds them to their storage dtype first."""
-        return self.first if self.change is None else self.first * (1 + self.change)
 
 
 class QATLinear(nn.Module):
     """Linear layer computing x·Q(W)ᵀ; trains W itself, kept in float32, with a straight-through gradient."""
 
-    def __init__(self, linear: nn.Linear, grid: Grid, *, trainable: bool, scales: HeldScales | None = None) -> None:
+    def __init__(self, linear: nn.Linear, grid: Grid, *, trainable: bool) -> None:
         super().__init__()
         self.grid = grid
-        self.scales = scales
         weight = linear.weight.detach().float() if trainable else linear.weight.detach()
         self.weight = nn.Parameter(weight, requires_grad=trainable)
         self.bias = linear.bias
@@ -57,22 +35,21 @@ class QATLinear(nn.Module):
 
     def quantized(self, name: str) -> Quantized:
         """Codes and scales of the moment; exactly what forward uses."""
-        return _quantized(self.merged_weight(), self.scales, self.grid, name)
+        return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(x, self.weight, None, None, self.scales, self.bias, 0.0, self.grid)
+        return _FakeQuantizedLinear.apply(x, self.weight, None, None, self.bias, 0.0, self.grid)  # pyright: ignore
 
 
 class QATLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer that computes x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
 
     grid: Grid
-    scales: HeldScales | None
     outside: bool  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
 
-    def set_rounding(self, grid: Grid, scales: HeldScales | None = None, *, outside: bool = False) -> None:
+    def set_rounding(self, grid: Grid, *, outside: bool = False) -> None:
         """PEFT makes the layer without knowing of any rounding; nothing works before this."""
-        self.grid, self.scales, self.outside = grid, scales, outside
+        self.grid, self.outside = grid, outside
 
     @property
     def linear(self) -> nn.Linear:
@@ -97,44 +74,21 @@ class QATLoraLinear(PeftLoraLinear):
 
     def quantized(self, name: str) -> Quantized:
         """Codes and scales of the moment; exactly what forward uses, unless the adapter is outside the rounding."""
-        return _quantized(self.merged_weight(), self.scales, self.grid, name)
+        return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         a, b, scaling = self.low_rank
         weight, bias = self.linear.weight, self.linear.bias
         if not self.outside:
-            return _linear(x, weight, a, b, self.scales, bias, scaling, self.grid)
+            return _FakeQuantizedLinear.apply(x, weight, a, b, bias, scaling, self.grid)  # pyright: ignore
         beside = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-        return _linear(x, weight, None, None, self.scales, bias, 0.0, self.grid) + scaling * beside
-
-
-@torch.no_grad()
-def _quantized(weight: Tensor, scales: HeldScales | None, grid: Grid, name: str) -> Quantized:
-    if scales is None:
-        return grid.quantize(weight, name=name)
-    assert isinstance(grid, Int4Grid)
-    return grid.quantize(weight, name=name, scales=scales())
-
-
-def _linear(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    scales: HeldScales | None,
-    bias: Tensor | None,
-    scaling: float,
-    grid: Grid,
-) -> Tensor:
-    held = None if scales is None else scales()
-    return _FakeQuantizedLinear.apply(x, weight, a, b, held, bias, scaling, grid)  # pyright: ignore
+        return _FakeQuantizedLinear.apply(x, weight, None, None, bias, 0.0, self.grid) + scaling * beside  # pyright: ignore
 
 
 class _FakeQuantizedLinear(torch.autograd.Function):
     """Q is computed anew in the backward pass: between the two, no second copy of the weights exists.
 
-    With G = dYᵀX, zero where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q; scales: see
-    `rayqd.quant.int4.scale_gradient`.
+    With G = dYᵀX, zero where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q.
     """
 
     @staticmethod
@@ -144,36 +98,32 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         weight: Tensor,
         a: Tensor | None,
         b: Tensor | None,
-        scales: Tensor | None,
         bias: Tensor | None,
         scaling: float,
         grid: Grid,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b, scales)
+        ctx.save_for_backward(x, weight, a, b)
         ctx.scaling, ctx.grid = scaling, grid
-        values = rounded(weight, _delta(a, b, scaling), scales, grid)
+        values = rounded(weight, _delta(a, b, scaling), grid)
         return F.linear(x, values.to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, scales = ctx.saved_tensors
+        x, weight, a, b = ctx.saved_tensors
         (grad,) = grad_outputs
         delta = _delta(a, b, ctx.scaling)
-        if not any(ctx.needs_input_grad[1:5]):
-            values = rounded(weight, delta, scales, ctx.grid)
-            return grad @ values.to(grad.dtype), *(None,) * 7
+        if not any(ctx.needs_input_grad[1:4]):
+            values = rounded(weight, delta, ctx.grid)
+            return grad @ values.to(grad.dtype), *(None,) * 6
         grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
-        values, through = rounded_backward(weight, delta, scales, ctx.grid, grad_values)
+        values, through = rounded_backward(weight, delta, ctx.grid, grad_values)
         grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_scales = None
-        if ctx.needs_input_grad[4]:
-            grad_scales = scale_gradient(grad_values.float(), merged(weight, delta), scales, ctx.grid)
         if a is None or b is None:
             grad_weight = through.to(weight.dtype) if ctx.needs_input_grad[1] else None
-            return grad_x, grad_weight, None, None, grad_scales, None, None, None
+            return grad_x, grad_weight, None, None, None, None, None
         grad_a = (ctx.scaling * (b.float().mT @ through)).to(a.dtype)
         grad_b = (ctx.scaling * (through @ a.float().mT)).to(b.dtype)
-        return grad_x, None, grad_a, grad_b, grad_scales, None, None, None
+        return grad_x, None, grad_a, grad_b, None, None, None
 
 
 def _delta(a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor | None:

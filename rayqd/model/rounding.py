@@ -15,7 +15,6 @@ from torch import Tensor
 from torch._inductor import list_options
 
 from rayqd.quant import Grid
-from rayqd.quant.int4 import Int4Grid
 
 # Without the first a division is only approximate on a GPU, without the second a scale skips its rounding to 16 bits.
 _COMPILER_OPTIONS: dict[str, Any] = {"eager_numerics.division_rounding": True, "emulate_precision_casts": True}
@@ -31,34 +30,23 @@ def merged(weight: Tensor, delta: Tensor | None) -> Tensor:
     return weight.float() if delta is None else weight.float() + delta
 
 
-def rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
+def rounded(weight: Tensor, delta: Tensor | None, grid: Grid) -> Tensor:
     """The values on the grid, [N, K] in the grid's dtype."""
-    return _on(weight, _rounded)(weight.detach(), delta, scales, grid)
+    return _on(weight, _rounded)(weight.detach(), delta, grid)
 
 
-def rounded_backward(
-    weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid, grad_values: Tensor
-) -> tuple[Tensor, Tensor]:
+def rounded_backward(weight: Tensor, delta: Tensor | None, grid: Grid, grad_values: Tensor) -> tuple[Tensor, Tensor]:
     """The values once more, and the gradient that passes through the rounding, in float32: zero where it saturated."""
-    return _on(weight, _rounded_backward)(weight.detach(), delta, scales, grid, grad_values)
+    return _on(weight, _rounded_backward)(weight.detach(), delta, grid, grad_values)
 
 
-def _rounded(weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid) -> Tensor:
-    return _with_mask(merged(weight, delta), scales, grid)[0]
+def _rounded(weight: Tensor, delta: Tensor | None, grid: Grid) -> Tensor:
+    return grid.fake_quantize_with_mask(merged(weight, delta))[0]
 
 
-def _rounded_backward(
-    weight: Tensor, delta: Tensor | None, scales: Tensor | None, grid: Grid, grad_values: Tensor
-) -> tuple[Tensor, Tensor]:
-    values, inside = _with_mask(merged(weight, delta), scales, grid)
+def _rounded_backward(weight: Tensor, delta: Tensor | None, grid: Grid, grad_values: Tensor) -> tuple[Tensor, Tensor]:
+    values, inside = grid.fake_quantize_with_mask(merged(weight, delta))
     return values, torch.where(inside, grad_values.float(), 0.0)
-
-
-def _with_mask(weight: Tensor, scales: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
-    if scales is None:
-        return grid.fake_quantize_with_mask(weight)
-    assert isinstance(grid, Int4Grid)
-    return grid.fake_quantize_with_mask(weight, scales=scales)
 
 
 def _on(weight: Tensor, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,9 +7,7 @@ knows of it.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -78,8 +76,7 @@ def _convert(gguf: Path, directory: Path) -> None:
 
     from rayqd.observe.quiet import quiet_libraries
 
-    # transformers draws this conversion's bar whatever it is told
-    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),

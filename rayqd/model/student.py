@@ -1,4 +1,4 @@
-"""The student: the original model whose linear layers compute with INT4 weights that are being trained."""
+"""The student: the original model whose linear layers compute with 4-bit weights that are being trained."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model,
 from torch import Tensor, nn
 
 from rayqd.config import Config
-from rayqd.config.sections import Adapter, Quant
+from rayqd.config.sections import Adapter
 from rayqd.errors import ConfigError
+from rayqd.model.grids import layer_grids
 from rayqd.model.load import load_model, output_head, torch_dtype
-from rayqd.model.qat import HeldScales, QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
-from rayqd.quant.int4 import Int4Grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 class Student:
     """Owns the model and its trainable parameters; says what the codes of the moment are."""
 
-    def __init__(self, model: PreTrainedModel, config: Config) -> None:
+    def __init__(self, model: PreTrainedModel, config: Config, *, trainable: bool = True) -> None:
+        """Not `trainable`: the weights that would be trained stay as they are, in the model's own dtype."""
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
-        self.layers = _quantization_aware(model, config, self.grid)
+        self.layers = _quantization_aware(model, config, self.grid, trainable)
         self.model = model
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -89,29 +90,24 @@ class Student:
             own[name].data.copy_(state[name])
 
 
-def _quantization_aware(model: PreTrainedModel, config: Config, grid: Grid) -> dict[str, QATLinear | QATLoraLinear]:
+def _quantization_aware(
+    model: PreTrainedModel, config: Config, grid: Grid, trainable: bool
+) -> dict[str, QATLinear | QATLoraLinear]:
     """Replace every quantized linear layer in `model`; returns the new ones by the name of the old."""
     linears = quantizable_layers(model, config.quant)
     adapted = _adapted(linears, config.adapter)
-    scales = {name: _held_scales(linear, config.quant, grid) for name, linear in linears.items()}
+    grids = layer_grids(linears, grid)
     for name, linear in linears.items():
         if name not in adapted:
-            full = config.adapter.kind == "none"
-            _replace(model, name, QATLinear(linear, grid, trainable=full, scales=scales[name]))
+            full = trainable and config.adapter.kind == "none"
+            _replace(model, name, QATLinear(linear, grids[name], trainable=full))
     if adapted:
         inject_adapter_in_model(lora_config(config.adapter, sorted(adapted)), model)
     for name in adapted:
         layer: Any = model.get_submodule(name)
-        layer.set_rounding(grid, scales[name], outside=config.adapter.placement == "outside")
+        layer.set_rounding(grids[name], outside=config.adapter.placement == "outside")
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
     return layers
-
-
-def _held_scales(linear: nn.Linear, quant: Quant, grid: Grid) -> HeldScales | None:
-    if quant.scales == "dynamic":
-        return None
-    assert isinstance(grid, Int4Grid)  # see config.sections.Quant
-    return HeldScales(linear.weight, grid, learned=quant.scales == "learned")
 
 
 def _is_adapter(name: str) -> bool:

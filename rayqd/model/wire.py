@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rayqd.types import WireTensor
 
-_AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 
 
 def to_wire(tensor: Tensor) -> WireTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -13,7 +14,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def quiet_libraries(*, progress: bool = False) -> Iterator[None]:
-    """Silence transformers and the hub client; `progress` leaves download bars on."""
+    """Silence transformers, compressed-tensors and the hub client; `progress` leaves download bars on.
+
+    Some of their bars cannot be turned off, only kept from the terminal.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -27,7 +31,7 @@ def quiet_libraries(*, progress: bool = False) -> Iterator[None]:
     elif hub_bars:
         disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _standard_error(shown=progress):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -36,6 +40,10 @@ def quiet_libraries(*, progress: bool = False) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
         if hub_bars:
             enable_progress_bars()
+
+
+def _standard_error(*, shown: bool) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
 
 
 def quiet_environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rayqd.config import load_config
 from rayqd.observe.progress import duration
 
 
@@ -15,9 +16,9 @@ def print_result(
     console: Console,
     result: dict[str, Any],
     run_dir: Path,
-    title: str = "what INT4 cost, and how much of it came back",
+    title: str,
 ) -> None:
-    """Rows by arm, seconds by role, where everything lies, and how to serve it."""
+    """Rows by arm, seconds by role, where everything lies, and who can run it."""
     table = Table(title=f"{result['name']}: {title}", title_justify="left")
     for heading in ("", "KL to teacher", "perplexity", "bits/weight", "size"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
@@ -38,10 +39,18 @@ def print_result(
         f"export    {_short(run_dir / 'export')}",
         f"metrics   {_short(run_dir / 'metrics.jsonl')}",
         f"result    {_short(run_dir / 'result.json')}",
-        f"serve it  vllm serve {_short(run_dir / 'export')}",
+        _who_runs_it(run_dir),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _who_runs_it(run_dir: Path) -> str:
+    form = load_config([f"@{run_dir / 'config.toml'}"]).quant.format
+    export = _short(run_dir / "export")
+    if form in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
+        return f'load it   AutoModelForCausalLM.from_pretrained("{export}")   (transformers, with bitsandbytes)'
+    return f"serve it  vllm serve {export}{'   (on a GPU)' if form == 'nvfp4' else ''}"
 
 
 def _short(path: Path) -> Path:

@@ -48,16 +48,8 @@ class Int4Grid:
         return 4 + (8 * self.dtype.itemsize + zero_point_bits) / self.quant_group_size
 
     @torch.no_grad()
-    def quantize(
-        self, weight: Float[Tensor, "N K"], *, name: str = "weight", scales: Float[Tensor, "N G"] | None = None
-    ) -> Quantized:
-        """As every grid does; with `scales`, which are rounded to `dtype` first, instead of those of the rule."""
-        zero_points = None
-        if scales is None:
-            scales, zero_points = choose_scales(
-                weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
-            )
-        scales = scales.to(self.dtype)
+    def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        scales, zero_points = self._scales(weight)
         check_finite(weight, scales, name=name)
         return Quantized(choose_codes(weight, scales, zero_points), scales, zero_points)
 
@@ -69,15 +61,11 @@ class Int4Grid:
         return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     @torch.no_grad()
-    def fake_quantize_with_mask(
-        self, weight: Float[Tensor, "N K"], *, scales: Float[Tensor, "N G"] | None = None
-    ) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        zero_points = None
-        if scales is None:
-            scales, zero_points = choose_scales(
-                weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype
-            )
-        return quantize_and_dequantize(weight, scales.to(self.dtype), zero_points)
+    def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        return quantize_and_dequantize(weight, *self._scales(weight))
+
+    def _scales(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N G"], Int8[Tensor, "N G"] | None]:
+        return choose_scales(weight, rule=self.rule, quant_group_size=self.quant_group_size, scale_dtype=self.dtype)
 
 
 def choose_scales(
@@ -157,22 +145,6 @@ def quantize_and_dequantize(
         steps.sub_(zero_points.unsqueeze(-1))
     values = steps.mul_(divisor.unsqueeze(-1)).to(scales.dtype)
     return values.reshape(weight.shape), inside.reshape(weight.shape)
-
-
-def scale_gradient(
-    grad_values: Float[Tensor, "N K"], weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], grid: Int4Grid
-) -> Float[Tensor, "N G"]:
-    """d loss / d scale of scales that are not computed from the weight (LSQ, Esser et al. 2020).
-
-    value = code * scale with the rounding straight through: d value / d scale is code - w / scale inside, and the
-    code, -8 or 7, where it saturated.
-    """
-    scales = _divisor(scales.to(grid.dtype))
-    ratio = split_groups(weight, grid.quant_group_size) / scales.unsqueeze(-1)
-    rounded = ratio.round()
-    codes = rounded.clamp(CODE_MIN, CODE_MAX)
-    slope = torch.where(codes == rounded, codes - ratio, codes)
-    return (split_groups(grad_values, grid.quant_group_size) * slope).sum(-1)
 
 
 def _divisor(scales: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:

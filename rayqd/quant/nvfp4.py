@@ -47,15 +47,19 @@ TENSOR_SCALE_MIN = 2.0**-100
 _EXPONENT, _ONE, _FOUR, _TO_MAGIC = 0x7F800000, 0x3F800000, 0x40800000, (22 << 23) | (1 << 22)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NVFP4Grid:
-    """Sixteen E2M1 codes in groups of 16; `tensor_scale`, a power of two, where tensors have to share it."""
+    """Sixteen E2M1 codes in groups of 16.
+
+    A given `tensor_scale` holds whatever the weights become, and can be shared by tensors that an engine fuses. It is a
+    tensor, not a number, because a compiler takes numbers for constants and would compile anew for each.
+    """
 
     dtype: torch.dtype  # of values
-    tensor_scale: float | None = None
+    tensor_scale: Float[Tensor, ""] | None = None  # float32, a power of two, on the weights' device
 
     def __post_init__(self) -> None:
-        assert self.tensor_scale is None or math.frexp(self.tensor_scale)[0] == 0.5, "not a power of two"
+        assert self.tensor_scale is None or math.frexp(self.tensor_scale.item())[0] == 0.5, "not a power of two"
 
     @property
     def quant_group_size(self) -> int:
@@ -103,10 +107,7 @@ class NVFP4Grid:
         return values.reshape(weight.shape), inside.reshape(weight.shape)
 
     def _scales(self, amax: Float[Tensor, "N G"]) -> tuple[Float[Tensor, "N G"], Float[Tensor, ""]]:
-        if self.tensor_scale is None:
-            tensor_scale = choose_tensor_scale(amax.amax())
-        else:
-            tensor_scale = amax.new_full((), self.tensor_scale)
+        tensor_scale = choose_tensor_scale(amax.amax()) if self.tensor_scale is None else self.tensor_scale
         return choose_scales(amax, tensor_scale), tensor_scale
 
 

@@ -56,13 +56,13 @@ def test_model_that_comes_with_a_package_is_named_by_its_hub_id() -> None:
 
 def test_recipe_is_the_settings_that_differ_and_the_command_gives_them_back() -> None:
     config = make(
-        quant={"group_size": 64, "init": "gptq", "ignore": ["lm_head", "down_proj"]},
+        quant={"group_size": 64, "init": "awq", "ignore": ["lm_head", "down_proj"]},
         learner={"lr": 1e-3, "steps": 24},
         data={"source": "org/it's rows"},
     )
     card = model_card(config, kind="compressed-tensors")
     recipe = tomllib.loads(card.split("```toml\n")[1].split("```")[0])
-    assert recipe["quant"] == {"group_size": 64, "init": "gptq", "ignore": ["lm_head", "down_proj"]}
+    assert recipe["quant"] == {"group_size": 64, "init": "awq", "ignore": ["lm_head", "down_proj"]}
     assert recipe["learner"] == {"lr": 0.001, "steps": 24}
     command = card.split("## Reproduce\n\n```bash\n")[1].split("\n```")[0]
     words = shlex.split(command.replace("\\\n", ""))  # as a shell joins lines

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_models import byte_tokenizer, small_model
 
 from rayqd.config import Config, to_toml
-from rayqd.engines import parity
+from rayqd.engines import parity, vllm
 from rayqd.errors import ConfigError, ModelError, RunError, StorageError
 from rayqd.exporting import export_run
 from rayqd.learner.checkpoint import Checkpoints
@@ -179,6 +179,27 @@ def test_export_that_transformers_cannot_load_is_one_error(make_run: Any) -> Non
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"transformers cannot load .*export"):
         run(run_dir, config, verify=True)
+
+
+def test_export_that_vllm_cannot_load_is_one_line_of_a_verdict_that_goes_on(
+    make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        print("vLLM's own words")
+        raise ValueError("No available kernel\n  for this layer. " + "Reasons " * 200)
+
+    monkeypatch.setattr(parity, "_has_vllm", lambda: True)
+    monkeypatch.setattr(vllm, "VLLMEngine", refuse)
+    run_dir, config = make_run("int4")
+    code, screen = run(run_dir, config, verify=True)
+    assert code == 0
+    check = verdict(run_dir)["checks"]["vLLM"]
+    assert check["passed"] is None
+    assert check["text"].startswith("vLLM could not load it: ValueError: No available kernel for this layer. Reasons")
+    assert check["text"].endswith(f" ...; more in {run_dir / 'verify.log'}")
+    assert check["text"].count("Reasons") < 40
+    assert (run_dir / "verify.log").read_text() == "vLLM's own words\n"
+    assert "vLLM's own words" not in screen
 
 
 def test_existing_export_stays_unless_overwritten(make_run: Any) -> None:

@@ -166,28 +166,3 @@ def test_the_learning_rate_is_transformers_s_one_step_on(tiny_config: Any, name:
         scheduler.step()
         assert learning_rate(step, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
     assert learning_rate(0, settings) > 0
-
-
-@pytest.mark.parametrize("kind", ["lora", "none"])
-def test_learned_scales_are_trained_kept_and_loaded(
-    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], kind: str
-) -> None:
-    config = config_of(tiny_config, quant={"scales": "learned"}, adapter={"kind": kind})
-    learner = make(tiny_model, config)
-    before = dict(learner.student.quantized())
-    learner.step(0, batch, 35)
-    after = dict(learner.student.quantized())
-    assert all(not torch.equal(before[name].scales, after[name].scales) for name in before)
-    again = make(tiny_model, config)
-    again.load_state_dict(learner.state_dict())
-    for name, quantized in again.student.quantized():
-        assert torch.equal(quantized.scales, after[name].scales)
-        assert torch.equal(quantized.codes, after[name].codes)
-
-
-def test_static_scales_stay(tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]) -> None:
-    learner = make(tiny_model, config_of(tiny_config, quant={"scales": "static"}))
-    before = dict(learner.student.quantized())
-    learner.step(0, batch, 35)
-    for name, quantized in learner.student.quantized():
-        assert torch.equal(quantized.scales, before[name].scales)

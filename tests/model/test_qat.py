@@ -7,7 +7,7 @@ from torch import nn
 
 from rayqd.config.sections import Quant
 from rayqd.model import rounding
-from rayqd.model.qat import HeldScales, QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.quant import make_grid
 from rayqd.quant.int4 import Int4Grid
 
@@ -83,64 +83,6 @@ def test_between_forward_and_backward_no_quantized_copy_is_kept() -> None:
     assert held == {layer.get_base_layer().weight.data_ptr()}
 
 
-def held(rule: str, *, learned: bool) -> tuple[QATLinear, Int4Grid]:
-    torch.manual_seed(1)
-    linear = nn.Linear(64, 16, bias=False)
-    grid = Int4Grid(32, torch.float32, rule)  # type: ignore[arg-type]
-    scales = HeldScales(linear.weight.detach(), grid, learned=learned)
-    return QATLinear(linear, grid, trainable=True, scales=scales), grid
-
-
-@pytest.mark.parametrize("rule", ["signed", "absmax", "searched"])
-def test_held_scales_stay_where_the_rule_put_them_when_the_weights_move(rule: str) -> None:
-    layer, grid = held(rule, learned=False)
-    before = grid.quantize(layer.merged_weight()).scales
-    assert dict(layer.named_parameters()).keys() == {"weight"}
-    layer.weight.data.mul_(1.5)
-    after = layer.quantized("layer")
-    assert torch.equal(after.scales, before)
-    assert not torch.equal(grid.quantize(layer.merged_weight()).scales, before)
-    assert torch.equal(layer(torch.eye(64)).mT, grid.dequantize(after))
-
-
-def test_learned_scales_get_lsq_s_gradient() -> None:
-    """Against autograd of LSQ's own formulation: round(clamp(w / s)) * s with the rounding straight through."""
-    layer, _ = held("signed", learned=True)
-    layer.weight.data.mul_(1.2)  # so that some codes saturate
-    layer.scales.change.data.normal_(std=0.05)
-    x, upstream = torch.randn(6, 64), torch.randn(6, 16)
-    layer(x).backward(upstream)
-
-    weight = layer.weight.detach().double().requires_grad_(True)
-    change = layer.scales.change.detach().double().requires_grad_(True)
-    scales = layer.scales.first.double() * (1 + change)
-    ratio = weight.reshape(16, 2, 32) / scales[..., None]
-    codes = ratio.detach().round().clamp(-8, 7)
-    saturated = ratio.detach().round() != codes
-    straight_through = torch.where(saturated, codes, ratio + (codes - ratio).detach())
-    values = straight_through * scales[..., None]
-    (x.double() @ values.reshape(16, 64).mT).backward(upstream.double())
-    assert saturated.any()
-    torch.testing.assert_close(layer.scales.change.grad.double(), change.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_trained_scales_are_what_is_exported() -> None:
-    layer, grid = held("signed", learned=True)
-    layer.scales.change.data.normal_(std=0.1)
-    quantized = layer.quantized("layer")
-    assert torch.equal(quantized.scales, layer.scales())
-    assert not torch.equal(quantized.scales, layer.scales.first)
-    assert torch.equal(layer(torch.eye(64)).mT, grid.dequantize(quantized))
-
-
-def test_a_zero_group_with_held_scales_still_has_a_grid() -> None:
-    linear = nn.Linear(64, 2, bias=False)
-    linear.weight.data[:, :32] = 0
-    scales = HeldScales(linear.weight.detach(), Int4Grid(32, torch.bfloat16, "signed"), learned=False)
-    assert (scales() != 0).all()
-
-
 def test_outside_the_rounding_the_adapter_is_merged_only_for_export() -> None:
     layer = lora_layer("signed")
     layer.get_base_layer().bias = None
@@ -165,7 +107,7 @@ def test_the_compiled_rounding_has_the_bits_of_the_plain_one(rule: str, dtype: t
     weight, delta, grad = (torch.randn(48, 256, device=device) * 0.02 for _ in range(3))
     weight = weight.to(dtype)
     function = torch.compile(rounding._rounded_backward, dynamic=True, options=rounding._COMPILER_OPTIONS)
-    values, through = function(weight, 0.1 * delta, None, grid, grad.to(dtype))
-    plain_values, plain_through = rounding._rounded_backward(weight, 0.1 * delta, None, grid, grad.to(dtype))
+    values, through = function(weight, 0.1 * delta, grid, grad.to(dtype))
+    plain_values, plain_through = rounding._rounded_backward(weight, 0.1 * delta, grid, grad.to(dtype))
     assert torch.equal(values, plain_values)
     assert torch.equal(through, plain_through)

@@ -47,6 +47,10 @@ def nearest(magnitudes: list[float], value: float) -> int:
     return min(range(len(magnitudes)), key=lambda i: (abs(magnitudes[i] - value), i % 2))
 
 
+def make(dtype: torch.dtype, tensor_scale: float | None) -> NVFP4Grid:
+    return NVFP4Grid(dtype, None if tensor_scale is None else torch.tensor(tensor_scale))
+
+
 def scalar_loop(weight: torch.Tensor, tensor_scale: float) -> Quantized:
     """The format element by element in Python's float64, with tables instead of bit patterns."""
     codes = torch.zeros(weight.shape, dtype=torch.int8)
@@ -89,7 +93,7 @@ def test_group_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_codes_and_scales_equal_a_scalar_loop(dtype: torch.dtype, tensor_scale: float | None) -> None:
     weight = random_weight(dtype)
-    actual = NVFP4Grid(dtype, tensor_scale).quantize(weight)
+    actual = make(dtype, tensor_scale).quantize(weight)
     least = weight.abs().max().item() / (448 * 6)
     expected = scalar_loop(weight, tensor_scale or 2.0 ** math.ceil(math.log2(least)))
     assert actual.tensor_scale is not None
@@ -122,7 +126,7 @@ def test_torchao_stores_the_same_except_where_its_inverse_moves_an_exact_tie(
     dtype: torch.dtype, tensor_scale: float | None
 ) -> None:
     weight = random_weight(dtype)
-    grid = NVFP4Grid(dtype, tensor_scale)
+    grid = make(dtype, tensor_scale)
     ours = grid.quantize(weight)
     theirs = NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=ours.tensor_scale)
     their_codes = unpack_uint4(theirs.qdata).view(weight.shape).to(torch.int8)
@@ -142,7 +146,7 @@ def test_torchao_stores_the_same_except_where_its_inverse_moves_an_exact_tie(
 @pytest.mark.parametrize("tensor_scale", [None, 2.0**-13])
 def test_packed_tensors_are_those_of_compressed_tensors(tensor_scale: float | None) -> None:
     weight = random_weight()
-    quantized = NVFP4Grid(torch.bfloat16, tensor_scale).quantize(weight)
+    quantized = make(torch.bfloat16, tensor_scale).quantize(weight)
     tensors = pack(quantized, "nvfp4")
     assert quantized.tensor_scale is not None
     theirs = NVFP4PackedCompressor.compress(
@@ -210,14 +214,14 @@ def test_inf_and_nan_are_refused_by_name(bad: float, tensor_scale: float | None)
     weight = random_weight()
     weight[5, 40] = bad
     with pytest.raises(ModelError, match=r"layers\.3\.up_proj holds 1 values that are inf or nan out of 16384"):
-        NVFP4Grid(torch.bfloat16, tensor_scale).quantize(weight, name="layers.3.up_proj")
+        make(torch.bfloat16, tensor_scale).quantize(weight, name="layers.3.up_proj")
 
 
 @pytest.mark.parametrize("tensor_scale", [None, 2.0**-13])
 def test_nan_reaches_the_fake_quantized_values(tensor_scale: float | None) -> None:
     weight = random_weight()
     weight[5, 40] = float("nan")
-    assert not bool(torch.isfinite(NVFP4Grid(torch.bfloat16, tensor_scale).fake_quantize(weight)).all())
+    assert not bool(torch.isfinite(make(torch.bfloat16, tensor_scale).fake_quantize(weight)).all())
 
 
 def test_values_too_large_for_float16_are_refused() -> None:
@@ -255,7 +259,7 @@ def test_fake_quantized_values_have_the_bits_of_the_stored_codes(
     weight: torch.Tensor, tensor_scale: float | None, dtype: torch.dtype, bfloat16: bool
 ) -> None:
     weight = weight.bfloat16() if bfloat16 else weight
-    grid = NVFP4Grid(dtype, tensor_scale)
+    grid = make(dtype, tensor_scale)
     quantized = grid.quantize(weight)
     stored = grid.dequantize(quantized)
     values, inside = grid.fake_quantize_with_mask(weight)
@@ -272,7 +276,7 @@ def test_fake_quantized_values_have_the_bits_of_the_stored_codes(
 @given(weight=weights, tensor_scale=tensor_scales)
 @settings(max_examples=60, deadline=None)
 def test_bfloat16_holds_the_values_of_float32(weight: torch.Tensor, tensor_scale: float | None) -> None:
-    quantized = NVFP4Grid(torch.float32, tensor_scale).quantize(weight)
+    quantized = make(torch.float32, tensor_scale).quantize(weight)
     exact = NVFP4Grid(torch.float32).dequantize(quantized)
     assert torch.equal(NVFP4Grid(torch.bfloat16).dequantize(quantized).float(), exact)
 
@@ -280,7 +284,7 @@ def test_bfloat16_holds_the_values_of_float32(weight: torch.Tensor, tensor_scale
 @given(weight=weights, tensor_scale=st.sampled_from([2.0**-8, 2.0**-4]))
 @settings(max_examples=60, deadline=None)
 def test_idempotent_under_one_tensor_scale(weight: torch.Tensor, tensor_scale: float) -> None:
-    grid = NVFP4Grid(torch.bfloat16, tensor_scale)
+    grid = make(torch.bfloat16, tensor_scale)
     once = grid.fake_quantize(weight)
     assert torch.equal(bits(grid.fake_quantize(once)), bits(once))
 
@@ -289,7 +293,7 @@ def test_idempotent_under_one_tensor_scale(weight: torch.Tensor, tensor_scale: f
 @settings(max_examples=60, deadline=None)
 def test_larger_weights_of_a_group_have_larger_values(weight: torch.Tensor, tensor_scale: float | None) -> None:
     groups = weight.view(-1, 16).sort(-1).values.reshape(3, 32)
-    values = NVFP4Grid(torch.float32, tensor_scale).fake_quantize(groups)
+    values = make(torch.float32, tensor_scale).fake_quantize(groups)
     assert bool((values.view(-1, 16).diff(dim=-1) >= 0).all())
 
 
@@ -311,7 +315,7 @@ def test_error_is_half_a_step_and_nothing_saturates_under_its_own_tensor_scale(w
 @given(weight=weights, tensor_scale=tensor_scales)
 @settings(max_examples=60, deadline=None)
 def test_gradient_is_that_of_the_clipped_formula_in_float64(weight: torch.Tensor, tensor_scale: float | None) -> None:
-    grid = NVFP4Grid(torch.float32, tensor_scale)
+    grid = make(torch.float32, tensor_scale)
     quantized = grid.quantize(weight)
     assert quantized.tensor_scale is not None
     scale = (quantized.scales.double() * quantized.tensor_scale).repeat_interleave(16, 1)
@@ -335,7 +339,7 @@ def test_groups_above_448_clip_and_get_no_gradient_there() -> None:
     weight = torch.zeros(1, 16)
     weight[0, :5] = torch.tensor([100.0, -12.25, 12.0, -10.5, 1.0])
     weight.requires_grad_()
-    values = NVFP4Grid(torch.float32, 2.0**-8).fake_quantize(weight)
+    values = make(torch.float32, 2.0**-8).fake_quantize(weight)
     assert values[0, :5].tolist() == [10.5, -10.5, 10.5, -10.5, 0.875]
     values.sum().backward()
     assert weight.grad is not None
@@ -345,7 +349,7 @@ def test_groups_above_448_clip_and_get_no_gradient_there() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor_scale", [None, 2.0**-13])
 def test_compiled_fake_quantization_has_the_same_bits(tensor_scale: float | None) -> None:
-    weight, grid = random_weight(), NVFP4Grid(torch.bfloat16, tensor_scale)
+    weight, grid = random_weight(), make(torch.bfloat16, tensor_scale)
     options: dict[str, Any] = {"eager_numerics.division_rounding": True}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,0 +1,86 @@
+"""What a benchmark must get right besides the clock: the work it times, and what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from rayqd.bench import shapes
+from rayqd.bench.command import bench
+from rayqd.bench.step import PLAIN, ROUNDED
+from rayqd.config import Config
+from rayqd.errors import ConfigError
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+
+
+def config() -> Config:
+    return Config.model_validate({"quant": {"group_size": 32}, "adapter": {"rank": 4}, "learner": {"lr": 1e-3}})
+
+
+def switches(tmp_path: Path, **more: str) -> dict[str, str]:
+    return {"shape": "tiny", "tokens": "2x16", "repeats": "2", "json": str(tmp_path / "bench.json"), **more}
+
+
+def test_step_times_plain_lora_and_the_rounded_one(tmp_path: Path) -> None:
+    console = Console(record=True, width=140)
+    result = bench("step", config(), switches(tmp_path), console)
+    assert [row["arm"] for row in result["rows"]] == [PLAIN, ROUNDED]
+    for row in result["rows"]:
+        assert row["fastest_seconds"] <= row["seconds"] <= row["slowest_seconds"]
+        assert row["tokens/s"] == round(32 / row["seconds"])
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
+    shown = console.export_text()
+    assert PLAIN in shown
+    assert "tiny, 2 x 16 tokens" in shown
+
+
+def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
+    result = bench("loss", config(), switches(tmp_path), Console(quiet=True))
+    assert [row["arm"] for row in result["rows"]][1:] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
+    assert result["rows"][0]["to products"] == 1.0
+
+
+def test_the_shapes_are_those_of_the_models_they_are_named_after() -> None:
+    """Against the counts on the models' cards, in which tied embeddings count once."""
+    counts = {"smollm2-135m": 134_515_008, "qwen3-0.6b": 596_049_920, "qwen3-4b": 4_022_468_096}
+    for shape, count in counts.items():
+        with torch.device("meta"):
+            model = _on_meta(shape)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+def _on_meta(shape: str) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shapes.SHAPES[shape]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"shape": "qwen4"}, "--shape=qwen4: must be one of smollm2-135m"),
+        ({"tokens": "1024"}, "--tokens=1024: must be SEQUENCESxLENGTH"),
+        ({"tokens": "4x1"}, "--tokens=4x1: must be SEQUENCESxLENGTH"),
+        ({"repeats": "0"}, "--repeats=0: must be a whole number from 1"),
+    ],
+)
+def test_a_wrong_switch_is_one_line(tmp_path: Path, wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench("step", config(), switches(tmp_path, **wrong), Console(quiet=True))
