@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from rayqd.config import Config, differences, load_config
 from rayqd.data import load_run_data
 from rayqd.engines.parity import kernel_change, vllm_change, why_not_vllm
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from rayqd.export.aside import directory_bytes
+from rayqd.export.digest import others
 from rayqd.export.load import kind_of, load_export, read_parts
 from rayqd.export.parts import Parts
 from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
 from rayqd.export.verify import MAX_KL, compare, divergence, token_logprobs
 from rayqd.export.write import Kind, check_kind, export, kind_named, usual_kind, write
-from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.start import StartingPoint
 from rayqd.model.load import context_length, load_tokenizer, torch_dtype
 from rayqd.model.source import local_directory
@@ -42,6 +44,7 @@ class Trained:
     student: Student
     source: Path
     step: int
+    digests: Mapping[str, Tensor]  # of the weights that training saw; empty where it left none
 
 
 def export_run(
@@ -85,14 +88,17 @@ def load_trained(run_dir: Path, config: Config) -> Trained | None:
         return None
     source = local_directory(config.model.name, config.model.revision)
     student = StartingPoint(config).load_student(source)
-    student.load_state_dict(load_checkpoint(checkpoints.path(steps[-1]))["student"])
-    return Trained(student=student, source=source, step=steps[-1])
+    checkpoint = load_checkpoint(checkpoints.path(steps[-1]))
+    student.load_state_dict(checkpoint["student"])
+    return Trained(student=student, source=source, step=steps[-1], digests=checkpoint.get(DIGESTS, {}))
 
 
 def verify_export(run_dir: Path, config: Config, trained: Trained | None, directory: Path) -> Verdict:
     """Weights, dense tensors, predictions, and what vLLM's kernels add to those."""
     model = load_export(directory, config.model.dtype)
     checks = _compare(run_dir, config, trained, directory, model)
+    if trained and trained.digests:
+        checks.insert(0, _as_trained(trained, model))
     rollouts, why_not = _heldout(config)
     checks.append(_divergence(trained, model, rollouts, config, why_not))
     sequences = _sequences(rollouts)
@@ -188,6 +194,15 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
             differing=found.differing[found.quantized_differing :],
         ),
     ]
+
+
+def _as_trained(trained: Trained, model: Any) -> Check:
+    differing = others(trained.digests, model.state_dict())
+    count = len(trained.digests)
+    text = f"{count - len(differing)} of {count} layers have the digests that training left (SHA-256)"
+    return Check(
+        name="as trained", text=text, passed=not differing, differing=tuple(f"{n}: another digest" for n in differing)
+    )
 
 
 def _heldout(config: Config) -> tuple[list[Rollout], str]:

@@ -40,7 +40,7 @@ class Verdict:
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
-    table = Table(title=f"{verdict.directory}: {'as trained' if verdict.passed else 'DIFFERS'}", title_justify="left")
+    table = Table(title=f"{verdict.directory}: {'verified' if verdict.passed else 'DIFFERS'}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("")
     table.add_column("", no_wrap=True)

@@ -14,6 +14,8 @@ from torch import Tensor
 from rayqd.errors import RunError, StorageError
 from rayqd.observe.run_directory import free_bytes
 
+DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
+
 _NAME = re.compile(r"step-(\d{6,})$")
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import Fidelity
-from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.export.digest import digests
+from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
@@ -48,7 +49,7 @@ def train(
         if publishes and not last:
             feed.publish(version, weights_on_the_wire(learner.student, config))
         if is_first_worker and (last or version % config.checkpoint.every == 0):
-            path = checkpoints.save(version, learner.state_dict())
+            path = checkpoints.save(version, learner.state_dict() | {DIGESTS: digests(learner.student)})
             feed.report({"event": "checkpoint", "step": version, "path": str(path)})
         if is_first_worker and config.eval.every and version % config.eval.every == 0 and not last:
             feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -14,17 +15,19 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_models import byte_tokenizer, small_model
+from transformers import AutoModelForCausalLM
 
 from rayqd.config import Config, to_toml
 from rayqd.engines import parity, vllm
 from rayqd.errors import ConfigError, ModelError, RunError, StorageError
+from rayqd.export.digest import digests
 from rayqd.exporting import export_run
-from rayqd.learner.checkpoint import Checkpoints
+from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.model.student import Student
 
 FORMATS: dict[str, dict[str, Any]] = {
-    "int4": {"group_size": 32},
-    "asymmetric": {"group_size": 32, "rule": "asymmetric"},
+    "int4": {"group_size": 32, "init": "rtn"},
+    "asymmetric": {"group_size": 32, "rule": "asymmetric", "init": "rtn"},
     "nvfp4": {"format": "nvfp4"},
     "nf4": {"format": "nf4", "group_size": 32, "double_quant": True},
     "fp4": {"format": "fp4", "group_size": 32},
@@ -64,7 +67,8 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Config]]:
             generator = torch.Generator().manual_seed(1)
             for parameter in student.parameters().values():
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-            Checkpoints(config.run_dir / "checkpoints", 2).save(5, {"student": student.state_dict()})
+            tensors = {"student": student.state_dict(), DIGESTS: digests(student)}
+            Checkpoints(config.run_dir / "checkpoints", 2).save(5, tensors)
         return config.run_dir, config
 
     return make
@@ -90,6 +94,7 @@ def test_export_of_a_checkpoint_is_what_was_trained(make_run: Any, form: str, ki
     code, screen = run(run_dir, config, verify=True)
     assert code == 0, screen
     assert "14 of 14 layers equal step 5, bit for bit" in screen
+    assert "14 of 14 layers have the digests that training left" in screen
     found = verdict(run_dir)
     assert found["passed"]
     assert found["checks"]["KL"]["value"] <= 1e-4
@@ -271,3 +276,29 @@ def test_run_that_never_came_to_a_checkpoint_is_an_error(make_run: Any, tmp_path
         run(run_dir, config)
     with pytest.raises(ConfigError, match=r"is no run's directory: it has no config\.toml"):
         run(tmp_path, config)
+
+
+def test_an_export_that_equals_the_checkpoint_but_not_what_training_recorded_is_found_out(make_run: Any) -> None:
+    """As on a device that rounds the merged weights otherwise than the one that trained them."""
+    run_dir, config = make_run("int4")
+    checkpoints = Checkpoints(run_dir / "checkpoints", 2)
+    tensors = load_checkpoint(checkpoints.path(5))
+    layer = next(iter(tensors[DIGESTS]))
+    tensors[DIGESTS][layer] = tensors[DIGESTS][layer] ^ 1
+    checkpoints.save(5, tensors)
+    code, screen = run(run_dir, config, verify=True)
+    assert code == 1
+    assert "14 of 14 layers equal step 5, bit for bit" in screen
+    assert "13 of 14 layers have the digests that training left" in screen
+    assert f"{layer}: another digest" in screen
+
+
+def test_digests_are_those_of_the_values_a_checkpoint_holds(make_run: Any) -> None:
+    run_dir, config = make_run("int4")
+    assert run(run_dir, config)[0] == 0
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "export", dtype=torch.bfloat16)
+    model(torch.zeros((1, 1), dtype=torch.long))
+    recorded = load_checkpoint(Checkpoints(run_dir / "checkpoints", 2).path(5))[DIGESTS]
+    for name, expected in recorded.items():
+        bits = (model.get_submodule(name).weight.detach() + 0.0).view(torch.int16).numpy().tobytes()
+        assert bytes(expected.tolist()) == hashlib.sha256(bits).digest()

@@ -1,5 +1,6 @@
 """An optimizer step against an independent one, and against itself under everything that must not change it."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from rayqd.learner.schedule import learning_rate
 from rayqd.model.load import load_model
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.student import Student
-from rayqd.types import ScoredRollout
+from rayqd.model.wire import from_wire, to_wire
+from rayqd.types import ScoredRollout, TeacherScores
 
 LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 
@@ -166,3 +168,25 @@ def test_the_learning_rate_is_transformers_s_one_step_on(tiny_config: Any, name:
         scheduler.step()
         assert learning_rate(step, settings) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
     assert learning_rate(0, settings) > 0
+
+
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_what_is_trained_is_float32_whatever_the_model_computes_in(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], kind: str
+) -> None:
+    learner = make(tiny_model, tiny_config(adapter={"kind": kind}))
+    assert {p.dtype for p in learner.student.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    before = {name: p.detach().clone() for name, p in learner.student.parameters().items()}
+    learner.settings = learner.settings.model_copy(update={"lr": 1e-6, "warmup_ratio": 0.0})
+    hidden = [dataclasses.replace(s, scores=_in_bfloat16(s)) for s in batch]
+    learner.step(0, hidden, 35)
+    for name, parameter in learner.student.parameters().items():
+        assert parameter.dtype == torch.float32
+        moments = learner.optimizer.state[parameter]
+        assert moments["exp_avg"].dtype == moments["exp_avg_sq"].dtype == torch.float32
+        if not name.endswith("lora_A.default.weight"):  # B is zero at first, and so is A's gradient
+            assert not torch.equal(parameter, before[name])  # in 16 bits a step this small rounds to nothing
+
+
+def _in_bfloat16(scored: ScoredRollout) -> TeacherScores:
+    return TeacherScores(hidden=to_wire(from_wire(scored.scores.hidden).bfloat16()))

@@ -1,0 +1,37 @@
+"""Fingerprints of the weights that training ended with, made where they were trained.
+
+The merged weight W + s·BA is computed in float32. Another device may round its last bit otherwise, and then a code, so
+an export made elsewhere from a checkpoint cannot prove itself by computing the same thing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rayqd.model.student import Student
+from rayqd.model.wire import to_wire
+
+
+def digests(student: Student) -> dict[str, Tensor]:
+    """SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model."""
+    return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized()}
+
+
+def digest(values: Tensor) -> Tensor:
+    """SHA-256 of the bits of a weight, uint8 [32]."""
+    bits = hashlib.sha256(to_wire(values + 0.0).bits.tobytes()).digest()  # -0.0 is 0.0
+    return torch.frombuffer(bytearray(bits), dtype=torch.uint8)
+
+
+def others(recorded: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
+    """Layers of `recorded` whose weight, found in `weights` under `{layer}.weight`, is missing or another."""
+
+    def is_other(layer: str) -> bool:
+        values = weights.get(f"{layer}.weight")
+        return values is None or not torch.equal(digest(values), recorded[layer].cpu())
+
+    return [layer for layer in recorded if is_other(layer)]
