@@ -103,11 +103,19 @@ def _quantization_aware(
             _replace(model, name, QATLinear(linear, grids[name], trainable=full))
     if adapted:
         inject_adapter_in_model(lora_config(config.adapter, sorted(adapted)), model)
+        _keep_adapters_in_float32(model)
     for name in adapted:
         layer: Any = model.get_submodule(name)
         layer.set_rounding(grids[name], outside=config.adapter.placement == "outside")
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
     return layers
+
+
+def _keep_adapters_in_float32(model: nn.Module) -> None:
+    """PEFT makes them in the dtype of the weights beside them, where most steps of an optimizer round to nothing."""
+    for name, parameter in model.named_parameters():
+        if _is_adapter(name):
+            parameter.data = parameter.data.float()
 
 
 def _is_adapter(name: str) -> bool:
