@@ -24,15 +24,18 @@ class Checked:
     context_length: int
 
 
-def check(config: Config) -> Checked:
-    """Model complete, grid fits every layer, teacher speaks the same tokens, disk has room; raises what is wrong."""
+def check(config: Config, *, trains: bool = True) -> Checked:
+    """Model complete, grid fits every layer, teacher speaks the same tokens, disk has room; raises what is wrong.
+
+    What `trains` writes checkpoints, anything else an export alone.
+    """
     directory = local_directory(config.model.name, config.model.revision)
     model = skeleton(directory)
     quantizable_layers(model, config.quant)
     tokenizer = load_tokenizer(directory)
     if config.teacher.name:
         _same_vocabulary(tokenizer, load_tokenizer(local_directory(config.teacher.name)), config)
-    _room(config, sum(p.numel() for p in model.parameters()))
+    _room(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
 
 
@@ -62,13 +65,15 @@ def _same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
     )
 
 
-def _room(config: Config, num_parameters: int) -> None:
+def _room(config: Config, num_parameters: int, trains: bool) -> None:
     """An export, and the checkpoints: adapters with two moments in float32, or the weights with theirs."""
     trained = num_parameters if config.adapter.kind == "none" else num_parameters // 10
-    needed = num_parameters * 2 + (config.checkpoint.keep + 1) * trained * 12
+    checkpoints = (config.checkpoint.keep + 1) * trained * 12 if trains else 0
+    needed = num_parameters * 2 + checkpoints
     free = free_bytes(config.run_dir)
     if free < needed:
+        what = "checkpoints and export" if trains else "the export"
         raise StorageError(
-            f"{config.run_dir} needs about {needed / 2**30:.1f} GiB for checkpoints and export and has "
+            f"{config.run_dir} needs about {needed / 2**30:.1f} GiB for {what} and has "
             f"{free / 2**30:.1f} GiB free: make room, or set runs_dir"
         )

@@ -71,7 +71,7 @@ class _Quantizing:
         with self._progress as progress:
             progress.say(f"{config.name}: {config.model.name} to {quant.format.upper()}, groups of {quant.group_size}")
             progress.status("checking model and configuration")
-            checked = check(config)
+            checked = check(config, trains=False)
             training, heldout_rows = load_data(checked, config)
             progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")
             heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
@@ -105,7 +105,7 @@ class _Quantizing:
         return heldout, result_row("teacher", fidelity, head.element_size() * 8, weight_bytes(checked.directory))
 
     def _student(self, checked: Checked) -> Student:
-        return Student(load_model(checked.directory, self._config.model.dtype), self._config)
+        return Student(load_model(checked.directory, self._config.model.dtype), self._config, trainable=False)
 
     def _calibrated(self, checked: Checked, sequences: list[IntArray]) -> Student:
         config, quant = self._config, self._config.quant
@@ -123,7 +123,7 @@ class _Quantizing:
                 on_layer=lambda done, total: self._progress.bar(f"calibrating {name}", done, total),
             )
         self._progress.say(f"{name} calibrated on {num_tokens:,} tokens in {self._seconds['calibration']:.0f} s")
-        return Student(model, config)
+        return Student(model, config, trainable=False)
 
     def _measured(self, method: str, student: Student, heldout: Heldout) -> Fidelity:
         arm = arm_name(method, self._config.quant)
@@ -138,7 +138,8 @@ class _Quantizing:
     ) -> list[dict[str, Any]]:
         """Writes the export; returns the rows of the result."""
         directory = self._run_dir.path / "export"
-        size = export(student, checked.directory, self._config, directory, command="quantize")
+        export(student, checked.directory, self._config, directory, command="quantize")
+        size = weight_bytes(directory)
         bits = student.grid.bits_per_weight
         rows = [teacher_row, *(result_row(arm, fidelity, bits, size) for arm, fidelity in arms.items())]
         update_card(directory, self._config, rows, command="quantize")

@@ -39,7 +39,8 @@ def finish(
 ) -> list[dict[str, Any]]:
     """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one."""
     directory = config.run_dir / "export"
-    size = export(learner.student, source, config, directory)
+    export(learner.student, source, config, directory)
+    size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
     dense_bits = learner.student.head.element_size() * 8
     rows = [

@@ -72,7 +72,7 @@ def gptq(
     def fit(group: Tensor, start: int) -> _Fitted:
         if search_scales:
             return _searched(group, diagonal[start : start + g], grid)
-        return _fit(group, _deciding(group, grid), grid)
+        return _fit(_deciding(group, grid), grid).of_group(g)
 
     groups = range(0, len(columns), g)
     fitted = [fit(weight[:, k : k + g].float().mT.contiguous(), k) for k in groups] if act_order else []
@@ -87,43 +87,68 @@ def gptq(
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
-    """A group's scale, and what a weight of the group may be without changing it."""
+class _Anchors:
+    """The elements that decide a group's scale: one a row, or (asymmetric) the largest and the smallest."""
+
+    places: Int64[Tensor, "m N"]  # column in the group
+    values: Float[Tensor, "m N"]  # 0: there is none
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """A group's scale, and what its elements may be without changing it."""
 
     scales: Float[Tensor, " N"]  # 1 for a zero group
-    anchored: Bool[Tensor, "g N"]  # the elements that decide the scale
-    anchors: Float[Tensor, "g N"]  # their values, exact in the scales' dtype; else 0
     low: Float[Tensor, " N"]  # smallest and largest weight
     high: Float[Tensor, " N"]
-    fewest: Float[Tensor, "g N"]  # smallest and largest code - zero point: of an anchor, its own
+    fewest: Float[Tensor, " N"]  # smallest and largest code - zero point
+    most: Float[Tensor, " N"]
+    anchors: _Anchors  # exact in the scales' dtype
+    exist: Bool[Tensor, "m N"]  # which of them there are
+    steps: Float[Tensor, "m N"]  # their codes - zero point
+
+    def nearest(self, group: Float[Tensor, "g N"], out: Float[Tensor, "g N"]) -> Float[Tensor, "g N"]:
+        """The values, before they are cast, of the nearest codes; of an anchor, of the code that it keeps."""
+        torch.div(group, self.scales, out=out).round_().clamp_(self.fewest, self.most)
+        return self._with_anchors(out, self.steps).mul_(self.scales)
+
+    def of_group(self, g: int) -> _Fitted:
+        empty = self.scales.new_zeros(g, len(self.scales))
+        fewest, most = (self._with_anchors(empty + end, self.steps) for end in (self.fewest, self.most))
+        anchored = self._with_anchors(empty.bool(), torch.ones_like(self.exist))
+        anchors = self._with_anchors(empty, self.anchors.values)
+        scales, low, high = (same.expand(g, -1) for same in (self.scales, self.low, self.high))
+        return _Fitted(scales, low, high, fewest, most, anchored, anchors)
+
+    def _with_anchors(self, group: Tensor, values: Tensor) -> Tensor:
+        """`group` with `values` where the anchors are, in place; where one is missing another may stand."""
+        for place, value, exists in zip(self.anchors.places, values, self.exist, strict=True):
+            group.scatter_(0, place[None], torch.where(exists, value, group.gather(0, place[None])))
+        return group
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A `_Scale` for each column of its group."""
+
+    scales: Float[Tensor, "g N"]
+    low: Float[Tensor, "g N"]
+    high: Float[Tensor, "g N"]
+    fewest: Float[Tensor, "g N"]  # of an anchor, its own
     most: Float[Tensor, "g N"]
-
-    def nearest_steps(self, columns: Float[Tensor, "g N"]) -> Float[Tensor, "g N"]:
-        return (columns / self.scales).round_().clamp_(self.fewest, self.most)
-
-    def nearest(self, column: Float[Tensor, " N"], j: int) -> Float[Tensor, " N"]:
-        """The values of the codes that the group's column `j` gets, before they are cast."""
-        return (column / self.scales).round_().clamp_(self.fewest[j], self.most[j]).mul_(self.scales)
-
-    def continuous(
-        self, column: Float[Tensor, " N"], nearest: Float[Tensor, " N"], j: int, cell: float
-    ) -> Float[Tensor, " N"]:
-        """As near to the group's column `j` as keeps these codes and the scale."""
-        room = cell * self.scales.abs()
-        inside = nearest + (column - nearest).clamp_(-room, room)
-        return torch.where(self.anchored[j], self.anchors[j], inside.clamp_(self.low, self.high))
+    anchored: Bool[Tensor, "g N"]  # whether it is an anchor
+    anchors: Float[Tensor, "g N"]  # its value if it is, else 0
 
 
-def _fit(group: Float[Tensor, "g N"], anchored: Bool[Tensor, "g N"], grid: Int4Grid, share: float = 1.0) -> _Fitted:
-    """The scale that the grid's rule takes from the `anchored` elements, multiplied by `share`."""
-    anchors = torch.where(anchored, share * group, 0.0).to(grid.dtype).float()
+def _fit(anchors: _Anchors, grid: Int4Grid, share: float | Float[Tensor, " N"] = 1.0) -> _Scale:
+    """The scale that the grid's rule takes from the anchors, multiplied by `share`."""
+    exist = anchors.values != 0
+    values = (share * anchors.values).to(grid.dtype).float()
     rule = "signed" if grid.rule == "searched" else grid.rule
-    scales, zero_points = int4.choose_scales(
-        anchors.mT, rule=rule, quant_group_size=grid.quant_group_size, scale_dtype=grid.dtype
-    )
+    scales, zero_points = int4.choose_scales(values.mT, rule=rule, quant_group_size=len(values), scale_dtype=grid.dtype)
     scales = torch.where(scales == 0, 1.0, scales.float()).squeeze(-1)
     zeros = torch.zeros_like(scales) if zero_points is None else zero_points.float().squeeze(-1)
-    low, high = anchors.amin(0).clamp(max=0), anchors.amax(0).clamp(min=0)
+    low, high = values.amin(0).clamp(max=0), values.amax(0).clamp(min=0)
     if zero_points is None:
         high = torch.maximum(high, -low)
         low = -high
@@ -132,42 +157,41 @@ def _fit(group: Float[Tensor, "g N"], anchored: Bool[Tensor, "g N"], grid: Int4G
         return (values / scales).round_().clamp(int4.CODE_MIN - zeros, int4.CODE_MAX - zeros)
 
     ends = steps(torch.stack([low, high]))  # the other way round where the scale is negative
-    own = steps(anchors)
-    fewest, most = (torch.where(anchored, own, end) for end in (ends.amin(0), ends.amax(0)))
-    return _Fitted(scales, anchored, anchors, low, high, fewest, most)
+    kept = _Anchors(anchors.places, values)
+    return _Scale(scales, low, high, ends.amin(0), ends.amax(0), kept, exist, steps(values))
 
 
-def _deciding(group: Float[Tensor, "g N"], grid: Int4Grid) -> Bool[Tensor, "g N"]:
+def _deciding(group: Float[Tensor, "g N"], grid: Int4Grid) -> _Anchors:
     """The elements from which the grid's rule takes the scale: the extreme, or the smallest and the largest."""
     if grid.rule == "asymmetric":
-        return _largest(group) | _largest(-group)
-    return _largest(group.abs())
+        largest, smallest = _largest(group, group), _largest(-group, group)
+        places = torch.cat([largest.places, smallest.places])
+        return _Anchors(places, torch.cat([largest.values, smallest.values]))
+    return _largest(group.abs(), group)
 
 
-def _largest(group: Float[Tensor, "g N"]) -> Bool[Tensor, "g N"]:
-    """The largest of a row's elements, the first of equals; none when none is above zero, which always has a code."""
-    largest, where = group.max(0, keepdim=True)
-    return torch.zeros_like(group, dtype=torch.bool).scatter_(0, where, largest > 0)
+def _largest(sizes: Float[Tensor, "g N"], group: Float[Tensor, "g N"]) -> _Anchors:
+    """The element of a row's largest size, the first of equals; none when that is not above zero."""
+    largest, places = sizes.max(0, keepdim=True)
+    return _Anchors(places, torch.where(largest > 0, group.gather(0, places), 0.0))
 
 
 def _searched(group: Float[Tensor, "g N"], diagonal: Float[Tensor, " g"], grid: Int4Grid) -> _Fitted:
     """The fit of least Σ ((w_j - q_j) / U_jj)², row by row, over which elements decide the scale and their shares."""
-    deciders = [_largest(group), _largest(-group)] if grid.rule in ("signed", "searched") else [_deciding(group, grid)]
-    best: _Fitted | None = None
-    least = group.new_full(group.shape[1:], torch.inf)
-    for anchored, share in product(deciders, int4.SHARES):
-        fitted = _fit(group, anchored, grid, share)
-        errors = (group - fitted.nearest_steps(group).mul_(fitted.scales)).div_(diagonal[:, None])
-        total = errors.square_().sum(0)
-        best = fitted if best is None else _where(total < least, fitted, best)
+    if grid.rule in ("signed", "searched"):
+        candidates = [_largest(group, group), _largest(-group, group)]
+    else:
+        candidates = [_deciding(group, grid)]
+    best, best_share = candidates[0], group.new_full(group.shape[1:], int4.SHARES[0])
+    least, errors = torch.full_like(best_share, torch.inf), torch.empty_like(group)
+    for anchors, share in product(candidates, int4.SHARES):
+        nearest = _fit(anchors, grid, share).nearest(group, errors)
+        total = torch.sub(group, nearest, out=errors).div_(diagonal[:, None]).square_().sum(0)
+        less = total < least
+        best = _Anchors(*(torch.where(less, getattr(anchors, f.name), getattr(best, f.name)) for f in fields(best)))
+        best_share = torch.where(less, share, best_share)
         least = torch.minimum(total, least)
-    assert best is not None
-    return best
-
-
-def _where(condition: Bool[Tensor, " N"], one: _Fitted, other: _Fitted) -> _Fitted:
-    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(_Fitted))
-    return _Fitted(*(torch.where(condition, first, second) for first, second in pairs))
+    return _fit(best, grid, best_share).of_group(len(group))
 
 
 def _round_block(
@@ -181,15 +205,19 @@ def _round_block(
 
     `places` says which of `fitted` is a column's group, and which of the group's columns it is.
     """
-    cell = 0.0 if grid.rule == "searched" else CELL
-    errors = torch.empty_like(columns)
-    diagonal = factor.diagonal()
-    for j, (group, place) in enumerate(places):
+    scales, low, high, fewest, most, anchored, anchors = (
+        torch.stack([getattr(fitted[group], field.name)[j] for group, j in places]) for field in fields(_Fitted)
+    )
+    errors, nearest = torch.empty_like(columns), torch.empty_like(columns)
+    each = zip(columns, nearest, errors, scales, fewest, most, factor.diagonal(), strict=True)
+    for j, (column, value, error, scale, least, largest, diagonal) in enumerate(each):
         if j:
-            columns[j].addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
-        nearest = fitted[group].nearest(columns[j], place)
-        torch.sub(columns[j], nearest.to(grid.dtype), out=errors[j]).div_(diagonal[j])
-        columns[j] = fitted[group].continuous(columns[j], nearest, place, cell)
+            column.addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
+        torch.div(column, scale, out=value).round_().clamp_(least, largest).mul_(scale)
+        torch.sub(column, value.to(grid.dtype), out=error).div_(diagonal)
+    room = scales.abs_().mul_(0.0 if grid.rule == "searched" else CELL)
+    inside = columns.sub_(nearest).clamp_(-room, room).add_(nearest)  # as near as keeps the codes
+    columns.copy_(torch.where(anchored, anchors, inside.clamp_(low, high)))
     return errors
 
 

@@ -11,7 +11,7 @@ from rayqd.config.sections import Quant
 from rayqd.errors import ModelError
 from rayqd.quant import make_grid
 from rayqd.quant.gptq import gptq
-from rayqd.quant.int4 import Int4Grid
+from rayqd.quant.int4 import SHARES, Int4Grid
 
 RULES = ["signed", "absmax", "asymmetric"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -165,6 +165,32 @@ def test_searching_for_scales_lessens_the_output_error_on_average(rule: str) -> 
             searched += search_scales * error
             unsearched += (not search_scales) * error
     assert searched < unsearched
+
+
+def scale_of_least_error(group: torch.Tensor, rule: str) -> float:
+    """Every extreme and share one after the other, element by element; the extreme keeps its code."""
+    ends = [int(group.argmax()), int(group.argmin())] if rule == "signed" else [int(group.abs().argmax())]
+    found: list[tuple[float, float]] = []
+    for extreme in ends:
+        for share in SHARES:
+            anchor = float(torch.tensor(share * float(group[extreme])).to(torch.bfloat16))
+            scale = float(torch.tensor(anchor / -8 if rule == "signed" else abs(anchor) / 7.5).to(torch.bfloat16))
+            lowest = max(-8, -round(abs(anchor / scale)))  # a larger weight would change the scale
+            codes = [max(lowest, min(7, round(float(w) / scale))) for w in group]
+            codes[extreme] = max(-8, min(7, round(anchor / scale)))
+            found.append((sum((float(w) - code * scale) ** 2 for w, code in zip(group, codes, strict=True)), scale))
+    return min(found)[1]
+
+
+@pytest.mark.parametrize("rule", ["signed", "absmax"])
+@pytest.mark.parametrize("act_order", [False, True])
+def test_the_search_takes_the_scale_of_least_error(rule: str, act_order: bool) -> None:
+    weight, _ = problem()
+    grid = grid_of(rule)
+    # independent inputs: no column makes up for another
+    scales = grid.quantize(gptq(weight, torch.eye(64), grid, act_order=act_order)).scales
+    expected = [[scale_of_least_error(group, rule) for group in row.split(G)] for row in weight]
+    assert scales.double().tolist() == expected
 
 
 @pytest.mark.parametrize("rule", [*RULES, "searched"])

@@ -14,9 +14,13 @@ from safetensors.torch import load_file
 
 from rayqd.cli import main
 from rayqd.config.resolved import to_toml
-from rayqd.errors import ConfigError, RunError
+from rayqd.errors import ConfigError, RunError, StorageError
 from rayqd.evaluation import evaluate
+from rayqd.model.load import skeleton
+from rayqd.model.source import local_directory
+from rayqd.model.student import Student
 from rayqd.observe.run_directory import RunDirectory
+from rayqd.preflight import check
 from rayqd.quantize import quantize
 
 CALIBRATION = {"group_size": 64, "calibration_tokens": 400}
@@ -41,6 +45,8 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert 0 < ours["kl_to_teacher"] < rounded["kl_to_teacher"]
     # 4 bits and a 16-bit scale for 64 weights
     assert ours["bits_per_weight"] == 4 + 16 / 64
+    assert teacher["size_bytes"] == (Path(config.model.name) / "model.safetensors").stat().st_size
+    assert ours["size_bytes"] == (run_dir / "export" / "model.safetensors").stat().st_size
     assert {"total", "teacher", "calibration", "evaluation", "export"} == set(result["seconds"])
     assert json.loads((run_dir / "result.json").read_text()) == result
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -121,6 +127,45 @@ def test_a_method_that_the_format_does_not_know_is_refused_before_anything_is_wr
     with pytest.raises(ConfigError, match=r"GPTQ needs quant\.format=int4, got nf4"):
         run(by_hand)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_model_stays_in_its_own_dtype_and_nothing_is_trained(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students: list[Student] = []
+    monkeypatch.setattr(
+        "rayqd.quantize.Student", lambda *args, **options: students.append(Student(*args, **options)) or students[-1]
+    )
+    run(tiny_config(quant=CALIBRATION))
+    assert len(students) == 2  # round-to-nearest and GPTQ
+    for student in students:
+        assert student.parameters() == {}
+        assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_the_card_says_how_it_was_quantized_and_lists_no_settings_of_training(tiny_config: Any, method: str) -> None:
+    config = tiny_config(quant={**CALIBRATION, "method": method, "init": "gptq"}, learner={"lr": 0.25})
+    result, _ = run(config)
+    card = (config.run_dir / "export" / "README.md").read_text()
+    name = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ"}[method]
+    assert f"quantized by {name}, without training." in card
+    assert ("Calibrated on the first rows of rows.jsonl that reach 400 tokens." in card) == (method != "rtn")
+    assert not any(word in card for word in ("learner", "distill.", "quant.init", "- distillation", "- qat"))
+    row = result["rows"][-1]
+    assert f"| {row['arm']} | {row['kl_to_teacher']:.4f} |" in card
+
+
+def test_it_needs_room_for_an_export_and_not_for_checkpoints(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(quant={"method": "rtn"}, adapter={"kind": "none"})
+    num_parameters = sum(p.numel() for p in skeleton(local_directory(config.model.name)).parameters())
+    monkeypatch.setattr("rayqd.preflight.free_bytes", lambda path: 2 * num_parameters)
+    run(config)
+    with pytest.raises(StorageError, match="GiB for checkpoints and export and has"):
+        check(config)
+    monkeypatch.setattr("rayqd.preflight.free_bytes", lambda path: 2 * num_parameters - 1)
+    with pytest.raises(StorageError, match="GiB for the export and has"):
+        run(tiny_config(name="other", quant={"method": "rtn"}))
 
 
 def test_the_command_loads_neither_ray_nor_vllm(tiny_config: Any, tmp_path: Path) -> None:
