@@ -3,5 +3,20 @@
 from rayqd.losses.chunked import chunked_generalized_jsd
 from rayqd.losses.divergence import generalized_jsd
 from rayqd.losses.nll import chunked_token_nll
+from rayqd.losses.sampled import sampled_reverse_kl, sampled_reverse_kl_k3
+from rayqd.losses.skew import skew_kl, skew_reverse_kl
+from rayqd.losses.topk import topk_generalized_jsd
+from rayqd.losses.total_variation import chunked_total_variation, total_variation
 
-__all__ = ["chunked_generalized_jsd", "chunked_token_nll", "generalized_jsd"]
+__all__ = [
+    "chunked_generalized_jsd",
+    "chunked_token_nll",
+    "chunked_total_variation",
+    "generalized_jsd",
+    "sampled_reverse_kl",
+    "sampled_reverse_kl_k3",
+    "skew_kl",
+    "skew_reverse_kl",
+    "topk_generalized_jsd",
+    "total_variation",
+]
