@@ -84,11 +84,11 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     tiny_config: Any, tmp_path: Path
 ) -> None:
     gptq = {"init": "gptq", "calibration_tokens": 400}
-    expected, _ = run(tiny_config(name="whole", learner={"steps": 6}, quant=gptq))
+    expected, _ = run(tiny_config(name="whole", learner={"steps": 16}, quant=gptq))
     arms = ["teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
     assert [row["arm"] for row in expected.rows] == arms
 
-    interrupted = tiny_config(name="interrupted", learner={"steps": 6}, quant=gptq)
+    interrupted = tiny_config(name="interrupted", learner={"steps": 16}, quant=gptq)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(interrupted))
     process = subprocess.Popen(
@@ -107,7 +107,7 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
 
     resumed, output = run(interrupted)
     assert "resuming after step" in output
-    assert [row["step"] for row in steps(resumed.run_dir)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 17))
     left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
     assert left.keys() == right.keys()
     for name in left:
@@ -131,11 +131,11 @@ def test_an_error_in_a_worker_is_one_clear_line(tiny_config: Any) -> None:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(240):
+    for _ in range(6000):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.5)
+        time.sleep(0.02)
     raise AssertionError(f"{path} did not appear")
 
 
