@@ -52,7 +52,11 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
 
 def _student(path: Path, config: Config) -> PreTrainedModel:
     if (path / "student.safetensors").is_file():
-        student = StartingPoint(config).load_student(local_directory(config.model.name, config.model.revision))
+        # What counts is what would be exported, so the adapter is merged wherever it was trained.
+        inside = config.adapter.model_copy(update={"placement": "inside"})
+        student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(
+            local_directory(config.model.name, config.model.revision)
+        )
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.model
     if (path / "checkpoints").is_dir() and not (path / "export").is_dir():

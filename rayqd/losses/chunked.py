@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rayqd.errors import ModelError
 from rayqd.losses.closed_form import loss_and_slope, slope_factor
 from rayqd.losses.divergence import check_parameters
 from rayqd.losses.rows import chunk_size, row_blocks, slices
+from rayqd.losses.shapes import check_sides
 
 
 def chunked_generalized_jsd(
@@ -47,13 +47,7 @@ def chunked_generalized_jsd(
     fit one another.
     """
     check_parameters(beta, temperature)
-    _check_side("student", student_hidden, student_head)
-    _check_side("teacher", teacher_hidden, teacher_head)
-    if len(student_hidden) != len(teacher_hidden) or len(student_head) != len(teacher_head):
-        raise ModelError(
-            f"student has {len(student_hidden)} tokens and {len(student_head)} ids, teacher {len(teacher_hidden)} and "
-            f"{len(teacher_head)}; they must be equal: cut padded heads to the tokenizer's size"
-        )
+    check_sides(student_hidden, student_head, teacher_hidden, teacher_head)
     size = student_head.element_size() + teacher_head.element_size()
     chunk_tokens = chunk_size(chunk_tokens, len(student_head), size, student_head.device)
     with_gradient = torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad)
@@ -185,13 +179,3 @@ def _store(slope: Tensor, out: Tensor, factor: Tensor) -> None:
         slope.div_(peak)
         factor.mul_(peak)
     out.copy_(slope)
-
-
-def _check_side(side: str, hidden: Tensor, head: Tensor) -> None:
-    if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
-        raise ModelError(
-            f"{side}_hidden {list(hidden.shape)} and {side}_head {list(head.shape)} must be [tokens, width] and "
-            "[vocabulary, width] of one width"
-        )
-    if hidden.dtype != head.dtype:
-        raise ModelError(f"{side}_hidden is {hidden.dtype} and {side}_head {head.dtype}; cast one to the other's dtype")

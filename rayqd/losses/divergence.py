@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rayqd.errors import ConfigError, ModelError
+from rayqd.errors import ConfigError
 from rayqd.losses.closed_form import MASKED_LOGIT, loss_and_slope, slope_factor
 from rayqd.losses.rows import row_blocks
+from rayqd.losses.shapes import check_logits
 
 
 def generalized_jsd(
@@ -35,11 +36,7 @@ def generalized_jsd(
     Raises ConfigError for a beta outside [0, 1] or a temperature that is not positive, ModelError for unequal shapes.
     """
     check_parameters(beta, temperature)
-    if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
-        raise ModelError(
-            f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must both be "
-            "[tokens, vocabulary]; if one vocabulary is padded, cut both to the tokenizer's size"
-        )
+    check_logits(student_logits, teacher_logits)
     with_gradient = torch.is_grad_enabled() and student_logits.requires_grad
     return _GeneralizedJSD.apply(student_logits, teacher_logits.detach(), beta, temperature, with_gradient)  # type: ignore[no-any-return]
 

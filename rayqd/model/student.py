@@ -30,6 +30,7 @@ class Student:
         """Not `trainable`: the weights that would be trained stay as they are, in the model's own dtype."""
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
+        torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
         self.layers = _quantization_aware(model, config, self.grid, trainable)
         self.model = model
         if config.learner.gradient_checkpointing:
@@ -38,7 +39,6 @@ class Student:
 
     @classmethod
     def load(cls, directory: Path, config: Config) -> Student:
-        torch.manual_seed(config.seed)
         return cls(load_model(directory, config.model.dtype), config)
 
     @property

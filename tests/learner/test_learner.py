@@ -12,6 +12,7 @@ from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
+from rayqd.learner.start import StartingPoint
 from rayqd.model.load import load_model
 from rayqd.model.scoring import HiddenStateTeacher
 from rayqd.model.student import Student
@@ -190,3 +191,14 @@ def test_what_is_trained_is_float32_whatever_the_model_computes_in(
 
 def _in_bfloat16(scored: ScoredRollout) -> TeacherScores:
     return TeacherScores(hidden=to_wire(from_wire(scored.scores.hidden).bfloat16()))
+
+
+def test_adapters_start_alike_on_every_worker_whatever_ran_before(tiny_model: Any, tiny_config: Any) -> None:
+    config = tiny_config()
+    start = StartingPoint(config)
+    torch.manual_seed(1)
+    first = start.load_student(tiny_model).state_dict()
+    torch.manual_seed(2)
+    again = start.load_student(tiny_model).state_dict()
+    assert any(tensor.any() for tensor in first.values())
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -34,7 +34,7 @@ def test_the_student_that_is_loaded_is_the_one_that_was_measured(
 
     loaded = StartingPoint(config).load_student(tiny_model).model.state_dict()
     same = {name for name, tensor in loaded.items() if torch.equal(tensor, measured[-1][name])}
-    assert loaded.keys() - same == {name for name in loaded if "lora_A" in name}  # drawn anew
+    assert loaded.keys() == same  # the adapters' first values too
     norm = "model.layers.0.input_layernorm.weight"
     assert torch.equal(loaded[norm], measured[0][norm]) == (init != "awq")
 
