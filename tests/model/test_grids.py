@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -96,16 +98,8 @@ def test_what_quantize_exports_has_the_shared_scales(tiny_config: Any) -> None:
             assert len({exported[f"model.layers.{block}.{part}"].tensor_scale.item() for part in fused}) == 1
 
 
-@pytest.mark.slow
-def test_many_tensor_scales_are_one_compilation_with_the_bits_of_the_plain_code() -> None:
-    """As on a GPU, where a dozen powers of two would pass the compiler's limit of eight were they numbers to it."""
-    torch._dynamo.reset()
-    counters.clear()
-
-    def backward(*arguments: Any) -> Any:  # code of its own, of which the compiler knows nothing from other tests
-        return rounding._rounded_backward(*arguments)
-
-    function = torch.compile(backward, dynamic=True, options=rounding._COMPILER_OPTIONS)
+def _compile_for_many_tensor_scales() -> None:
+    function = torch.compile(rounding._rounded_backward, dynamic=True, options=rounding._COMPILER_OPTIONS)
     torch.manual_seed(0)
     for exponent in range(12):
         grid = NVFP4Grid(BFLOAT16, torch.tensor(2.0 ** (exponent - 20)))
@@ -119,3 +113,12 @@ def test_many_tensor_scales_are_one_compilation_with_the_bits_of_the_plain_code(
             assert torch.equal(actual, expected)
     assert counters["stats"]["unique_graphs"] == 1
     assert counters["recompile_limit"] == {}
+
+
+@pytest.mark.slow
+def test_many_tensor_scales_are_one_compilation_with_the_bits_of_the_plain_code() -> None:
+    """As on a GPU, where a dozen powers of two would pass the compiler's limit of eight were they numbers to it.
+
+    In a process of its own, since other tests leave the compiler's caches and switches as they please."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        process.submit(_compile_for_many_tensor_scales).result()
