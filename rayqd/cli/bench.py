@@ -1,0 +1,46 @@
+"""`rayqd bench`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayqd.cli.command import Command
+from rayqd.config.arguments import read_arguments
+from rayqd.config.load import config_of
+from rayqd.config.switches import take_switches
+from rayqd.errors import ConfigError
+from rayqd.observe.quiet import quiet_driver
+
+BENCH_KINDS = ("step", "loss")
+BENCH_SWITCHES = {"shape": "NAME", "tokens": "SEQUENCESxLENGTH", "repeats": "N", "json": "FILE"}
+BENCH_DETAILS = """\
+step   an optimizer step with adapters inside the rounding, beside plain LoRA without any
+loss   the exact divergence with its gradient, beside the three matrix products that it needs
+--shape NAME                smollm2-135m, qwen3-0.6b, qwen3-4b or qwen3-8b, with random weights
+--tokens SEQUENCESxLENGTH   a step's tokens; 8x1024 on a GPU, 2x256 without
+--repeats N                 measured runs, of which the median counts; 5
+--json FILE                 the numbers once more, for programs"""
+
+
+def _bench(words: Sequence[str]) -> int:
+    switches, others = take_switches(words, BENCH_SWITCHES)
+    arguments = read_arguments(others)
+    kind, *rest = [*arguments.words, ""]
+    if kind not in BENCH_KINDS or any(rest):
+        shown = f', got "{" ".join(arguments.words)}"' if arguments.words else ""
+        raise ConfigError(f"rayqd bench needs one of {', '.join(BENCH_KINDS)}{shown}: rayqd bench step")
+    config = config_of(arguments)
+    quiet_driver()
+    from rayqd.bench.command import bench
+
+    bench(kind, config, switches)
+    return 0
+
+
+COMMAND = Command(
+    name="bench",
+    text="measure the speed of a part on this machine",
+    run=_bench,
+    operand="step|loss [--shape NAME] [--tokens SEQUENCESxLENGTH] [--repeats N] [--json FILE]",
+    details=BENCH_DETAILS,
+)

@@ -1,0 +1,40 @@
+"""What a command is, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayqd.config.arguments import Arguments
+from rayqd.config.files import missing
+from rayqd.config.load import unexpected
+from rayqd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    name: str
+    text: str  # one line
+    run: Callable[[Sequence[str]], int]  # takes the words after the command, returns the exit code
+    operand: str = ""  # what stands before the settings
+    details: str = ""
+
+
+def operand(arguments: Arguments, command: str, what: str) -> Path:
+    """The one path among the words; ConfigError if it is missing, more than one, or not there."""
+    first, *others = [*arguments.words, "", ""]
+    if not first:
+        raise ConfigError(f"rayqd {command} needs {what}: rayqd {command} runs/quickstart")
+    if others[0]:
+        raise ConfigError(unexpected(others[0]))
+    path = Path(first)
+    if not path.exists():
+        raise ConfigError(missing(path))
+    return path
+
+
+def settings_of_run(path: Path) -> list[Path]:
+    """The config.toml of the run that `path` is, or is a part of."""
+    folders = [path, *path.absolute().parents[:2]]
+    return [folder / "config.toml" for folder in folders if (folder / "config.toml").is_file()][:1]

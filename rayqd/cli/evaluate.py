@@ -1,0 +1,30 @@
+"""`rayqd eval`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rayqd.cli.command import Command, operand, settings_of_run
+from rayqd.config.arguments import read_arguments
+from rayqd.config.load import config_of
+from rayqd.observe.quiet import quiet_driver
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    arguments = read_arguments(words)
+    path = operand(arguments, "eval", "a run's directory or one of its checkpoints")
+    config = config_of(arguments, before=settings_of_run(path))
+    quiet_driver()
+    from rayqd.evaluation import evaluate
+
+    evaluate(path, config)
+    return 0
+
+
+COMMAND = Command(
+    name="eval",
+    text="measure a run or a checkpoint against its teacher",
+    run=_evaluate,
+    operand="RUN_OR_CHECKPOINT_DIR",
+    details="Settings start from the run's own config.toml.",
+)
