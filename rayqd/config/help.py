@@ -1,4 +1,4 @@
-"""The help of every setting, from the texts in sections.py."""
+"""The help of every setting, from the texts in config.sections."""
 
 from __future__ import annotations
 

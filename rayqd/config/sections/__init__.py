@@ -1,0 +1,63 @@
+"""Every setting there is. The text under a field is its help; a value that cannot work cannot be written.
+
+Defaults are those of the study this tool grew out of (Qwen3-4B, INT4, rank 32, on-policy reverse KL).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from rayqd.config.sections.base import Section
+from rayqd.config.sections.models import Model, Teacher
+from rayqd.config.sections.operation import Checkpoint, Eval, RayCluster
+from rayqd.config.sections.quant import PROJECTIONS, Adapter, Quant
+from rayqd.config.sections.training import Data, Distill, Learner, Rollout
+
+__all__ = [
+    "PROJECTIONS",
+    "Adapter",
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Distill",
+    "Eval",
+    "Learner",
+    "Model",
+    "Quant",
+    "RayCluster",
+    "Rollout",
+    "Section",
+    "Teacher",
+]
+
+
+class Config(Section):
+    """A run: everything that decides its result, and where it runs."""
+
+    name: str = Field(default="distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run, and of its directory."""
+    runs_dir: Path = Path("runs")
+    """Directory of the runs' directories."""
+    seed: int = Field(default=42, ge=0)
+    """Decides the order of the data, every completion's sampling, and the adapters' first values."""
+    model: Model = Model()
+    teacher: Teacher = Teacher()
+    quant: Quant = Quant()
+    adapter: Adapter = Adapter()
+    data: Data = Data()
+    distill: Distill = Distill()
+    rollout: Rollout = Rollout()
+    learner: Learner = Learner()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    ray: RayCluster = RayCluster()
+
+    @property
+    def run_dir(self) -> Path:
+        return (self.runs_dir / self.name).absolute()
+
+    @property
+    def teacher_name(self) -> str:
+        return self.teacher.name or self.model.name

@@ -1,0 +1,86 @@
+"""Data, objective, rollouts, optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rayqd.config.sections.base import Section
+
+
+class Data(Section):
+    """Where prompts, and off-policy completions, come from."""
+
+    source: str = "allenai/tulu-3-sft-mixture"
+    """A .jsonl file, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
+    split: str = "train"
+    """Split of a hub data set."""
+    max_length: int = Field(default=1024, ge=64)
+    """Tokens of prompt and completion together; longer prompts are left out, longer completions too."""
+    min_room: int = Field(default=32, ge=1)
+    """A prompt must leave at least this many tokens for its completion."""
+    on_bad_row: Literal["auto", "error", "skip"] = "auto"
+    """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file
+    of yours, skip in a data set of the hub."""
+
+
+class Distill(Section):
+    """The objective."""
+
+    lmbda: float = Field(default=1.0, ge=0, le=1)
+    """Share of each step's sequences that the student writes itself; 0 is off-policy, 1 on-policy. Kept exactly."""
+    beta: float = Field(default=1.0, ge=0, le=1)
+    """0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides both sides' logits in the loss."""
+
+
+class Rollout(Section):
+    """How the student writes."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Rollout workers; none are started when distill.lmbda is 0."""
+    min_new_tokens: int = Field(default=16, ge=0)
+    """No end of text before this many tokens."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Completions are cut here."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Of the sampling; 0 is greedy."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
+    max_concurrent: int = Field(default=64, ge=1)
+    """Completions that one worker writes at a time."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Rollout:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}")
+        return self
+
+
+class Learner(Section):
+    """How the student learns."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers; each takes its share of every step."""
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences a step, over all workers."""
+    microbatch_tokens: int = Field(default=4096, ge=1)
+    """Tokens that go through the model at once; changes memory and speed, not the result."""
+    lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warm-up."""
+    warmup_ratio: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
