@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from rayqd.export.load import is_export, load_export
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.start import StartingPoint
 from rayqd.model.load import load_model, output_head
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.preflight import check, load_data
 
@@ -33,7 +34,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
     _, heldout = load_data(checked, config)
     teacher_directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
     teacher = load_model(teacher_directory, config.model.dtype)
-    rows = score(heldout.examples, HiddenStateTeacher(teacher, config.teacher.max_batch_tokens))
+    rows = score(heldout.examples, Teacher(teacher, config.teacher.max_batch_tokens))
     teacher_head = output_head(teacher)
     model = _student(path, config)
     fidelity = student_fidelity(model, output_head(model), teacher_head, rows, config.learner.microbatch_tokens)
@@ -73,4 +74,4 @@ def _run_directory(path: Path) -> Path | None:
 
 
 def _fields(fidelity: Fidelity) -> dict[str, Any]:
-    return {"kl_to_teacher": fidelity.kl_to_teacher, "perplexity": fidelity.perplexity}
+    return asdict(fidelity)

@@ -70,6 +70,12 @@ class Follower:
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
         self._progress.status(f"checkpoint {event['path']}")
 
+    def _on_quarantine(self, event: dict[str, Any]) -> None:
+        self._run_dir.append(event, "quarantine.jsonl")
+        self._progress.say(
+            f"step {event['step']}: the teacher answered inf or nan to sequence {event['index']}; left out"
+        )
+
     def _on_status(self, event: dict[str, Any]) -> None:
         self._progress.status(event["text"])
 

@@ -15,11 +15,12 @@ because they start when a step no earlier than that is asked for and its weights
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rayqd.data.plan import Plan
+from rayqd.errors import WorkerError
 from rayqd.types import Example, PlannedSequence, Rollout
 
 Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
@@ -60,7 +61,9 @@ class Rollouts(Protocol):
 
 
 class Teachers(Protocol):
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref]: ...
+    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Ref | None]:
+        """The teacher's answers; None for a rollout that it has no numbers for. `exact`: as hidden states."""
+        ...
 
 
 class Pipeline:
@@ -74,7 +77,10 @@ class Pipeline:
         rollouts: Rollouts,
         teachers: Teachers,
         put: Callable[[Rollout], Ref],
+        quarantine: Callable[[RolloutRef], Awaitable[None]],
     ) -> None:
+        """`put` keeps a rollout that comes from the data where others can refer to it; `quarantine` hears of every
+        rollout that the teacher has no numbers for, and may raise to end the run."""
         self._plan = plan
         self._examples = examples
         self._num_steps = num_steps
@@ -82,6 +88,7 @@ class Pipeline:
         self._rollouts = rollouts
         self._teachers = teachers
         self._put = put
+        self._quarantine = quarantine
         self._weights = Weights(version=-1, tensors=None)
         self._published = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[list[ScoredRef]]] = {}
@@ -111,7 +118,9 @@ class Pipeline:
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
         """The teacher's view of rows that are never trained on."""
-        return await self._score([self._from_data(-1, index, example) for index, example in enumerate(examples)])
+        rollouts = [self._from_data(-1, index, example) for index, example in enumerate(examples)]
+        scores = await self._teachers.score(rollouts, exact=True)
+        return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
     async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
         """The teacher reads all of a step at once: where roles share cores, it and the rollouts slow each other."""
@@ -124,8 +133,15 @@ class Pipeline:
         return await self._score(sorted(rollouts, key=lambda rollout: rollout.index))
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
-        scores = await self._teachers.score(rollouts)
-        return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+        scored: list[ScoredRef] = []
+        for rollout, scores in zip(rollouts, await self._teachers.score(rollouts), strict=True):
+            if scores is None:
+                await self._quarantine(rollout)
+            else:
+                scored.append(ScoredRef(rollout=rollout, scores=scores))
+        if not scored:
+            raise WorkerError(f"the teacher answered inf or nan to every sequence of step {rollouts[0].step + 1}")
+        return scored
 
     def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:
         rollout = Rollout.from_data(example, step=step, index=index)

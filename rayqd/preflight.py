@@ -8,8 +8,8 @@ from typing import Any
 
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
-from rayqd.errors import ModelError, StorageError
-from rayqd.model.load import context_length, load_tokenizer, skeleton
+from rayqd.errors import ConfigError, ModelError, StorageError
+from rayqd.model.load import common_vocabulary, context_length, load_tokenizer, skeleton
 from rayqd.model.source import local_directory
 from rayqd.observe.run_directory import free_bytes
 from rayqd.quant import quantizable_layers
@@ -33,8 +33,10 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     model = skeleton(directory)
     quantizable_layers(model, config.quant)
     tokenizer = load_tokenizer(directory)
+    teacher = local_directory(config.teacher.name) if config.teacher.name else directory
     if config.teacher.name:
-        _same_vocabulary(tokenizer, load_tokenizer(local_directory(config.teacher.name)), config)
+        _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
+    _payload_fits(config, len(tokenizer), common_vocabulary(directory, teacher))
     _room(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
 
@@ -56,13 +58,28 @@ def _same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
-    by_id = {i: token for token, i in theirs.items()}
-    differing = sorted(i for token, i in ours.items() if by_id.get(i) != token)
+    mine, its = ({i: token for token, i in vocabulary.items()} for vocabulary in (ours, theirs))
+    differing = sorted(i for i in mine.keys() | its.keys() if mine.get(i) != its.get(i))
+    examples = ", ".join(f"{i} is {mine.get(i)!r} here and {its.get(i)!r} there" for i in differing[:3])
     raise ModelError(
-        f"teacher {config.teacher.name} and student {config.model.name} have different tokenizers "
-        f"({len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ, first {differing[:3]}): "
+        f"student {config.model.name} and teacher {config.teacher.name} have different tokenizers "
+        f"({len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ: {examples}): "
         "choose a teacher with the student's tokenizer"
     )
+
+
+def _payload_fits(config: Config, num_tokens: int, vocab_size: int) -> None:
+    """`num_tokens` of the tokenizer, `vocab_size` ids that both heads have."""
+    if num_tokens > vocab_size:
+        raise ModelError(
+            f"the tokenizer of {config.model.name} has {num_tokens} tokens, but the output heads of student and "
+            f"teacher have only {vocab_size} ids in common: choose a teacher with the student's vocabulary"
+        )
+    if config.teacher.payload == "topk" and config.teacher.top_k > vocab_size:
+        raise ConfigError(
+            f"teacher.top_k={config.teacher.top_k} is above the {vocab_size} ids of the vocabulary: "
+            "lower it, or set teacher.payload to hidden, which is exact"
+        )
 
 
 def _room(config: Config, num_parameters: int, trains: bool) -> None:

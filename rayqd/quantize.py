@@ -22,7 +22,7 @@ from rayqd.learner.finish import Heldout, result_row
 from rayqd.learner.start import arm_name
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.observe.progress import Progress
@@ -98,7 +98,7 @@ class _Quantizing:
         directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
         with self._timed("teacher", "the teacher reads the held-out rows"):
             model = load_model(directory, config.model.dtype)
-            rows = score(examples, HiddenStateTeacher(model, config.teacher.max_batch_tokens))
+            rows = score(examples, Teacher(model, config.teacher.max_batch_tokens))
             head = output_head(model)
             heldout = Heldout(rows, head, config.learner.microbatch_tokens)
             fidelity = heldout.teacher(head)

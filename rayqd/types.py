@@ -1,6 +1,6 @@
 """What travels between the roles. Frozen, and free of torch, so that the pipeline can carry it without knowing it.
 
-Shapes: P prompt tokens, C completion tokens, d hidden width.
+Shapes: P prompt tokens, C completion tokens, d hidden width, V vocabulary, k ids given at each token.
 
     Example --plan--> PlannedSequence --rollout or data--> Rollout --teacher--> TeacherScores --> Batch
 """
@@ -46,6 +46,7 @@ class Rollout:
     prompt_ids: IntArray  # [P]
     completion_ids: IntArray  # [C]
     policy_version: int | None  # the oldest weights that wrote any of it; None when it comes from the data
+    top_ids: IntArray | None = None  # [C, k] the student's own likeliest ids, if the teacher is to score those
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
@@ -77,10 +78,35 @@ class WireTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherScores:
-    """What the teacher says of one rollout: the states from which its next-token distributions follow exactly."""
+class HiddenScores:
+    """The states from which the teacher's next-token distributions follow exactly: 2·d bytes a token in 16 bits."""
 
     hidden: WireTensor  # [C, d] last hidden state after the final norm, at the positions that predict completion_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitScores:
+    """The teacher's logits over the whole vocabulary: 2·V bytes a token."""
+
+    logits: WireTensor  # [C, V] float16, less the largest of each row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKScores:
+    """The teacher's log-probabilities of k ids at each token, over its whole vocabulary: 8·k bytes a token."""
+
+    ids: IntArray  # [C, k]
+    logprobs: NDArray[np.float32]  # [C, k] nats, at distill.temperature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledScores:
+    """The teacher's log-probability of each completion token: 4 bytes a token."""
+
+    logprobs: NDArray[np.float32]  # [C] nats, at distill.temperature
+
+
+TeacherScores = HiddenScores | LogitScores | TopKScores | SampledScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

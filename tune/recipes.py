@@ -30,7 +30,7 @@ from rayqd.evals.fidelity import student_fidelity
 from rayqd.learner.learner import Learner
 from rayqd.model.calibration import calibrate
 from rayqd.model.load import context_length, load_model, load_tokenizer, output_head, torch_dtype
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
@@ -56,7 +56,7 @@ class Study:
         tokenizer = load_tokenizer(self.directory)
         length = context_length(self.directory)
         model = load_model(self.directory, config.model.dtype)
-        teacher = HiddenStateTeacher(model, config.teacher.max_batch_tokens)
+        teacher = Teacher(model, config.teacher.max_batch_tokens)
         self.teacher_head = output_head(model)
 
         def examples(name: str) -> list[Example]:
@@ -64,7 +64,7 @@ class Study:
             return load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length).examples
 
         self.training = examples("train")
-        self.scores = teacher([_rollout(e, 0, i) for i, e in enumerate(self.training)])
+        self.scores = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
         self.heldout = {name: _scored(examples(name), teacher) for name in HELDOUT}
         self._moved: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -141,9 +141,9 @@ def _rollout(example: Example, step: int, index: int) -> Rollout:
     return Rollout.from_data(example, step=step, index=index)
 
 
-def _scored(examples: list[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
+def _scored(examples: list[Example], teacher: Teacher) -> list[ScoredRollout]:
     rollouts = [_rollout(example, -1, i) for i, example in enumerate(examples)]
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher(rollouts), strict=True)]
+    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher.hidden(rollouts), strict=True)]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayqd.actors.balance import balanced_shares
 from rayqd.actors.pool import Pool
+from rayqd.actors.teacher import ScoringReport
 from rayqd.pipeline import RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence
 
@@ -63,20 +64,36 @@ class PooledRollouts:
         return [replace(summary, rollout=ref) for summary, ref in zip(summaries, refs[1:], strict=True)]
 
 
-class PooledTeachers:
-    """Spreads rollouts over the teachers by tokens."""
+@dataclass
+class CacheCounts:
+    """Sequences whose scores the teachers remembered, and those that they might have, by step."""
 
-    def __init__(self, pool: Pool, clock: RoleClock) -> None:
+    hits: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    misses: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, step: int, report: ScoringReport) -> None:
+        self.hits[step] += report.num_cache_hits
+        self.misses[step] += report.num_cache_misses
+
+
+class PooledTeachers:
+    """Spreads rollouts over the teachers by tokens, longest first."""
+
+    def __init__(self, pool: Pool, clock: RoleClock, cache: CacheCounts) -> None:
         self._pool = pool
         self._clock = clock
+        self._cache = cache
 
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
+        method = "hidden" if exact else "score"
         shares = [s for s in balanced_shares([r.num_tokens for r in rollouts], len(self._pool.actors)) if s]
-        parts = await asyncio.gather(*(self._share([rollouts[i] for i in share]) for share in shares))
+        parts = await asyncio.gather(*(self._share(method, [rollouts[i] for i in share]) for share in shares))
         scores = dict(pair for share, part in zip(shares, parts, strict=True) for pair in zip(share, part, strict=True))
         return [scores[i] for i in range(len(rollouts))]
 
-    async def _share(self, rollouts: list[RolloutRef]) -> list[Any]:
-        refs = await self._pool.call("score", *(r.rollout for r in rollouts), num_returns=1 + len(rollouts))
-        self._clock.add(rollouts[0].step, await refs[0], sum(r.num_tokens for r in rollouts))
-        return refs[1:]
+    async def _share(self, method: str, rollouts: list[RolloutRef]) -> list[Any]:
+        refs = await self._pool.call(method, *(r.rollout for r in rollouts), num_returns=1 + len(rollouts))
+        report: ScoringReport = await refs[0]
+        self._clock.add(rollouts[0].step, report.seconds, report.num_tokens)
+        self._cache.add(rollouts[0].step, report)
+        return [None if i in report.quarantined else ref for i, ref in enumerate(refs[1:])]

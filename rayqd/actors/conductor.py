@@ -9,9 +9,10 @@ from typing import Any
 
 import ray
 
-from rayqd.actors.clients import PooledRollouts, PooledTeachers, RoleClock
+from rayqd.actors.clients import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
+from rayqd.actors.quarantine import Quarantine
 from rayqd.config import Config
 from rayqd.data import ExampleSet, Plan, calibration_sequences
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
@@ -27,6 +28,8 @@ class Conductor:
         self._config = config
         self._pools = {"rollout": Pool("rollout", rollout_actors), "teacher": Pool("teacher", teacher_actors)}
         self._clocks = {role: RoleClock() for role in self._pools}
+        self._cache = CacheCounts()
+        self._quarantine = Quarantine(config, self.report)
         self._events: list[Event] = []
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
@@ -59,8 +62,9 @@ class Conductor:
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,
             rollouts=PooledRollouts(self._pools["rollout"], self._clocks["rollout"]),
-            teachers=PooledTeachers(self._pools["teacher"], self._clocks["teacher"]),
+            teachers=PooledTeachers(self._pools["teacher"], self._clocks["teacher"], self._cache),
             put=ray.put,
+            quarantine=self._quarantine.add,
         )
         self._heldout = asyncio.create_task(self._pipeline.heldout(heldout.examples))
         self._training = training.examples
@@ -110,7 +114,12 @@ class Conductor:
         return self._pipeline
 
     def _role_metrics(self, step: int) -> Event:
-        metrics: Event = {"num_retries": sum(pool.num_retries for pool in self._pools.values())}
+        metrics: Event = {
+            "num_retries": sum(pool.num_retries for pool in self._pools.values()),
+            "num_quarantined": self._quarantine.num_sequences,
+            "teacher_cache_hits": self._cache.hits.get(step, 0),
+            "teacher_cache_misses": self._cache.misses.get(step, 0),
+        }
         for role, clock in self._clocks.items():
             metrics[f"{role}_seconds"] = clock.seconds.get(step, 0.0)
             metrics[f"{role}_tokens_per_second"] = clock.tokens_per_second(step)

@@ -10,7 +10,7 @@ import ray
 from rayqd.actors.conductor import Conductor
 from rayqd.actors.placement import Placement
 from rayqd.actors.rollout import MakeEngine, RolloutWorker, vllm_engine_maker
-from rayqd.actors.teacher import TeacherWorker, teacher_maker
+from rayqd.actors.teacher import TeacherWorker, teacher_loader
 from rayqd.config import Config
 from rayqd.pipeline import RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout
@@ -25,11 +25,15 @@ class RolloutActor(RolloutWorker):
 
 
 class TeacherActor(TeacherWorker):
-    """Returns its seconds and then every rollout's scores as an object of its own."""
+    """Returns what it did and then every rollout's scores as an object of its own."""
 
     def score(self, *rollouts: Rollout) -> Any:
-        seconds, scores = super().score(*rollouts)
-        return seconds, *scores
+        report, scores = super().score(*rollouts)
+        return report, *scores
+
+    def hidden(self, *rollouts: Rollout) -> Any:
+        report, scores = super().hidden(*rollouts)
+        return report, *scores
 
 
 def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine | None = None) -> list[Any]:
@@ -48,7 +52,7 @@ def start_teachers(config: Config, placement: Placement) -> list[Any]:
     """The teachers' handles."""
     actor = _role(TeacherActor, config, placement)
     names = [f"rayqd/{config.name}/teacher-{rank}" for rank in range(config.teacher.num_workers)]
-    return [actor.options(name=name).remote(rank, teacher_maker(config)) for rank, name in enumerate(names)]
+    return [actor.options(name=name).remote(rank, teacher_loader(config)) for rank, name in enumerate(names)]
 
 
 def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) -> Any:

@@ -23,7 +23,7 @@ from rayqd.model.load import device, output_head, torch_dtype
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers
-from rayqd.types import Rollout, ScoredRollout, TeacherScores
+from rayqd.types import HiddenScores, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,7 @@ def _batch(model: PreTrainedModel, sequences: int, length: int, dtype: str) -> l
             step=0, index=i, on_policy=False, prompt_ids=ids[:1], completion_ids=ids[1:], policy_version=None
         )
         hidden = torch.randn(length - 1, width, dtype=torch_dtype(dtype))
-        batch.append(ScoredRollout(rollout=rollout, scores=TeacherScores(hidden=to_wire(hidden))))
+        batch.append(ScoredRollout(rollout=rollout, scores=HiddenScores(hidden=to_wire(hidden))))
     return batch
 
 

@@ -15,6 +15,9 @@ WITHOUT_EFFECT = frozenset({
     "rollout.gpu_memory_utilization",
     "teacher.num_workers",
     "teacher.max_batch_tokens",
+    "teacher.cache_gib",
+    "teacher.cache_dir",
+    "teacher.max_bad_fraction",
     "learner.num_workers",
     "learner.microbatch_tokens",
     "learner.gradient_checkpointing",
@@ -53,11 +56,12 @@ def with_absolute_paths(config: Config) -> Config:
         path = Path(name).expanduser() if name else None
         return str(path.absolute()) if path and path.exists() else name
 
+    cache_dir = config.teacher.cache_dir and config.teacher.cache_dir.expanduser().absolute()
     return config.model_copy(
         update={
             "runs_dir": config.runs_dir.absolute(),
             "model": config.model.model_copy(update={"name": whole(config.model.name)}),
-            "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name)}),
+            "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name), "cache_dir": cache_dir}),
         }
     )
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rayqd.losses import chunked_generalized_jsd, chunked_token_nll
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.losses import chunked_token_nll, generalized_jsd, total_variation
+from rayqd.losses.rows import chunk_size, slices
+from rayqd.model.scoring import Teacher
 from rayqd.model.states import by_tokens, completion_states, teacher_states
 from rayqd.types import Example, Rollout, ScoredRollout
 
@@ -24,14 +25,16 @@ class Fidelity:
     """Means over the completion tokens of the held-out rows."""
 
     kl_to_teacher: float  # KL(teacher‖student), nats a token
+    total_variation: float  # sum |p - q| / 2, 0 to 1: how often two samplers with shared randomness must differ
+    top1_agreement: float  # share of the tokens at which both find the same id likeliest
     perplexity: float  # of the reference completions
     num_tokens: int
 
 
-def score(examples: Sequence[Example], teacher: HiddenStateTeacher) -> list[ScoredRollout]:
+def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
     """Held-out rows with what the teacher makes of them."""
     rollouts = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher(rollouts), strict=True)]
+    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher.hidden(rollouts), strict=True)]
 
 
 @torch.no_grad()
@@ -41,30 +44,52 @@ def student_fidelity(
     """Of a student [V, d] head included, against the teacher's hidden states that `heldout` carries."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
-    kl = nll = 0.0
+    sums = torch.zeros(4, dtype=torch.float64)
     for indices in by_tokens([s.rollout for s in heldout], max_tokens):
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()
-        kl += chunked_generalized_jsd(hidden, head, teacher, teacher_head, beta=0.0).double().sum().item()
-        nll += chunked_token_nll(hidden, head, _targets(batch, hidden.device)).double().sum().item()
-    return _mean(kl, nll, heldout)
+        sums += _sums(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
+    return _mean(sums, heldout)
 
 
 @torch.no_grad()
 def teacher_fidelity(teacher_head: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
     """Of the teacher itself: no distance, and its own perplexity."""
     teacher_head = teacher_head.float()
-    nll = 0.0
+    sums = torch.zeros(4, dtype=torch.float64)
     for scored in heldout:
         hidden = teacher_states([scored], teacher_head.device).float()
-        nll += chunked_token_nll(hidden, teacher_head, _targets([scored], hidden.device)).double().sum().item()
-    return _mean(0.0, nll, heldout)
+        sums[3] += chunked_token_nll(hidden, teacher_head, _targets([scored], hidden.device)).double().sum().item()
+    sums[2] = sum(s.rollout.num_loss_tokens for s in heldout)
+    return _mean(sums, heldout)
 
 
-def _mean(kl: float, nll: float, heldout: Sequence[ScoredRollout]) -> Fidelity:
-    tokens = sum(s.rollout.num_loss_tokens for s in heldout)
-    return Fidelity(kl_to_teacher=kl / tokens, perplexity=math.exp(nll / tokens), num_tokens=tokens)
+def _sums(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, targets: Tensor) -> Tensor:
+    """Over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4] float64."""
+    common = min(len(head), len(teacher_head))  # heads of one tokenizer may be padded to different sizes
+    sums = torch.zeros(4, dtype=torch.float64)
+    for rows in slices(len(hidden), chunk_size(None, len(head), 24, head.device)):
+        logits, teacher_logits = hidden[rows] @ head.t(), teacher[rows] @ teacher_head[:common].t()
+        nll = logits.logsumexp(-1) - logits.gather(1, targets[rows, None])[:, 0]
+        logits = logits[:, :common]
+        agrees = logits.argmax(-1) == teacher_logits.argmax(-1)
+        kl = generalized_jsd(logits, teacher_logits, beta=0.0)
+        distance = total_variation(logits, teacher_logits)
+        sums += torch.stack([each.double().sum().cpu() for each in (kl, distance, agrees, nll)])
+    return sums
+
+
+def _mean(sums: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
+    num_tokens = sum(s.rollout.num_loss_tokens for s in heldout)
+    kl, distance, agrees, nll = (sums / num_tokens).tolist()
+    return Fidelity(
+        kl_to_teacher=kl,
+        total_variation=distance,
+        top1_agreement=agrees,
+        perplexity=math.exp(nll),
+        num_tokens=num_tokens,
+    )
 
 
 def _targets(batch: Sequence[ScoredRollout], device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayqd.evals.fidelity import student_fidelity
 from rayqd.model.load import output_head
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.scoring import Teacher
 from rayqd.quant import Grid, Quantized
 from rayqd.types import IntArray, Rollout, ScoredRollout
 
@@ -70,7 +70,7 @@ def divergence(
     trained: PreTrainedModel, exported: PreTrainedModel, rollouts: Sequence[Rollout], max_tokens: int
 ) -> tuple[float, int]:
     """KL(trained‖exported) in nats a token over the completions of `rollouts`, and how many tokens those are."""
-    scores = HiddenStateTeacher(trained, max_tokens)(rollouts)
+    scores = Teacher(trained, max_tokens).hidden(rollouts)
     rows = [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
     fidelity = student_fidelity(exported, output_head(exported), output_head(trained), rows, max_tokens)
     return fidelity.kl_to_teacher, fidelity.num_tokens

@@ -1,4 +1,4 @@
-"""One optimizer step on the exact divergence. Runs anywhere torch runs; knows nothing of Ray."""
+"""One optimizer step on the divergence from the teacher. Runs anywhere torch runs; knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rayqd.config import Config
+from rayqd.errors import ModelError
+from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
-from rayqd.losses import chunked_generalized_jsd
-from rayqd.model.states import by_tokens, completion_states, teacher_states
+from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.student import Student
 from rayqd.types import ScoredRollout
 
@@ -44,8 +45,8 @@ class Learner:
     ) -> None:
         self.student = student
         self.teacher_head = teacher_head
-        self.distill = config.distill
         self.settings = config.learner
+        self._objective = Objective(config.distill, student.head, teacher_head)
         self._sum_over_workers = sum_over_workers
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(
@@ -66,6 +67,11 @@ class Learner:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise ModelError(
+                f"step {step + 1}: the gradient is inf or nan (loss {loss.item():g}): lower learner.lr, or choose "
+                "another model.dtype; the same command goes on from the last checkpoint"
+            )
         lr = learning_rate(step, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -74,15 +80,7 @@ class Learner:
 
     def _backward(self, microbatch: list[ScoredRollout], num_loss_tokens: int) -> Tensor:
         student_hidden = completion_states(self.student.model, [s.rollout for s in microbatch])
-        per_token = chunked_generalized_jsd(
-            student_hidden,
-            self.student.head,
-            teacher_states(microbatch, student_hidden.device),
-            self.teacher_head,
-            beta=self.distill.beta,
-            temperature=self.distill.temperature,
-        )
-        loss = per_token.sum() / num_loss_tokens
+        loss = self._objective(student_hidden, microbatch).sum() / num_loss_tokens
         loss.backward()
         return loss.detach()
 

@@ -41,6 +41,16 @@ def generalized_jsd(
     return _GeneralizedJSD.apply(student_logits, teacher_logits.detach(), beta, temperature, with_gradient)  # type: ignore[no-any-return]
 
 
+def curvature(beta: float) -> float:
+    """What `generalized_jsd` of two close distributions is, as a multiple of their KL divergence.
+
+    To second order in q - p both KL divergences are sum (q - p)^2 / 2p, and the generalized Jensen-Shannon divergence
+    is beta (1 - beta) times that. Divided by it, the divergence also tends to KL(teacher || student) for beta towards 0
+    and to KL(student || teacher) towards 1, which are its values there; by itself it vanishes at both ends.
+    """
+    return beta * (1.0 - beta) if 0.0 < beta < 1.0 else 1.0
+
+
 def check_parameters(beta: float, temperature: float) -> None:
     """Raises ConfigError unless 0 <= beta <= 1 and temperature > 0."""
     if not 0.0 <= beta <= 1.0:

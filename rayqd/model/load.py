@@ -55,6 +55,13 @@ def context_length(directory: Path) -> int:
     return int(AutoConfig.from_pretrained(directory).get_text_config().max_position_embeddings)
 
 
+def common_vocabulary(student: Path, teacher: Path) -> int:
+    """The ids that both checkpoints' heads have; models of one tokenizer may pad their heads to different sizes."""
+    from transformers import AutoConfig
+
+    return min(int(AutoConfig.from_pretrained(each).get_text_config().vocab_size) for each in (student, teacher))
+
+
 def output_head(model: PreTrainedModel) -> torch.Tensor:
     """The output head's weight, [V, d]."""
     return model.get_output_embeddings().weight  # pyright: ignore

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayqd.model.wire import from_wire
-from rayqd.types import Rollout, ScoredRollout
+from rayqd.types import HiddenScores, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,8 +56,10 @@ def batches_of(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def teacher_states(scored: Sequence[ScoredRollout], device: torch.device) -> Tensor:
-    """The same states as the teacher sent them, [sum of C, d]."""
-    return torch.cat([from_wire(s.scores.hidden) for s in scored]).to(device)
+    """The same states as the teacher sent them, [sum of C, d]; the scores must be hidden states."""
+    scores = [each.scores for each in scored if isinstance(each.scores, HiddenScores)]
+    assert len(scores) == len(scored)
+    return torch.cat([from_wire(each.hidden) for each in scores]).to(device)
 
 
 def _predicts(rollout: Rollout) -> NDArray[np.bool_]:

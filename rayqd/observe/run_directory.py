@@ -36,8 +36,8 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def append(self, row: dict[str, Any]) -> None:
-        with self.metrics.open("a") as stream:
+    def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
+        with (self.path / file).open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:

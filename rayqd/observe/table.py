@@ -20,12 +20,13 @@ def print_result(
 ) -> None:
     """Rows by arm, seconds by role, where everything lies, and who can run it."""
     table = Table(title=f"{result['name']}: {title}", title_justify="left")
-    for heading in ("", "KL to teacher", "perplexity", "bits/weight", "size"):
+    for heading in ("", "KL to teacher", "same top-1", "perplexity", "bits/weight", "size"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
             row["arm"],
             f"{row['kl_to_teacher']:.4f}",
+            f"{row['top1_agreement']:.1%}",
             f"{row['perplexity']:.3f}",
             f"{row['bits_per_weight']:g}",
             f"{row['size_bytes'] / 1e6:,.1f} MB",
@@ -34,7 +35,8 @@ def print_result(
     console.print(table)
     seconds = "  ".join(f"{role} {value:,.0f} s" for role, value in result["seconds"].items())
     lines = [
-        f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary",
+        f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary; "
+        "same top-1: the likeliest token is the teacher's",
         f"time      {duration(result['seconds']['total'])}  ({seconds})",
         f"export    {_short(run_dir / 'export')}",
         f"metrics   {_short(run_dir / 'metrics.jsonl')}",

@@ -38,8 +38,8 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
     written = {key for key, value in tables.items() if not isinstance(value, dict)}
     written |= {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
     assert set(settings()) - written == {
-        "model.revision", "teacher.name", "adapter.alpha", "rollout.gpu_memory_utilization", "eval.source",
-        "ray.address",
+        "adapter.alpha", "eval.source", "model.revision", "ray.address",
+        "rollout.gpu_memory_utilization", "teacher.cache_dir", "teacher.name",
     }  # fmt: skip
 
 

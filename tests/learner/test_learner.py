@@ -14,10 +14,10 @@ from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
 from rayqd.learner.start import StartingPoint
 from rayqd.model.load import load_model
-from rayqd.model.scoring import HiddenStateTeacher
+from rayqd.model.scoring import Teacher
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
-from rayqd.types import ScoredRollout, TeacherScores
+from rayqd.types import HiddenScores, ScoredRollout
 
 LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 
@@ -25,7 +25,7 @@ LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 @pytest.fixture
 def batch(tiny_model: Any, make_rollouts: Any) -> list[ScoredRollout]:
     rollouts = make_rollouts(*LENGTHS)
-    scores = HiddenStateTeacher(load_model(tiny_model, "float32"), 8192)(rollouts)
+    scores = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
     return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
 
@@ -58,7 +58,7 @@ def assert_close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 def test_the_loss_is_trl_s_on_padded_rows_and_whole_logits(
     tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout], beta: float
 ) -> None:
-    config = config_of(tiny_config, distill={"beta": beta, "lmbda": 0.0})
+    config = config_of(tiny_config, distill={"beta": beta, "lmbda": 0.0, "normalize": False})
     learner = make(tiny_model, config)
     dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     rounded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
@@ -189,8 +189,8 @@ def test_what_is_trained_is_float32_whatever_the_model_computes_in(
             assert not torch.equal(parameter, before[name])  # in 16 bits a step this small rounds to nothing
 
 
-def _in_bfloat16(scored: ScoredRollout) -> TeacherScores:
-    return TeacherScores(hidden=to_wire(from_wire(scored.scores.hidden).bfloat16()))
+def _in_bfloat16(scored: ScoredRollout) -> HiddenScores:
+    return HiddenScores(hidden=to_wire(from_wire(scored.scores.hidden).bfloat16()))
 
 
 def test_adapters_start_alike_on_every_worker_whatever_ran_before(tiny_model: Any, tiny_config: Any) -> None:

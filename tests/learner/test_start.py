@@ -25,7 +25,7 @@ def test_the_student_that_is_loaded_is_the_one_that_was_measured(
 
     def evaluate(student: Student) -> Fidelity:
         measured.append({name: tensor.clone() for name, tensor in student.model.state_dict().items()})
-        return Fidelity(kl_to_teacher=0.5, perplexity=2.0, num_tokens=3)
+        return Fidelity(kl_to_teacher=0.5, total_variation=0.4, top1_agreement=0.7, perplexity=2.0, num_tokens=3)
 
     start = StartingPoint(config)
     told: list[str] = []

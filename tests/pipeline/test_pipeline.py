@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rayqd.data import Plan
+from rayqd.errors import WorkerError
 from rayqd.pipeline import Pipeline, RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout
 
@@ -39,14 +40,20 @@ class RecordingRollouts:
 class RecordingTeachers:
     def __init__(self, log: list[tuple[Any, ...]]) -> None:
         self.log = log
+        self.unscored: set[tuple[int, int]] = set()  # step and index of sequences that it has no numbers for
 
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
         self.log.append(("score", rollouts[0].step, "written" if rollouts[0].policy_version is not None else "data"))
-        return [("scores", r.rollout) for r in rollouts]
+        kind = "hidden" if exact else "scores"
+        return [None if (r.step, r.index) in self.unscored else (kind, r.rollout) for r in rollouts]
 
 
 def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tuple[Pipeline, list[tuple[Any, ...]]]:
     log: list[tuple[Any, ...]] = []
+
+    async def quarantine(rollout: RolloutRef) -> None:
+        log.append(("quarantine", rollout.step, rollout.index))
+
     examples = [
         Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
     ]
@@ -58,6 +65,7 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
         rollouts=RecordingRollouts(log),
         teachers=RecordingTeachers(log),
         put=lambda rollout: rollout,
+        quarantine=quarantine,
     )
     return pipeline, log
 
@@ -146,6 +154,7 @@ async def test_heldout_rows_are_scored_as_they_stand() -> None:
     ]
     scored = await pipeline.heldout(rows)
     assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
+    assert {s.scores[0] for s in scored} == {"hidden"}
     rollouts: list[Rollout] = [s.rollout.rollout for s in scored]
     assert all(np.array_equal(r.completion_ids, row.completion_ids) for r, row in zip(rollouts, rows, strict=True))
 
@@ -158,3 +167,20 @@ async def test_a_learner_worker_that_asks_first_waits_until_another_has_publishe
     assert ("write", 1, 0) not in log
     pipeline.publish(Weights(version=1, tensors="weights 1"))
     assert {r.rollout.policy_version for r in await early} == {1}
+
+
+async def test_what_the_teacher_has_no_numbers_for_is_left_out_and_told() -> None:
+    pipeline, log = make()
+    pipeline._teachers.unscored = {(1, 2), (3, 0), (3, 1)}
+    batches = await train(pipeline, range(6))
+    assert [[r.rollout.index for r in batch] for batch in batches] == [
+        [0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3], [2, 3], [0, 1, 2, 3], [0, 1, 2, 3],
+    ]  # fmt: skip
+    assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [(1, 2), (3, 0), (3, 1)]
+
+
+async def test_a_step_without_any_scores_ends_the_run() -> None:
+    pipeline, _ = make()
+    pipeline._teachers.unscored = {(2, index) for index in range(4)}
+    with pytest.raises(WorkerError, match="every sequence of step 3"):
+        await train(pipeline, range(6))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.models import Model, Teacher
@@ -54,6 +54,24 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     ray: RayCluster = RayCluster()
 
+    @model_validator(mode="after")
+    def _payload_allows(self) -> Config:
+        distill, rollout = self.distill, self.rollout
+        if self.teacher.payload != "sampled":
+            return self
+        if distill.lmbda != 1 or distill.beta != 1 or rollout.max_staleness:
+            raise ValueError(
+                f"payload=sampled estimates the reverse KL on tokens that the student has just sampled: it needs "
+                f"distill.lmbda=1 (now {distill.lmbda:g}), distill.beta=1 (now {distill.beta:g}) and "
+                f"rollout.max_staleness=0 (now {rollout.max_staleness})"
+            )
+        if rollout.temperature != distill.temperature:
+            raise ValueError(
+                f"payload=sampled needs rollout.temperature ({rollout.temperature:g}) and distill.temperature "
+                f"({distill.temperature:g}) to be the same"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         return (self.runs_dir / self.name).absolute()
@@ -61,3 +79,7 @@ class Config(Section):
     @property
     def teacher_name(self) -> str:
         return self.teacher.name or self.model.name
+
+    @property
+    def score_cache_dir(self) -> Path:
+        return (self.teacher.cache_dir or self.runs_dir / ".teacher-scores").absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -29,3 +30,21 @@ class Teacher(Section):
     """Teacher actors."""
     max_batch_tokens: int = Field(default=8192, ge=1)
     """Tokens that a teacher actor runs at once."""
+    payload: Literal["hidden", "logits", "topk", "sampled"] = "hidden"
+    """What it sends of each token. hidden: the state from which its distribution follows exactly, 2·width bytes;
+    logits: 2 bytes for each id of the vocabulary, as exact as float16; topk: `top_k` log-probabilities, 8 bytes each,
+    all other ids as one; sampled: the log-probability of the token that stands there, 4 bytes, which gives the reverse
+    KL's gradient in expectation (needs distill.lmbda = 1, distill.beta = 1 and rollout.max_staleness = 0)."""
+    top_k: int = Field(default=64, ge=1)
+    """topk: log-probabilities a token."""
+    top_k_of: Literal["teacher", "student"] = "teacher"
+    """topk: whose likeliest ids; student: those of the student as it wrote, for the reverse KL, which asks what the
+    teacher thinks of them. Completions from the data always have the teacher's."""
+    cache_gib: float = Field(default=4.0, ge=0)
+    """Disk space for scores of completions from the data, so that later epochs and runs need not ask the teacher again;
+    the least recently used go first, 0 keeps none."""
+    cache_dir: Path | None = None
+    """Where they are kept; none: `.teacher-scores` in runs_dir, which all its runs share."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of the run's sequences for which the teacher may answer with numbers that are inf or nan. They are left out
+    and listed in quarantine.jsonl; beyond this share the run stops."""

@@ -34,6 +34,10 @@ class Distill(Section):
     """0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides both sides' logits in the loss."""
+    normalize: bool = True
+    """Divide the loss by beta · (1 - beta) where 0 < beta < 1. Close to the teacher every divergence is then the same
+    function to second order, so a learning rate means the same at each beta; and towards 0 and 1 it becomes the forward
+    and the reverse KL, where GKD's own would vanish."""
 
 
 class Rollout(Section):

@@ -1,0 +1,43 @@
+"""Sequences for which the teacher has no numbers: left out, written down, and at some point too many."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.errors import WorkerError
+from rayqd.pipeline import RolloutRef
+from rayqd.types import Rollout
+
+
+class Quarantine:
+    """Tells of each such sequence, and ends the run when there are more than `teacher.max_bad_fraction` of it."""
+
+    def __init__(self, config: Config, report: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        self._report = report
+        self._fraction = config.teacher.max_bad_fraction
+        self._allowed = int(self._fraction * config.learner.steps * config.learner.batch_size)
+        self.num_sequences = 0
+
+    async def add(self, ref: RolloutRef) -> None:
+        """Raises WorkerError for one too many."""
+        rollout: Rollout = await ref.rollout
+        self.num_sequences += 1
+        await self._report(
+            {
+                "event": "quarantine",
+                "step": rollout.step + 1,
+                "index": rollout.index,
+                "on_policy": rollout.on_policy,
+                "policy_version": rollout.policy_version,
+                "prompt_ids": rollout.prompt_ids.tolist(),
+                "completion_ids": rollout.completion_ids.tolist(),
+            }
+        )
+        if self.num_sequences > self._allowed:
+            raise WorkerError(
+                f"the teacher answered inf or nan to {self.num_sequences} sequences, and "
+                f"teacher.max_bad_fraction={self._fraction:g} of the run allows {self._allowed}: see quarantine.jsonl "
+                "in the run's directory for their token ids; another model.dtype may help, or a higher fraction"
+            )

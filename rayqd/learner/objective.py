@@ -1,0 +1,102 @@
+"""What the student is trained on: the divergence from whatever the teacher answered, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayqd.config.sections import Distill
+from rayqd.errors import WorkerError
+from rayqd.losses import (
+    chunked_generalized_jsd,
+    chunked_rowwise,
+    curvature,
+    generalized_jsd,
+    sampled_reverse_kl,
+    topk_generalized_jsd,
+)
+from rayqd.model.states import teacher_states
+from rayqd.model.wire import from_wire
+from rayqd.types import HiddenScores, LogitScores, SampledScores, ScoredRollout, TopKScores
+
+Scores = TypeVar("Scores", HiddenScores, LogitScores, TopKScores, SampledScores)
+
+
+class Objective:
+    """Loss of each completion token in nats, divided by its curvature if `distill.normalize`.
+
+    Student and teacher are compared on the ids that both output heads have.
+    """
+
+    def __init__(self, distill: Distill, student_head: Tensor, teacher_head: Tensor) -> None:
+        """Heads [V, d] and [V, D]; they are views, of which no copy is made."""
+        vocab_size = min(len(student_head), len(teacher_head))
+        self._student_head, self._teacher_head = student_head[:vocab_size], teacher_head[:vocab_size]
+        self._beta, self._temperature = distill.beta, distill.temperature
+        self._scale = 1.0 / curvature(distill.beta) if distill.normalize else 1.0
+
+    def __call__(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        """[T] from the student's states [T, d] that predict the completions of `batch`, one after the other."""
+        return self._scale * self._per_token(hidden, batch)
+
+    def _per_token(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        match batch[0].scores:
+            case HiddenScores():
+                return chunked_generalized_jsd(
+                    hidden,
+                    self._student_head,
+                    teacher_states(batch, hidden.device),
+                    self._teacher_head,
+                    beta=self._beta,
+                    temperature=self._temperature,
+                )
+            case LogitScores():
+                return self._of_logits(hidden, batch)
+            case TopKScores():
+                return self._of_topk(hidden, batch)
+            case SampledScores():
+                return self._of_sampled(hidden, batch)
+
+    def _of_logits(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        teacher = torch.cat([from_wire(scores.logits) for scores in _all(batch, LogitScores)]).to(hidden.device)
+
+        def loss(logits: Tensor, rows: slice) -> Tensor:
+            return generalized_jsd(logits, teacher[rows], beta=self._beta, temperature=self._temperature)
+
+        return chunked_rowwise(hidden, self._student_head, loss)
+
+    def _of_topk(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        scores = _all(batch, TopKScores)
+        ids = _joined([each.ids for each in scores], hidden.device)
+        logprobs = _joined([each.logprobs for each in scores], hidden.device)
+
+        def loss(logits: Tensor, rows: slice) -> Tensor:
+            # The teacher's log-probabilities are at this temperature already.
+            return topk_generalized_jsd(logits / self._temperature, ids[rows], logprobs[rows], beta=self._beta)
+
+        return chunked_rowwise(hidden, self._student_head, loss)
+
+    def _of_sampled(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        teacher = _joined([each.logprobs for each in _all(batch, SampledScores)], hidden.device)
+        tokens = _joined([each.rollout.completion_ids for each in batch], hidden.device).long()
+
+        def loss(logits: Tensor, rows: slice) -> Tensor:
+            logprobs = (logits.float() / self._temperature).log_softmax(-1)
+            return sampled_reverse_kl(logprobs.gather(1, tokens[rows, None])[:, 0], teacher[rows])
+
+        return chunked_rowwise(hidden, self._student_head, loss)
+
+
+def _all(batch: Sequence[ScoredRollout], kind: type[Scores]) -> list[Scores]:
+    scores = [each.scores for each in batch]
+    if not all(isinstance(each, kind) for each in scores):
+        raise WorkerError(f"a batch mixes {kind.__name__} with other answers of the teacher")
+    return cast("list[Scores]", scores)
+
+
+def _joined(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(device)
