@@ -30,7 +30,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
     Prints them, and keeps them in `eval/` of the run's directory when `path` lies in one.
     """
     console = console or Console()
-    checked = check(config)
+    checked = check(config, trains=False)
     _, heldout = load_data(checked, config)
     teacher_directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
     teacher = load_model(teacher_directory, config.model.dtype)

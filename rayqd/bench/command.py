@@ -17,6 +17,7 @@ from rich.table import Table
 from rayqd.bench.loss import bench_loss
 from rayqd.bench.shapes import SHAPES
 from rayqd.bench.step import bench_step
+from rayqd.bench.teacher import bench_teacher
 from rayqd.config import Config
 from rayqd.errors import ConfigError
 
@@ -26,17 +27,15 @@ _PEAK_FLOP_PER_SECOND = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def bench(kind: str, config: Config, switches: Mapping[str, str], console: Console | None = None) -> dict[str, Any]:
-    """Measure `kind`, step or loss; returns what it printed. Raises ConfigError for a switch that makes no sense."""
+    """Measure step, loss or teacher; returns what it printed. Raises ConfigError for a switch that makes no sense."""
     console = console or Console()
-    shape = switches.get("shape", "smollm2-135m")
-    if shape not in SHAPES:
-        raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
+    model = _model(kind, config, switches)
     sequences, length = _tokens(switches.get("tokens", "8x1024" if torch.cuda.is_available() else "2x256"))
     repeats = _positive("repeats", switches.get("repeats", "5"))
-    about = {"kind": kind, "shape": shape, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
+    about = {"kind": kind, "model": model, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
     about |= {"sequences": sequences, "length": length, "repeats": repeats}
-    rows = (_step if kind == "step" else _loss)(shape, config, sequences, length, repeats)
-    table = Table(title=f"{kind}: {shape}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
+    rows = {"step": _step, "loss": _loss, "teacher": _teacher}[kind](model, config, sequences, length, repeats)
+    table = Table(title=f"{kind}: {model}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
     for i, name in enumerate(key for key in rows[0] if not key.startswith("_")):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
@@ -83,6 +82,37 @@ def _loss(shape: str, config: Config, sequences: int, length: int, repeats: int)
         row["to products"] = each.timing.seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
         rows.append(row | {"_timing": asdict(each.timing)})
     return rows
+
+
+def _teacher(model: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
+    del model  # the configuration names it
+    rows: list[dict[str, Any]] = []
+    exact: dict[float, float] = {}
+    for each in bench_teacher(config, num_tokens=sequences * length, betas=BETAS, repeats=repeats):
+        exact = exact or each.loss
+        row: dict[str, Any] = {
+            "payload": each.arm,
+            "bytes/token": round(each.bytes_per_token),
+            "tokens/s": round(each.num_tokens / each.timing.seconds),
+        }
+        for beta in BETAS:
+            known = beta in each.loss
+            row[f"bias, beta {beta:g}"] = f"{each.loss[beta] / exact[beta] - 1:+.2%}" if known else "-"
+            row[f"gradient cosine, beta {beta:g}"] = f"{each.cosine[beta]:.4f}" if known else "-"
+        rows.append(row | {"_timing": asdict(each.timing) | {"loss": each.loss, "cosine": each.cosine}})
+    return rows
+
+
+def _model(kind: str, config: Config, switches: Mapping[str, str]) -> str:
+    """What is measured: a shape with random weights, or the real model that answers as a teacher."""
+    if kind == "teacher":
+        if "shape" in switches:
+            raise ConfigError("flag --shape: what a teacher leaves out is seen on a real one alone; give --model.name")
+        return config.teacher_name
+    shape = switches.get("shape", "smollm2-135m")
+    if shape not in SHAPES:
+        raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
+    return shape
 
 
 def _tokens(text: str) -> tuple[int, int]:

@@ -31,6 +31,13 @@ MASKED_LOGIT = -1e30
 _INFINITE_LOSS = 1e20
 
 
+def divided(logits: Tensor, temperature: float) -> Tensor:
+    """A float32 copy, divided by the temperature, without -inf, and with 0 as each row's largest: or else what the
+    logits have in common would take digits from the logsumexp, and with it from log q - log p."""
+    logits = (logits.float() / temperature).clamp_(min=MASKED_LOGIT)
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
 def slope_factor(beta: float, temperature: float) -> float:
     """What a slope is to be multiplied by to be the gradient with respect to the undivided logits."""
     return (1.0 - beta if 0.0 < beta < 1.0 else 1.0) / temperature

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rayqd.errors import ConfigError
-from rayqd.losses.closed_form import MASKED_LOGIT, loss_and_slope, slope_factor
+from rayqd.losses.closed_form import divided, loss_and_slope, slope_factor
 from rayqd.losses.rows import row_blocks
 from rayqd.losses.shapes import check_logits
 
@@ -68,8 +68,8 @@ class _GeneralizedJSD(torch.autograd.Function):
         slope = torch.empty_like(student, dtype=torch.float32) if with_gradient else None
         for rows in row_blocks(len(student), student.shape[1], student.device):
             loss[rows], block = loss_and_slope(
-                _unmasked(student[rows], temperature),
-                _unmasked(teacher[rows], temperature),
+                divided(student[rows], temperature),
+                divided(teacher[rows], temperature),
                 beta,
                 with_slope=with_gradient,
             )
@@ -87,8 +87,3 @@ class _GeneralizedJSD(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (slope,), (grad_loss,) = ctx.saved_tensors, grad_outputs
         return (slope * (grad_loss * ctx.factor)[:, None]).to(ctx.dtype), None, None, None, None
-
-
-def _unmasked(logits: Tensor, temperature: float) -> Tensor:
-    """A float32 copy, divided by the temperature, without -inf."""
-    return (logits.float() / temperature).clamp_(min=MASKED_LOGIT)

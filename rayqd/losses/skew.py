@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rayqd.errors import ConfigError
-from rayqd.losses.closed_form import MASKED_LOGIT, loss_and_slope, softmax_and_logsumexp
+from rayqd.losses.closed_form import divided, loss_and_slope, softmax_and_logsumexp
 from rayqd.losses.divergence import check_parameters
 from rayqd.losses.rows import row_blocks
 from rayqd.losses.shapes import check_logits
@@ -91,8 +91,8 @@ class _SkewKL(torch.autograd.Function):
         slope = torch.empty_like(student, dtype=torch.float32) if with_gradient else None
         for rows in row_blocks(len(student), student.shape[1], student.device):
             loss[rows], block = _loss_and_slope(
-                _divided(student[rows], temperature),
-                _divided(teacher[rows], temperature),
+                divided(student[rows], temperature),
+                divided(teacher[rows], temperature),
                 alpha,
                 reverse=reverse,
                 with_slope=with_gradient,
@@ -111,13 +111,6 @@ class _SkewKL(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (slope,), (grad_loss,) = ctx.saved_tensors, grad_outputs
         return (slope * (grad_loss / ctx.temperature)[:, None]).to(ctx.dtype), None, None, None, None, None
-
-
-def _divided(logits: Tensor, temperature: float) -> Tensor:
-    """A float32 copy, divided by the temperature, without -inf, and with 0 as its largest: or else the logsumexp, and
-    with it log y - log x, would be rounded to the precision of the logits' common offset."""
-    divided = (logits.float() / temperature).clamp_(min=MASKED_LOGIT)
-    return divided.sub_(divided.amax(-1, keepdim=True))
 
 
 def _loss_and_slope(

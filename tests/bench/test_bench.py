@@ -9,9 +9,11 @@ from rich.console import Console
 
 from rayqd.bench import shapes
 from rayqd.bench.command import bench
+from rayqd.bench.peers import installed_peers
 from rayqd.bench.step import PLAIN, ROUNDED
 from rayqd.config import Config
 from rayqd.errors import ConfigError
+from rayqd.losses import chunked_generalized_jsd
 
 TINY = {
     "model_type": "llama",
@@ -53,8 +55,25 @@ def test_step_times_plain_lora_and_the_rounded_one(tmp_path: Path) -> None:
 
 def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
     result = bench("loss", config(), switches(tmp_path), Console(quiet=True))
-    assert [row["arm"] for row in result["rows"]][1:] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
+    assert [row["arm"] for row in result["rows"]][1:4] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
+    assert [row["arm"] for row in result["rows"]][4:7] == [
+        f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")
+    ]
     assert result["rows"][0]["to products"] == 1.0
+
+
+def test_the_peers_compute_the_same_divergence() -> None:
+    torch.manual_seed(0)
+    student, teacher, head = torch.randn(9, 16), torch.randn(9, 16), torch.randn(50, 16)
+    for name, mean_divergence in installed_peers():
+        for beta in (0.0, 0.3, 1.0):
+            theirs, ours = student.clone().requires_grad_(), student.clone().requires_grad_()
+            loss = mean_divergence(theirs, head, teacher, head, beta)
+            exact = chunked_generalized_jsd(ours, head, teacher, head, beta=beta).mean()
+            torch.testing.assert_close(loss, exact, msg=lambda text, name=name: f"{name}: {text}")
+            loss.backward()
+            exact.backward()
+            torch.testing.assert_close(theirs.grad, ours.grad)
 
 
 def test_the_shapes_are_those_of_the_models_they_are_named_after() -> None:
