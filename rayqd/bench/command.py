@@ -41,6 +41,8 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
     for row in rows:
         table.add_row(*(_shown(value) for key, value in row.items() if not key.startswith("_")))
     console.print(table)
+    if kind == "teacher":
+        console.print("by beta: bias of the loss, and cosine of its gradient to the exact one", highlight=False)
     console.print(f"median of {repeats} after warm-up; slowest and fastest are in the JSON", highlight=False)
     result = about | {"rows": [{**row, **row["_timing"]} for row in rows]}
     for row in result["rows"]:
@@ -97,8 +99,8 @@ def _teacher(model: str, config: Config, sequences: int, length: int, repeats: i
         }
         for beta in BETAS:
             known = beta in each.loss
-            row[f"bias, beta {beta:g}"] = f"{each.loss[beta] / exact[beta] - 1:+.2%}" if known else "-"
-            row[f"gradient cosine, beta {beta:g}"] = f"{each.cosine[beta]:.4f}" if known else "-"
+            bias = f"{each.loss[beta] / exact[beta] - 1:+.1%}  {each.cosine[beta]:.4f}" if known else ""
+            row[f"beta {beta:g}"] = bias
         rows.append(row | {"_timing": asdict(each.timing) | {"loss": each.loss, "cosine": each.cosine}})
     return rows
 

@@ -87,7 +87,7 @@ def _forms(
     for k in TOP_K:
         if k <= vocab_size:
             mine = [replace(each, top_ids=None if each.top_ids is None else each.top_ids[:, :k]) for each in own]
-            yield f"topk {k} of student", TeacherSettings(payload="topk", top_k=k, top_k_of="student"), mine
+            yield f"student's {k}", TeacherSettings(payload="topk", top_k=k, top_k_of="student"), mine
     yield "sampled", TeacherSettings(payload="sampled"), rollouts
 
 

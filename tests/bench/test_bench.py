@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,24 @@ def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
         f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")
     ]
     assert result["rows"][0]["to products"] == 1.0
+
+
+def test_each_form_of_an_answer_is_put_beside_the_exact_divergence(tmp_path: Path, tiny_config: Any) -> None:
+    """At k = V nothing is left out; fewer ids lose more, and are fewer bytes."""
+    config = tiny_config(data={"max_length": 64})
+    given = {"tokens": "2x64", "repeats": "1", "json": str(tmp_path / "bench.json")}
+    rows = {row["payload"]: row for row in bench("teacher", config, given, Console(quiet=True))["rows"]}
+    exact = rows["hidden"]
+    assert exact["bytes/token"] == 2 * 128  # bfloat16
+    assert rows["logits"]["bytes/token"] == 2 * 128
+    assert rows["sampled"]["bytes/token"] == 4
+    assert rows["topk 8"]["bytes/token"] == 64
+    for beta, loss in exact["loss"].items():
+        assert rows["topk 1"]["loss"][beta] < rows["topk 8"]["loss"][beta] < rows["topk 64"]["loss"][beta] < loss
+        assert rows["topk 1"]["cosine"][beta] < rows["topk 64"]["cosine"][beta] <= 1.0
+        assert rows["logits"]["loss"][beta] == pytest.approx(loss, rel=2e-2)
+    with pytest.raises(ConfigError, match="--shape"):
+        bench("teacher", config, given | {"shape": "tiny"}, Console(quiet=True))
 
 
 def test_the_peers_compute_the_same_divergence() -> None:
