@@ -38,7 +38,7 @@ class QATLinear(nn.Module):
         return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FakeQuantizedLinear.apply(x, self.weight, None, None, self.bias, 0.0, self.grid)  # pyright: ignore
+        return _FakeQuantizedLinear.apply(x, self.weight, None, None, self.bias, 0.0, self.grid, True)  # pyright: ignore
 
 
 class QATLoraLinear(PeftLoraLinear):
@@ -46,10 +46,11 @@ class QATLoraLinear(PeftLoraLinear):
 
     grid: Grid
     outside: bool  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
+    stops_saturated: bool  # no gradient for weights whose code is at its limit
 
-    def set_rounding(self, grid: Grid, *, outside: bool = False) -> None:
+    def set_rounding(self, grid: Grid, *, outside: bool = False, stops_saturated: bool = True) -> None:
         """PEFT makes the layer without knowing of any rounding; nothing works before this."""
-        self.grid, self.outside = grid, outside
+        self.grid, self.outside, self.stops_saturated = grid, outside, stops_saturated
 
     @property
     def linear(self) -> nn.Linear:
@@ -80,15 +81,16 @@ class QATLoraLinear(PeftLoraLinear):
         a, b, scaling = self.low_rank
         weight, bias = self.linear.weight, self.linear.bias
         if not self.outside:
-            return _FakeQuantizedLinear.apply(x, weight, a, b, bias, scaling, self.grid)  # pyright: ignore
+            return _FakeQuantizedLinear.apply(x, weight, a, b, bias, scaling, self.grid, self.stops_saturated)  # pyright: ignore
         beside = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-        return _FakeQuantizedLinear.apply(x, weight, None, None, bias, 0.0, self.grid) + scaling * beside  # pyright: ignore
+        return _FakeQuantizedLinear.apply(x, weight, None, None, bias, 0.0, self.grid, True) + scaling * beside  # pyright: ignore
 
 
 class _FakeQuantizedLinear(torch.autograd.Function):
     """Q is computed anew in the backward pass: between the two, no second copy of the weights exists.
 
-    With G = dYᵀX, zero where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q.
+    With G = dYᵀX, zero where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights
+    get their gradient too, G is never needed: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
     """
 
     @staticmethod
@@ -101,9 +103,10 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         bias: Tensor | None,
         scaling: float,
         grid: Grid,
+        stops_saturated: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling, ctx.grid = scaling, grid
+        ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
         values = rounded(weight, _delta(a, b, scaling), grid)
         return F.linear(x, values.to(x.dtype), bias)
 
@@ -114,16 +117,28 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         delta = _delta(a, b, ctx.scaling)
         if not any(ctx.needs_input_grad[1:4]):
             values = rounded(weight, delta, ctx.grid)
-            return grad @ values.to(grad.dtype), *(None,) * 6
+            return grad @ values.to(grad.dtype), *(None,) * 7
+        if a is not None and b is not None and not ctx.stops_saturated:
+            values = rounded(weight, delta, ctx.grid)
+            grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
+            return grad_x, None, *_low_rank_gradients(x, grad, a, b, ctx.scaling), *(None,) * 4
         grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
         values, through = rounded_backward(weight, delta, ctx.grid, grad_values)
         grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
         if a is None or b is None:
             grad_weight = through.to(weight.dtype) if ctx.needs_input_grad[1] else None
-            return grad_x, grad_weight, None, None, None, None, None
+            return grad_x, grad_weight, *(None,) * 6
         grad_a = (ctx.scaling * (b.float().mT @ through)).to(a.dtype)
         grad_b = (ctx.scaling * (through @ a.float().mT)).to(b.dtype)
-        return grad_x, None, grad_a, grad_b, None, None, None
+        return grad_x, None, grad_a, grad_b, *(None,) * 4
+
+
+def _low_rank_gradients(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """dA [r, K] and dB [N, r] by way of [M, r], in the dtype of the activations."""
+    x, grad = x.flatten(0, -2), grad.flatten(0, -2)
+    grad_a = (grad @ b.to(grad.dtype)).mT @ x
+    grad_b = grad.mT @ (x @ a.to(x.dtype).mT)
+    return scaling * grad_a.to(a.dtype), scaling * grad_b.to(b.dtype)
 
 
 def _delta(a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor | None:

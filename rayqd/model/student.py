@@ -106,7 +106,11 @@ def _quantization_aware(
         _keep_adapters_in_float32(model)
     for name in adapted:
         layer: Any = model.get_submodule(name)
-        layer.set_rounding(grids[name], outside=config.adapter.placement == "outside")
+        layer.set_rounding(
+            grids[name],
+            outside=config.adapter.placement == "outside",
+            stops_saturated=config.adapter.saturated == "stop",
+        )
     layers: dict[str, Any] = {name: model.get_submodule(name) for name in linears}
     return layers
 

@@ -33,9 +33,13 @@ def test_forward_uses_exactly_the_weights_that_are_exported(rule: str) -> None:
     assert torch.equal(layer(torch.eye(64)).mT, exported)  # one-hot rows add zeros only, so the product is exact
 
 
+@pytest.mark.parametrize("stops_saturated", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_gradients_are_those_of_the_merged_weight_where_its_code_is_not_saturated(rule: str) -> None:
+def test_gradients_are_those_of_the_merged_weight_where_its_code_lets_them_through(
+    rule: str, stops_saturated: bool
+) -> None:
     layer = lora_layer(rule)
+    layer.set_rounding(layer.grid, stops_saturated=stops_saturated)
     x = torch.randn(5, 7, 64, requires_grad=True)
     upstream = torch.randn(5, 7, 24)
     layer(x).backward(upstream)
@@ -47,7 +51,8 @@ def test_gradients_are_those_of_the_merged_weight_where_its_code_is_not_saturate
     weight_grad = torch.zeros(24, 64, dtype=torch.float64)
     for row, grad in zip(rows, grads, strict=True):
         weight_grad += torch.outer(grad, row)
-    weight_grad[~inside] = 0
+    if stops_saturated:
+        weight_grad[~inside] = 0
     assert (~inside).any() or rule in ("asymmetric", "searched")  # otherwise the mask is not put to the test
     torch.testing.assert_close(a.grad.double(), scaling * b.double().mT @ weight_grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(b.grad.double(), scaling * weight_grad @ a.double().mT, rtol=1e-5, atol=1e-5)
