@@ -10,6 +10,7 @@ from rayqd.config import Config
 from rayqd.errors import PlacementError
 from rayqd.observe.progress import Progress, duration
 from rayqd.observe.run_directory import RunDirectory
+from rayqd.report.write import Report
 
 _POLL_SECONDS = 0.5
 
@@ -17,8 +18,9 @@ _POLL_SECONDS = 0.5
 class Follower:
     """Shows and keeps what happens, until the learner has finished."""
 
-    def __init__(self, roles: Roles, config: Config, run_dir: RunDirectory, progress: Progress) -> None:
+    def __init__(self, roles: Roles, config: Config, run_dir: RunDirectory, progress: Progress, report: Report) -> None:
         self._roles = roles
+        self._report = report
         self._run_dir = run_dir
         self._progress = progress
         self._began = time.monotonic()
@@ -61,6 +63,7 @@ class Follower:
         self._run_dir.append(event)
         kl, perplexity = event["kl_to_teacher"], event["perplexity"]
         self._progress.say(f"{event['arm']}: KL to teacher {kl:.4f}, perplexity {perplexity:.3f}")
+        self._report.write()
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)

@@ -25,11 +25,13 @@ from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
+from rayqd.observe.environment import environment
 from rayqd.observe.progress import Progress
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import Checked, check, load_data, summary
 from rayqd.quant import make_grid
+from rayqd.report.write import Report
 from rayqd.types import Example, IntArray
 
 
@@ -49,6 +51,7 @@ def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
             run_dir.forget_metrics_after(-1)
             result = _Quantizing(config, run_dir, console).run()
             run_dir.finish(result)
+            Report(config, "quantize", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
     finally:
@@ -90,6 +93,7 @@ class _Quantizing:
             "seconds": {k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
             "method": quant.method,
             "export": str(self._run_dir.path / "export"),
+            "environment": environment(),
         }
 
     def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, dict[str, Any]]:

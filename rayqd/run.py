@@ -20,10 +20,12 @@ from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.follow import Follower
+from rayqd.observe.environment import environment
 from rayqd.observe.progress import Progress
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
+from rayqd.report.write import Report
 
 _GOODBYE_SECONDS = 10.0
 
@@ -51,6 +53,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
         if result is None:
             result = _run(config, run_dir, console, make_engine)
             run_dir.finish(result)
+            Report(config, "distill", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
     finally:
@@ -72,9 +75,12 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         progress.status("starting Ray")
         with connect(config) as cluster:
             run_dir.link_logs(cluster.log_dir)
+            if cluster.dashboard:
+                progress.say(f"dashboard: http://{cluster.dashboard}")
+            made_with = environment(cluster.summary)
             roles = Roles(config, cluster, make_engine)
             roles.set_data(training, heldout)
-            follower = Follower(roles, config, run_dir, progress)
+            follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
             finished = follower.until_finished()
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             seconds = {"total": time.monotonic() - began, **roles.seconds(), "learner": follower.learner_seconds}
@@ -84,4 +90,5 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         "seconds": {role: round(value, 1) for role, value in seconds.items()},
         "num_steps": config.learner.steps,
         "export": str(run_dir.path / "export"),
+        "environment": made_with,
     }

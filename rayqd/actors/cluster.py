@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from rayqd.config import Config
-from rayqd.errors import PlacementError
+from rayqd.errors import ConfigError, PlacementError
 from rayqd.observe.quiet import quiet_environment
 
 
@@ -22,13 +23,23 @@ class Cluster:
     cpus: float
     gpus: float
     cores_per_node: int
+    num_nodes: int
+    accelerators: tuple[str, ...]  # what Ray calls the GPUs: "H100"
+    dashboard: str  # its address; "" without one
     log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For the run's records, as JSON."""
+        return {"nodes": self.num_nodes, "cpus": self.cpus, "gpus": self.gpus, "accelerators": list(self.accelerators)}
 
 
 @contextmanager
 def connect(config: Config) -> Iterator[Cluster]:
     """Ray, for the length of a `with`; leaving it ends every process of the run."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if config.ray.dashboard and not address:
+        _check_dashboard()
     try:
         context: Any = ray.init(
             address=address or "local",
@@ -36,6 +47,7 @@ def connect(config: Config) -> Iterator[Cluster]:
             include_dashboard=None if address else config.ray.dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            job_config=JobConfig(metadata=_metadata(config)),
             runtime_env={"env_vars": quiet_environment() | _train_environment(config)},
         )
     except (ConnectionError, ValueError) as error:
@@ -47,10 +59,35 @@ def connect(config: Config) -> Iterator[Cluster]:
             cpus=total.get("CPU", 0),
             gpus=total.get("GPU", 0),
             cores_per_node=int(max(node["Resources"].get("CPU", 1) for node in nodes)),
+            num_nodes=len(nodes),
+            accelerators=tuple(
+                sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))
+            ),
+            dashboard=context.dashboard_url or "",
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
         ray.shutdown()
+
+
+def _check_dashboard() -> None:
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ConfigError(
+            f'ray.dashboard needs more of Ray than is installed ({error}): pip install "ray[default]"'
+        ) from error
+
+
+def _metadata(config: Config) -> dict[str, str]:
+    """What the dashboard and `ray list jobs` tell of the run."""
+    return {
+        "rayqd_run": config.name,
+        "rayqd_directory": str(config.run_dir),
+        "model": config.model.name,
+        "format": f"{config.quant.format}, groups of {config.quant.group_size}",
+        "steps": str(config.learner.steps),
+    }
 
 
 def _train_environment(config: Config) -> dict[str, str]:

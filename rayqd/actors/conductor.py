@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from rayqd.actors.clients import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
+from rayqd.actors.metrics import MetricSeries
 from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.actors.quarantine import Quarantine
@@ -31,6 +32,7 @@ class Conductor:
         self._cache = CacheCounts()
         self._quarantine = Quarantine(config, self.report)
         self._events: list[Event] = []
+        self._series = MetricSeries(config.name)
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
         self._training: list[Example] = []
@@ -91,6 +93,7 @@ class Conductor:
         """Keep an event for the driver; to a step's event is added what rollouts and teachers did for it."""
         if event["event"] == "step":
             event = event | self._role_metrics(event["step"] - 1)  # sequences count their step from 0
+        self._series.record(event)
         async with self._news:
             self._events.append(event | {"time": time.time()})
             self._news.notify_all()

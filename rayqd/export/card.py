@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config
-from rayqd.config.resolved import setting_value
-from rayqd.config.settings import settings, value_text
+from rayqd.config.recipe import command_line, given_settings
+from rayqd.config.settings import value_text
 from rayqd.errors import StorageError
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
 
@@ -20,9 +18,7 @@ CARD_NAME = "README.md"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PLACES = ("model.name", "teacher.name", "data.source", "eval.source")
-_LEFT_OUT = ("name", "runs_dir")
-_LEFT_OUT_SECTIONS = ("ray.", "checkpoint.")
-_OF_TRAINING = ("quant.init", "adapter.", "distill.", "rollout.", "learner.")
+_LEFT_OUT = ("name", "runs_dir", "ray.", "checkpoint.")
 
 _LIBRARY = {"compressed-tensors": "transformers", "bitsandbytes": "transformers", "gguf": "gguf"}
 _SERVE = {
@@ -57,7 +53,7 @@ def model_card(config: Config, *, kind: str, rows: Sequence[Mapping[str, Any]] =
         f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config, command)}\n```",
         _data(config, command),
         _results(rows),
-        f"## Reproduce\n\n```bash\n{_command_line(config, command)}\n```",
+        f"## Reproduce\n\n```bash\n{command_line(_given(config, command).items(), command)}\n```",
         f"## Serve\n\n```bash\n{_SERVE[kind]}\n```",
         _NOTES.get(kind, ""),
         f"Made by rayqd {_version()}.",
@@ -109,33 +105,14 @@ def _data(config: Config, command: str) -> str:
     return f"Calibrated on the first rows of {source} that reach {config.quant.calibration_tokens:,} tokens."
 
 
-def _differing(config: Config, command: str) -> list[tuple[str, object]]:
-    """Settings that `command` heeds and that are not the default, in their order; places without the way to them."""
-    found: list[tuple[str, object]] = []
-    default = Config()
-    unheeded = _LEFT_OUT_SECTIONS if command == "distill" else (*_LEFT_OUT_SECTIONS, *_OF_TRAINING)
-    for key in settings():
-        if key in _LEFT_OUT or key.startswith(unheeded):
-            continue
-        value = setting_value(config, key)
-        if value != setting_value(default, key):
-            found.append((key, _place(value) if key in _PLACES and isinstance(value, str) else value))
-    return found
+def _given(config: Config, command: str) -> dict[str, object]:
+    """The recipe; places without the way to them."""
+    given = given_settings(config, command, _LEFT_OUT)
+    return {k: _place(v) if k in _PLACES and isinstance(v, str) else v for k, v in given.items()}
 
 
 def _recipe(config: Config, command: str) -> str:
-    return "\n".join(f"{key} = {value_text(value)}" for key, value in _differing(config, command)) or "# none"
-
-
-def _command_line(config: Config, command: str) -> str:
-    flags = [f"--{key} {shlex.quote(_flag_text(value))}" for key, value in _differing(config, command)]
-    return " \\\n  ".join([f"rayqd {command}", *flags])
-
-
-def _flag_text(value: object) -> str:
-    if isinstance(value, list):
-        return json.dumps(value)
-    return value if isinstance(value, str) else value_text(value)
+    return "\n".join(f"{key} = {value_text(value)}" for key, value in _given(config, command).items()) or "# none"
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:

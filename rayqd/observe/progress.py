@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from rayqd.observe.metrics import METRICS
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
 _BAR_WIDTH = 30
@@ -72,14 +75,21 @@ class Progress:
 
 def step_line(event: dict[str, Any], num_steps: int, eta_seconds: float | None) -> str:
     """`step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
-    rates = {role: event.get(f"{role}_tokens_per_second") for role in ("rollout", "teacher", "learner")}
-    shown = " ".join(f"{role} {rate:,.0f}" for role, rate in rates.items() if rate)
-    eta = f"  eta {duration(eta_seconds)}" if eta_seconds is not None else ""
-    retries = f"  retries {event['num_retries']}" if event.get("num_retries") else ""
-    return (
-        f"step {event['step']}/{num_steps}  loss {event['loss']:.4f}  tok/s {shown}"
-        f"  staleness {event['staleness']}{retries}{eta}"
-    )
+    eta = [f"eta {duration(eta_seconds)}"] if eta_seconds is not None else []
+    return "  ".join([f"step {event['step']}/{num_steps}", *_labelled(event), *eta])
+
+
+def _labelled(event: dict[str, Any]) -> Iterator[str]:
+    """`loss 0.1532`: the metrics that have a label; what counts something only once there is something to count."""
+    for metric in METRICS:
+        values = {role: event.get(name) for role, name in metric.fields.items()} if metric.label else {}
+        if len(values) > 1:
+            shown = " ".join(f"{role} {value:{metric.form}}" for role, value in values.items() if value)
+        else:
+            hidden = (None, 0) if metric.kind == "counter" else (None,)
+            shown = "".join(f"{value:{metric.form}}" for value in values.values() if value not in hidden)
+        if shown:
+            yield f"{metric.label} {shown}"
 
 
 def duration(seconds: float) -> str:

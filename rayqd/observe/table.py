@@ -38,9 +38,10 @@ def print_result(
         f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's",
         f"time      {duration(result['seconds']['total'])}  ({seconds})",
-        f"export    {_short(run_dir / 'export')}",
-        f"metrics   {_short(run_dir / 'metrics.jsonl')}",
-        f"result    {_short(run_dir / 'result.json')}",
+        f"export    {short_path(run_dir / 'export')}",
+        f"metrics   {short_path(run_dir / 'metrics.jsonl')}",
+        f"result    {short_path(run_dir / 'result.json')}",
+        f"report    {short_path(run_dir / 'report.html')}",
         _who_runs_it(run_dir),
     ]
     for line in lines:
@@ -49,11 +50,17 @@ def print_result(
 
 def _who_runs_it(run_dir: Path) -> str:
     form = load_config([f"@{run_dir / 'config.toml'}"]).quant.format
-    export = _short(run_dir / "export")
-    if form in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
-        return f'load it   AutoModelForCausalLM.from_pretrained("{export}")   (transformers, with bitsandbytes)'
-    return f"serve it  vllm serve {export}{'   (on a GPU)' if form == 'nvfp4' else ''}"
+    verb, command, remark = how_to_run(form, short_path(run_dir / "export"))
+    return f"{verb:8}  {command}{f'   ({remark})' if remark else ''}"
 
 
-def _short(path: Path) -> Path:
+def how_to_run(quant_format: str, export: Path) -> tuple[str, str, str]:
+    """What one does with an export, the command for it, and what to know of that."""
+    if quant_format in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
+        return "load it", f'AutoModelForCausalLM.from_pretrained("{export}")', "transformers, with bitsandbytes"
+    return "serve it", f"vllm serve {export}", "on a GPU" if quant_format == "nvfp4" else ""
+
+
+def short_path(path: Path) -> Path:
+    """`path` from here, if it lies here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

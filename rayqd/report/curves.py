@@ -1,0 +1,84 @@
+"""A run's events as charts, named and written as the metric table says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from rayqd.observe.metrics import ROLES, STUDENT, Metric, metric, samples
+from rayqd.report.chart import Line, Point, line_chart
+
+Event = Mapping[str, Any]
+
+_COLOUR = {"learner": 0, "rollout": 1, "teacher": 2, STUDENT: 0}
+_OF_LEVELS = (5, 4, 3)
+
+
+def run_charts(events: Sequence[Event], num_steps: int) -> list[Markup]:
+    """Those that have something to show; none for a run without steps."""
+    values = _values(events)
+    if not any(event["event"] == "step" for event in events):
+        return []
+    drawn = [
+        _chart(metric("loss"), values, smoothed=True),
+        _of_evaluations(values, num_steps),
+        _chart(metric("tokens_per_second"), values, from_zero=True),
+        _seconds(values),
+        _chart(metric("learning_rate"), values, from_zero=True),
+        _chart(metric("grad_norm"), values, from_zero=True, smoothed=True),
+    ]
+    if any(y for _, y in values["staleness", "learner"]):
+        drawn.append(_chart(metric("staleness"), values, from_zero=True))
+    return drawn
+
+
+Values = Mapping[tuple[str, str], list[Point]]  # by metric, and role or arm
+
+
+def _values(events: Sequence[Event]) -> Values:
+    found: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for event in events:
+        for sample in samples(event):
+            key = sample.metric.name, sample.tags.get("arm", sample.tags["role"])
+            found[key].append((event["step"], sample.value))
+    return found
+
+
+def _chart(shown: Metric, values: Values, *, from_zero: bool = False, smoothed: bool = False) -> Markup:
+    several = len(shown.fields) > 1
+    lines = [
+        Line(name=role if several else "", points=points, colour=_COLOUR[role], smoothed=smoothed)
+        for role in shown.fields
+        if (points := values.get((shown.name, role)))
+    ]
+    return line_chart(shown.title, lines, unit=shown.unit, form=shown.form, from_zero=from_zero)
+
+
+def _of_evaluations(values: Values, num_steps: int) -> Markup:
+    """The student from where its training starts, beside the arms that are not trained."""
+    shown = metric("kl_to_teacher")
+    arms = {arm: points for (name, arm), points in values.items() if name == shown.name and arm != STUDENT}
+    start = [list(arms.values())[-1][-1]] if arms else []  # training starts from the last of them
+    student = [*start, *values.get((shown.name, STUDENT), [])]
+    lines = [Line(name=STUDENT, points=student, colour=_COLOUR[STUDENT])]
+    for (arm, points), colour in zip(arms.items(), _OF_LEVELS, strict=False):
+        lines.append(Line(name=arm, points=points, colour=colour, level=True))
+    return line_chart(
+        f"{shown.title}, held out", lines, unit=shown.unit, form=shown.form, from_zero=True, steps=(0, num_steps)
+    )
+
+
+def _seconds(values: Values) -> Markup:
+    """Of a step: what each role worked, and what the learner waited."""
+    work, wait = metric("work_seconds"), metric("wait_seconds")
+    lines = [Line(name=role, points=values.get((work.name, role), []), colour=_COLOUR[role]) for role in ROLES]
+    lines.append(Line(name="learner waits", points=values.get((wait.name, "learner"), []), colour=5))
+    return line_chart("Seconds a step", list(_told(lines)), unit=work.unit, form=work.form, from_zero=True)
+
+
+def _told(lines: Sequence[Line]) -> Iterator[Line]:
+    """Without the roles that did nothing."""
+    return (line for line in lines if any(y for _, y in line.points))

@@ -1,0 +1,253 @@
+"""report.html: what a run did, on one page."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from rayqd.config import Config, to_toml
+from rayqd.config.recipe import command_line, given_settings
+from rayqd.config.settings import settings, value_text
+from rayqd.observe.metrics import arm_tag
+from rayqd.observe.progress import duration
+from rayqd.observe.table import how_to_run, short_path
+from rayqd.report import page
+from rayqd.report.chart import charts
+from rayqd.report.curves import run_charts
+from rayqd.report.page import Column, Figure
+from rayqd.report.time import busy
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """All that the page is made from; what is not there yet is left out of it."""
+
+    config: Config
+    command: str  # "distill" or "quantize"
+    events: Sequence[Row]  # rows of metrics.jsonl
+    result: Row | None  # of result.json
+    environment: Mapping[str, Any]
+    made: datetime.datetime
+
+    @property
+    def num_done(self) -> int:
+        return max((event["step"] for event in self.events), default=0)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Arms side by side: the result's, or as far as they are known, of the student its newest evaluation."""
+        if self.result:
+            return self.result["rows"]
+        return list({arm_tag(e["arm"]): e for e in self.events if e["event"] == "eval"}.values())
+
+
+def run_page(run: Run) -> str:
+    """The file's text."""
+    body = [_header(run)]
+    if run.rows:
+        body += [_figures(run)] if run.result else []
+        body.append(_results(run))
+    if drawn := run_charts(_events(run), run.config.learner.steps):
+        body.append(page.section("Training", charts(drawn), note=_how_fresh(run)))
+        body.append(_time(run))
+    body += [_commands(run), _settings(run), _environment(run)]
+    return page.page(f"{run.config.name} · rayqd", body, footer=f"Made by rayqd {_version(run)}.")
+
+
+def _header(run: Run) -> Markup:
+    config = run.config
+    form = f"{config.quant.format.upper()} in groups of {config.quant.group_size}"
+    when = f"{run.made.day} {run.made:%B %Y, %H:%M}"
+    if run.command == "quantize":
+        lead = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
+        return page.header(f"rayqd quantize · {when}", config.name, lead)
+    teacher = Path(config.teacher.name).name if config.teacher.name else "its own 16-bit self"
+    lead = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequences, {}.").format(
+        _model(config),
+        form,
+        teacher,
+        f"{config.learner.steps:,}",
+        config.learner.batch_size,
+        _written_by(config.distill.lmbda),
+    )
+    notice = ""
+    if run.result is None:
+        notice = (
+            f"Not finished: step {run.num_done:,} of {config.learner.steps:,} when this page was written. "
+            "It is written again at every evaluation and at the end."
+        )
+    return page.header(f"rayqd distill · {when}", config.name, lead, notice)
+
+
+def _written_by(lmbda: float) -> str:
+    if lmbda in (0, 1):
+        return "all written by the student" if lmbda else "all from the data"
+    return f"{lmbda:.0%} of them written by the student"
+
+
+def _figures(run: Run) -> Markup:
+    assert run.result is not None
+    teacher, *others, student = run.rows
+    shown = [
+        Figure(
+            title="KL to teacher",
+            value=f"{student['kl_to_teacher']:.4f}",
+            unit="nats",
+            beside=_against(student, others),
+        ),
+        Figure(
+            title="Perplexity",
+            value=f"{student['perplexity']:.3f}",
+            beside=f"the teacher's is {teacher['perplexity']:.3f}",
+        ),
+        Figure(
+            title="Size",
+            value=f"{student['size_bytes'] / 1e6:,.1f}",
+            unit="MB",
+            beside=f"{teacher['size_bytes'] / student['size_bytes']:.1f} times smaller than the teacher",
+        ),
+        Figure(title="Time", value=duration(run.result["seconds"]["total"]), beside=_where(run)),
+    ]
+    return page.figures(shown)
+
+
+def _against(student: Row, others: Sequence[Row]) -> str | Markup:
+    """Beside the best arm without training."""
+    if not others:
+        return ""
+    best = min(others, key=lambda row: row["kl_to_teacher"])
+    change = student["kl_to_teacher"] / best["kl_to_teacher"] - 1
+    return Markup('<span class="{}">{} %</span> against {}').format(
+        "good" if change < 0 else "bad", f"{100 * change:+.0f}".replace("-", "−"), best["arm"]
+    )
+
+
+def _results(run: Run) -> Markup:
+    widest = max(row["kl_to_teacher"] for row in run.rows)
+    titles = [Column(title=""), Column(title="KL to teacher", kind="number"), Column(title="", kind="bar")]
+    titles += [Column(title="perplexity", kind="number")]
+    rows = [
+        [row["arm"], f"{row['kl_to_teacher']:.4f}", row["kl_to_teacher"] / (widest or 1.0), f"{row['perplexity']:.3f}"]
+        for row in run.rows
+    ]
+    if run.result:
+        titles += [Column(title="bits/weight", kind="number"), Column(title="size", kind="number")]
+        for cells, row in zip(rows, run.rows, strict=True):
+            cells += [f"{row['bits_per_weight']:g}", f"{row['size_bytes'] / 1e6:,.1f} MB"]
+    note = (
+        f"{run.rows[0]['num_tokens']:,} held-out tokens; KL(teacher‖student) in nats a token, over all tokens: "
+        "0 is the teacher."
+    )
+    return page.section("Result", page.table(titles, rows, chosen=len(rows) - 1), note=note)
+
+
+def _how_fresh(run: Run) -> str:
+    steps = [event for event in run.events if event["event"] == "step"]
+    if not any(step["num_on_policy"] for step in steps):
+        return ""
+    stale = max(step["staleness"] for step in steps)
+    return (
+        "The student wrote with the learner's newest weights at every step (staleness 0)."
+        if not stale
+        else f"The student wrote with weights up to {stale} versions old."
+    )
+
+
+def _time(run: Run) -> Markup:
+    steps = [event for event in run.events if event["event"] == "step"]
+    retries = max((step.get("num_retries", 0) for step in steps), default=0)
+    total = sum(step["wait_seconds"] + step["learner_seconds"] for step in steps)
+    note = f"Of the {duration(total)} that the steps took, how long a worker of each role was busy."
+    if retries:
+        note += f" {retries} calls were asked for again because a worker died."
+    return page.section("Where the time went", busy(steps, run.config), note=note)
+
+
+def _commands(run: Run) -> Markup:
+    directory = short_path(run.config.run_dir)
+    verb, command, remark = how_to_run(run.config.quant.format, directory / "export")
+    lines = [f"{command}    # {', '.join(filter(None, [verb, remark]))}"]
+    lines += [f"rayqd eval {directory}    # measure the export again"]
+    if run.command == "distill":
+        lines += [f"rayqd export {directory} --verify    # compare it with the checkpoint, bit for bit"]
+    again = f"rayqd {run.command} @{directory / 'config.toml'} --name {run.config.name}-again"
+    flags = command_line(given_settings(run.config, run.command, ("runs_dir", "ray.")).items(), run.command)
+    return page.section(
+        "Use it, make it again",
+        page.code(_aligned(lines)),
+        page.code(again),
+        page.details("The same without its file", page.code(flags)),
+    )
+
+
+def _settings(run: Run) -> Markup:
+    given = given_settings(run.config, run.command)
+    rows = [
+        [page.inline_code(key), page.inline_code(_value(value)), page.inline_code(_value(settings()[key].default))]
+        for key, value in given.items()
+    ]
+    titles = [Column(title="setting"), Column(title="here"), Column(title="default")]
+    shown = page.table(titles, rows, tight=True) if rows else Markup("<p>Every setting has its default.</p>")
+    every = page.details("Every setting, as config.toml has them", page.code(to_toml(run.config).rstrip()))
+    return page.section("Settings that are not the default", shown, every)
+
+
+def _environment(run: Run) -> Markup:
+    machine, cluster = run.environment["machine"], run.environment.get("cluster", {})
+    about = [
+        ["processor", machine["processor"]],
+        ["cores", machine["cores"]],
+        ["memory", f"{machine['memory_gib']:g} GiB"],
+        ["system", machine["system"]],
+    ]
+    if cluster.get("gpus"):
+        about.append(["GPUs", _gpus(cluster)])
+    if cluster.get("nodes", 1) > 1:
+        about.append(["Ray cluster", f"{cluster['nodes']} nodes, {cluster['cpus']:g} CPUs"])
+    versions = [[name, number] for name, number in run.environment["versions"].items()]
+    bare = [Column(title=""), Column(title="")]
+    tables = [page.table(bare, rows, tight=True) for rows in (about, versions)]
+    return page.section("Machine and software", page.columns(*tables))
+
+
+def _events(run: Run) -> list[Row]:
+    """With what the result says of the trained student as its last evaluation."""
+    last = run.config.learner.steps
+    trained = [row for row in run.result["rows"] if row["arm"].startswith("distilled ")] if run.result else []
+    return [*run.events, *({**row, "event": "eval", "step": last} for row in trained)]
+
+
+def _where(run: Run) -> str:
+    cluster = run.environment.get("cluster", {})
+    return f"on {_gpus(cluster)}" if cluster.get("gpus") else f"on {run.environment['machine']['cores']} CPU cores"
+
+
+def _gpus(cluster: Mapping[str, Any]) -> str:
+    return f"{cluster['gpus']:g} × {', '.join(cluster.get('accelerators', [])) or 'GPU'}"
+
+
+def _model(config: Config) -> str:
+    path = Path(config.model.name)
+    return path.name if path.is_absolute() else config.model.name
+
+
+def _value(value: object) -> str:
+    return str(value) if isinstance(value, str | Path) else value_text(value)
+
+
+def _aligned(lines: Sequence[str]) -> str:
+    """Remarks under each other."""
+    parts = [line.partition("    # ") for line in lines]
+    width = max(len(command) for command, _, _ in parts)
+    return "\n".join(f"{command:{width}}  # {remark}" for command, _, remark in parts)
+
+
+def _version(run: Run) -> str:
+    return run.environment["versions"].get("rayqd", "")
