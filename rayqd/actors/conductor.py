@@ -33,6 +33,7 @@ class Conductor:
         self._quarantine = Quarantine(config, self.report)
         self._events: list[Event] = []
         self._series = MetricSeries(config.name)
+        self._step = 0
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
         self._training: list[Example] = []
@@ -40,7 +41,7 @@ class Conductor:
         self._heldout: asyncio.Task[list[ScoredRef]] | None = None
 
     def __repr__(self) -> str:
-        return f"Conductor({self._config.name})"
+        return f"Conductor({self._config.name}{f', step={self._step}' if self._step else ''})"
 
     async def train(self, placement: Placement) -> None:
         """Run the learner in Ray Train until it ends; raises what ended it."""
@@ -92,7 +93,8 @@ class Conductor:
     async def report(self, event: Event) -> None:
         """Keep an event for the driver; to a step's event is added what rollouts and teachers did for it."""
         if event["event"] == "step":
-            event = event | self._role_metrics(event["step"] - 1)  # sequences count their step from 0
+            self._step = event["step"]
+            event = event | self._role_metrics(self._step - 1)  # sequences count their step from 0
         self._series.record(event)
         async with self._news:
             self._events.append(event | {"time": time.time()})

@@ -19,6 +19,10 @@ from rayqd.types import Example, PlannedSequence, Rollout
 class RolloutActor(RolloutWorker):
     """Returns a summary and then every rollout as an object of its own, so that each travels only to who needs it."""
 
+    def __repr__(self) -> str:
+        """Ray's dashboard and log prefixes keep what it is after __init__, without a version; errors have the latest."""
+        return f"RolloutWorker({_own_name()}{f', version={self._version}' if self._version >= 0 else ''})"
+
     def write(self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights) -> Any:
         seconds, rollouts = super().write(sequences, prompts, weights)
         return (seconds, [_summary(r) for r in rollouts]), *rollouts
@@ -26,6 +30,9 @@ class RolloutActor(RolloutWorker):
 
 class TeacherActor(TeacherWorker):
     """Returns what it did and then every rollout's scores as an object of its own."""
+
+    def __repr__(self) -> str:
+        return f"TeacherWorker({_own_name()})"
 
     def score(self, *rollouts: Rollout) -> Any:
         report, scores = super().score(*rollouts)
@@ -60,6 +67,11 @@ def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) ->
     return actor.options(name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000).remote(
         config, rollouts, teachers
     )
+
+
+def _own_name() -> str:
+    """Run, role and rank of the actor that this is called in: `mine/rollout-0`."""
+    return str(ray.get_runtime_context().get_actor_name()).removeprefix("rayqd/")
 
 
 def _role(cls: type, config: Config, placement: Placement) -> Any:

@@ -5,6 +5,7 @@ Everything here returns Markup, and what is put into it is escaped unless it is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -114,7 +115,9 @@ def code(text: str) -> Markup:
 
 
 def inline_code(text: str) -> Markup:
-    return Markup("<code>{}</code>").format(text)
+    """May break behind dots, slashes and underscores, where there is no room for all of it."""
+    breakable = re.sub(r"([./_]+)(?=.)", r"\1<wbr>", str(Markup.escape(text)))
+    return Markup("<code>{}</code>").format(Markup(breakable))
 
 
 def details(summary: str, *body: Markup) -> Markup:

@@ -141,10 +141,8 @@ def _results(run: Run) -> Markup:
         titles += [Column(title="bits/weight", kind="number"), Column(title="size", kind="number")]
         for cells, row in zip(rows, run.rows, strict=True):
             cells += [f"{row['bits_per_weight']:g}", f"{row['size_bytes'] / 1e6:,.1f} MB"]
-    note = (
-        f"{run.rows[0]['num_tokens']:,} held-out tokens; KL(teacher‖student) in nats a token, over all tokens: "
-        "0 is the teacher."
-    )
+    tokens = run.rows[0]["num_tokens"]
+    note = f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary."
     return page.section("Result", page.table(titles, rows, chosen=len(rows) - 1), note=note)
 
 
@@ -173,15 +171,14 @@ def _time(run: Run) -> Markup:
 def _commands(run: Run) -> Markup:
     directory = short_path(run.config.run_dir)
     verb, command, remark = how_to_run(run.config.quant.format, directory / "export")
-    lines = [f"{command}    # {', '.join(filter(None, [verb, remark]))}"]
-    lines += [f"rayqd eval {directory}    # measure the export again"]
+    use = [(command, ", ".join(filter(None, [verb, remark]))), (f"rayqd eval {directory}", "measure the export again")]
     if run.command == "distill":
-        lines += [f"rayqd export {directory} --verify    # compare it with the checkpoint, bit for bit"]
+        use.append((f"rayqd export {directory} --verify", "compare it with the checkpoint, bit for bit"))
     again = f"rayqd {run.command} @{directory / 'config.toml'} --name {run.config.name}-again"
     flags = command_line(given_settings(run.config, run.command, ("runs_dir", "ray.")).items(), run.command)
     return page.section(
-        "Use it, make it again",
-        page.code(_aligned(lines)),
+        "Use it, make it again" if run.result else "Make it again",
+        *([page.code(_aligned(use))] if run.result else []),
         page.code(again),
         page.details("The same without its file", page.code(flags)),
     )
@@ -242,11 +239,10 @@ def _value(value: object) -> str:
     return str(value) if isinstance(value, str | Path) else value_text(value)
 
 
-def _aligned(lines: Sequence[str]) -> str:
-    """Remarks under each other."""
-    parts = [line.partition("    # ") for line in lines]
-    width = max(len(command) for command, _, _ in parts)
-    return "\n".join(f"{command:{width}}  # {remark}" for command, _, remark in parts)
+def _aligned(lines: Sequence[tuple[str, str]]) -> str:
+    """Commands, with their remarks under each other."""
+    width = max(len(command) for command, _ in lines)
+    return "\n".join(f"{command:{width}}  # {remark}" for command, remark in lines)
 
 
 def _version(run: Run) -> str:
