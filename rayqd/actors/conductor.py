@@ -25,6 +25,8 @@ Event = dict[str, Any]
 class Conductor:
     """An asynchronous actor: a method that waits keeps none of the others waiting."""
 
+    _step = 0  # optimizer steps done
+
     def __init__(self, config: Config, rollout_actors: Sequence[Any], teacher_actors: Sequence[Any]) -> None:
         self._config = config
         self._pools = {"rollout": Pool("rollout", rollout_actors), "teacher": Pool("teacher", teacher_actors)}
@@ -33,7 +35,6 @@ class Conductor:
         self._quarantine = Quarantine(config, self.report)
         self._events: list[Event] = []
         self._series = MetricSeries(config.name)
-        self._step = 0
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
         self._training: list[Example] = []

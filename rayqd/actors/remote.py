@@ -20,7 +20,7 @@ class RolloutActor(RolloutWorker):
     """Returns a summary and then every rollout as an object of its own, so that each travels only to who needs it."""
 
     def __repr__(self) -> str:
-        """Ray's dashboard and log prefixes keep what it is after __init__, without a version; errors have the latest."""
+        """Logs and Ray's dashboard keep what it is after __init__, without a version; errors have the newest."""
         return f"RolloutWorker({_own_name()}{f', version={self._version}' if self._version >= 0 else ''})"
 
     def write(self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights) -> Any:
