@@ -3,6 +3,7 @@
 import datetime
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -189,7 +190,7 @@ def test_ticks_enclose_the_values_in_few_even_steps(low: float, span: float, fro
     tolerance = 1e-6 * max(1.0, abs(low), span)
     assert found[0] <= low + tolerance
     assert found[-1] >= low + span - tolerance
-    steps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(found)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3, abs=tolerance)
 
 
