@@ -22,7 +22,7 @@ class Metric:
     name: str  # of the series, without PREFIX
     title: str  # for people
     unit: str
-    help: str
+    help: str  # ASCII: Ray takes no other
     group: str  # what it is looked at for
     fields: Mapping[str, str]  # role -> the event's field
     event: str = "step"
@@ -95,7 +95,7 @@ METRICS = (
         name="kl_to_teacher",
         title="KL to teacher",
         unit="nats a token",
-        help="KL(teacher‖student) on the held-out rows, over the full vocabulary.",
+        help="KL(teacher||student) on the held-out rows, over the full vocabulary.",
         group="Quality",
         fields=_of_learner("kl_to_teacher"),
         event="eval",

@@ -52,6 +52,16 @@ def test_the_student_is_one_series_whatever_its_evaluations_are_called() -> None
     assert finished == {"teacher", "GPTQ INT4", "student"}
 
 
+def test_ray_takes_every_metric_of_the_table() -> None:
+    """Ray refuses names and texts, and counters that do not rise, where they are made or told: no cluster is needed."""
+    from rayqd.actors.metrics import MetricSeries
+
+    series = MetricSeries("mine")
+    for event in (STEP, STEP | {"teacher_cache_hits": 3, "teacher_cache_misses": 0, "num_quarantined": 1}):
+        series.record(event)
+    series.record({"event": "checkpoint", "step": 12, "path": "somewhere"})
+
+
 def test_terminal_line_shows_trouble_only_where_there_is_some() -> None:
     calm = "step 12/24  loss 0.1532  tok/s rollout 340 teacher 1,890 learner 180  staleness 1"
     assert step_line(STEP, 24, None) == calm
