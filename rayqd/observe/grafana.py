@@ -108,7 +108,7 @@ def _panel(shown: Metric, kind: str, title: str, expression: str) -> Json:
 def _written(shown: Metric) -> Json:
     """How its values are written; Prometheus has no series of what has not happened yet."""
     nothing = {"noValue": "0"} if shown.kind == "counter" else {}
-    if shown.name == "wait_seconds":
+    if shown.name == "wait_seconds" or shown.form.endswith("%"):
         return {"unit": "percentunit", "min": 0, **nothing}
     if shown.form.endswith("f") and not shown.rate:
         return {"unit": "none", "decimals": int(shown.form[-2]), **nothing}

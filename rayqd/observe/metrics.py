@@ -28,7 +28,6 @@ class Metric:
     event: str = "step"
     kind: Literal["gauge", "counter"] = "gauge"
     counts_from: Literal["step", "start"] = "step"  # a counter's field: what this step added, or all since the start
-    optional: bool = False  # the field may be missing
     by_arm: bool = False  # one value for each arm that is compared
     rate: str = ""  # of a counter whose growth by the second says more: what that is
     label: str = ""  # before the value in the terminal's line; "" keeps it out
@@ -101,6 +100,17 @@ METRICS = (
         event="eval",
         by_arm=True,
         form=".4f",
+    ),
+    Metric(
+        name="top1_agreement",
+        title="Same top-1 as the teacher",
+        unit="share",
+        help="Share of the held-out tokens at which the likeliest token is the teacher's.",
+        group="Quality",
+        fields=_of_learner("top1_agreement"),
+        event="eval",
+        by_arm=True,
+        form=".1%",
     ),
     Metric(
         name="perplexity",
@@ -178,24 +188,22 @@ METRICS = (
         name="teacher_cache_hits",
         title="Teacher cache hits",
         unit="sequences",
-        help="Sequences whose scores were kept from an earlier reading.",
+        help="Sequences of the data whose scores were kept from an earlier reading.",
         group="Speed",
         fields={"teacher": "teacher_cache_hits"},
         kind="counter",
         rate="Teacher cache hits a second",
-        optional=True,
         form=",.0f",
     ),
     Metric(
         name="teacher_cache_misses",
         title="Teacher cache misses",
         unit="sequences",
-        help="Sequences that the teacher had to read.",
+        help="Sequences of the data that the teacher had to read.",
         group="Speed",
         fields={"teacher": "teacher_cache_misses"},
         kind="counter",
         rate="Teacher cache misses a second",
-        optional=True,
         form=",.0f",
     ),
     Metric(
@@ -233,11 +241,11 @@ METRICS = (
         name="quarantined_sequences",
         title="Quarantined sequences",
         unit="sequences",
-        help="Sequences left out of their step because nobody could make them.",
+        help="Sequences left out of their step because the teacher answered inf or nan.",
         group="Trouble",
         fields={"conductor": "num_quarantined"},
         kind="counter",
-        optional=True,
+        counts_from="start",
         label="quarantined",
         form=",.0f",
     ),

@@ -132,9 +132,15 @@ def _against(student: Row, others: Sequence[Row]) -> str | Markup:
 def _results(run: Run) -> Markup:
     widest = max(row["kl_to_teacher"] for row in run.rows)
     titles = [Column(title=""), Column(title="KL to teacher", kind="number"), Column(title="", kind="bar")]
-    titles += [Column(title="perplexity", kind="number")]
+    titles += [Column(title="same top-1", kind="number"), Column(title="perplexity", kind="number")]
     rows = [
-        [row["arm"], f"{row['kl_to_teacher']:.4f}", row["kl_to_teacher"] / (widest or 1.0), f"{row['perplexity']:.3f}"]
+        [
+            row["arm"],
+            f"{row['kl_to_teacher']:.4f}",
+            row["kl_to_teacher"] / (widest or 1.0),
+            f"{row['top1_agreement']:.1%}",
+            f"{row['perplexity']:.3f}",
+        ]
         for row in run.rows
     ]
     if run.result:
@@ -142,7 +148,10 @@ def _results(run: Run) -> Markup:
         for cells, row in zip(rows, run.rows, strict=True):
             cells += [f"{row['bits_per_weight']:g}", f"{row['size_bytes'] / 1e6:,.1f} MB"]
     tokens = run.rows[0]["num_tokens"]
-    note = f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary."
+    note = (
+        f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary; same top-1: how "
+        "often the likeliest token is the teacher's."
+    )
     return page.section("Result", page.table(titles, rows, chosen=len(rows) - 1), note=note)
 
 

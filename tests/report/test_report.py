@@ -26,10 +26,10 @@ ENVIRONMENT = {
 DENSE = {"bits_per_weight": 16.0, "size_bytes": 269_100_000, "num_tokens": 6011}
 SMALL = {"bits_per_weight": 4.25, "size_bytes": 113_200_000, "num_tokens": 6011}
 ROWS = [
-    {"arm": "teacher", "kl_to_teacher": 0.0, "perplexity": 18.457, **DENSE},
-    {"arm": "round-to-nearest INT4", "kl_to_teacher": 0.4, "perplexity": 22.035, **SMALL},
-    {"arm": "GPTQ INT4", "kl_to_teacher": 0.2, "perplexity": 20.257, **SMALL},
-    {"arm": "distilled INT4", "kl_to_teacher": 0.15, "perplexity": 19.099, **SMALL},
+    {"arm": "teacher", "kl_to_teacher": 0.0, "top1_agreement": 1.0, "perplexity": 18.457, **DENSE},
+    {"arm": "round-to-nearest INT4", "kl_to_teacher": 0.4, "top1_agreement": 0.752, "perplexity": 22.035, **SMALL},
+    {"arm": "GPTQ INT4", "kl_to_teacher": 0.2, "top1_agreement": 0.81, "perplexity": 20.257, **SMALL},
+    {"arm": "distilled INT4", "kl_to_teacher": 0.15, "top1_agreement": 0.832, "perplexity": 19.099, **SMALL},
 ]
 RESULT = {"name": "mine", "rows": ROWS, "seconds": {"total": 451.0}, "num_steps": 4, "environment": ENVIRONMENT}
 
@@ -60,7 +60,7 @@ def evaluation(number: int, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "event": "eval",
         "step": number,
-        **{k: row[k] for k in ("arm", "kl_to_teacher", "perplexity", "num_tokens")},
+        **{k: row[k] for k in ("arm", "kl_to_teacher", "top1_agreement", "perplexity", "num_tokens")},
     }
 
 
@@ -99,7 +99,7 @@ def test_a_finished_run_is_told_with_its_numbers() -> None:
     assert "KL to teacher 0.1500 nats −25 % against GPTQ INT4" in text
     assert "113.2 MB 2.4 times smaller than the teacher" in text  # 269.1 / 113.2
     assert "Time 7:31 on 2 × H100" in text
-    assert "round-to-nearest INT4 0.4000 22.035 4.25 113.2 MB" in text
+    assert "round-to-nearest INT4 0.4000 75.2% 22.035 4.25 113.2 MB" in text
     assert "6,011 held-out tokens" in text
     assert "vllm serve /somewhere/runs/mine/export" in text
     assert "3 nodes, 24 CPUs" in text
