@@ -19,10 +19,9 @@ from rayqd.observe.table import how_to_run, short_path
 from rayqd.report import page
 from rayqd.report.chart import charts
 from rayqd.report.curves import run_charts
-from rayqd.report.page import Column, Figure
+from rayqd.report.page import Column
+from rayqd.report.result import Row, arms, figures, gpus
 from rayqd.report.time import busy
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +51,8 @@ def run_page(run: Run) -> str:
     """The file's text."""
     body = [_header(run)]
     if run.rows:
-        body += [_figures(run)] if run.result else []
-        body.append(_results(run))
+        body += [figures(run.result, run.environment)] if run.result else []
+        body.append(arms(run.rows, sizes=run.result is not None))
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))
@@ -90,69 +89,6 @@ def _written_by(lmbda: float) -> str:
     if lmbda in (0, 1):
         return "all written by the student" if lmbda else "all from the data"
     return f"{lmbda:.0%} of them written by the student"
-
-
-def _figures(run: Run) -> Markup:
-    assert run.result is not None
-    teacher, *others, student = run.rows
-    shown = [
-        Figure(
-            title="KL to teacher",
-            value=f"{student['kl_to_teacher']:.4f}",
-            unit="nats",
-            beside=_against(student, others),
-        ),
-        Figure(
-            title="Perplexity",
-            value=f"{student['perplexity']:.3f}",
-            beside=f"the teacher's is {teacher['perplexity']:.3f}",
-        ),
-        Figure(
-            title="Size",
-            value=f"{student['size_bytes'] / 1e6:,.1f}",
-            unit="MB",
-            beside=f"{teacher['size_bytes'] / student['size_bytes']:.1f} times smaller than the teacher",
-        ),
-        Figure(title="Time", value=duration(run.result["seconds"]["total"]), beside=_where(run)),
-    ]
-    return page.figures(shown)
-
-
-def _against(student: Row, others: Sequence[Row]) -> str | Markup:
-    """Beside the best arm without training."""
-    if not others:
-        return ""
-    best = min(others, key=lambda row: row["kl_to_teacher"])
-    change = student["kl_to_teacher"] / best["kl_to_teacher"] - 1
-    return Markup('<span class="{}">{} %</span> against {}').format(
-        "good" if change < 0 else "bad", f"{100 * change:+.0f}".replace("-", "−"), best["arm"]
-    )
-
-
-def _results(run: Run) -> Markup:
-    widest = max(row["kl_to_teacher"] for row in run.rows)
-    titles = [Column(title=""), Column(title="KL to teacher", kind="number"), Column(title="", kind="bar")]
-    titles += [Column(title="same top-1", kind="number"), Column(title="perplexity", kind="number")]
-    rows = [
-        [
-            row["arm"],
-            f"{row['kl_to_teacher']:.4f}",
-            row["kl_to_teacher"] / (widest or 1.0),
-            f"{row['top1_agreement']:.1%}",
-            f"{row['perplexity']:.3f}",
-        ]
-        for row in run.rows
-    ]
-    if run.result:
-        titles += [Column(title="bits/weight", kind="number"), Column(title="size", kind="number")]
-        for cells, row in zip(rows, run.rows, strict=True):
-            cells += [f"{row['bits_per_weight']:g}", f"{row['size_bytes'] / 1e6:,.1f} MB"]
-    tokens = run.rows[0]["num_tokens"]
-    note = (
-        f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary; same top-1: how "
-        "often the likeliest token is the teacher's."
-    )
-    return page.section("Result", page.table(titles, rows, chosen=len(rows) - 1), note=note)
 
 
 def _how_fresh(run: Run) -> str:
@@ -214,7 +150,7 @@ def _environment(run: Run) -> Markup:
         ["system", machine["system"]],
     ]
     if cluster.get("gpus"):
-        about.append(["GPUs", _gpus(cluster)])
+        about.append(["GPUs", gpus(cluster)])
     if cluster.get("nodes", 1) > 1:
         about.append(["Ray cluster", f"{cluster['nodes']} nodes, {cluster['cpus']:g} CPUs"])
     versions = [[name, number] for name, number in run.environment["versions"].items()]
@@ -228,15 +164,6 @@ def _events(run: Run) -> list[Row]:
     last = run.config.learner.steps
     trained = [row for row in run.result["rows"] if row["arm"].startswith("distilled ")] if run.result else []
     return [*run.events, *({**row, "event": "eval", "step": last} for row in trained)]
-
-
-def _where(run: Run) -> str:
-    cluster = run.environment.get("cluster", {})
-    return f"on {_gpus(cluster)}" if cluster.get("gpus") else f"on {run.environment['machine']['cores']} CPU cores"
-
-
-def _gpus(cluster: Mapping[str, Any]) -> str:
-    return f"{cluster['gpus']:g} × {', '.join(cluster.get('accelerators', [])) or 'GPU'}"
 
 
 def _model(config: Config) -> str:
