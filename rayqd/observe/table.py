@@ -41,7 +41,7 @@ def print_result(
         f"export    {short_path(run_dir / 'export')}",
         f"metrics   {short_path(run_dir / 'metrics.jsonl')}",
         f"result    {short_path(run_dir / 'result.json')}",
-        f"report    {short_path(run_dir / 'report.html')}",
+        *([f"report    {short_path(report)}"] if (report := run_dir / "report.html").exists() else []),
         _who_runs_it(run_dir),
     ]
     for line in lines:
