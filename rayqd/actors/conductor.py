@@ -50,7 +50,11 @@ class Conductor:
 
         me = ray.get_runtime_context().current_actor
         trainer = make_trainer(self._config, me, placement, self._config.run_dir / "ray_train")
-        await asyncio.to_thread(trainer.fit)
+        series = asyncio.create_task(self._series.stay())
+        try:
+            await asyncio.to_thread(trainer.fit)
+        finally:
+            series.cancel()
 
     async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         """The rows of the run; the teacher starts on the held-out ones at once."""

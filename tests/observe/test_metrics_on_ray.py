@@ -24,12 +24,13 @@ Key = tuple[str, str, str]  # series, role, arm
 
 
 class Scraper(threading.Thread):
-    """Asks the endpoint for as long as the run takes, and keeps the last value of every series of rayqd's."""
+    """Asks the endpoint for as long as the run takes, and keeps the values of rayqd's series."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.done = threading.Event()
-        self.values: dict[Key, float] = {}
+        self.values: dict[Key, float] = {}  # the last of each
+        self.together: set[str] = set()  # the series of the last answer that told of a step
 
     def run(self) -> None:
         import ray
@@ -41,12 +42,11 @@ class Scraper(threading.Thread):
                 text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2).read().decode()
             except (OSError, ray.exceptions.RaySystemError, IndexError):
                 continue  # before the run has started Ray, or after it has ended it
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    if sample.name.startswith("ray_rayqd_"):
-                        labels = sample.labels
-                        assert labels["run"] == "tiny"
-                        self.values[sample.name, labels["role"], labels.get("arm", "")] = sample.value
+            answer = [s for family in text_string_to_metric_families(text) for s in family.samples]
+            ours = [sample for sample in answer if sample.labels.get("run") == "tiny"]
+            self.values |= {(s.name, s.labels["role"], s.labels.get("arm", "")): s.value for s in ours}
+            if names := {sample.name for sample in ours if sample.name.startswith("ray_rayqd_")}:
+                self.together = names if "ray_rayqd_step" in names else self.together
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,12 @@ def test_every_query_of_the_dashboard_names_a_series_that_the_run_exported(scrap
         "teacher",
         "learner",
     }
+
+
+def test_an_evaluation_is_told_until_the_next(scraped: tuple[Any, Scraper]) -> None:
+    """Ray forgets a gauge that is told once; this run's first evaluation is older than that at its last step."""
+    _, scraper = scraped
+    assert {"ray_rayqd_kl_to_teacher", "ray_rayqd_learning_rate"} <= scraper.together
 
 
 def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -> None:
