@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -25,13 +25,13 @@ def run_charts(events: Sequence[Event], num_steps: int) -> list[Markup]:
     drawn = [
         _chart(metric("loss"), values, smoothed=True),
         _of_evaluations(values, num_steps),
-        _chart(metric("tokens_per_second"), values, from_zero=True),
+        _chart(metric("tokens_per_second"), values, from_zero=True, smoothed=True),
         _seconds(values),
         _chart(metric("learning_rate"), values, from_zero=True),
         _chart(metric("grad_norm"), values, from_zero=True, smoothed=True),
     ]
     if any(y for _, y in values["staleness", "learner"]):
-        drawn.append(_chart(metric("staleness"), values, from_zero=True))
+        drawn.append(_chart(metric("staleness"), values, from_zero=True, smoothed=True))
     return drawn
 
 
@@ -74,11 +74,11 @@ def _of_evaluations(values: Values, num_steps: int) -> Markup:
 def _seconds(values: Values) -> Markup:
     """Of a step: what each role worked, and what the learner waited."""
     work, wait = metric("work_seconds"), metric("wait_seconds")
-    lines = [Line(name=role, points=values.get((work.name, role), []), colour=_COLOUR[role]) for role in ROLES]
-    lines.append(Line(name="learner waits", points=values.get((wait.name, "learner"), []), colour=5))
-    return line_chart("Seconds a step", list(_told(lines)), unit=work.unit, form=work.form, from_zero=True)
-
-
-def _told(lines: Sequence[Line]) -> Iterator[Line]:
-    """Without the roles that did nothing."""
-    return (line for line in lines if any(y for _, y in line.points))
+    shown = [(role, values.get((work.name, role), []), _COLOUR[role]) for role in ROLES]
+    shown.append(("learner waits", values.get((wait.name, "learner"), []), 5))
+    lines = [
+        Line(name=name, points=points, colour=colour, smoothed=True)
+        for name, points, colour in shown
+        if any(y for _, y in points)  # a role may have nothing to do
+    ]
+    return line_chart("Seconds a step", lines, unit=work.unit, form=work.form, from_zero=True)

@@ -31,8 +31,8 @@ def figures(result: Row, environment: Mapping[str, Any]) -> Markup:
         ),
         Figure(
             title="Size",
-            value=f"{student['size_bytes'] / 1e6:,.1f}",
-            unit="MB",
+            value=size_text(student["size_bytes"]).partition(" ")[0],
+            unit=size_text(student["size_bytes"]).partition(" ")[2],
             beside=f"{teacher['size_bytes'] / student['size_bytes']:.1f} times smaller than the teacher",
         ),
         Figure(title="Time", value=duration(result["seconds"]["total"]), beside=_where(environment)),
@@ -67,15 +67,19 @@ def arms(rows: Sequence[Row], *, sizes: bool) -> Markup:
         for row in rows
     ]
     if sizes:
-        titles += [Column(title="bits/weight", kind="number"), Column(title="size", kind="number")]
+        titles += [Column(title=Markup("bits/<wbr>weight"), kind="number"), Column(title="size", kind="number")]
         for line, row in zip(cells, rows, strict=True):
-            line += [f"{row['bits_per_weight']:g}", f"{row['size_bytes'] / 1e6:,.1f} MB"]
+            line += [f"{row['bits_per_weight']:g}", size_text(row["size_bytes"])]
     tokens = rows[0]["num_tokens"]
     note = (
         f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary; "
         "same top-1 says how often the likeliest token is the teacher's."
     )
     return page.section("Result", page.table(titles, cells, chosen=len(rows) - 1), note=note)
+
+
+def size_text(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _where(environment: Mapping[str, Any]) -> str:
