@@ -53,6 +53,7 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert [(row["event"], row["arm"]) for row in metrics] == [("eval", arm) for arm in arms[1:]]
     assert "what 4 bits cost" in output
     assert "vllm serve" in output
+    assert f"{ours['kl_to_teacher']:.4f}" in (run_dir / "report.html").read_text()
 
     measured = evaluate(run_dir, config, Console(file=io.StringIO()))
     assert measured["model"]["kl_to_teacher"] == pytest.approx(ours["kl_to_teacher"], rel=1e-3)
