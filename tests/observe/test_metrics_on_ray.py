@@ -146,3 +146,11 @@ def test_the_run_left_a_report_of_itself(scraped: tuple[Any, Scraper]) -> None:
     kept = json.loads((result.run_dir / "result.json").read_text())["environment"]
     assert kept["versions"]["ray"] in page
     assert kept["cluster"]["nodes"] == 1
+
+
+def test_logs_are_prefixed_with_run_role_and_rank(scraped: tuple[Any, Scraper]) -> None:
+    """Ray writes an actor's repr into its log: the prefix of its lines, the dashboard's Repr."""
+    result, _ = scraped
+    logs = "".join(file.read_text() for file in (result.run_dir / "logs").glob("worker-*.out"))
+    for name in ("RolloutWorker(tiny/rollout-0)", "TeacherWorker(tiny/teacher-0)", "Conductor(tiny)"):
+        assert f":actor_name:{name}\n" in logs
