@@ -88,6 +88,7 @@ def test_every_form_that_says_all_gives_the_exact_divergence(
     leaf = states[0].double().requires_grad_()
     expected = reference(leaf @ heads[0].double().t(), states[1] @ heads[1].t(), beta, temperature)
     expected.sum().backward()
+    assert leaf.grad is not None
     scale = expected.detach().abs().max()
     assert (loss - expected.detach()).abs().max() <= tolerance * scale
     assert (gradient - leaf.grad).abs().max() <= tolerance * leaf.grad.abs().max()
