@@ -1,13 +1,15 @@
 """Distil a language model into its own INT4 self.
 
 result = rayqd.distill(rayqd.Config(name="mine", model={"name": "smollm2-135m"}, quant={"group_size": 64}))
+result.kl_to_teacher, result.export_dir, result.metrics()
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayqd.config import Config
-    from rayqd.run import Result, distill
+    from rayqd.result import Result
+    from rayqd.run import distill
 
 __all__ = ["Config", "Result", "distill"]
 
@@ -18,8 +20,12 @@ def __getattr__(name: str) -> Any:
         from rayqd.config import Config
 
         return Config
-    if name in ("Result", "distill"):
-        import rayqd.run
+    if name == "Result":
+        from rayqd.result import Result
 
-        return getattr(rayqd.run, name)
+        return Result
+    if name == "distill":
+        from rayqd.run import distill
+
+        return distill
     raise AttributeError(f"module 'rayqd' has no attribute {name!r}")

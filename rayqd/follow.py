@@ -8,7 +8,7 @@ from typing import Any
 from rayqd.actors.roles import Roles
 from rayqd.config import Config
 from rayqd.errors import PlacementError
-from rayqd.observe.progress import Progress, duration
+from rayqd.observe.progress import Progress, duration, eval_line
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.report.write import Report
 
@@ -61,8 +61,7 @@ class Follower:
 
     def _on_eval(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
-        kl, perplexity = event["kl_to_teacher"], event["perplexity"]
-        self._progress.say(f"{event['arm']}: KL to teacher {kl:.4f}, perplexity {perplexity:.3f}")
+        self._progress.say(eval_line(event))
         self._report.write()
 
     def _on_step(self, event: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.observe.environment import environment
-from rayqd.observe.progress import Progress
+from rayqd.observe.last_words import last_words
+from rayqd.observe.progress import Progress, eval_line, headline
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import Checked, check, load_data, summary
@@ -49,8 +50,9 @@ def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
         result = run_dir.result
         if result is None:
             run_dir.forget_metrics_after(-1)
-            result = _Quantizing(config, run_dir, console).run()
-            run_dir.finish(result)
+            with last_words(run_dir.path):
+                result = _Quantizing(config, run_dir, console).run()
+                run_dir.finish(result)
             Report(config, "quantize", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
@@ -72,7 +74,7 @@ class _Quantizing:
         config, quant = self._config, self._config.quant
         began = time.monotonic()
         with self._progress as progress:
-            progress.say(f"{config.name}: {config.model.name} to {quant.format.upper()}, groups of {quant.group_size}")
+            progress.say(headline(config))
             progress.status("checking model and configuration")
             checked = check(config, trains=False)
             training, heldout_rows = load_data(checked, config)
@@ -133,8 +135,9 @@ class _Quantizing:
         arm = arm_name(method, self._config.quant)
         with self._timed("evaluation", f"measuring {arm}"):
             fidelity = heldout.student(student)
-        self._run_dir.append({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity), "time": time.time()})
-        self._progress.say(f"{arm}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}")
+        event = {"event": "eval", "step": 0, "arm": arm, **asdict(fidelity), "time": time.time()}
+        self._run_dir.append(event)
+        self._progress.say(eval_line(event))
         return fidelity
 
     def _exported(

@@ -8,8 +8,6 @@ check what can be checked ─► start Ray ─► start every role at once ─�
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,22 +19,15 @@ from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.follow import Follower
 from rayqd.observe.environment import environment
-from rayqd.observe.progress import Progress
+from rayqd.observe.last_words import last_words
+from rayqd.observe.progress import Progress, headline
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
 from rayqd.report.write import Report
+from rayqd.result import Result
 
 _GOODBYE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a finished run leaves."""
-
-    run_dir: Path
-    export_dir: Path
-    rows: list[dict[str, Any]]  # one a model: teacher, round-to-nearest, distilled
 
 
 def distill(config: Config, console: Console | None = None, *, make_engine: MakeEngine | None = None) -> Result:
@@ -51,8 +42,9 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
     try:
         result = run_dir.result
         if result is None:
-            result = _run(config, run_dir, console, make_engine)
-            run_dir.finish(result)
+            with last_words(run_dir.path):
+                result = _run(config, run_dir, console, make_engine)
+                run_dir.finish(result)
             Report(config, "distill", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
@@ -66,9 +58,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
 def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: MakeEngine | None) -> dict[str, Any]:
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
-        progress.say(
-            f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
-        )
+        progress.say(headline(config))
         progress.status("checking model and configuration")
         training, heldout = load_data(check(config), config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")

@@ -19,6 +19,7 @@ class Command:
     run: Callable[[Sequence[str]], int]  # takes the words after the command, returns the exit code
     operand: str = ""  # what stands before the settings
     details: str = ""
+    takes_settings: bool = True
 
 
 def operand(arguments: Arguments, command: str, what: str) -> Path:
@@ -32,6 +33,16 @@ def operand(arguments: Arguments, command: str, what: str) -> Path:
     if not path.exists():
         raise ConfigError(missing(path))
     return path
+
+
+def words_alone(words: Sequence[str], command: str, at_most: int | None = None) -> list[str]:
+    """`words` of a command without settings; ConfigError at a file, a flag, or more words than `at_most`."""
+    for word in words:
+        if word.startswith(("-", "@")):
+            raise ConfigError(f'unexpected argument "{word}": rayqd {command} takes no settings')
+    if at_most is not None and len(words) > at_most:
+        raise ConfigError(f'unexpected argument "{words[at_most]}": rayqd {command} takes {at_most or "none"}')
+    return list(words)
 
 
 def settings_of_run(path: Path) -> list[Path]:

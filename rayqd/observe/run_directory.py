@@ -65,7 +65,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=0.2, poll_interval=0.02)  # `rayqd runs` may be touching it, for an instant
         except Timeout:
             raise RunError(f"{self.path} is in use: this run is going on in another process") from None
         except OSError as error:

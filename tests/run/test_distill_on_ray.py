@@ -20,6 +20,7 @@ from rayqd.config.resolved import to_toml
 from rayqd.engines.fake import FakeEngine
 from rayqd.errors import ConfigError, PlacementError, RunError
 from rayqd.run import distill
+from rayqd.runs.record import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -67,6 +68,14 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
     assert "vllm serve" in output
+    assert read_run(result.run_dir).state == "finished"
+
+    assert result.metrics() == [
+        json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result.kl_to_teacher == {row["arm"]: row["kl_to_teacher"] for row in (rounded, distilled)}
+    kl = {arm: round(value, 4) for arm, value in result.kl_to_teacher.items()}
+    assert repr(result) == f"Result(name='tiny', kl_to_teacher={kl})"
 
     again, output = run(config)
     assert "has finished already" in output
@@ -104,6 +113,7 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     assert "Traceback" not in output
     assert not (interrupted.run_dir / "result.json").exists()
     assert processes_of(interrupted.name) == []
+    assert read_run(interrupted.run_dir).state == "stopped"
 
     resumed, output = run(interrupted)
     assert "resuming after step" in output
@@ -128,6 +138,8 @@ def test_an_error_in_a_worker_is_one_clear_line(tiny_config: Any) -> None:
 
     with pytest.raises(ConfigError, match=r"^the engine does not like this$"):
         distill(config, Console(file=io.StringIO()), make_engine=Broken)
+    record = read_run(config.run_dir)
+    assert (record.state, record.error, record.exit_code) == ("failed", "the engine does not like this", 2)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

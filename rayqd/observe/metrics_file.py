@@ -1,0 +1,51 @@
+"""`metrics.jsonl` as others than the run itself read it, also while it is being written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+_NAME = "metrics.jsonl"
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, oldest first; none where there is no such file."""
+    return MetricsTail(run_dir).new_rows()
+
+
+class MetricsTail:
+    """The rows that came since the last look."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = run_dir / _NAME
+        self._inode = 0
+        self._offset = 0
+        self._num_seen = 0
+
+    def new_rows(self) -> list[dict[str, Any]]:
+        """Rows whose line is complete. A line that is no JSON, as a full disk may leave one, is passed over."""
+        try:
+            stream = self._file.open("rb")
+        except FileNotFoundError:
+            return []
+        num_known = 0
+        with stream:
+            inode = os.fstat(stream.fileno()).st_ino
+            if inode != self._inode:  # a resumed run writes a new file, which begins with the rows that it keeps
+                self._inode, self._offset, num_known = inode, 0, self._num_seen
+            stream.seek(self._offset)
+            whole, newline, _ = stream.read().rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        rows = [row for line in whole.split(b"\n") for row in _parsed(line)]
+        self._num_seen = len(rows) if self._offset == len(whole) + len(newline) else self._num_seen + len(rows)
+        return rows[num_known:]
+
+
+def _parsed(line: bytes) -> list[dict[str, Any]]:
+    with contextlib.suppress(ValueError):
+        row = json.loads(line)
+        return [row] if isinstance(row, dict) else []
+    return []

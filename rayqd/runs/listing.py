@@ -1,0 +1,107 @@
+"""`rayqd runs`: the runs of a directory, newest first."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rayqd.errors import RunError
+from rayqd.runs.record import RunRecord, read_run
+
+_STYLES = {"running": "green", "failed": "red", "stopped": "yellow", "unfinished": "yellow"}
+
+
+def list_runs(directory: Path, *, as_json: bool = False, console: Console | None = None) -> None:
+    """Prints the runs in `directory`, and those one level deeper, where sweeps keep theirs."""
+    records = find_runs(directory)
+    if as_json:
+        print(json.dumps([fields(record) for record in records], indent=2))
+        return
+    console = console or plain_console()
+    if not records:
+        console.print(f"no runs in {directory}", markup=False, highlight=False, soft_wrap=True)
+        return
+    console.print(_table(records, time.time()))
+    for record in records:
+        if text := record.error or record.problem:
+            console.print(f"{record.name}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def find_runs(directory: Path) -> list[RunRecord]:
+    """The runs in `directory` and one level deeper, or the one that it is; the last to change first.
+
+    Raises RunError where there is no such directory.
+    """
+    if not directory.is_dir():
+        raise RunError(f"{directory} is no directory: rayqd runs DIR lists the runs in DIR, which runs_dir sets")
+    if (directory / "config.toml").is_file():
+        return [read_run(directory)]
+    files = [*directory.glob("*/config.toml"), *directory.glob("*/*/config.toml")]
+    records = [read_run(file.parent, str(file.parent.relative_to(directory))) for file in files]
+    return sorted(records, key=lambda record: record.updated, reverse=True)
+
+
+def fields(record: RunRecord) -> dict[str, Any]:
+    """A run for programs; what is not known is null."""
+    config, arms = record.config, record.arms
+    return {
+        "name": record.name,
+        "path": str(record.path),
+        "command": record.command,
+        "state": record.state,
+        "error": record.error or None,
+        "step": record.step if record.trains else None,
+        "num_steps": record.num_steps if record.trains else None,
+        "first_arm": arms[0]["arm"] if arms else None,
+        "first_kl_to_teacher": arms[0]["kl_to_teacher"] if arms else None,
+        "last_arm": arms[-1]["arm"] if arms else None,
+        "last_kl_to_teacher": arms[-1]["kl_to_teacher"] if arms else None,
+        "model": config.model.name if config else None,
+        "format": config.quant.format if config else None,
+        "group_size": config.quant.group_size if config else None,
+        "updated": record.updated,
+    }
+
+
+def plain_console() -> Console:
+    """A console whose tables are as wide as they need to be where no terminal sets a limit."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def _table(records: Sequence[RunRecord], now: float) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("RUN", "STATE", "STEP", "KL TO TEACHER", "MODEL", "FORMAT", "UPDATED"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis" if heading in ("RUN", "MODEL") else "ignore")
+    for record in records:
+        config = record.config
+        table.add_row(
+            record.name,
+            f"[{_STYLES[record.state]}]{record.state}" if record.state in _STYLES else record.state,
+            f"{record.step}/{record.num_steps}" if record.trains and config else "-",
+            _kl(record),
+            Path(config.model.name).name if config else "?",
+            f"{config.quant.format} g{config.quant.group_size}" if config else "?",
+            f"{age(now - record.updated)} ago",
+        )
+    return table
+
+
+def _kl(record: RunRecord) -> str:
+    """The first measurement and the last."""
+    values = [f"{arm['kl_to_teacher']:.4f}" for arm in record.arms]
+    return " → ".join(values[:1] + values[1:][-1:]) or "-"
+
+
+def age(seconds: float) -> str:
+    """75 -> "1 min", 7300 -> "2 h"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
