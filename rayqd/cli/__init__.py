@@ -11,7 +11,20 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from rayqd.cli import bench, config, dashboard, distill, doctor, evaluate, export, quantize
+from rayqd.cli import (
+    bench,
+    compare,
+    completion,
+    config,
+    dashboard,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    quantize,
+    runs,
+    watch,
+)
 from rayqd.cli.command import Command
 from rayqd.config.help import settings_help
 from rayqd.errors import ConfigError, RayqdError
@@ -68,13 +81,15 @@ def _version() -> str:
 
 
 def _help() -> str:
-    lines = [f"  {command.name:10}{command.text}" for command in COMMANDS.values()]
+    lines = [f"  {command.name:12}{command.text}" for command in COMMANDS.values()]
     return "\n".join([HEADER, "Commands:", *lines, "", EXAMPLES])
 
 
 def _command_help(command: Command) -> str:
     usage = f"rayqd {command.name} {command.operand}".rstrip()
     about = f"{command.text}\n{command.details}".rstrip()
+    if not command.takes_settings:
+        return f"usage: {usage}\n\n{about}"
     return f"usage: {usage} [@file.toml ...] [--section.field VALUE ...]\n\n{about}\n\n{SYNTAX}\n{settings_help()}"
 
 
@@ -101,7 +116,18 @@ Settings come from TOML files and from flags; later files win over earlier ones,
 --section.field VALUE and --section.field=VALUE are alike, and so are group-size and group_size.
 Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alone turns on, --no- turns off."""
 
-COMMANDS = {
-    module.COMMAND.name: module.COMMAND
-    for module in (distill, quantize, evaluate, export, bench, dashboard, config, doctor)
-}
+MODULES = (
+    distill,
+    quantize,
+    evaluate,
+    export,
+    runs,
+    watch,
+    compare,
+    bench,
+    dashboard,
+    config,
+    doctor,
+    completion,
+)
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}

@@ -37,8 +37,17 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["distill", "--help"], ["config", f"@{ROOT}/configs/quickstart.toml"]])
-def test_help_and_config_load_nothing_heavy(argv):
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["distill", "--help"],
+        ["config", f"@{ROOT}/configs/quickstart.toml"],
+        ["runs", str(ROOT / "configs")],
+        ["completion", "bash"],
+    ],
+)
+def test_what_needs_no_model_loads_nothing_heavy(argv):
     program = (
         "import json, sys\nfrom rayqd.cli import main\n"
         f"assert main({argv!r}) == 0\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
@@ -57,10 +66,10 @@ def test_python_dash_m_is_the_same_command():
 def test_top_level_help_names_every_command(argv, capsys):
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert all(f"  {command.name:10}{command.text}\n" in out for command in COMMANDS.values())
+    assert all(f"  {command.name:12}{command.text}\n" in out for command in COMMANDS.values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.takes_settings])
 def test_help_of_a_command_tells_every_setting_and_its_text_and_default(command, capsys):
     assert main([command, "--help"]) == 0
     out = words(capsys.readouterr().out)
@@ -68,6 +77,16 @@ def test_help_of_a_command_tells_every_setting_and_its_text_and_default(command,
         assert setting.text
         assert f"--{setting.key}" in out
         assert words(f"{setting.text} [{setting.must_be}; default ") in out
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.takes_settings])
+def test_a_command_without_settings_lists_none_and_refuses_them(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "--seed" not in capsys.readouterr().out
+    for word in ("--seed", "@a.toml"):
+        assert main([command, word, "1"]) == 2
+        line = f'rayqd: error: unexpected argument "{word}": rayqd {command} takes no settings\n'
+        assert capsys.readouterr().err == line
 
 
 def test_config_prints_toml_with_the_flag_in_it(capsys):
