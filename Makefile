@@ -3,6 +3,7 @@
 # make test         all tests                    make test-fast   those without processes and real models
 # make check        what CI runs: lint, types, import contracts, all tests
 # make requirements write requirements/cpu.txt again from what .venv holds
+# make docs         write docs/configuration.md again from the settings
 # make clean        remove caches and builds; .venv and runs/ stay
 
 PYTHON ?=
@@ -10,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check lint types contracts requirements clean
+.PHONY: help setup quickstart test test-fast check lint types contracts requirements docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,10 @@ contracts: setup
 requirements: setup
 	$(BIN)/python requirements/pin.py > requirements/cpu.txt.new
 	mv requirements/cpu.txt.new requirements/cpu.txt
+
+docs: setup
+	$(BIN)/python -m rayqd config --markdown > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -45,7 +45,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{key}: {value_text(before)} -> {value_text(after)}"
         for key, setting in settings().items()
-        if _has_effect(setting) and (before := setting_value(old, key)) != (after := setting_value(new, key))
+        if has_effect(setting) and (before := setting_value(old, key)) != (after := setting_value(new, key))
     ]
 
 
@@ -74,5 +74,6 @@ def setting_value(config: Config, key: str) -> object:
     return value
 
 
-def _has_effect(setting: Setting) -> bool:
+def has_effect(setting: Setting) -> bool:
+    """Whether another value gives another result, so that a run cannot be resumed with it."""
     return setting.key not in WITHOUT_EFFECT and not setting.key.startswith(SECTIONS_WITHOUT_EFFECT)

@@ -1,0 +1,70 @@
+"""docs/configuration.md: the reference of every setting, from the texts in config.sections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rayqd.config.resolved import has_effect
+from rayqd.config.settings import Group, Setting, groups, value_text
+
+_HEAD = """\
+# Configuration
+
+<!-- `make docs` writes this page from rayqd/config/sections; a test fails where the two differ. -->
+
+Every setting can stand in a TOML file, which the command line names as `@file.toml`, or be a flag. Later files win over
+earlier ones, flags over files:
+
+```toml
+# mine.toml
+name = "mine"
+
+[quant]
+format = "nf4"
+double_quant = true
+```
+
+```bash
+rayqd config @configs/gpu.toml @mine.toml --learner.lr 1e-4 --no-quant.double_quant
+```
+
+`rayqd config` prints what that comes to. `--section.field VALUE` and `--section.field=VALUE` are alike, and so are
+`group-size` and `group_size`. Lists are `A,B` or `'["A", "B"]'`; what may be unset takes `none`. A switch alone turns on,
+`--no-section.field` turns off. An unknown key or a wrong value is refused in one line with the nearest right one.
+
+A run keeps all of its settings in `config.toml` of its directory, and the same settings resume it. Others are refused,
+except for those marked ↻: they change where and how fast it runs, not what comes out.
+"""
+
+
+def settings_markdown() -> str:
+    """The whole page."""
+    return "\n".join([_HEAD, *(line for group in groups() for line in _section(group))]) + "\n"
+
+
+def _section(group: Group) -> Iterator[str]:
+    yield f"## `[{group.name}]`" if group.name else "## The run itself"
+    yield ""
+    yield group.text
+    yield ""
+    yield "| setting | default | must be | |"
+    yield "| --- | --- | --- | --- |"
+    for setting in group.settings:
+        cells = (f"`{setting.key}`{'' if has_effect(setting) else ' ↻'}", _default(setting), _must_be(setting))
+        yield f"| {' | '.join((*cells, _cell(setting.text)))} |"
+    yield ""
+
+
+def _default(setting: Setting) -> str:
+    return "none" if setting.default is None else f"`{value_text(setting.default)}`"
+
+
+def _must_be(setting: Setting) -> str:
+    if setting.choices:
+        return ", ".join([*(f"`{choice}`" for choice in setting.choices), *(["none"] if setting.optional else [])])
+    kind, form, pattern = setting.must_be.partition(" of the form ")
+    return _cell(f"{kind}{form}`{pattern}`" if form else kind)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
