@@ -29,8 +29,8 @@ rayqd config @configs/gpu.toml @mine.toml --learner.lr 1e-4 --no-quant.double_qu
 ```
 
 `rayqd config` prints what that comes to. `--section.field VALUE` and `--section.field=VALUE` are alike, and so are
-`group-size` and `group_size`. Lists are `A,B` or `'["A", "B"]'`; what may be unset takes `none`. A switch alone turns on,
-`--no-section.field` turns off. An unknown key or a wrong value is refused in one line with the nearest right one.
+`group-size` and `group_size`. Lists are `A,B` or `'["A", "B"]'`; what may be unset takes `none`. A switch alone turns
+on, `--no-section.field` turns off. An unknown key or a wrong value is refused in one line with the nearest right one.
 
 A run keeps all of its settings in `config.toml` of its directory, and the same settings resume it. Others are refused,
 except for those marked ↻: they change where and how fast it runs, not what comes out.

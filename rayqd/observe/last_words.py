@@ -40,8 +40,9 @@ def read_last_words(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _words_on(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, KeyboardInterrupt):
-        return {"state": "stopped", "error": "", "exit_code": _STOPPED_EXIT_CODE}
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # Ray turns a SIGTERM into the latter
+        code = getattr(error, "code", None)
+        return {"state": "stopped", "error": "", "exit_code": code if isinstance(code, int) else _STOPPED_EXIT_CODE}
     text = " ".join(str(error).split())
     if isinstance(error, RayqdError):
         return {"state": "failed", "error": text, "exit_code": error.exit_code}

@@ -53,7 +53,7 @@ def comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
             "name": record.name,
             "path": str(record.path),
             "state": record.state,
-            "rows": (record.result or {}).get("rows") or record.arms,
+            "rows": record.rows,
             "seconds": (record.result or {}).get("seconds"),
         }
         for record in records
@@ -74,7 +74,7 @@ def differing_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
 def notes(records: Sequence[RunRecord]) -> list[str]:
     """What a reader of the numbers must know."""
     found = [f"{r.name} is {r.state}: its last numbers are those of step {r.step}" for r in records if not r.result]
-    yardsticks = {(row["num_tokens"], row["perplexity"]) for r in records for row in _rows(r) if row["arm"] == "teacher"}
+    yardsticks = {(row["num_tokens"], row["perplexity"]) for r in records for row in r.rows if row["arm"] == "teacher"}
     if len(yardsticks) > 1:
         found.append("measured on different held-out text or against different teachers: these KLs do not compare")
     return found + [f"{r.name}: {r.problem}" for r in records if r.problem]
@@ -94,9 +94,12 @@ def _blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
     differing = {key: [value_text(v) for v in values] for key, values in differing_settings(records).items()}
     if differing:
         yield Block(title="settings that differ", lines=differing)
-    yield Block(title="KL to teacher", lines=_by_arm(records, "kl_to_teacher", "{:.4f}", without="teacher"), least_is_best=True)
+    yield Block(
+        title="KL to teacher", lines=_by_arm(records, "kl_to_teacher", "{:.4f}", without="teacher"), least_is_best=True
+    )
+    yield Block(title="same top-1", lines=_by_arm(records, "top1_agreement", "{:.1%}", without="teacher"))
     yield Block(title="perplexity", lines=_by_arm(records, "perplexity", "{:.3f}"))
-    last = [(_rows(record) or [{}])[-1] for record in records]
+    last = [(record.rows or [{}])[-1] for record in records]
     results = [record.result or {} for record in records]
     yield Block(
         title="size and time",
@@ -104,18 +107,14 @@ def _blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
             "bits/weight": [_text(row.get("bits_per_weight"), "{:g}") for row in last],
             "size": [f"{row['size_bytes'] / 1e6:,.1f} MB" if "size_bytes" in row else "-" for row in last],
             "steps": [str(record.step) if record.trains else "-" for record in records],
-            "time": [duration(result["seconds"]["total"]) if result else "-" for result in results],
+            "time": [duration(result["seconds"]["total"]) if "seconds" in result else "-" for result in results],
         },
     )
 
 
-def _rows(record: RunRecord) -> list[dict[str, Any]]:
-    return record.result["rows"] if record.result else record.arms
-
-
 def _by_arm(records: Sequence[RunRecord], key: str, form: str, without: str = "") -> dict[str, list[str]]:
     """A line for each arm that some run has, in the order of the runs."""
-    by_run = [{row["arm"]: row[key] for row in _rows(record) if row["arm"] != without} for record in records]
+    by_run = [{row["arm"]: row.get(key) for row in record.rows if row["arm"] != without} for record in records]
     arms = dict.fromkeys(arm for rows in by_run for arm in rows)
     return {arm: [_text(rows.get(arm), form) for rows in by_run] for arm in arms}
 

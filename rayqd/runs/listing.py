@@ -41,7 +41,9 @@ def find_runs(directory: Path) -> list[RunRecord]:
     if not directory.is_dir():
         raise RunError(f"{directory} is no directory: rayqd runs DIR lists the runs in DIR, which runs_dir sets")
     if (directory / "config.toml").is_file():
-        return [read_run(directory)]
+        itself = read_run(directory)
+        if itself.command != "sweep":
+            return [itself]
     files = [*directory.glob("*/config.toml"), *directory.glob("*/*/config.toml")]
     records = [read_run(file.parent, str(file.parent.relative_to(directory))) for file in files]
     return sorted(records, key=lambda record: record.updated, reverse=True)

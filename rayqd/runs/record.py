@@ -26,7 +26,7 @@ class RunRecord:
 
     path: Path
     name: str  # its path below the directory that was listed: "quickstart", "a-sweep/trial-3"
-    command: str  # distill, or quantize
+    command: str  # that has it: distill, quantize, ...
     state: State
     error: str  # what ended a failed run, in one line; else ""
     exit_code: int | None  # what its command returned; None where that is not known
@@ -38,7 +38,7 @@ class RunRecord:
 
     @property
     def trains(self) -> bool:
-        return self.command != "quantize"
+        return self.command == "distill"
 
     @property
     def step(self) -> int:
@@ -51,11 +51,19 @@ class RunRecord:
         return self.config.learner.steps if self.config else None
 
     @property
-    def arms(self) -> list[dict[str, Any]]:
-        """What was measured of students, oldest first: `{"arm", "kl_to_teacher", "perplexity", ...}`."""
+    def rows(self) -> list[dict[str, Any]]:
+        """The result's rows, the teacher first; before there is a result, what was measured of the student so far.
+
+        Each has `arm`, `kl_to_teacher`, `perplexity`. Sweeps and the like have none.
+        """
         if self.result is not None:
-            return [row for row in self.result["rows"] if row["arm"] != "teacher"]
+            return self.result.get("rows", [])
         return [row for row in self.metrics if row.get("event") == "eval"]
+
+    @property
+    def arms(self) -> list[dict[str, Any]]:
+        """What was measured of students, oldest first."""
+        return [row for row in self.rows if row["arm"] != "teacher"]
 
 
 def read_run(path: Path, name: str = "") -> RunRecord:

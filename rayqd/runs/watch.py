@@ -66,8 +66,11 @@ def _show(row: dict[str, Any], progress: Progress) -> None:
 
 def _tell_end(record: RunRecord, console: Console) -> int:
     """The result, or why there is none."""
-    if record.result is not None:
+    if record.rows and record.result is not None:
         print_result(console, record.result, record.path.absolute(), title="the result")
+        return 0
+    if record.result is not None:
+        console.print(f"{record.name} has finished", markup=False, highlight=False, soft_wrap=True)
         return 0
     where = f"{record.name} at step {record.step}" if record.trains else record.name
     if record.state == "failed":

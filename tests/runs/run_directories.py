@@ -25,7 +25,7 @@ def finished_run(runs_dir: Path, name: str, kl: float, num_tokens: int = 50, **s
 
 
 def eval_row(arm: str, kl: float, step: int = 0) -> dict[str, Any]:
-    return {"event": "eval", "step": step, "arm": arm, "kl_to_teacher": kl, "perplexity": 10 + kl, "num_tokens": 50}
+    return {"event": "eval", "step": step, "arm": arm, **_fidelity(kl, num_tokens=50)}
 
 
 def step_row(step: int) -> dict[str, Any]:
@@ -37,10 +37,16 @@ def step_row(step: int) -> dict[str, Any]:
 
 
 def result_of(name: str, kl: float, num_tokens: int = 50) -> dict[str, Any]:
-    size = {"bits_per_weight": 4.25, "size_bytes": 1_000_000, "num_tokens": num_tokens}
+    arms = {"teacher": 0.0, "round-to-nearest INT4": 0.5, "distilled INT4": kl}
     rows = [
-        {"arm": "teacher", "kl_to_teacher": 0.0, "perplexity": 10.0, **size},
-        {"arm": "round-to-nearest INT4", "kl_to_teacher": 0.5, "perplexity": 10.5, **size},
-        {"arm": "distilled INT4", "kl_to_teacher": kl, "perplexity": 10 + kl, **size},
+        {"arm": arm, **_fidelity(value, num_tokens), "bits_per_weight": 4.25, "size_bytes": 1_000_000}
+        for arm, value in arms.items()
     ]
     return {"name": name, "rows": rows, "seconds": {"total": 61.0}, "num_steps": 4}
+
+
+def _fidelity(kl: float, num_tokens: int) -> dict[str, Any]:
+    return {
+        "kl_to_teacher": kl, "total_variation": kl / 2, "top1_agreement": 1 - kl, "perplexity": 10 + kl,
+        "num_tokens": num_tokens,
+    }  # fmt: skip

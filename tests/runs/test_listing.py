@@ -50,6 +50,7 @@ def test_a_run_that_goes_on_is_running_and_looking_at_it_does_not_disturb_it(run
         (ModelError("no\n  such model"), "failed", "no such model", 1),
         (KeyError("step"), "failed", "KeyError: 'step'", 1),
         (KeyboardInterrupt(), "stopped", "", 130),
+        (SystemExit(15), "stopped", "", 15),
     ],
 )
 def test_what_broke_a_run_off_is_kept(
@@ -154,6 +155,19 @@ def test_metrics_that_are_cut_off_in_the_middle_of_a_row_are_read_up_to_it(runs_
 def test_one_run_may_be_named_itself(runs_dir: Path) -> None:
     finished_run(runs_dir, "one", 0.1)
     assert [record.name for record in find_runs(runs_dir / "one")] == ["one"]
+
+
+def test_a_sweep_is_listed_with_its_runs_and_opens_to_them(runs_dir: Path) -> None:
+    sweep = open_run(runs_dir, "grid", "sweep")
+    finished_run(runs_dir / "grid", "trial-0", 0.1)
+    sweep.finish({"best": "trial-0"})
+    sweep.close()
+    assert {record.name: record.state for record in find_runs(runs_dir)} == {
+        "grid": "finished",
+        "grid/trial-0": "finished",
+    }
+    assert [record.name for record in find_runs(runs_dir / "grid")] == ["trial-0"]
+    assert main(["watch", str(runs_dir / "grid")]) == main(["runs"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from run_directories import eval_row, finished_run, open_run, result_of, step_ro
 from rayqd.cli import main
 from rayqd.errors import ModelError
 from rayqd.observe.last_words import last_words
+from rayqd.observe.progress import step_line
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.runs.record import is_running
 from rayqd.runs.watch import watch
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def watched(run: RunDirectory, acts: Iterator[Callable[[], object]]) -> tuple[int, list[str]]:
-    """The exit code and the lines that the watcher prints while, between its looks, the run does one act after another."""
+    """The watcher's exit code and lines; the run does one act after another between its looks."""
     output = io.StringIO()
     code = watch(run.path, Console(file=output, width=160), sleep=lambda seconds: next(acts)())
     return code, [line.rstrip() for line in output.getvalue().splitlines()]
@@ -40,14 +41,11 @@ def test_a_run_is_followed_from_its_first_row_to_its_result(tmp_path: Path) -> N
     acts = iter([lambda: run.append(step_row(1)), lambda: (run.append(step_row(2)), run.append(step_row(3))), end])
     code, lines = watched(run, acts)
     assert code == 0
+    expected = [step_line(step_row(step), 4, eta) for step, eta in ((1, 30.0), (2, 20.0), (3, 10.0), (4, 0.0))]
     assert lines[:6] == [
         "one: Qwen/Qwen3-4B-Instruct-2507 to INT4, groups of 64",
         "round-to-nearest INT4: KL to teacher 0.5000, perplexity 10.500",
-        # ten seconds a step
-        "step 1/4  loss 1.0000  tok/s learner 180  staleness 0  eta 0:30",
-        "step 2/4  loss 0.5000  tok/s learner 180  staleness 0  eta 0:20",
-        "step 3/4  loss 0.3333  tok/s learner 180  staleness 0  eta 0:10",
-        "step 4/4  loss 0.2500  tok/s learner 180  staleness 0  eta 0:00",
+        *expected,  # ten seconds a step
     ]
     assert any("distilled INT4" in line and "0.1250" in line for line in lines[6:])
 
@@ -95,7 +93,9 @@ def test_the_exit_code_and_the_last_line_are_those_of_the_run(
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_a_run_that_was_killed_is_told_from_one_that_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_killed_is_told_from_one_that_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = open_run(tmp_path, "one")
     assert watched(run, iter([run.close]))[0] == 1
     assert "has ended without a word" in capsys.readouterr().err
@@ -133,7 +133,12 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line(
-    words: list[str], code: int, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["watch", *words]) == code
