@@ -19,7 +19,7 @@ from rayqd.runs.listing import plain_console
 from rayqd.runs.record import RunRecord, find_run, read_run
 
 _OF_THE_RUN_ITSELF = ("name", "runs_dir")  # always differ, and say nothing
-_WIDEST_COLUMN = 36  # characters; longer values take several lines
+_LONGEST_VALUE = 28  # characters of a setting; of longer ones, which are paths, the end is shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
-    differing = {key: [value_text(v) for v in values] for key, values in differing_settings(records).items()}
+    differing = {key: [_setting_text(v) for v in values] for key, values in differing_settings(records).items()}
     if differing:
         yield Block(title="settings that differ", lines=differing)
     yield Block(
@@ -119,6 +119,11 @@ def _by_arm(records: Sequence[RunRecord], key: str, form: str, without: str = ""
     return {arm: [_text(rows.get(arm), form) for rows in by_run] for arm in arms}
 
 
+def _setting_text(value: object) -> str:
+    text = value if isinstance(value, str) else value_text(value)
+    return text if len(text) <= _LONGEST_VALUE else f"…{text[1 - _LONGEST_VALUE :]}"
+
+
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
@@ -130,7 +135,7 @@ def _that_fit(records: Sequence[RunRecord], blocks: Sequence[Block], width: int)
     taken = left
     for i, record in enumerate(records):
         texts = [record.name, *(texts[i] for block in blocks for texts in block.lines.values())]
-        column = min(max(map(len, texts)), _WIDEST_COLUMN) + 2
+        column = max(map(len, texts)) + 2
         if portion and taken + column > width:
             yield portion
             portion, taken = [], left
@@ -143,7 +148,7 @@ def _table(portion: Sequence[int], records: Sequence[RunRecord], blocks: Sequenc
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for i in portion:
-        table.add_column(Text(records[i].name), justify="right", overflow="fold", max_width=_WIDEST_COLUMN)
+        table.add_column(Text(records[i].name), justify="right", no_wrap=True)
     for block in blocks:
         table.add_row(Text(block.title, style="bold"))
         numbers = [text for texts in block.lines.values() for text in texts if text != "-"]

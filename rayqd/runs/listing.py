@@ -79,8 +79,9 @@ def plain_console() -> Console:
 
 def _table(records: Sequence[RunRecord], now: float) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("RUN", "STATE", "STEP", "KL TO TEACHER", "MODEL", "FORMAT", "UPDATED"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis" if heading in ("RUN", "MODEL") else "ignore")
+    for heading in ("RUN", "STATE", "STEP", "KL TO TEACHER", "MODEL", "FORMAT", "AGE"):
+        # Where the terminal is too narrow, names give way first.
+        table.add_column(heading, no_wrap=heading not in ("RUN", "MODEL"), overflow="ellipsis")
     for record in records:
         config = record.config
         table.add_row(
@@ -90,7 +91,7 @@ def _table(records: Sequence[RunRecord], now: float) -> Table:
             _kl(record),
             Path(config.model.name).name if config else "?",
             f"{config.quant.format} g{config.quant.group_size}" if config else "?",
-            f"{age(now - record.updated)} ago",
+            age(now - record.updated),
         )
     return table
 

@@ -56,7 +56,7 @@ def readers_directory(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
     """Where a reader stands who has followed the README: every stand-in there is.
 
     path/to/model       a random model of two layers that takes 4096 tokens
-    prompts.jsonl       300 rows
+    prompts.jsonl       160 rows
     configs/            the repository's; quickstart.toml, however, is of that model and those rows
     runs/quickstart     a finished run of it, although made by `rayqd quantize`
     """

@@ -33,7 +33,7 @@ def test_results_stand_under_their_run_and_settings_that_are_shared_do_not_stand
     assert compared("lora", str(runs / "full")) == [
         ["lora", "full"],
         ["settings that differ"],
-        ["adapter.kind", '"lora"', '"none"'],
+        ["adapter.kind", "lora", "none"],
         ["learner.lr", "5e-06", "1e-05"],
         ["KL to teacher"],
         ["round-to-nearest INT4", "0.5000", "0.5000"],
@@ -65,6 +65,13 @@ def test_more_runs_than_the_width_holds_are_put_below_each_other(
     assert [name for heading in headings for name in heading] == names
     values = [value for line in lines if line[0] == "distilled INT4" and "0." in line[1] for value in line[1:]]
     assert values[: len(headings[0])] == [f"{i / 8:.4f}" for i in range(len(headings[0]))]
+
+
+def test_of_a_long_path_the_end_is_shown(compared: Any, tmp_path: Path) -> None:
+    finished_run(tmp_path / "runs", "a", 0.25, model={"name": "/a/folder/with/a/long/name/model-a"})
+    finished_run(tmp_path / "runs", "b", 0.25, model={"name": "model-b"})
+    # 28 characters with the ellipsis
+    assert ["model.name", "…er/with/a/long/name/model-a", "model-b"] in compared("a", "b")
 
 
 def test_a_run_that_goes_on_shows_what_it_has_and_is_marked(compared: Any, tmp_path: Path) -> None:

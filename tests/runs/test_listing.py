@@ -102,10 +102,10 @@ def test_the_list_is_a_line_a_run_newest_first_with_runs_of_sweeps(
     assert main(["runs"]) == 0
     heading, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     trial.close()
-    assert heading == ["RUN", "STATE", "STEP", "KL", "TO", "TEACHER", "MODEL", "FORMAT", "UPDATED"]
-    assert lines[0][:-3] == ["a-sweep/trial-3", "running", "1/4", "0.2500", "Qwen3-4B-Instruct-2507", "nvfp4", "g16"]
-    assert lines[1][:-3] == ["old", "finished", "4/4", "0.5000", "→", "0.1250", "Qwen3-4B-Instruct-2507", "int4", "g64"]
-    assert lines[1][-2:] == ["d", "ago"]
+    assert heading == ["RUN", "STATE", "STEP", "KL", "TO", "TEACHER", "MODEL", "FORMAT", "AGE"]
+    assert lines[0][:-2] == ["a-sweep/trial-3", "running", "1/4", "0.2500", "Qwen3-4B-Instruct-2507", "nvfp4", "g16"]
+    assert lines[1][:-2] == ["old", "finished", "4/4", "0.5000", "→", "0.1250", "Qwen3-4B-Instruct-2507", "int4", "g64"]
+    assert lines[1][-1] == "d"
 
 
 def test_json_tells_programs_the_same(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
