@@ -22,7 +22,9 @@ from rayqd.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MARKERS = ("needs a GPU", "needs a cloud", "needs a network", "minutes")
+MARKERS = (
+    "needs a GPU", "needs a cluster", "needs a cloud", "needs a network", "needs another program", "minutes",
+)  # fmt: skip
 
 _SHELLS = ("bash", "sh", "shell", "console")
 _BEFORE_A_COMMAND = {"do", "then", "else", "!", "time", "nohup", "exec", "env", "sudo", "$"}

@@ -8,7 +8,8 @@ Beyond that, a ```bash block is run, in the order of its page, where a reader wo
 stand-ins for the model, the rows, the run and the settings that pages speak of). A block that cannot be run there says
 why, in the line that opens it or in a comment that is its first line, with one of these phrases:
 
-    ```bash needs a GPU          ```bash needs a cloud          ```bash needs a network          ```bash minutes
+    ```bash needs a GPU          ```bash needs a cluster        ```bash needs a cloud
+    ```bash needs a network      ```bash needs another program  ```bash minutes
 
 Nothing of README.md is run: it tells of real models throughout.
 """
