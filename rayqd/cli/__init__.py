@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from rayqd.cli import bench, config, dashboard, distill, doctor, evaluate, export, quantize
+from rayqd.cli import bench, config, dashboard, distill, doctor, evaluate, export, quantize, sweep
 from rayqd.cli.command import Command
 from rayqd.config.help import settings_help
 from rayqd.errors import ConfigError, RayqdError
@@ -103,5 +103,5 @@ Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alo
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
-    for module in (distill, quantize, evaluate, export, bench, dashboard, config, doctor)
+    for module in (distill, quantize, sweep, evaluate, export, bench, dashboard, config, doctor)
 }

@@ -81,25 +81,36 @@ def drawn(over: Over, num: int, seed: int) -> list[Trial]:
     random = np.random.default_rng(seed)
     found: dict[str, dict[str, Any]] = {}
     for _ in range(_MOST_DRAWS * num):
-        values = {key: rounded(domain.sample(random_state=random), over[key]) for key, domain in domains.items()}
+        values = settings_at({key: domain.sample(random_state=random) for key, domain in domains.items()}, over)
         found.setdefault(repr(values), values)
         if len(found) == num:
             break
     return [Trial(number=number, settings=values) for number, values in enumerate(found.values(), 1)]
 
 
-def rounded(value: Any, dimension: Sequence[Any] | Span) -> Any:
-    """A number drawn from a range, to three digits: names are to be read, and no result hangs on the fourth."""
-    if not isinstance(dimension, Span):
-        return value
-    if dimension.integer:
-        return int(value)
-    return min(max(float(f"{value:.3g}"), float(dimension.low)), float(dimension.high))
-
-
 def tune_space(over: Over) -> dict[str, Domain]:
-    """The same space in Ray Tune's words, by dotted name."""
+    """The space in Ray Tune's words, by dotted name; of a list the position is drawn, which can always be compared."""
     return {key: _domain(dimension) for key, dimension in over.items()}
+
+
+def settings_at(point: Mapping[str, Any], over: Over) -> dict[str, Any]:
+    """The settings at a point of `tune_space`. What lies in a range gets three digits, for names are to be read."""
+    return {key: _value_at(point[key], dimension) for key, dimension in over.items()}
+
+
+def point_of(settings: Mapping[str, Any], over: Over) -> dict[str, Any]:
+    """The point of `tune_space` where `settings` are."""
+    return {
+        key: value if isinstance(over[key], Span) else list(over[key]).index(value) for key, value in settings.items()
+    }
+
+
+def _value_at(drawn: Any, dimension: Sequence[Any] | Span) -> Any:
+    if not isinstance(dimension, Span):
+        return dimension[drawn]
+    if dimension.integer:
+        return int(drawn)
+    return min(max(float(f"{drawn:.3g}"), float(dimension.low)), float(dimension.high))
 
 
 def _domain(dimension: Sequence[Any] | Span) -> Domain:
@@ -111,7 +122,7 @@ def _domain(dimension: Sequence[Any] | Span) -> Domain:
         case Span(low=low, high=high, log=log):
             return (tune.loguniform if log else tune.uniform)(float(low), float(high))
         case _:
-            return tune.choice(list(dimension))
+            return tune.choice(list(range(len(dimension))))
 
 
 def _ends(dimension: Sequence[Any] | Span) -> list[Any]:
