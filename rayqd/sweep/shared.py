@@ -13,8 +13,9 @@ Key = Hashable
 
 def teacher_key(config: Config) -> Key:
     """Equal for two trials just when one teacher can serve both."""
-    model = config.model
-    return (model.name, model.revision, model.dtype, config.teacher.model_dump_json())
+    model, teacher = config.model, config.teacher
+    temperature = None if teacher.payload == "hidden" else config.distill.temperature  # what others send depends on it
+    return (model.name, model.revision, model.dtype, teacher.model_dump_json(), temperature)
 
 
 def data_key(config: Config) -> Key:
