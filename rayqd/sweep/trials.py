@@ -44,9 +44,9 @@ def value_label(value: object) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as `value`; what is below a thousandth as 1e-4."""
+    """The shortest text that reads back as `value`; what is below a hundredth as 1e-4."""
     shortest = Decimal(repr(value)).normalize()
-    return f"{shortest:e}" if 0 < abs(value) < 1e-3 else f"{shortest:f}"
+    return f"{shortest:e}" if 0 < abs(value) < 1e-2 else f"{shortest:f}"
 
 
 def _plain(text: str) -> str:

@@ -78,7 +78,8 @@ def _flag_value(flag: Flag) -> object:
             return json.loads(flag.text)
         except ValueError:
             return flag.text
-    return [parsed(word.strip(), settings()[key]) for word in flag.text.split(",") if word.strip()]
+    words = [word.strip() for word in flag.text.split(",") if word.strip()]
+    return [word if word == "none" else parsed(word, settings()[key]) for word in words]  # TOML has no other none
 
 
 def _sweep(own: Sequence[Assignment], config: Config) -> Sweep:
