@@ -21,6 +21,7 @@ from rayqd.data import ExampleSet
 from rayqd.follow import Follower
 from rayqd.observe.progress import Progress
 from rayqd.observe.run_directory import STOPPED_EARLY, RunDirectory
+from rayqd.sweep.inherit import inherit_start
 
 Evaluation = dict[str, Any]  # "step", "kl_to_teacher", "perplexity"; "done" with the last one
 
@@ -56,6 +57,7 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
     began = time.monotonic()
     with (run_dir.path / "log.txt").open("a") as log, Progress(Console(file=log), config.learner.steps) as progress:
         run_dir.link_logs(means.cluster.log_dir)
+        inherit_start(config, run_dir)
         roles = Roles(config, means.cluster, means.make_engine, placement=means.placement, teachers=means.teachers)
         try:
             roles.set_data(*means.data)
@@ -92,4 +94,4 @@ def _evaluation(step: int, found: dict[str, Any]) -> Evaluation:
 
 
 def _row(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: event[name] for name in ("arm", "kl_to_teacher", "perplexity", "num_tokens")}
+    return {name: value for name, value in event.items() if name not in ("event", "step", "time")}

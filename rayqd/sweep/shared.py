@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 from rayqd.config import Config
 
-Key = Hashable
+Key = tuple[object, ...]
 
 
 def teacher_key(config: Config) -> Key:

@@ -164,7 +164,7 @@ def test_every_combination_of_a_grid_and_both_ends_of_a_range_must_be_settings()
 
 def test_a_sweep_file_of_the_repository_holds_values_that_the_settings_take():
     for path in sorted((Path(__file__).parents[2] / "tune").glob("*.toml")):
-        if "[sweep]" in path.read_text():
+        if "[sweep" in path.read_text():
             config = load_sweep([f"@{path}"])
             check_values(config)
             assert num_trials(config.sweep) > 1
