@@ -22,6 +22,7 @@ from rayqd.preflight import check
 from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.outcome import Outcome, best_of
+from rayqd.sweep.report import write_page
 from rayqd.sweep.room import concurrency, placement_beside
 from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import Suggestions
@@ -99,6 +100,7 @@ def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[
     best = best_of(outcomes, study.sweep.metric)
     if best:
         (directory.path / "best.toml").write_text(best_toml(study, best))
+    write_page(study, outcomes, directory.path)
     print_outcomes(console, study, outcomes, directory.path)
     return result
 

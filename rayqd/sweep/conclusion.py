@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rayqd.config import to_toml
 from rayqd.observe.progress import duration
+from rayqd.observe.table import short_path
 from rayqd.sweep.outcome import Outcome, best_of, by_metric
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import short_labels, value_label
@@ -60,8 +61,8 @@ def print_outcomes(console: Console, study: Study, outcomes: Sequence[Outcome], 
     lines.append(f"teacher   {teacher['seconds']:,.0f} s, loading included{kept}")
     best = best_of(outcomes, study.sweep.metric)
     if best:
-        lines.append(f"best      {best.trial.name}: rayqd distill @{_short(path / 'best.toml')}")
-    lines += [f"report    {_short(path / 'report.html')}", f"result    {_short(path / 'result.json')}"]
+        lines.append(f"best      {best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}")
+    lines += [f"report    {short_path(path / 'report.html')}", f"result    {short_path(path / 'result.json')}"]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -97,7 +98,3 @@ def _table(study: Study, outcomes: Sequence[Outcome]) -> Table:
             outcome.state,
         )
     return table
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -12,6 +12,7 @@ from rayqd.actors.failures import unwrapped
 from rayqd.errors import ConfigError
 from rayqd.observe.progress import Progress
 from rayqd.sweep.directory import SweepDirectory
+from rayqd.sweep.report import write_page
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Trial
 
@@ -71,6 +72,7 @@ class Telling(Callback):
         self._running.pop(number, None)
         self._num_ended += 1
         self._progress.say(f"{line}  ({self._num_ended} of {self._study.num_trials} done)")
+        write_page(self._study, self._directory.outcomes(), self._directory.path)
         self._status()
 
     def _status(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +15,7 @@ from rayqd.config import to_toml
 from rayqd.config.sections.sweep import Span
 from rayqd.config.sweep import sweep_toml
 from rayqd.observe.progress import duration
+from rayqd.observe.table import short_path
 from rayqd.report import page
 from rayqd.report.chart import charts
 from rayqd.report.page import Figure
@@ -68,6 +70,15 @@ def sweep_page(shown: Page) -> str:
         styles=own.joinpath("sweep.css").read_text(),
         scripts=own.joinpath("sweep.js").read_text(),
     )
+
+
+def write_page(study: Study, outcomes: Sequence[Outcome], directory: Path) -> None:
+    """report.html in `directory`, in place of the one before."""
+    made = datetime.datetime.now().astimezone()
+    text = sweep_page(Page(study=study, outcomes=outcomes, directory=short_path(directory), made=made))
+    aside = directory / ".report.html.partial"
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, directory / "report.html")
 
 
 def _header(shown: Page) -> Markup:
