@@ -17,6 +17,7 @@ from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.config.sweep import SweepConfig
 from rayqd.errors import RunError
+from rayqd.observe.environment import environment
 from rayqd.observe.progress import Progress
 from rayqd.preflight import check
 from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
@@ -88,6 +89,7 @@ def _run(
                     "cluster": cluster,
                     "placement": placement,
                     "make_engine": make_engine,
+                    "environment": environment(cluster.summary),
                 },
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from rayqd.data import ExampleSet
 from rayqd.follow import Follower
 from rayqd.observe.progress import Progress
 from rayqd.observe.run_directory import STOPPED_EARLY, RunDirectory
+from rayqd.report.write import Report
 from rayqd.sweep.inherit import inherit_start
 
 Evaluation = dict[str, Any]  # "step", "kl_to_teacher", "perplexity"; "done" with the last one
@@ -37,6 +38,7 @@ class Means:
     placement: Placement
     teachers: list[Any]
     data: tuple[ExampleSet, ExampleSet]  # training and held out
+    environment: Mapping[str, Any]  # machine, cluster and versions, for the records
     make_engine: MakeEngine | None
 
 
@@ -61,7 +63,8 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
         roles = Roles(config, means.cluster, means.make_engine, placement=means.placement, teachers=means.teachers)
         try:
             roles.set_data(*means.data)
-            follower = Follower(roles, config, run_dir, progress)
+            report = Report(config, "distill", means.environment)
+            follower = Follower(roles, config, run_dir, progress, report)
             follower.until("ready")
             events = _kept(run_dir.metrics)
             try:
@@ -74,11 +77,14 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
                 step = events[-1]["step"]
                 rows = [*(e for e in events if e["step"] == 0), events[-1]]
                 result = follower.result([_row(row) for row in rows], step, time.monotonic() - began)
-                run_dir.finish(result | {STOPPED_EARLY: {"step": step, "of": config.learner.steps}})
+                told = {STOPPED_EARLY: {"step": step, "of": config.learner.steps}, "environment": means.environment}
+                run_dir.finish(result | told)
                 raise
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = follower.result(event["rows"], config.learner.steps, time.monotonic() - began)
-            run_dir.finish(result | {"export": str(run_dir.path / "export")})
+            result |= {"export": str(run_dir.path / "export"), "environment": means.environment}
+            run_dir.finish(result)
+            report.write(result)
         finally:
             roles.end()
 

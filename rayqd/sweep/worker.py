@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import ray
@@ -26,11 +26,14 @@ class TrialWorker(tune.Trainable):
         cluster: Cluster,
         placement: Placement,
         make_engine: MakeEngine | None,
+        environment: Mapping[str, Any],
     ) -> None:
         """`config["run"]` is the trial's Config as plain values; `shared` an actor of `Shared`."""
         self._run_config = Config.model_validate(config["run"])
         self._shared = shared
-        self._means = {"cluster": cluster, "placement": placement, "make_engine": make_engine}
+        self._means = {
+            "cluster": cluster, "placement": placement, "make_engine": make_engine, "environment": environment
+        }  # fmt: skip
         self._evaluations = self._go()
 
     def step(self) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def test_a_resumed_scheduler_stops_what_the_first_one_would_have_stopped():
 
 
 def cluster(cpus: float, gpus: float = 0) -> Cluster:
-    return Cluster(cpus=cpus, gpus=gpus, cores_per_node=int(cpus), log_dir=None)
+    return Cluster(
+        cpus=cpus, gpus=gpus, cores_per_node=int(cpus), num_nodes=1, accelerators=(), dashboard="", log_dir=None
+    )
 
 
 OFF_POLICY = config(4, distill={"lmbda": 0.0})  # a teacher and a learner
