@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rayqd.actors.roles import Roles
@@ -16,10 +17,11 @@ _POLL_SECONDS = 0.5
 
 
 class Follower:
-    """Shows and keeps what happens, until the learner has finished."""
+    """Shows and keeps what happens in a run."""
 
     def __init__(self, roles: Roles, config: Config, run_dir: RunDirectory, progress: Progress, report: Report) -> None:
         self._roles = roles
+        self._config = config
         self._report = report
         self._run_dir = run_dir
         self._progress = progress
@@ -27,27 +29,42 @@ class Follower:
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
         self._num_seen = 0
-        self.learner_seconds = 0.0
+        self._start_seconds: dict[str, float] = {}
+        self._learner_seconds = 0.0
 
-    def until_finished(self) -> dict[str, Any]:
-        """The learner's last event, which carries the result's rows."""
+    def until(self, *kinds: str) -> dict[str, Any]:
+        """The next event of one of `kinds`, once everything before it is shown and kept; "finished" is a run's last."""
         try:
             while True:
                 self._look_at_starting_roles()
-                if finished := self._take_events(_POLL_SECONDS):
-                    return finished
+                if event := self._take_events(_POLL_SECONDS, kinds):
+                    return event
         except KeyboardInterrupt:
             # A checkpoint may be there of steps not heard of yet; a resumed run will not do them again.
             self._take_events(timeout_seconds=0.1)
             raise
 
-    def _take_events(self, timeout_seconds: float) -> dict[str, Any] | None:
+    def result(self, rows: list[dict[str, Any]], num_steps: int, total_seconds: float) -> dict[str, Any]:
+        """What a run of `num_steps` leaves: the arms' rows, and the seconds of each role's work and start."""
+        seconds = {"total": total_seconds, **self._roles.seconds(), "learner": self._learner_seconds}
+        return {
+            "name": self._config.name,
+            "rows": rows,
+            "seconds": {role: round(value, 1) for role, value in seconds.items()},
+            "start_seconds": {role: round(value, 1) for role, value in self._start_seconds.items()},
+            "num_steps": num_steps,
+        }
+
+    def _take_events(self, timeout_seconds: float, kinds: Sequence[str] = ()) -> dict[str, Any] | None:
         for event in self._roles.events(self._num_seen, timeout_seconds):
             self._num_seen += 1
-            if event["event"] == "finished":
-                return event
             getattr(self, f"_on_{event['event']}")(event)
+            if event["event"] in kinds:
+                return event
         return None
+
+    def _on_finished(self, event: dict[str, Any]) -> None:
+        """Carries the result's rows, which nobody needs to see before all is done."""
 
     def _on_ready(self, event: dict[str, Any]) -> None:
         self._learner_ready = True
@@ -66,7 +83,7 @@ class Follower:
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
-        self.learner_seconds += event["learner_seconds"]
+        self._learner_seconds += event["learner_seconds"]
         self._progress.step(event)
 
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
@@ -84,6 +101,7 @@ class Follower:
     def _look_at_starting_roles(self) -> None:
         for name, seconds in self._roles.newly_ready().items():
             self._progress.say(f"{name} ready after {seconds:.0f} s")
+            self._start_seconds[name] = seconds
         waited = time.monotonic() - self._began
         unplaced = self._roles.unplaced()
         if unplaced and waited > self._timeout_seconds:

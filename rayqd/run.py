@@ -21,7 +21,7 @@ from rayqd.follow import Follower
 from rayqd.observe.environment import environment
 from rayqd.observe.last_words import last_words
 from rayqd.observe.progress import Progress, headline
-from rayqd.observe.run_directory import RunDirectory
+from rayqd.observe.run_directory import STOPPED_EARLY, RunDirectory
 from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
 from rayqd.report.write import Report
@@ -41,7 +41,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
-        if result is None:
+        if result is None or STOPPED_EARLY in result:
             with last_words(run_dir.path):
                 result = _run(config, run_dir, console, make_engine)
                 run_dir.finish(result)
@@ -71,14 +71,7 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
             roles = Roles(config, cluster, make_engine)
             roles.set_data(training, heldout)
             follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
-            finished = follower.until_finished()
+            finished = follower.until("finished")
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            seconds = {"total": time.monotonic() - began, **roles.seconds(), "learner": follower.learner_seconds}
-    return {
-        "name": config.name,
-        "rows": finished["rows"],
-        "seconds": {role: round(value, 1) for role, value in seconds.items()},
-        "num_steps": config.learner.steps,
-        "export": str(run_dir.path / "export"),
-        "environment": made_with,
-    }
+            result = follower.result(finished["rows"], config.learner.steps, time.monotonic() - began)
+    return result | {"export": str(run_dir.path / "export"), "environment": made_with}

@@ -80,7 +80,7 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
             resources_per_worker=_resources(placement),
         ),
         run_config=train.RunConfig(
-            name=f"{config.name}-{time.time_ns()}",
+            name=f"{config.run_dir.name}-{time.time_ns()}",
             storage_path=str(storage),
             worker_runtime_env={"env_vars": placement.environment},
         ),

@@ -15,6 +15,8 @@ from rayqd.config import Config
 from rayqd.pipeline import RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout
 
+ANYWHERE = "DEFAULT"  # not in the placement group of a trial of Ray Tune's, which has room for its driver alone
+
 
 class RolloutActor(RolloutWorker):
     """Returns a summary and then every rollout as an object of its own, so that each travels only to who needs it."""
@@ -64,9 +66,9 @@ def start_teachers(config: Config, placement: Placement) -> list[Any]:
 
 def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) -> Any:
     actor: Any = ray.remote(Conductor)
-    return actor.options(name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000).remote(
-        config, rollouts, teachers
-    )
+    return actor.options(
+        name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000, scheduling_strategy=ANYWHERE
+    ).remote(config, rollouts, teachers)
 
 
 def _own_name() -> str:
@@ -81,6 +83,7 @@ def _role(cls: type, config: Config, placement: Placement) -> Any:
         max_restarts=-1,
         max_task_retries=0,
         runtime_env={"env_vars": placement.environment},
+        scheduling_strategy=ANYWHERE,
     )(cls)
 
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
-from rayqd.actors.placement import place
+from rayqd.actors.placement import Placement, place
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
 from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
@@ -17,18 +17,31 @@ from rayqd.data import ExampleSet
 
 
 class Roles:
-    """Rollout workers, teachers, conductor and learner; each loads its model while the others do."""
+    """Rollout workers, teachers, conductor and learner; each loads its model while the others do.
 
-    def __init__(self, config: Config, cluster: Cluster, make_engine: MakeEngine | None = None) -> None:
-        placement = place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
+    Runs beside each other are told their `placement`, and the `teachers` that they share; those stay when a run ends.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        cluster: Cluster,
+        make_engine: MakeEngine | None = None,
+        *,
+        placement: Placement | None = None,
+        teachers: list[Any] | None = None,
+    ) -> None:
+        placement = placement or place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
         rollouts = start_rollouts(config, placement, make_engine)
-        teachers = start_teachers(config, placement)
+        own_teachers = start_teachers(config, placement) if teachers is None else []
+        teachers = teachers or own_teachers
         actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
         self._starting = {actor.start.remote(): name for name, actor in actors.items()}
         self.conductor = start_conductor(config, rollouts, teachers)
         self._training = self.conductor.train.remote(placement)
+        self._own = [self.conductor, *rollouts, *own_teachers]
 
     def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         ray.get(self.conductor.set_data.remote(training, heldout))
@@ -67,6 +80,11 @@ class Roles:
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Let Ray Train close its books."""
         ray.wait([self._training], timeout=timeout_seconds)
+
+    def end(self) -> None:
+        """End the processes of this run, where Ray lives on; Ray Train's end with the conductor, which owns them."""
+        for actor in self._own:
+            ray.kill(actor)
 
     def _raise_learner_failure(self) -> None:
         try:

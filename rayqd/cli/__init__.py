@@ -23,6 +23,7 @@ from rayqd.cli import (
     export,
     quantize,
     runs,
+    sweep,
     watch,
 )
 from rayqd.cli.command import Command
@@ -119,6 +120,7 @@ Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alo
 MODULES = (
     distill,
     quantize,
+    sweep,
     evaluate,
     export,
     runs,

@@ -5,25 +5,23 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from rayqd.config.settings import Setting, groups, value_text
+from rayqd.config.settings import Group, Setting, groups, value_text
 
 
 def settings_help(width: int = 100) -> str:
     """Every setting with its text, what it must be, and its default."""
-    return "\n".join(_lines(width))
+    return "\n".join(line for group in groups() for line in group_help(group, width))
 
 
-def _lines(width: int) -> Iterator[str]:
-    for group in groups():
-        yield ""
-        yield f"{group.name or 'run'}: {group.text}" if group.text else group.name
-        for setting in group.settings:
-            yield f"  {_usage(setting)}"
-            about = f"{setting.text} [{setting.must_be}; default {value_text(setting.default)}]"
-            indent = " " * 6
-            yield from textwrap.wrap(
-                about, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-            )
+def group_help(group: Group, width: int = 100) -> Iterator[str]:
+    """The lines of one section, after an empty one."""
+    yield ""
+    yield f"{group.name or 'run'}: {group.text}" if group.text else group.name
+    for setting in group.settings:
+        yield f"  {_usage(setting)}"
+        about = f"{setting.text} [{setting.must_be}; default {value_text(setting.default)}]"
+        indent = " " * 6
+        yield from textwrap.wrap(about, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _usage(setting: Setting) -> str:

@@ -43,8 +43,17 @@ def load_config(argv_parts: Sequence[str]) -> Config:
 
 def config_of(arguments: Arguments, before: Sequence[Path] = ()) -> Config:
     """The Config of arguments already read; the files `before` count as the earliest ones."""
+    return resolve(assignments(arguments, before))
+
+
+def assignments(arguments: Arguments, before: Sequence[Path] = ()) -> list[Assignment]:
+    """What the files say and then what the flags say, unchecked."""
     given = [each for path in [*before, *arguments.files] for each in _from_file(path)]
-    given += [_from_flag(flag) for flag in arguments.flags]
+    return given + [_from_flag(flag) for flag in arguments.flags]
+
+
+def resolve(given: Sequence[Assignment]) -> Config:
+    """The Config of `given`, of which later ones win. Raises ConfigError as `load_config` does."""
     problems = [problem for each in given if (problem := _unknown(each))]
     final = {each.key: each for each in given if each.key in settings()}
     problems += [
@@ -57,9 +66,14 @@ def config_of(arguments: Arguments, before: Sequence[Path] = ()) -> Config:
     else:
         if not problems:
             return config
-    problems = list(dict.fromkeys(problems))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    raise ConfigError(problems[0] + more)
+    raise first_of(problems)
+
+
+def first_of(problems: Sequence[str]) -> ConfigError:
+    """The first of several problems, and how many more there are."""
+    told = list(dict.fromkeys(problems))
+    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return ConfigError(told[0] + more)
 
 
 def unexpected(word: str) -> str:
@@ -73,14 +87,14 @@ def unexpected(word: str) -> str:
 
 def _from_file(path: Path) -> Iterator[Assignment]:
     for key, value in _flat(read_toml(path), ""):
-        yield Assignment(key=key, value=_none(value, key), place=f"{path}: {key} = {_short(value_text(value))}")
+        yield Assignment(key=key, value=_none(value, key), place=f"{path}: {key} = {short(value_text(value))}")
 
 
 def _from_flag(flag: Flag) -> Assignment:
     shown = flag.text if flag.text.isprintable() else json.dumps(flag.text)
     setting = settings().get(flag.key)
-    value = _parsed(flag.text, setting) if setting else flag.text
-    return Assignment(key=flag.key, value=value, place=f"flag --{flag.key}={_short(shown)}")
+    value = parsed(flag.text, setting) if setting else flag.text
+    return Assignment(key=flag.key, value=value, place=f"flag --{flag.key}={short(shown)}")
 
 
 def _flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -92,7 +106,7 @@ def _flat(table: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _parsed(text: str, setting: Setting) -> object:
+def parsed(text: str, setting: Setting) -> object:
     """`text` as the type of `setting`; itself where it cannot be, which validation then refuses."""
     if setting.optional and text.lower() == "none":
         return None
@@ -142,10 +156,12 @@ def _unknown(each: Assignment) -> str | None:
 
 
 def _hint(key: str) -> str:
+    section = key.partition(".")[0]
+    if section == "sweep":
+        return "the section [sweep] is for `rayqd sweep`"
     near = nearest(key)
     if near:
         return f"did you mean {near}?"
-    section = key.partition(".")[0]
     if section in section_names():
         return f"there are {', '.join(inside(section))}"
     near_sections = difflib.get_close_matches(section, section_names(), n=1)
@@ -172,5 +188,5 @@ def _explain_relation(section: str, message: str, final: dict[str, Assignment]) 
     return f"{place}: {message}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -56,12 +56,17 @@ def with_absolute_paths(config: Config) -> Config:
         path = Path(name).expanduser() if name else None
         return str(path.absolute()) if path and path.exists() else name
 
+    def whole_file(source: str | None) -> str | None:
+        return whole(source) if source and Path(source).expanduser().is_file() else source
+
     cache_dir = config.teacher.cache_dir and config.teacher.cache_dir.expanduser().absolute()
     return config.model_copy(
         update={
             "runs_dir": config.runs_dir.absolute(),
             "model": config.model.model_copy(update={"name": whole(config.model.name)}),
             "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name), "cache_dir": cache_dir}),
+            "data": config.data.model_copy(update={"source": whole_file(config.data.source)}),
+            "eval": config.eval.model_copy(update={"source": whole_file(config.eval.source)}),
         }
     )
 

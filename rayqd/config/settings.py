@@ -38,8 +38,8 @@ class Group:
 @cache
 def groups() -> tuple[Group, ...]:
     """Config's sections in their order, the settings outside of any first."""
-    top = _group("", Config, Config.model_fields)
-    return (top, *(_group(name, section, section.model_fields) for name, section in _sections().items()))
+    top = group_of("", Config, Config.model_fields)
+    return (top, *(group_of(name, section, section.model_fields) for name, section in _sections().items()))
 
 
 @cache
@@ -83,7 +83,8 @@ def _sections() -> dict[str, type[BaseModel]]:
     }
 
 
-def _group(name: str, model: type[BaseModel], fields: dict[str, Any]) -> Group:
+def group_of(name: str, model: type[BaseModel], fields: dict[str, Any]) -> Group:
+    """The settings that `fields` of `model` are, as a section called `name`."""
     schema = model.model_json_schema()["properties"]
     leaves = [field for field in fields if name or field not in _sections()]
     text = (model.__doc__ or "").strip()

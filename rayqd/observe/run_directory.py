@@ -15,16 +15,23 @@ from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RunError, StorageError
 
+STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
+
 _MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
 
 
 class RunDirectory:
     """Written by the driver alone, checkpoints and export excepted. Opening it locks it."""
 
-    def __init__(self, config: Config, command: str = "distill") -> None:
-        """Raises RunError where another process, another configuration or another command has it."""
+    def __init__(self, config: Config, command: str = "distill", *, patience_seconds: float = 0.2) -> None:
+        """Raises RunError where another process, another configuration or another command has it.
+
+        A process that is about to end is waited for, up to `patience_seconds`; by default only as long as somebody who
+        lists the runs may be touching the lock.
+        """
         self.path = config.run_dir
         self._command = command
+        self._patience_seconds = patience_seconds
         self._lock = self._open(config)
 
     @property
@@ -65,7 +72,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-            lock.acquire(timeout=0.2, poll_interval=0.02)  # `rayqd runs` may be touching it, for an instant
+            lock.acquire(timeout=self._patience_seconds, poll_interval=0.02)
         except Timeout:
             raise RunError(f"{self.path} is in use: this run is going on in another process") from None
         except OSError as error:

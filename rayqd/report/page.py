@@ -33,15 +33,15 @@ class Figure:
     beside: str | Markup = ""
 
 
-def page(title: str, body: Iterable[Markup], footer: str = "") -> str:
-    """The whole file."""
+def page(title: str, body: Iterable[Markup], footer: str = "", *, styles: str = "", scripts: str = "") -> str:
+    """The whole file; `styles` and `scripts` are what it needs beside those of every page."""
     return str(
         Markup(
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            "<title>{}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{}\n<footer>{}</footer>\n</main>\n"
-            "<script>\n{}</script>\n</body>\n</html>\n"
-        ).format(title, _own("page.css"), joined(body, "\n"), footer, _own("page.js"))
+            "<title>{}</title>\n<style>\n{}{}</style>\n</head>\n<body>\n<main>\n{}\n<footer>{}</footer>\n</main>\n"
+            "<script>\n{}{}</script>\n</body>\n</html>\n"
+        ).format(title, _own("page.css"), Markup(styles), joined(body, "\n"), footer, _own("page.js"), Markup(scripts))
     )
 
 

@@ -77,7 +77,7 @@ def test_a_model_that_overflows_has_no_numbers(tiny_model: Path, make_rollouts: 
     from rayqd.model.load import output_head
 
     model = load_model(tiny_model, "float32")
-    model.get_input_embeddings().weight.data[77] = float("nan")
+    model.model.embed_tokens.weight.data[77] = float("nan")
     good, bad = make_rollouts((5, 9), (4, 6))
     for rollout in (good, bad):
         rollout.prompt_ids[:] = rollout.prompt_ids % 70

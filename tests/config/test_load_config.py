@@ -126,7 +126,11 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (["--ray.dashboard=maybe"], "flag --ray.dashboard=maybe: must be true or false"),
         (["--adapter.targets", "[1, 2]"], "flag --adapter.targets=[1, 2]: must be a list of names"),
         (["--adapter.targets", "[q"], "flag --adapter.targets=[q: must be a list of names"),
-        (["--name", "a\nb"], 'flag --name="a\\nb": must be text of the form ^[A-Za-z0-9][A-Za-z0-9._-]*$'),
+        (
+            ["--name", "a\nb"],
+            'flag --name="a\\nb": must be text of the form '
+            "^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$",
+        ),
         (["--learner.lr"], "flag --learner.lr: needs a value: a number above 0"),
         (["--learner.lr", "--seed", "1"], "flag --learner.lr: needs a value: a number above 0"),
         (

@@ -36,8 +36,8 @@ __all__ = [
 class Config(Section):
     """A run: everything that decides its result, and where it runs."""
 
-    name: str = Field(default="distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the run, and of its directory."""
+    name: str = Field(default="distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$")
+    """Name of the run, and of its directory; that of a sweep's trial is the sweep's name, a slash, and its own."""
     runs_dir: Path = Path("runs")
     """Directory of the runs' directories."""
     seed: int = Field(default=42, ge=0)

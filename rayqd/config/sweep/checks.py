@@ -1,0 +1,96 @@
+"""What can be wrong with a sweep, each as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+from pydantic_core import ErrorDetails
+
+from rayqd.config.load import Assignment
+from rayqd.config.sections import Config
+from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.settings import nearest, section_names, settings, value_text
+from rayqd.config.sweep.fields import OVER, sweep_settings
+
+_ALIKE = "all trials must be measured on the same rows"
+_NEVER_SWEPT = {
+    "name": "each trial has a name of its own",
+    "runs_dir": "all trials lie in the sweep's directory",
+    "eval.": _ALIKE,
+    "ray.": "all trials run on the sweep's cluster",
+    "data.max_length": f"it changes which are held out, and {_ALIKE}",
+    "data.min_room": f"it changes which are held out, and {_ALIKE}",
+}
+_CHANGE_WHAT_IS_HELD_OUT = ("seed", "data.source", "data.split", "data.on_bad_row")  # unless eval.source names it
+
+
+def unknown(each: Assignment) -> str | None:
+    """Why `each` is no setting of [sweep]."""
+    if each.key in sweep_settings() or each.key.startswith(OVER):
+        return None
+    if each.key in ("sweep", "sweep.over"):
+        return f"{each.place}: is a section; set sweep.search, or sweep.over.learner.lr"
+    names = [*sweep_settings(), "sweep.over"]
+    near = difflib.get_close_matches(each.key, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"{each.place}: unknown setting {each.key}; {hint}"
+
+
+def not_swept(key: str, config: Config) -> Iterator[str]:
+    """Why the trials of a sweep cannot differ in `key`."""
+    if key in section_names():
+        yield f"{key} is a section; name a setting in it"
+    elif key not in settings():
+        near = nearest(key)
+        yield f"unknown setting {key}; " + (f"did you mean {near}?" if near else "`rayqd config` lists every setting")
+    elif why := next((why for name, why in _NEVER_SWEPT.items() if key == name or key.startswith(name)), None):
+        yield f"{key} cannot be swept: {why}"
+    elif key in _CHANGE_WHAT_IS_HELD_OUT and config.eval.source is None:
+        yield f"{key} changes which rows are held out, and {_ALIKE}: name an eval.source"
+
+
+def explain(error: ErrorDetails, final: Mapping[str, Assignment], places: Mapping[str, str]) -> str:
+    """A value that [sweep] refuses."""
+    location = [str(part) for part in error["loc"]]
+    key = f"sweep.{location[0]}"
+    if key in final:
+        near = difflib.get_close_matches(str(final[key].value), sweep_settings()[key].choices, n=1)
+        return (
+            f"{final[key].place}: must be {sweep_settings()[key].must_be}{f'; did you mean {near[0]}?' if near else ''}"
+        )
+    place, message = places[location[1]], error["msg"]
+    if message.startswith("Value error, "):
+        return f"{place}: {message.removeprefix('Value error, ')}"
+    return f"{place}: must be a list of values, or a range {{low = NUMBER, high = NUMBER, log = true}}"
+
+
+def problems_of(sweep: Sweep, places: Mapping[str, str]) -> Iterator[str]:
+    """What does not go together in `sweep`, whose settings were given in `places`."""
+    if not sweep.over:
+        yield "a sweep needs settings to try: [sweep.over] in its file, or --sweep.over.learner.lr 1e-4,3e-4"
+    if sweep.search == "grid" and sweep.num_trials is not None:
+        yield f"sweep.num_trials={sweep.num_trials}: a grid tries every combination; leave it out, or search at random"
+    if sweep.scheduler == "asha" and "learner.steps" in sweep.over:
+        yield f'{places["learner.steps"]}: asha compares trials of one length; set sweep.scheduler = "none"'
+    for key, dimension in sweep.over.items():
+        if isinstance(dimension, Span):
+            problem = _problem_of_span(key, sweep)
+        else:
+            problem = _problem_of_list([value_text(value) for value in dimension])
+        if problem:
+            yield f"{places[key]}: {problem}"
+
+
+def _problem_of_span(key: str, sweep: Sweep) -> str | None:
+    if settings()[key].kind not in ("number", "integer"):
+        return f"{key} is no number: give a list of values"
+    if sweep.search == "grid":
+        return 'a grid takes lists; give one, or set sweep.search = "random" or "optuna"'
+    return None
+
+
+def _problem_of_list(values: list[str]) -> str | None:
+    if not values:
+        return "the list is empty"
+    return "the list names a value twice" if len(set(values)) < len(values) else None

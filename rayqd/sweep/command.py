@@ -1,0 +1,114 @@
+"""The composition root of `rayqd sweep`.
+
+check every combination ─► start Ray ─► Ray Tune: trials side by side, each an ordinary run
+                                              │              teachers and data are shared
+        table, best.toml, report.html  ◄──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from rayqd.actors.cluster import connect
+from rayqd.actors.rollout import MakeEngine
+from rayqd.config import Config
+from rayqd.config.sweep import SweepConfig
+from rayqd.errors import RunError
+from rayqd.observe.environment import environment
+from rayqd.observe.progress import Progress
+from rayqd.preflight import check
+from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
+from rayqd.sweep.directory import SweepDirectory
+from rayqd.sweep.outcome import Outcome, best_of
+from rayqd.sweep.report import write_page
+from rayqd.sweep.room import concurrency, placement_beside
+from rayqd.sweep.study import Study
+from rayqd.sweep.suggest import Suggestions
+from rayqd.sweep.telling import Telling
+from rayqd.sweep.tuner import run_trials, start_shared
+
+
+def sweep(
+    config: SweepConfig, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
+) -> dict[str, Any]:
+    """Run every trial that has not ended yet; returns the result, which `result.json` holds.
+
+    `resume` refuses to begin a sweep anew. Raises a RayqdError that says in one line what is wrong.
+    """
+    console = console or Console()
+    study = Study(config)
+    if resume and not (study.base.run_dir / "sweep.toml").exists():
+        raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
+    directory = SweepDirectory(study.base, study.sweep)
+    try:
+        before = directory.outcomes()
+        if sum(outcome.ended for outcome in before) < study.num_trials:
+            _run(study, before, directory, console, make_engine)
+        else:
+            console.print(f"{directory.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        return conclude(study, directory, console)
+    finally:
+        directory.close()
+
+
+def _run(
+    study: Study, before: Sequence[Outcome], directory: SweepDirectory, console: Console, make_engine: MakeEngine | None
+) -> None:
+    ended = [outcome for outcome in before if outcome.ended]
+    num_left = study.num_trials - len(ended)
+    with Progress(console, study.base.learner.steps) as progress:
+        progress.say(f"{study.base.name}: {study}")
+        progress.status("checking models and configurations")
+        examples = study.examples()
+        for example in _different(examples):
+            check(example)
+        progress.status("starting Ray")
+        with connect(study.base) as cluster:
+            directory.link_logs(cluster.log_dir)
+            wanted = study.sweep.max_concurrent
+            num_concurrent = min(num_left, wanted or concurrency(examples, cluster, num_left))
+            placement = placement_beside(examples, num_concurrent, cluster)
+            if ended:
+                progress.say(f"{len(ended)} of {study.num_trials} trials have ended already")
+            progress.say(f"{num_left} trials, {num_concurrent} at a time")
+            telling = Telling(progress, directory, study, num_ended=len(ended))
+            run_trials(
+                Suggestions(study.suggester(before), telling.begin, study.sweep.metric),
+                num_left,
+                num_concurrent,
+                halving=study.halving,
+                ended=ended,
+                metric=study.sweep.metric,
+                callback=telling,
+                directory=directory,
+                means={
+                    "shared": start_shared(study.base.name, placement),
+                    "cluster": cluster,
+                    "placement": placement,
+                    "make_engine": make_engine,
+                    "environment": environment(cluster.summary),
+                },
+            )
+
+
+def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[str, Any]:
+    """Write and show what the trials have come to."""
+    outcomes = directory.outcomes()
+    result = result_of(study, outcomes)
+    directory.finish(result)
+    best = best_of(outcomes, study.sweep.metric)
+    if best:
+        (directory.path / "best.toml").write_text(best_toml(study, best))
+    write_page(study, outcomes, directory.path)
+    print_outcomes(console, study, outcomes, directory.path)
+    return result
+
+
+def _different(runs: Sequence[Config]) -> list[Config]:
+    """One run for each model, grid and teacher that there are, which is what a check looks at."""
+    return list(
+        {(run.model.model_dump_json(), run.quant.model_dump_json(), run.teacher.name): run for run in runs}.values()
+    )

@@ -1,0 +1,98 @@
+"""A sweep's directory: what it is, which trials it has begun, and its result. Each trial has its own inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
+from rayqd.errors import RunError
+from rayqd.observe.run_directory import RunDirectory
+from rayqd.sweep.outcome import Outcome, outcome_of
+from rayqd.sweep.trials import Trial
+
+
+class SweepDirectory:
+    """Opening it locks it. `config.toml` and `sweep.toml` are together the sweep; `trials.jsonl` is its ledger."""
+
+    def __init__(self, config: Config, sweep: Sweep) -> None:
+        """Raises RunError where another process, another sweep, or something else has it."""
+        self._run_dir = RunDirectory(config, "sweep")
+        self.path = self._run_dir.path
+        self._ledger = self.path / "trials.jsonl"
+        try:
+            self._refuse_other(sweep)
+            self._forget_half_a_line()
+            (self.path / "sweep.toml").write_text(sweep_toml(sweep))
+        except RunError:
+            self.close()
+            raise
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `result.json` says; None until every trial has ended."""
+        return self._run_dir.result
+
+    def begin(self, trial: Trial) -> None:
+        """Known from now on, whatever becomes of it."""
+        self._append({"number": trial.number, "settings": dict(trial.settings)})
+
+    def fail(self, number: int, error: str) -> None:
+        self._append({"number": number, "error": error})
+
+    def begun(self) -> list[Trial]:
+        """Every trial that was ever begun, in the order of their numbers."""
+        found = {row["number"]: row["settings"] for row in self._rows() if "settings" in row}
+        return [Trial(number=number, settings=found[number]) for number in sorted(found)]
+
+    def errors(self) -> dict[int, str]:
+        """Why trials failed, by number, unless they have been begun again."""
+        errors: dict[int, str] = {}
+        for row in self._rows():
+            if "error" in row:
+                errors[row["number"]] = row["error"]
+            else:
+                errors.pop(row["number"], None)
+        return errors
+
+    def outcomes(self) -> list[Outcome]:
+        """What became of every trial that was begun."""
+        errors = self.errors()
+        return [outcome_of(trial, self.path, errors.get(trial.number)) for trial in self.begun()]
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._run_dir.finish(result)
+
+    def link_logs(self, logs: Path | None) -> None:
+        self._run_dir.link_logs(logs)
+
+    def close(self) -> None:
+        self._run_dir.close()
+
+    def _refuse_other(self, sweep: Sweep) -> None:
+        saved = self.path / "sweep.toml"
+        if not saved.exists():
+            return
+        changed = sweep_differences(load_sweep([f"@{self.path / 'config.toml'}", f"@{saved}"]).sweep, sweep)
+        if changed:
+            raise RunError(
+                f"{self.path} belongs to another sweep ({'; '.join(changed)}): "
+                "give this sweep another name, or remove the directory"
+            )
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._ledger.open("a") as ledger:
+            ledger.write(json.dumps(row) + "\n")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        text = self._ledger.read_text() if self._ledger.exists() else ""
+        return [json.loads(line) for line in text.split("\n") if line]
+
+    def _forget_half_a_line(self) -> None:
+        """A process that was killed may have left one."""
+        if self._ledger.exists():
+            text = self._ledger.read_text()
+            self._ledger.write_text(text[: text.rfind("\n") + 1])

@@ -1,0 +1,191 @@
+"""report.html of a sweep, made from what lies in its directory."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from markupsafe import Markup
+
+from rayqd.config import to_toml
+from rayqd.config.sections.sweep import Span
+from rayqd.config.sweep import sweep_toml
+from rayqd.observe.progress import duration
+from rayqd.observe.table import short_path
+from rayqd.report import page
+from rayqd.report.chart import charts
+from rayqd.report.page import Figure
+from rayqd.sweep.conclusion import best_toml, teacher_cost
+from rayqd.sweep.outcome import Outcome, best_of
+from rayqd.sweep.report.courses import courses
+from rayqd.sweep.report.effect import effect
+from rayqd.sweep.report.heat import heat_map
+from rayqd.sweep.report.marks import Marks, marks_of
+from rayqd.sweep.report.parallel import parallel_coordinates
+from rayqd.sweep.report.trials import failures, trials_table
+from rayqd.sweep.study import Study
+from rayqd.sweep.trials import short_labels, value_label
+
+_TITLES = {"kl_to_teacher": "KL to teacher", "perplexity": "perplexity"}
+_LONG_TABLE = 16  # rows, from which the charts come first
+_LAMBDA, _BETA, _RATE = "distill.lmbda", "distill.beta", "learner.lr"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that the page is made from."""
+
+    study: Study
+    outcomes: Sequence[Outcome]
+    directory: Path
+    made: datetime.datetime
+
+    @property
+    def best(self) -> Outcome | None:
+        return best_of(self.outcomes, self.study.sweep.metric)
+
+    @property
+    def metric(self) -> str:
+        return _TITLES[self.study.sweep.metric]
+
+
+def sweep_page(shown: Page) -> str:
+    """The file's text."""
+    marks = marks_of(shown.outcomes, shown.study.sweep.metric)
+    body = [_header(shown)]
+    if marks.outcomes:
+        table, drawn = _table(shown, marks), _charts(shown, marks)
+        body += [_figures(shown), *([*drawn, table] if len(shown.outcomes) > _LONG_TABLE else [table, *drawn])]
+    elif shown.outcomes:
+        body.append(_table(shown, marks))
+    body.append(_commands(shown))
+    own = files("rayqd.sweep.report")
+    return page.page(
+        f"{shown.study.base.name} · rayqd",
+        body,
+        styles=own.joinpath("sweep.css").read_text(),
+        scripts=own.joinpath("sweep.js").read_text(),
+    )
+
+
+def write_page(study: Study, outcomes: Sequence[Outcome], directory: Path) -> None:
+    """report.html in `directory`, in place of the one before."""
+    made = datetime.datetime.now().astimezone()
+    text = sweep_page(Page(study=study, outcomes=outcomes, directory=short_path(directory), made=made))
+    aside = directory / ".report.html.partial"
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, directory / "report.html")
+
+
+def _header(shown: Page) -> Markup:
+    study, base = shown.study, shown.study.base
+    model = Path(base.model.name).name if base.model.name.startswith("/") else base.model.name
+    how = {"grid": "every combination", "random": "drawn at random", "optuna": "chosen by Optuna's TPE"}
+    labels = list(short_labels(list(study.sweep.over)).values())
+    names = f"{', '.join(labels[:-1])} and {labels[-1]}" if len(labels) > 1 else labels[0]
+    halving = study.halving
+    stopping = f", stopped early by ASHA after step {_and(halving.rungs)}" if halving else ""
+    lead = Markup("<strong>{} trials</strong> of {}, {}{}. {} as {} in groups of {}, {} steps.").format(
+        study.num_trials,
+        names,
+        how[study.sweep.search],
+        stopping,
+        model,
+        base.quant.format.upper(),
+        base.quant.group_size,
+        f"{base.learner.steps:,}",
+    )
+    ended = sum(outcome.ended for outcome in shown.outcomes)
+    notice = (
+        f"{ended} of {study.num_trials} trials had ended when this was written." if ended < study.num_trials else ""
+    )
+    return page.header(f"rayqd sweep · {shown.made.day} {shown.made:%B %Y, %H:%M}", base.name, lead, notice)
+
+
+def _figures(shown: Page) -> Markup:
+    best = shown.best
+    cost = teacher_cost(shown.outcomes)
+    states = [sum(outcome.state == state for outcome in shown.outcomes) for state in ("stopped early", "failed")]
+    told = [f"{count} {name}" for count, name in zip(states, ("stopped early", "failed"), strict=True) if count]
+    num_scores = cost["cache_hits"] + cost["cache_misses"]
+    found = f", {cost['cache_hits'] / num_scores:.0%} of its scores were there already" if num_scores else ""
+    cards: list[Figure] = []
+    if best is not None and best.kl_to_teacher is not None and best.perplexity is not None:
+        value = best.kl_to_teacher if shown.study.sweep.metric == "kl_to_teacher" else best.perplexity
+        cards.append(Figure(title=f"Best {shown.metric}", value=f"{value:.4f}", beside=_against_start(best)))
+        settings = [f"{label} {value_label(best.trial.settings[key])}" for key, label in _labels(shown).items()]
+        cards.append(Figure(title="Best trial", value=f"{best.trial.number:03d}", beside=", ".join(settings)))
+    num_ended = sum(outcome.ended for outcome in shown.outcomes)
+    cards.append(Figure(title="Trials", value=str(num_ended), beside=", ".join(told) or "all to their end"))
+    cards.append(
+        Figure(title="Teacher", value=duration(cost["seconds"]), beside=f"work for all trials, with its loading{found}")
+    )
+    return page.figures(cards)
+
+
+def _against_start(best: Outcome) -> str | Markup:
+    """Beside what was there before training."""
+    if best.curve[0][0] > 0 or not best.curve[0][1]:
+        return ""
+    change = best.curve[-1][1] / best.curve[0][1] - 1
+    text = Markup('<span class="{}">{} %</span> KL against the untrained {:.4f}')
+    return text.format("good" if change < 0 else "bad", f"{100 * change:+.0f}".replace("-", "−"), best.curve[0][1])
+
+
+def _table(shown: Page, marks: Marks) -> Markup:
+    note = (
+        "Held-out rows, the same for every trial; KL(teacher‖student) in nats a token over the full vocabulary. "
+        "A trial that was stopped early has the values of its last evaluation."
+    )
+    parts = [trials_table(shown.outcomes, shown.study.sweep, marks, shown.study.base.learner.steps)]
+    return page.section("Trials", *parts, *failures(shown.outcomes), note=note)
+
+
+def _charts(shown: Page, marks: Marks) -> list[Markup]:
+    sweep, title = shown.study.sweep, shown.metric
+    sections: list[Markup] = []
+    if len(marks.outcomes) > 1:
+        note = f"A line is a trial, stronger the lower its {title}. Orange: the best; dashed: stopped early."
+        sections.append(page.section("Settings and result", parallel_coordinates(sweep, marks, title), note=note))
+    if _LAMBDA in sweep.over and _BETA in sweep.over:
+        pair = [sweep.over[_LAMBDA], sweep.over[_BETA]]
+        drawn = heat_map(_LAMBDA, _BETA, pair, ("λ", "β"), marks)
+        note = f"The least {title} of the trials at each λ (share that the student writes) and β (divergence)."
+        sections.append(page.section("λ × β", drawn, note=note))
+    if len(marks.outcomes) > 1:
+        keys = sorted((key for key, d in sweep.over.items() if isinstance(d, Span) or len(d) > 1), key=_rate_first)
+        drawn = charts([effect(key, sweep, marks, title) for key in keys])
+        name = "Learning rate" if keys == [_RATE] else "One setting at a time"
+        sections.append(page.section(name, drawn))
+    course = courses(marks, shown.study.base.learner.steps, shown.study.halving, title)
+    if course:
+        sections.append(page.section(f"{title[0].upper()}{title[1:]} over the steps", course))
+    return sections
+
+
+def _commands(shown: Page) -> Markup:
+    parts: list[Markup] = []
+    if shown.best:
+        parts.append(page.code(f"rayqd distill @{shown.directory / 'best.toml'}"))
+        parts.append(page.details("best.toml", page.code(best_toml(shown.study, shown.best).rstrip())))
+    again = f"rayqd sweep @{shown.directory / 'config.toml'} @{shown.directory / 'sweep.toml'}"
+    parts.append(page.details("The sweep itself", page.code(again), page.code(sweep_toml(shown.study.sweep).rstrip())))
+    parts.append(page.details("What all trials have in common", page.code(to_toml(shown.study.base).rstrip())))
+    return page.section("Use the best, make it again", *parts)
+
+
+def _labels(shown: Page) -> dict[str, str]:
+    return short_labels(list(shown.study.sweep.over))
+
+
+def _rate_first(key: str) -> bool:
+    return key != _RATE
+
+
+def _and(steps: Sequence[int]) -> str:
+    texts = [str(step) for step in steps]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)

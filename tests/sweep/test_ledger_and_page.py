@@ -1,0 +1,228 @@
+"""A sweep's directory: what a resumed sweep reads there, what the table and the page say of it."""
+
+import html
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rayqd.config import load_config
+from rayqd.config.resolved import to_toml
+from rayqd.config.sweep import load_sweep
+from rayqd.errors import RunError
+from rayqd.observe.run_directory import RunDirectory
+from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
+from rayqd.sweep.directory import SweepDirectory
+from rayqd.sweep.inherit import inherit_start
+from rayqd.sweep.outcome import best_of, outcome_of
+from rayqd.sweep.report import write_page
+from rayqd.sweep.study import Study
+from rayqd.sweep.trials import Trial
+
+FLAGS = (
+    "--sweep.over.distill.lmbda", "0,1", "--sweep.over.distill.beta", "0,0.5", "--learner.steps", "8",
+    "--sweep.scheduler", "asha", "--sweep.grace-steps", "2", "--sweep.reduction-factor", "2", "--name", "s",
+)  # fmt: skip
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(load_sweep([*FLAGS, f"--runs-dir={tmp_path}"]))
+
+
+@pytest.fixture
+def directory(study: Study) -> Any:
+    opened = SweepDirectory(study.base, study.sweep)
+    yield opened
+    opened.close()
+
+
+def evaluation(step: int, kl: float) -> dict[str, Any]:
+    return {"event": "eval", "step": step, "arm": "arm", "kl_to_teacher": kl, "perplexity": 10 + kl, "num_tokens": 9}
+
+
+def a_step(step: int) -> dict[str, Any]:
+    return {"event": "step", "step": step, "loss": 1 / step, "teacher_cache_hits": 3, "teacher_cache_misses": 1}
+
+
+def leave(path: Path, kls: list[float], **result: Any) -> None:
+    """What a trial leaves: an evaluation before the first step and after every second one, and its result."""
+    path.mkdir()
+    rows = [evaluation(2 * i, kl) for i, kl in enumerate(kls)]
+    rows += [a_step(step) for step in range(1, 2 * len(kls) - 1)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if result:
+        (path / "result.json").write_text(json.dumps(result))
+
+
+def finished(kl: float, step: int, **more: Any) -> dict[str, Any]:
+    row = {"arm": "distilled INT4", "kl_to_teacher": kl, "perplexity": 10 + kl}
+    seconds = {"total": 60.0, "teacher": 2.0}
+    return {"rows": [row], "num_steps": step, "seconds": seconds, "start_seconds": {"teacher-0": 5.0}} | more
+
+
+@pytest.fixture
+def trials(study: Study, directory: SweepDirectory) -> list[Trial]:
+    """One that finished, one that was stopped early, one that failed, and one that was interrupted."""
+    planned = study.planned()
+    for trial in planned:
+        directory.begin(trial)
+    paths = [directory.path / trial.name for trial in planned]
+    leave(paths[0], [0.5, 0.4, 0.3, 0.2], **finished(0.15, 8))
+    leave(paths[1], [0.5, 0.45], **finished(0.45, 2, stopped_early={"step": 2, "of": 8}))
+    directory.fail(planned[2].number, "the <engine> broke")
+    leave(paths[3], [0.5, 0.3, 0.25])
+    return planned
+
+
+def test_what_became_of_a_trial_is_read_from_its_directory(directory: SweepDirectory, trials: list[Trial]) -> None:
+    done, early, failed, interrupted = directory.outcomes()
+    assert (done.state, done.step, done.kl_to_teacher, done.perplexity) == ("finished", 8, 0.15, 10.15)
+    assert done.curve == ((0, 0.5, 10.5), (2, 0.4, 10.4), (4, 0.3, 10.3), (6, 0.2, 10.2), (8, 0.15, 10.15))
+    assert done.teacher_seconds == 5.0 + 2.0
+    assert done.cache == {"hits": 6 * 3, "misses": 6 * 1}
+    assert (early.state, early.step, early.kl_to_teacher) == ("stopped early", 2, 0.45)
+    assert (failed.state, failed.kl_to_teacher, failed.error) == ("failed", None, "the <engine> broke")
+    assert (interrupted.state, interrupted.step, interrupted.kl_to_teacher) == ("unfinished", 4, 0.25)
+    assert [outcome.ended for outcome in (done, early, failed, interrupted)] == [True, True, False, False]
+
+
+def test_a_trial_that_is_begun_again_has_not_failed(directory: SweepDirectory, trials: list[Trial]) -> None:
+    directory.begin(trials[2])
+    assert [outcome.state for outcome in directory.outcomes()][2] == "unfinished"
+    assert [trial.number for trial in directory.begun()] == [1, 2, 3, 4]
+
+
+def test_half_a_line_that_a_killed_process_left_is_forgotten(study: Study, directory: SweepDirectory) -> None:
+    trial = study.planned()[0]
+    directory.begin(trial)
+    with (directory.path / "trials.jsonl").open("a") as ledger:
+        ledger.write('{"number": 2, "set')
+    directory.close()
+    again = SweepDirectory(study.base, study.sweep)
+    again.fail(1, "why")
+    assert (again.begun(), again.errors()) == ([trial], {1: "why"})
+    again.close()
+
+
+def test_a_second_process_and_another_sweep_are_refused(
+    study: Study, directory: SweepDirectory, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="is in use"):
+        SweepDirectory(study.base, study.sweep)
+    directory.close()
+    other = Study(load_sweep([*FLAGS, f"--runs-dir={tmp_path}", "--sweep.over.distill.beta", "0,1"]))
+    with pytest.raises(RunError, match=r"another sweep \(sweep.over.distill.beta: \[0.0, 0.5\] -> \[0.0, 1.0\]\)"):
+        SweepDirectory(other.base, other.sweep)
+    faster = Study(load_sweep([*FLAGS, f"--runs-dir={tmp_path}", "--sweep.max-concurrent", "4"]))
+    SweepDirectory(faster.base, faster.sweep).close()
+    with pytest.raises(RunError, match="belongs to `rayqd sweep`"):
+        RunDirectory(study.base)
+
+
+def test_only_what_has_not_ended_is_tried_again(study: Study, directory: SweepDirectory, trials: list[Trial]) -> None:
+    suggester = study.suggester(directory.outcomes())
+    assert [suggester.next("a"), suggester.next("b"), suggester.next("c")] == [trials[2], trials[3], None]
+
+
+def test_the_best_is_one_that_came_to_its_end(study: Study, directory: SweepDirectory, trials: list[Trial]) -> None:
+    leave_better = directory.path / trials[2].name
+    leave(leave_better, [0.5, 0.01], **finished(0.01, 2, stopped_early={"step": 2, "of": 8}))
+    best = best_of(directory.outcomes(), "kl_to_teacher")
+    assert best is not None
+    assert best.trial == trials[0]
+    (directory.path / "best.toml").write_text(best_toml(study, best))
+    config = load_config([f"@{directory.path / 'best.toml'}"])
+    assert (config.name, config.distill.lmbda, config.distill.beta) == ("s-best", 0.0, 0.0)
+    assert config.eval.every == 2  # where asha looked
+
+
+def test_the_table_and_the_result_go_from_best_to_worst(
+    study: Study, directory: SweepDirectory, trials: list[Trial]
+) -> None:
+    result = result_of(study, directory.outcomes())
+    assert [(trial["number"], trial["kl_to_teacher"]) for trial in result["trials"]] == [
+        (1, 0.15), (4, 0.25), (2, 0.45), (3, None),
+    ]  # fmt: skip
+    # 5 s of loading and 2 s of scoring in each of the two that have a result; 3 hits and a miss a step of 6, 2 and 4
+    assert result["teacher"] == {"seconds": 14.0, "cache_hits": 36, "cache_misses": 12}
+    console = Console(width=160, record=True, file=io.StringIO())
+    print_outcomes(console, study, directory.outcomes(), directory.path)
+    text = console.export_text()
+    rows = [line.split("│")[1:] for line in text.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == ["001", "004", "002", "003"]
+    assert [cell.strip() for cell in rows[2]] == [
+        "002",
+        "0",
+        "0.5",
+        "0.4500",
+        "10.450",
+        "2",
+        "1:00",
+        "stopped early",
+        "",
+    ]
+    assert f"{trials[2].name} failed: the <engine> broke" in text
+    assert "36 of 48 scores were there already" in text
+
+
+def test_the_page_loads_nothing_and_shows_every_trial_and_setting(
+    study: Study, directory: SweepDirectory, trials: list[Trial]
+) -> None:
+    write_page(study, directory.outcomes(), directory.path)
+    text = (directory.path / "report.html").read_text()
+    assert not re.search(r"https?://|<link|\bsrc=|@import", text)
+    for trial in trials:
+        assert f'<a href="{trial.name}/report.html">{trial.number:03d}</a>' in text
+    assert "the &lt;engine&gt; broke" in text
+    assert "<engine>" not in text
+    assert "best 1 in 2 go on" in text  # asha's rungs over the steps
+    cells = re.findall(r'class="cell[^"]*" data-trial="(\d)"[^>]*>([\d.]+)<', text)
+    assert cells == [("1", "0.1500"), ("2", "0.4500"), ("4", "0.2500")]  # λ by rows, β by columns; the third failed
+    assert "2 of 4 trials had ended" in html.unescape(text)
+
+
+def test_a_page_can_be_written_before_anything_is_known(study: Study, directory: SweepDirectory) -> None:
+    write_page(study, directory.outcomes(), directory.path)
+    directory.begin(study.planned()[0])
+    write_page(study, directory.outcomes(), directory.path)
+    assert "0 of 4 trials had ended" in (directory.path / "report.html").read_text()
+
+
+def test_a_trial_takes_over_where_another_started_if_that_is_where_it_would(
+    study: Study, directory: SweepDirectory
+) -> None:
+    first, second, *_ = study.planned()
+    source = RunDirectory(study.run(first))
+    start = source.path / "start"
+    start.mkdir()
+    (start / "arms.json").write_text(json.dumps({"GPTQ INT4": {"kl_to_teacher": 0.5, "perplexity": 9.0}}))
+    (start / "weights.safetensors").write_bytes(b"weights")
+    own = RunDirectory(study.run(second))
+    inherit_start(study.run(second), own)
+    assert (own.path / "start" / "weights.safetensors").read_bytes() == b"weights"
+    (event,) = [json.loads(line) for line in own.metrics.read_text().splitlines()]
+    assert (event["event"], event["step"], event["arm"], event["kl_to_teacher"]) == ("eval", 0, "GPTQ INT4", 0.5)
+    other = study.run(Trial(number=9, settings={**first.settings, "quant.rule": "absmax"}))
+    alone = RunDirectory(other)
+    inherit_start(other, alone)
+    assert not (alone.path / "start").exists()
+    for opened in (source, own, alone):
+        opened.close()
+
+
+def test_a_trial_that_never_began_is_unknown_rather_than_an_error(tmp_path: Path) -> None:
+    outcome = outcome_of(Trial(number=1, settings={"a": 1}), tmp_path)
+    assert (outcome.state, outcome.step, outcome.kl_to_teacher) == ("unfinished", 0, None)
+
+
+def test_a_trial_s_configuration_is_a_run_of_its_own(study: Study) -> None:
+    trial = study.planned()[1]
+    run = study.run(trial)
+    assert run.run_dir == study.base.run_dir / trial.name
+    assert (run.distill.lmbda, run.distill.beta, run.eval.every) == (0.0, 0.5, 2)
+    assert to_toml(run).count("name = ") == 2  # the run's and the model's
