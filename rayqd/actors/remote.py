@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ class RolloutActor(RolloutWorker):
     def write(self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights) -> Any:
         seconds, rollouts = super().write(sequences, prompts, weights)
         return (seconds, [_summary(r) for r in rollouts]), *rollouts
+
+    def process(self) -> tuple[str, int]:
+        """Node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 class TeacherActor(TeacherWorker):
@@ -53,6 +58,12 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     return [
         actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get) for rank, name in enumerate(names)
     ]
+
+
+def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
+    """The handles of rollout workers without a student, over as many nodes as there are."""
+    actor = _role(RolloutActor, config, placement).options(scheduling_strategy="SPREAD")
+    return [actor.remote(rank, config.rollout, make_engine, ray.get) for rank in range(config.rollout.num_workers)]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[Any]:

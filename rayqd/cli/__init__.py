@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from rayqd.cli import bench, config, dashboard, distill, doctor, evaluate, export, quantize
+from rayqd.cli import bench, config, dashboard, distill, doctor, evaluate, export, generate, quantize
 from rayqd.cli.command import Command
 from rayqd.config.help import settings_help
 from rayqd.errors import ConfigError, RayqdError
@@ -90,6 +90,7 @@ Examples:
   rayqd distill @configs/quickstart.toml          a real run, small enough for two CPU cores
   rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
   rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
+  rayqd generate @a.toml --model teacher          the teacher's answers to the data's prompts, as a data set
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
@@ -103,5 +104,5 @@ Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alo
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
-    for module in (distill, quantize, evaluate, export, bench, dashboard, config, doctor)
+    for module in (distill, quantize, generate, evaluate, export, bench, dashboard, config, doctor)
 }
