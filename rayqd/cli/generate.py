@@ -54,7 +54,7 @@ def _number(text: str) -> int:
 
 COMMAND = Command(
     name="generate",
-    text="let the teacher, or another model, answer the data's prompts: a data set to distil from",
+    text="write a data set: what the teacher, or another model, answers to the data's prompts",
     run=_generate,
     operand="[--model WHO] [--out FILE] [--num-rows N]",
     details=DETAILS,
