@@ -24,8 +24,8 @@ from rayqd.data.prompts import Prompt, Prompts
 from rayqd.engines.base import SamplingRequest
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.export.load import is_export, kind_of
-from rayqd.model.fingerprint import fingerprint
 from rayqd.model.load import context_length, load_tokenizer
+from rayqd.model.score_cache import weights_digest
 from rayqd.model.source import local_directory
 from rayqd.observe.progress import Progress, duration
 from rayqd.observe.writing import WritingProgress
@@ -86,7 +86,7 @@ def generate(
             if answering.is_done:
                 progress.say(f"{out} is finished already")
             else:
-                _answer(answering, writer, config, progress, make_engine)
+                _answer(answering, writer, out, config, progress, make_engine)
         file.finish(prompts.order)
         _print_summary(console, file, prompts, config)
     return file.summary
@@ -154,14 +154,20 @@ class Answering:
 
 
 def _answer(
-    answering: Answering, writer: Model, config: Config, progress: Progress, make_engine: MakeEngine | None
+    answering: Answering,
+    writer: Model,
+    file: Path,
+    config: Config,
+    progress: Progress,
+    make_engine: MakeEngine | None,
 ) -> None:
     going_on = f", {answering.num_before:,} of them there already" if answering.num_before else ""
     progress.say(f"{writer.label} answers {answering.num_prompts:,} prompts of {config.data.source}{going_on}")
     progress.status("starting Ray")
     with connect(config) as cluster:
+        named = config.model_copy(update={"name": file.stem})  # what logs and Ray's dashboard call the workers
         options = {"model": writer.name, "revision": writer.revision, "make_engine": make_engine}
-        with Writers(config, cluster, **options) as writers:
+        with Writers(named, cluster, **options) as writers:
             progress.status(f"starting {config.rollout.num_workers} engine(s)")
             progress.say(f"engines ready after {writers.wait_until_ready():.0f} s")
             writing = WritingProgress(progress, answering.num_prompts, answering.num_before)
@@ -172,7 +178,7 @@ def _answer(
 
 def _settings(writer: Model, directory: Path, config: Config) -> dict[str, Any]:
     source = Path(config.data.source).expanduser()
-    settings = {"model": Path(writer.name).name, "weights": fingerprint(directory)}
+    settings = {"model": Path(writer.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
     settings |= {"data.source": source.name if source.is_file() else config.data.source}
     return settings | {key: setting_value(config, key) for key in _SETTINGS}

@@ -62,8 +62,12 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
 
 def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
     """The handles of rollout workers without a student, over as many nodes as there are."""
-    actor = _role(RolloutActor, config, placement).options(scheduling_strategy="SPREAD")
-    return [actor.remote(rank, config.rollout, make_engine, ray.get) for rank in range(config.rollout.num_workers)]
+    actor = _role(RolloutActor, config, placement)
+    names = [f"rayqd/{config.name}/writer-{rank}" for rank in range(config.rollout.num_workers)]
+    return [
+        actor.options(name=name, scheduling_strategy="SPREAD").remote(rank, config.rollout, make_engine, ray.get)
+        for rank, name in enumerate(names)
+    ]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[Any]:

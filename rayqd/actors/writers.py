@@ -65,7 +65,7 @@ class Writers:
         placement = place_writers(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
         make_engine = make_engine or checkpoint_engine_maker(model, revision, config, placement.gpus_each or 1.0)
         self._actors = start_writers(config, placement, make_engine)
-        self._pool = Pool("rollout", self._actors)
+        self._pool = Pool("writer", self._actors)
         self._batch_size = config.rollout.max_concurrent
         self._placement_seconds = config.ray.placement_timeout_seconds
 
@@ -100,7 +100,7 @@ class Writers:
             try:
                 seconds = max(seconds, float(ray.get(ref)))
             except RayError as error:
-                raise unwrapped(error, f"rollout-{rank}") from None
+                raise unwrapped(error, f"writer-{rank}") from None
         return seconds
 
     def write(

@@ -23,7 +23,7 @@ from rayqd.engines.fake import FakeEngine
 from rayqd.errors import DataError, PlacementError
 
 CONFIG = Config.model_validate({"rollout": {"num_workers": 2, "max_concurrent": 4}})
-MACHINE = Cluster(cpus=2, gpus=0, cores_per_node=2, log_dir=None)
+MACHINE = Cluster(cpus=2, gpus=0, cores_per_node=2, num_nodes=1, accelerators=(), dashboard="", log_dir=None)
 
 
 def request(seed: int) -> SamplingRequest:

@@ -17,7 +17,6 @@ from rayqd.data.prompts import Prompts
 from rayqd.engines.fake import FakeEngine
 from rayqd.errors import ConfigError, DataError, ModelError, RunError
 from rayqd.generate import Answering, generate, who_answers
-from rayqd.model.fingerprint import fingerprint
 from rayqd.model.load import load_tokenizer
 from rayqd.observe.progress import Progress
 from rayqd.observe.writing import WritingProgress
@@ -188,14 +187,3 @@ def test_mistakes_are_found_before_anything_starts(tiny_config: Any, tiny_model:
         generate(tiny_config(), model="./nowhere", out=tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"leaves no prompts: of its 40 rows 0 are broken, 40 leave no room"):
         generate(tiny_config(data={"min_room": 120}), out=tmp_path / "a.jsonl")
-
-
-def test_a_fingerprint_is_that_of_the_weights_wherever_they_lie(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(range(256)) * 4000)
-        (tmp_path / name / "config.json").write_text(name)
-    with (tmp_path / "c" / "model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"!")
-    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") != fingerprint(tmp_path / "c")
