@@ -70,23 +70,23 @@ def generate(
     """
     console = console or Console()
     config = with_absolute_paths(config)
-    writer = who_answers(model, config)
-    directory = local_directory(writer.name, writer.revision)
+    who = who_answers(model, config)
+    directory = local_directory(who.name, who.revision)
     if is_export(directory) and (kind := kind_of(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, which vLLM does not load; name another model")
-    out = (out or Path(f"{_stem(config.data.source)}-{writer.label}.jsonl")).expanduser()
+    out = (out or Path(f"{_stem(config.data.source)}-{who.label}.jsonl")).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
     tokenizer = load_tokenizer(directory)
     prompts = Prompts(tokenizer, config, context_length(directory))
-    with AnswerFile(out, settings=_settings(writer, directory, config), command=command) as file:
+    with AnswerFile(out, settings=_settings(who, directory, config), command=command) as file:
         file.read(prompts)
         answering = Answering(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
         with Progress(console, num_steps=0) as progress:
             if answering.is_done:
                 progress.say(f"{out} is finished already")
             else:
-                _answer(answering, writer, out, config, progress, make_engine)
+                _answer(answering, who, out, config, progress, make_engine)
         file.finish(prompts.order)
         _print_summary(console, file, prompts, config)
     return file.summary
@@ -155,18 +155,18 @@ class Answering:
 
 def _answer(
     answering: Answering,
-    writer: Model,
+    who: Model,
     file: Path,
     config: Config,
     progress: Progress,
     make_engine: MakeEngine | None,
 ) -> None:
     going_on = f", {answering.num_before:,} of them there already" if answering.num_before else ""
-    progress.say(f"{writer.label} answers {answering.num_prompts:,} prompts of {config.data.source}{going_on}")
+    progress.say(f"{who.label} answers {answering.num_prompts:,} prompts of {config.data.source}{going_on}")
     progress.status("starting Ray")
     with connect(config) as cluster:
         named = config.model_copy(update={"name": file.stem})  # what logs and Ray's dashboard call the workers
-        options = {"model": writer.name, "revision": writer.revision, "make_engine": make_engine}
+        options = {"model": who.name, "revision": who.revision, "make_engine": make_engine}
         with Writers(named, cluster, **options) as writers:
             progress.status(f"starting {config.rollout.num_workers} engine(s)")
             progress.say(f"engines ready after {writers.wait_until_ready():.0f} s")
@@ -176,9 +176,9 @@ def _answer(
     progress.say(f"wrote {writing.num_written:,} answers in {duration(writing.seconds)}, {rate:,.0f} tok/s")
 
 
-def _settings(writer: Model, directory: Path, config: Config) -> dict[str, Any]:
+def _settings(who: Model, directory: Path, config: Config) -> dict[str, Any]:
     source = Path(config.data.source).expanduser()
-    settings = {"model": Path(writer.name).name, "weights": weights_digest(directory)[:16]}
+    settings = {"model": Path(who.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
     settings |= {"data.source": source.name if source.is_file() else config.data.source}
     return settings | {key: setting_value(config, key) for key in _SETTINGS}

@@ -40,6 +40,9 @@ class Lines:
         self.close()
 
     def close(self) -> None:
+        """Gives the lock back. A file that is still empty goes."""
+        if os.fstat(self._file).st_size == 0:
+            self.path.unlink(missing_ok=True)
         os.close(self._file)
 
     def rows(self) -> Iterator[Row]:

@@ -187,3 +187,4 @@ def test_mistakes_are_found_before_anything_starts(tiny_config: Any, tiny_model:
         generate(tiny_config(), model="./nowhere", out=tmp_path / "a.jsonl")
     with pytest.raises(DataError, match=r"leaves no prompts: of its 40 rows 0 are broken, 40 leave no room"):
         generate(tiny_config(data={"min_room": 120}), out=tmp_path / "a.jsonl")
+    assert list(tmp_path.iterdir()) == []
