@@ -1,7 +1,9 @@
 """The composition root: the one file that knows everybody.
 
 check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
-                                                │
+                                     │          │
+           with distill.seq_kd: the teacher     │
+           writes completions, and ends         │
                    rollouts and teachers load their models while the learner starts
 """
 
@@ -26,15 +28,22 @@ from rayqd.observe.table import print_result
 from rayqd.preflight import check, load_data, summary
 from rayqd.report.write import Report
 from rayqd.result import Result
+from rayqd.seq_kd import with_teacher_completions
 
 _GOODBYE_SECONDS = 10.0
 
 
-def distill(config: Config, console: Console | None = None, *, make_engine: MakeEngine | None = None) -> Result:
+def distill(
+    config: Config,
+    console: Console | None = None,
+    *,
+    make_engine: MakeEngine | None = None,
+    make_teacher_engine: MakeEngine | None = None,
+) -> Result:
     """Run `config` to its end, from its last checkpoint if there is one; a finished run only tells its result.
 
-    `make_engine` is called in every rollout worker; without it the engine is vLLM. Raises a RayqdError that says in one
-    line what is wrong.
+    `make_engine` is called in every rollout worker, `make_teacher_engine` where the teacher writes for
+    `distill.seq_kd`; without them the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
     config = with_absolute_paths(config)
@@ -43,7 +52,7 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
         result = run_dir.result
         if result is None or STOPPED_EARLY in result:
             with last_words(run_dir.path):
-                result = _run(config, run_dir, console, make_engine)
+                result = _run(config, run_dir, console, make_engine, make_teacher_engine)
                 run_dir.finish(result)
             Report(config, "distill", result["environment"]).write(result)
         else:
@@ -55,12 +64,19 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
     return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
 
 
-def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: MakeEngine | None) -> dict[str, Any]:
+def _run(
+    config: Config,
+    run_dir: RunDirectory,
+    console: Console,
+    make_engine: MakeEngine | None,
+    make_teacher_engine: MakeEngine | None,
+) -> dict[str, Any]:
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
         progress.status("checking model and configuration")
-        training, heldout = load_data(check(config), config)
+        checked = check(config)
+        training, heldout = load_data(checked, config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
         progress.status("starting Ray")
         with connect(config) as cluster:
@@ -68,10 +84,17 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
             made_with = environment(cluster.summary)
+            seconds: dict[str, float] = {}
+            if config.distill.seq_kd:
+                started = time.monotonic()
+                tokenizer = checked.tokenizer
+                training = with_teacher_completions(training, tokenizer, config, cluster, progress, make_teacher_engine)
+                seconds["writing"] = time.monotonic() - started
             roles = Roles(config, cluster, make_engine)
             roles.set_data(training, heldout)
             follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
             finished = follower.until("finished")
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = follower.result(finished["rows"], config.learner.steps, time.monotonic() - began)
+            result["seconds"] |= {role: round(value, 1) for role, value in seconds.items()}
     return result | {"export": str(run_dir.path / "export"), "environment": made_with}

@@ -23,7 +23,7 @@ CHATML = (
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama, 128 wide, with a character tokenizer, as a checkpoint directory."""
     import torch
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     directory = tmp_path_factory.mktemp("tiny-model")
@@ -31,6 +31,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = ["<|im_start|>", "<|im_end|>"]
     core = Tokenizer(models.WordLevel({t: i for i, t in enumerate(["<unk>", *special, *characters])}, "<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token="<unk>",

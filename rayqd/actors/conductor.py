@@ -15,7 +15,7 @@ from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.actors.quarantine import Quarantine
 from rayqd.config import Config
-from rayqd.data import ExampleSet, Plan, calibration_sequences
+from rayqd.data import ExampleSet, calibration_sequences, plan_of
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
 from rayqd.types import Example, IntArray
 
@@ -60,12 +60,7 @@ class Conductor:
         """The rows of the run; the teacher starts on the held-out ones at once."""
         config = self._config
         self._pipeline = Pipeline(
-            plan=Plan(
-                num_examples=len(training.examples),
-                batch_size=config.learner.batch_size,
-                lmbda=config.distill.lmbda,
-                seed=config.seed,
-            ),
+            plan=plan_of(config, len(training.examples)),
             examples=training.examples,
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,

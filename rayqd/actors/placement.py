@@ -52,6 +52,27 @@ def place(config: Config, cpus: float, gpus: float, cores_per_node: int) -> Plac
     return placement
 
 
+def place_writers(config: Config, cpus: float, gpus: float, cores_per_node: int) -> Placement:
+    """Divide a cluster among rollout workers that have it to themselves.
+
+    They all write at once: where there are no GPUs, the workers of a node share its cores instead of taking turns.
+    """
+    count = config.rollout.num_workers
+    per_node = math.ceil(count * cores_per_node / cpus)
+    threads = max(1, int(cores_per_node / per_node))
+    if gpus >= 1:
+        placement = Placement(cpus_each=1, gpus_each=1 / math.ceil(count / gpus), threads_each=threads)
+    else:
+        share = math.floor(100 * min(1.0, cpus / count)) / 100
+        placement = Placement(cpus_each=share, gpus_each=0, threads_each=threads)
+    if placement.cpus_each < _LEAST_CPUS or placement.cpus_each * count > cpus:
+        raise PlacementError(
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, too few for {count} rollout workers: "
+            "add nodes, or lower rollout.num_workers"
+        )
+    return placement
+
+
 def _too_small(config: Config, placement: Placement, cpus: float, gpus: float) -> str:
     needs = ", ".join(f"{n} {role} worker(s)" for role, n in num_workers(config).items() if n)
     each = max(placement.cpus_each, _LEAST_CPUS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class RolloutActor(RolloutWorker):
         seconds, rollouts = super().write(sequences, prompts, weights)
         return (seconds, [_summary(r) for r in rollouts]), *rollouts
 
+    def process(self) -> tuple[str, int]:
+        """Node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
 
 class TeacherActor(TeacherWorker):
     """Returns what it did and then every rollout's scores as an object of its own."""
@@ -54,6 +59,16 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     names = [f"rayqd/{config.name}/rollout-{rank}" for rank in range(config.rollout.num_workers)]
     return [
         actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get) for rank, name in enumerate(names)
+    ]
+
+
+def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
+    """The handles of rollout workers without a student, over as many nodes as there are."""
+    actor = _role(RolloutActor, config, placement)
+    names = [f"rayqd/{config.name}/writer-{rank}" for rank in range(config.rollout.num_workers)]
+    return [
+        actor.options(name=name, scheduling_strategy="SPREAD").remote(rank, config.rollout, make_engine, ray.get)
+        for rank, name in enumerate(names)
     ]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.sections import Rollout as RolloutSettings
 from rayqd.engines.base import Engine, SamplingRequest
 from rayqd.pipeline import Weights
-from rayqd.types import Example, PlannedSequence, Rollout, WireTensor
+from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 MakeEngine = Callable[[], Engine]
 Fetch = Callable[[Any], Mapping[str, WireTensor]]
@@ -64,6 +64,15 @@ class RolloutWorker:
         ]
         return time.perf_counter() - began, rollouts
 
+    def answer(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """Completions by the keys of `requests`, as they are finished; by the checkpoint that the engine began with."""
+        self.start()
+        assert self._engine is not None
+        assert self._version == -1, "these are no longer the checkpoint's weights"
+        keys = list(requests)
+        for finished in self._engine.stream(list(requests.values())):
+            yield [(keys[place], completion) for place, completion in finished]
+
     def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
         return SamplingRequest(
             prompt_ids=prompt.prompt_ids,
@@ -92,6 +101,27 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
             gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
             dtype=config.model.dtype,
             form=form,
+        )
+
+    return make
+
+
+def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu_share: float) -> MakeEngine:
+    """Makes a real engine of a model as it lies on disk, 16-bit or an export, for prompts and completions that
+    together have at most `data.max_length` tokens."""
+
+    def make() -> Engine:
+        from rayqd.engines.vllm import VLLMEngine
+        from rayqd.model.load import context_length
+        from rayqd.model.source import local_directory
+
+        directory = local_directory(name, revision)
+        return VLLMEngine(
+            directory,
+            context_length=min(context_length(directory), config.data.max_length),
+            max_concurrent=config.rollout.max_concurrent,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            dtype=config.model.dtype,
         )
 
     return make

@@ -21,6 +21,7 @@ from rayqd.cli import (
     doctor,
     evaluate,
     export,
+    generate,
     quantize,
     runs,
     sweep,
@@ -106,6 +107,7 @@ Examples:
   rayqd distill @configs/quickstart.toml          a real run, small enough for two CPU cores
   rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
   rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
+  rayqd generate @a.toml --model teacher          the teacher's answers to the data's prompts, as a data set
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
@@ -121,6 +123,7 @@ MODULES = (
     distill,
     quantize,
     sweep,
+    generate,
     evaluate,
     export,
     runs,

@@ -66,7 +66,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
             "or leave eval.source out to hold out the first eval.num_rows rows"
         )
     data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
-    _check_max_length(data, context_length)
+    check_max_length(data, context_length)
     rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
     return _keep(tokenizer, rows, range(len(rows)), data, num_rows, context_length, exclude=0)
 
@@ -84,10 +84,14 @@ def load_examples(
 
     Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
     """
-    _check_max_length(data, context_length)
+    check_max_length(data, context_length)
     rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)).tolist()
-    return _keep(tokenizer, rows, order, data, num_needed, context_length, exclude)
+    return _keep(tokenizer, rows, shuffled(len(rows), seed), data, num_needed, context_length, exclude)
+
+
+def shuffled(num_rows: int, seed: int) -> list[int]:
+    """The order in which a run looks at the rows of its source."""
+    return np.random.Generator(np.random.PCG64(seed)).permutation(num_rows).tolist()
 
 
 def _keep(
@@ -147,7 +151,8 @@ def _fits(example: Example, data: Data) -> bool:
     return has_room and num_prompt_tokens + len(example.completion_ids) <= data.max_length
 
 
-def _check_max_length(data: Data, context_length: int) -> None:
+def check_max_length(data: Data, context_length: int) -> None:
+    """Raises ConfigError if the model cannot take `data.max_length` tokens."""
     if data.max_length > context_length:
         raise ConfigError(
             f"data.max_length={data.max_length} is above the {context_length} tokens that the model takes; "

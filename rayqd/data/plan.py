@@ -15,10 +15,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from rayqd.config import Config
 from rayqd.types import PlannedSequence
 
 # One stream of random numbers for each use of the seed, so that none of them tells of another.
-_ORDER, _ON_POLICY, _SAMPLING = range(3)
+_ORDER, _ON_POLICY, _SAMPLING, _WRITING = range(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +63,32 @@ class Plan:
         return int(_epoch_order(self.num_examples, self.seed, epoch)[position])
 
     def _sampling_seed(self, step: int, index: int) -> int:
-        """31 bits, as the engines take a signed 32-bit or wider integer that is not negative."""
-        state = np.random.SeedSequence(self.seed, spawn_key=(_SAMPLING, step, index)).generate_state(1, np.uint32)
-        return int(state[0]) >> 1
+        return _engine_seed(self.seed, _SAMPLING, step, index)
+
+
+def plan_of(config: Config, num_examples: int) -> Plan:
+    """The plan of the run that `config` describes."""
+    return Plan(
+        num_examples=num_examples,
+        batch_size=config.learner.batch_size,
+        lmbda=config.distill.lmbda,
+        seed=config.seed,
+    )
+
+
+def off_policy_examples(plan: Plan, num_steps: int) -> list[int]:
+    """Which examples the run trains on with a completion that the student does not write, each once, in their order."""
+    return sorted({s.example for step in range(num_steps) for s in plan.step(step) if not s.on_policy})
+
+
+def writing_seed(seed: int, row: int) -> int:
+    """Sampling seed of the completion that a model writes for row `row` of a data set, whatever else it writes."""
+    return _engine_seed(seed, _WRITING, row)
+
+
+def _engine_seed(seed: int, *key: int) -> int:
+    """31 bits, as the engines take a signed 32-bit or wider integer that is not negative."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0]) >> 1
 
 
 @lru_cache(maxsize=4)

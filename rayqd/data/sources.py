@@ -1,8 +1,9 @@
 """Rows of conversations, from a file, from the hub, or from the set that ships with rayqd.
 
 A row is {"messages": [{"role", "content"}, ...]} that ends with the assistant's answer, or {"prompt", "completion"}
-(also {"prompt", "response"}), or {"text"}, all of which is trained on; other keys are ignored. A row that is none of
-these is an error that names its place, or is skipped and counted.
+(also {"prompt", "response"}), or {"text"}, all of which is trained on. "finish_reason": "length" beside them says that
+the answer was cut, and has no end; other keys are ignored. A row that is none of these is an error that names its
+place, or is skipped and counted. Who wants prompts alone reads rows with `parse_prompt`, which needs no answers.
 """
 
 from __future__ import annotations
@@ -21,15 +22,23 @@ TEXT = "text"  # stands for a role where the row is no conversation
 QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
 MAX_REASONS = 5
 
-Message = dict[str, str]  # "role", one of ROLES, and "content"
+Message = dict[str, str]  # "role", one of ROLES, and "content"; of an answer that was cut also FINISH_REASON: CUT
+FINISH_REASON, CUT = "finish_reason", "length"  # as every serving API calls it
 OnBadRow = Literal["auto", "error", "skip"]
+Parse = Callable[[object], list[Message]]
 
 
 class Rows:
     """Conversations by position, each read and checked when it is asked for."""
 
     def __init__(
-        self, name: str, length: int, fetch: Callable[[int], object], where: Callable[[int], str], on_bad_row: OnBadRow
+        self,
+        name: str,
+        length: int,
+        fetch: Callable[[int], object],
+        where: Callable[[int], str],
+        on_bad_row: OnBadRow,
+        parse: Parse,
     ) -> None:
         self.name = name
         self.reasons: list[str] = []
@@ -38,6 +47,7 @@ class Rows:
         self._fetch = fetch
         self._where = where
         self._on_bad_row = on_bad_row
+        self._parse = parse
         self._skipped: set[int] = set()
 
     def __len__(self) -> int:
@@ -53,7 +63,7 @@ class Rows:
         if index in self._skipped:
             return None
         try:
-            return parse_row(self._fetch(index))
+            return self._parse(self._fetch(index))
         except DataError as error:
             self.reject(index, str(error))
             return None
@@ -67,7 +77,44 @@ class Rows:
         self._skipped.add(index)
 
 
-def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
+def parse_row(row: object) -> list[Message]:
+    """The row's conversation, or one message of role TEXT.
+
+    Raises DataError that says what is wrong with the row, without its place.
+    """
+    fields = _fields(row)
+    messages = fields.get("messages")
+    if messages is None and fields.get("prompt") is None and fields.get("text") is not None:
+        return [{"role": TEXT, "content": _text(fields["text"], "text")}]
+    parsed = _parse_messages(_as_messages(fields) if messages is None else messages)
+    if parsed[-1]["role"] != "assistant":
+        raise DataError(f"the last message must be the assistant's, got {parsed[-1]['role']!r}")
+    if len(parsed) == 1:
+        raise DataError("there is an answer but nothing before it to answer")
+    if fields.get(FINISH_REASON) == CUT:
+        parsed[-1][FINISH_REASON] = CUT
+    return parsed
+
+
+def parse_prompt(row: object) -> list[Message]:
+    """What the row asks: its conversation up to the last answer, whether there is one or not.
+
+    Raises DataError as `parse_row` does.
+    """
+    fields = _fields(row)
+    messages: object = fields.get("messages")
+    if messages is None and fields.get("prompt") is None:
+        raise DataError(f"there is nothing to answer: neither messages nor prompt, got {_keys(fields)}")
+    if messages is None:
+        return [{"role": "user", "content": _text(fields["prompt"], "prompt")}]
+    if isinstance(messages, list) and messages and _is_answer(cast(list[object], messages)[-1]):
+        messages = cast(list[object], messages)[:-1]
+        if not messages:
+            raise DataError("there is an answer but nothing before it to answer")
+    return _parse_messages(messages)
+
+
+def read_rows(source: str, split: str, *, on_bad_row: OnBadRow, parse: Parse = parse_row) -> Rows:
     """Rows of "quickstart", of a .jsonl file, or of a data set on the hub.
 
     A file is checked whole before this returns, a hub set row by row as it is read; `split` means nothing to a file.
@@ -75,43 +122,39 @@ def read_rows(source: str, split: str, *, on_bad_row: OnBadRow) -> Rows:
     Raises DataError for a source that is missing or cannot be reached, and for a broken row unless those are skipped.
     """
     if source == "quickstart":
-        return _read_jsonl(_quickstart_path(split), on_bad_row)
+        return _read_jsonl(_quickstart_path(split), on_bad_row, parse)
     path = Path(source).expanduser()
     is_no_id = source.startswith((".", "/", "~")) and not path.is_dir()
     if path.is_file() or path.suffix in (".jsonl", ".json") or is_no_id:
-        return _read_jsonl(path, on_bad_row)
-    return _read_hub(source, split, "skip" if on_bad_row == "auto" else on_bad_row)
+        return _read_jsonl(path, on_bad_row, parse)
+    return _read_hub(source, split, "skip" if on_bad_row == "auto" else on_bad_row, parse)
 
 
-def parse_row(row: object) -> list[Message]:
-    """The row's conversation, or one message of role TEXT.
-
-    Raises DataError that says what is wrong with the row, without its place.
-    """
+def _fields(row: object) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object, got {_kind(row)}")
-    fields = cast(dict[str, Any], row)
-    messages = fields.get("messages")
-    if messages is None and fields.get("prompt") is None and fields.get("text") is not None:
-        return [{"role": TEXT, "content": _text(fields["text"], "text")}]
-    if messages is None:
-        messages = _as_messages(fields)
+    return cast(dict[str, Any], row)
+
+
+def _keys(fields: dict[str, Any]) -> str:
+    return f"the keys {', '.join(fields)}" if fields else "no keys"
+
+
+def _is_answer(message: object) -> bool:
+    return isinstance(message, dict) and cast(dict[str, Any], message).get("role") == "assistant"
+
+
+def _parse_messages(messages: object) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"messages must be a list with something in it, got {_kind(messages)}")
-    parsed = [_parse_message(message, f"messages[{i}]") for i, message in enumerate(cast(list[object], messages))]
-    if parsed[-1]["role"] != "assistant":
-        raise DataError(f"the last message must be the assistant's, got {parsed[-1]['role']!r}")
-    if len(parsed) == 1:
-        raise DataError("there is an answer but nothing before it to answer")
-    return parsed
+    return [_parse_message(message, f"messages[{i}]") for i, message in enumerate(cast(list[object], messages))]
 
 
 def _as_messages(row: dict[str, Any]) -> list[Message]:
     completion = "response" if row.get("completion") is None else "completion"
     for key in ("prompt", completion):
         if row.get(key) is None:
-            got = f"the keys {', '.join(row)}" if row else "no keys"
-            raise DataError(f"neither messages nor prompt with completion or response, nor text, got {got}")
+            raise DataError(f"neither messages nor prompt with completion or response, nor text, got {_keys(row)}")
     question, answer = _text(row["prompt"], "prompt"), _text(row[completion], completion)
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
@@ -153,7 +196,7 @@ def _quickstart_path(split: str) -> Path:
     return Path(str(files("rayqd.data").joinpath("quickstart", QUICKSTART_FILES[split])))
 
 
-def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Rows:
+def _read_jsonl(path: Path, on_bad_row: OnBadRow, parse: Parse) -> Rows:
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
@@ -166,6 +209,7 @@ def _read_jsonl(path: Path, on_bad_row: OnBadRow) -> Rows:
         fetch=lambda index: _parse_json(lines[index][1]),
         where=lambda index: f"{path}:{lines[index][0]}",
         on_bad_row=on_bad_row,
+        parse=parse,
     )
     for index in range(len(rows)):
         rows.row(index)
@@ -183,7 +227,7 @@ def _parse_json(line: bytes) -> object:
         raise DataError(f"the line is JSON that cannot be read ({error})") from error
 
 
-def _read_hub(source: str, split: str, on_bad_row: OnBadRow) -> Rows:
+def _read_hub(source: str, split: str, on_bad_row: OnBadRow, parse: Parse) -> Rows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -206,4 +250,5 @@ def _read_hub(source: str, split: str, on_bad_row: OnBadRow) -> Rows:
         fetch=lambda index: dataset[index],
         where=lambda index: f"{source} ({split}), row {index}",
         on_bad_row=on_bad_row,
+        parse=parse,
     )

@@ -1,5 +1,7 @@
 """One conversation as tokens: the prompt as an engine would get it, and the answer up to its end-of-turn token.
 
+An answer that was cut has no end-of-turn token.
+
 <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n | Hello<|im_end|> | \\n
 prompt_ids                                              | completion_ids  | left out: nobody generates it
 """
@@ -11,9 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayqd.data.sources import TEXT, Message
+from rayqd.data.sources import CUT, FINISH_REASON, TEXT, Message
 from rayqd.errors import DataError, ModelError
-from rayqd.types import Example
+from rayqd.types import Example, IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,16 +32,30 @@ def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     """
     if messages[0]["role"] == TEXT:
         return _plain_text(tokenizer, messages[0]["content"], row)
+    is_cut = messages[-1].get(FINISH_REASON) == CUT
+    messages = [{"role": message["role"], "content": message["content"]} for message in messages]
     if tokenizer.chat_template is None:
-        prompt, completion = _render_plain(tokenizer, messages)
+        prompt, answer, end = _render_plain(tokenizer, messages)
     else:
-        prompt, completion = _render_chat(tokenizer, messages)
-    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, completion)
+        prompt, answer, end = _render_chat(tokenizer, messages)
+    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, answer if is_cut else answer + end)
     return Example(
         row=row,
         prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
         completion_ids=np.asarray(completion_ids, dtype=np.int32),
     )
+
+
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> IntArray:
+    """[P] the prompt that `tokenize_example` makes of these messages and an answer.
+
+    Raises DataError and ModelError as it does.
+    """
+    if tokenizer.chat_template is None:
+        prompt, _, _ = _render_plain(tokenizer, [*messages, {"role": "assistant", "content": PROBE}])
+    else:
+        prompt = _apply(tokenizer, messages, add_generation_prompt=True)
+    return np.asarray(_ids(tokenizer, prompt), dtype=np.int32)
 
 
 def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Example:
@@ -49,13 +65,18 @@ def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Exam
     return Example(row=row, prompt_ids=ids[:1], completion_ids=ids[1:])
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
-    """Text of the prompt and of the completion; the latter ends with the template's end-of-turn token."""
+def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
+    """Text of the prompt, of the answer, and of its end up to the template's end-of-turn token."""
     end_of_turn, tail = _turn_end(tokenizer)
     prompt, answer = _prompt_and_answer(tokenizer, messages)
     if not answer.endswith(tail):
         raise DataError(f"the chat template ends this answer with {answer[-40:]!r} and others with {tail!r}")
-    return prompt, answer.removesuffix(tail) + end_of_turn
+    return prompt, answer.removesuffix(tail), end_of_turn
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What every answer that was not cut ends with; its last token is the one that ends the turn."""
+    return _eos_token(tokenizer) if tokenizer.chat_template is None else _turn_end(tokenizer)[0]
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -106,14 +127,14 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
     return cast(str, text)
 
 
-def _render_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
+def _render_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
     if [message["role"] for message in messages] != ["user", "assistant"]:
         raise ModelError(
             f"{_name(tokenizer)} has no chat template, so it takes rows of one prompt and one completion; "
             "use such rows, or a model with a chat template"
         )
     start = tokenizer.bos_token if _starts_with_bos(tokenizer) else ""
-    return f"{start}{messages[0]['content']}", messages[1]["content"] + _eos_token(tokenizer)
+    return f"{start}{messages[0]['content']}", messages[1]["content"], _eos_token(tokenizer)
 
 
 def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,7 @@ class SamplingRequest:
     temperature: float  # 0 is greedy
     min_new_tokens: int
     max_new_tokens: int
+    stop_token_ids: tuple[int, ...] = ()  # end it as well as what the engine finds in the model's directory
 
 
 class Engine(Protocol):
@@ -27,4 +28,8 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
         """The completion's token ids for each request, [C], its end-of-turn token included."""
+        ...
+
+    def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """The same completions as they are finished, each with its place among `requests`; to be read to its end."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ class FakeEngine:
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
         return [self._completion(request) for request in requests]
+
+    def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        yield from ([(place, self._completion(request))] for place, request in enumerate(requests))
 
     def _completion(self, request: SamplingRequest) -> IntArray:
         random = np.random.default_rng(request.seed)

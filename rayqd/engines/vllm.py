@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,18 @@ class VLLMEngine:
             [self._sampling(request) for request in requests],
             use_tqdm=False,
         )
-        return [np.asarray(output.outputs[0].token_ids, dtype=np.int32) for output in outputs]
+        return [_token_ids(output) for output in outputs]
+
+    def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """What `LLM.generate` does, but for telling of each completion when it is there."""
+        engine = self._llm.llm_engine
+        for place, request in enumerate(requests):
+            prompt: Any = {"type": "token", "prompt_token_ids": request.prompt_ids.tolist()}
+            engine.add_request(str(place), prompt, self._sampling(request))
+        while engine.has_unfinished_requests():
+            outputs: list[Any] = [output for output in engine.step() if output.finished]
+            if outputs:
+                yield [(int(output.request_id), _token_ids(output)) for output in outputs]
 
     def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
         """Log-probability of every token but the first under the present weights, in nats."""
@@ -93,6 +104,7 @@ class VLLMEngine:
 
     def _sampling(self, request: SamplingRequest) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         room = self._context_length - len(request.prompt_ids)
         return SamplingParams(
@@ -100,6 +112,9 @@ class VLLMEngine:
             seed=request.seed,
             min_tokens=min(request.min_new_tokens, room),
             max_tokens=min(request.max_new_tokens, room),
+            stop_token_ids=list(request.stop_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _warm_up(self, max_concurrent: int) -> None:
@@ -107,3 +122,7 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def _token_ids(output: Any) -> IntArray:
+    return np.asarray(output.outputs[0].token_ids, dtype=np.int32)

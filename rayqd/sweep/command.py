@@ -16,7 +16,7 @@ from rayqd.actors.cluster import connect
 from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
 from rayqd.config.sweep import SweepConfig
-from rayqd.errors import RunError
+from rayqd.errors import ConfigError, RunError
 from rayqd.observe.environment import environment
 from rayqd.observe.progress import Progress
 from rayqd.preflight import check
@@ -64,6 +64,11 @@ def _run(
         progress.status("checking models and configurations")
         examples = study.examples()
         for example in _different(examples):
+            if example.distill.seq_kd:
+                raise ConfigError(
+                    "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "
+                    "--out teacher.jsonl` write once, and set data.source to teacher.jsonl"
+                )
             check(example)
         progress.status("starting Ray")
         with connect(study.base) as cluster:

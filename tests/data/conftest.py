@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -18,6 +18,7 @@ def make_tokenizer(chat_template: str | None = CHATML, **changes: Any) -> PreTra
     vocabulary = {token: i for i, token in enumerate(["<unk>", *SPECIAL, *characters])}
     core = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n\n|[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         **{"unk_token": "<unk>", "eos_token": "<|im_end|>", "additional_special_tokens": SPECIAL} | changes,

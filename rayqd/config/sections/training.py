@@ -38,6 +38,9 @@ class Distill(Section):
     """Divide the loss by beta · (1 - beta) where 0 < beta < 1. Close to the teacher every divergence is then the same
     function to second order, so a learning rate means the same at each beta; and towards 0 and 1 it becomes the forward
     and the reverse KL, where GKD's own would vanish."""
+    seq_kd: bool = False
+    """Before training the teacher writes the completions of the off-policy share, which then trains on those instead
+    of the data's own (sequence-level distillation). rollout.* says how it samples."""
 
 
 class Rollout(Section):

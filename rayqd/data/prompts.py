@@ -1,0 +1,96 @@
+"""The prompts of a data set, for a model to answer: in the order in which a run looks at its rows, as it reads them.
+
+A prompt is kept if it leaves room for an answer. What the data itself answers does not matter, and may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rayqd.config import Config
+from rayqd.data.examples import check_max_length, shuffled
+from rayqd.data.sources import Message, parse_prompt, read_rows
+from rayqd.data.template import tokenize_prompt
+from rayqd.errors import DataError
+from rayqd.types import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation that waits for its answer."""
+
+    row: int  # position in its source
+    messages: list[Message]
+    token_ids: IntArray  # [P] ends with the generation prompt of the chat template
+
+
+class Prompts:
+    """Read and tokenized as they are asked for: a data set on the hub may be long."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> None:
+        """Raises DataError for a source that cannot be read, ConfigError for a `data.max_length` that does not fit."""
+        data = config.data
+        check_max_length(data, context_length)
+        self._tokenizer = tokenizer
+        self._longest = data.max_length - data.min_room
+        self._rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row, parse=parse_prompt)
+        self._order = shuffled(len(self._rows), config.seed)
+        self._too_long: set[int] = set()
+
+    def __len__(self) -> int:
+        """Rows of the source, whether their prompts are kept or not."""
+        return len(self._rows)
+
+    @property
+    def source(self) -> str:
+        return self._rows.name
+
+    @property
+    def num_too_long(self) -> int:
+        """Prompts met so far that leave no room."""
+        return len(self._too_long)
+
+    @property
+    def num_skipped(self) -> int:
+        """Broken rows met so far."""
+        return self._rows.num_skipped
+
+    @property
+    def order(self) -> list[int]:
+        """Rows of the source in the order in which they come."""
+        return self._order
+
+    def messages(self, row: int) -> list[Message] | None:
+        """What row `row` asks; None where there is no such row, or it is broken and broken rows are skipped."""
+        return self._rows.row(row) if 0 <= row < len(self._rows) else None
+
+    def left(self, done: Container[int], limit: int | None) -> Iterator[Prompt]:
+        """Of the first `limit` prompts that are kept those whose rows are not `done`."""
+        num_kept = 0
+        for row in self._order:
+            if num_kept == limit:
+                return
+            if row in done:
+                num_kept += 1
+            elif (prompt := self._prompt(row)) is not None:
+                num_kept += 1
+                yield prompt
+
+    def _prompt(self, row: int) -> Prompt | None:
+        messages = self._rows.row(row)
+        if messages is None:
+            return None
+        try:
+            token_ids = tokenize_prompt(self._tokenizer, messages)
+        except DataError as error:
+            self._rows.reject(row, str(error))
+            return None
+        if len(token_ids) > self._longest:
+            self._too_long.add(row)
+            return None
+        return Prompt(row=row, messages=messages, token_ids=token_ids)
