@@ -106,10 +106,12 @@ Examples:
   rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
   rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
+  rayqd watch quickstart                          a run, seen from another terminal
+  rayqd compare quickstart other                  two runs side by side
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
 
-`rayqd COMMAND --help` lists every setting."""
+`rayqd COMMAND --help` lists every setting, docs/howto.md goes by task."""
 
 SYNTAX = """\
 Settings come from TOML files and from flags; later files win over earlier ones, flags over files.
