@@ -111,7 +111,7 @@ Examples:
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
 
-`rayqd COMMAND --help` lists every setting, docs/howto.md goes by task."""
+`rayqd COMMAND --help` lists every setting."""
 
 SYNTAX = """\
 Settings come from TOML files and from flags; later files win over earlier ones, flags over files.
