@@ -109,6 +109,8 @@ Examples:
   rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
   rayqd generate @a.toml --model teacher          the teacher's answers to the data's prompts, as a data set
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
+  rayqd watch quickstart                          a run, seen from another terminal
+  rayqd compare quickstart other                  two runs side by side
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
 

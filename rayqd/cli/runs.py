@@ -22,10 +22,12 @@ unfinished   no process has it and it left no word: it was killed, or its machin
 
 def _runs(words: Sequence[str]) -> int:
     switches, others = take_switches(words, {"json": ""})
-    directory, *_ = words_alone(others, "runs", at_most=1) or [str(Config().runs_dir)]
-    from rayqd.runs.listing import list_runs
+    given = words_alone(others, "runs", at_most=1)
+    from rayqd.runs.listing import find_runs, show_runs
 
-    list_runs(Path(directory), as_json="json" in switches)
+    directory = Path(given[0]) if given else Config().runs_dir
+    records = find_runs(directory) if given or directory.exists() else []  # before the first run there is no runs/
+    show_runs(records, directory, as_json="json" in switches)
     return 0
 
 

@@ -17,9 +17,10 @@ from rayqd.runs.record import RunRecord, read_run
 _STYLES = {"running": "green", "failed": "red", "stopped": "yellow", "unfinished": "yellow"}
 
 
-def list_runs(directory: Path, *, as_json: bool = False, console: Console | None = None) -> None:
-    """Prints the runs in `directory`, and those one level deeper, where sweeps keep theirs."""
-    records = find_runs(directory)
+def show_runs(
+    records: Sequence[RunRecord], directory: Path, *, as_json: bool = False, console: Console | None = None
+) -> None:
+    """Prints the runs found in `directory`, and below them why some failed or cannot be read."""
     if as_json:
         print(json.dumps([fields(record) for record in records], indent=2))
         return
@@ -34,7 +35,7 @@ def list_runs(directory: Path, *, as_json: bool = False, console: Console | None
 
 
 def find_runs(directory: Path) -> list[RunRecord]:
-    """The runs in `directory` and one level deeper, or the one that it is; the last to change first.
+    """The runs in `directory` and one level deeper, where sweeps keep theirs, or the one that it is; newest first.
 
     Raises RunError where there is no such directory.
     """

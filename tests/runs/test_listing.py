@@ -182,10 +182,14 @@ def test_a_mistake_is_one_line(words: list[str], code: int, error: str, runs_dir
     assert capsys.readouterr().err == f"rayqd: error: {error}\n"
 
 
-def test_a_directory_without_runs_says_so(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs_dir.mkdir()
+@pytest.mark.parametrize("exists", [False, True])
+def test_where_nothing_has_run_yet_there_are_no_runs(exists: bool, runs_dir: Path, capsys: Any) -> None:
+    if exists:
+        runs_dir.mkdir()
     assert main(["runs"]) == 0
     assert capsys.readouterr().out == "no runs in runs\n"
+    assert main(["runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 @pytest.mark.parametrize(

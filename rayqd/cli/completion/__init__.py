@@ -24,8 +24,8 @@ def _completion(words: Sequence[str]) -> int:
     shell, *_ = words_alone(words, "completion", at_most=1) or [""]
     if shell not in SHELLS:
         near = difflib.get_close_matches(shell, SHELLS, n=1)
-        shown = f', got "{shell}"{f"; did you mean {near[0]}?" if near else ""}' if shell else ""
-        raise ConfigError(f"rayqd completion needs one of {', '.join(SHELLS)}{shown}: rayqd completion bash")
+        hint = f'got "{shell}"; did you mean {near[0]}?' if near else "such as rayqd completion bash"
+        raise ConfigError(f"rayqd completion needs one of {', '.join(SHELLS)}: {hint}")
     from rayqd.cli import COMMANDS
     from rayqd.cli.completion.scripts import script
 
