@@ -80,10 +80,10 @@ def _check_dashboard() -> None:
 
 
 def _metadata(config: Config) -> dict[str, str]:
-    """What the dashboard and `ray list jobs` tell of the run."""
+    """What the dashboard and `ray list jobs --detail` tell of the run; a submitted job's own metadata wins."""
     return {
-        "rayqd_run": config.name,
-        "rayqd_directory": str(config.run_dir),
+        "job_name": config.name,
+        "run_directory": str(config.run_dir),
         "model": config.model.name,
         "format": f"{config.quant.format}, groups of {config.quant.group_size}",
         "steps": str(config.learner.steps),

@@ -36,10 +36,13 @@ def dashboard() -> Json:
 
 
 def query(shown: Metric) -> str:
-    """PromQL of a metric; a run that was resumed has a series of each of its processes."""
+    """PromQL of a metric; a run that was resumed has a series of each of its processes.
+
+    Rates are over five minutes: counters rise once a step, and a step may take one.
+    """
     by = ", ".join(shown.tags)
     if shown.rate:
-        return f"sum by ({by}) (rate({shown.series}{_SELECTED}[$__rate_interval]))"
+        return f"sum by ({by}) (rate({shown.series}{_SELECTED}[5m]))"
     return f"{'sum' if shown.kind == 'counter' else 'max'} by ({by}) ({shown.series}{_SELECTED})"
 
 

@@ -130,7 +130,7 @@ def _commands(run: Run) -> Markup:
 
 
 def _settings(run: Run) -> Markup:
-    given = given_settings(run.config, run.command)
+    given = given_settings(run.config, run.command, ("name", "runs_dir"))
     rows = [
         [page.inline_code(key), page.inline_code(_value(value)), page.inline_code(_value(settings()[key].default))]
         for key, value in given.items()
