@@ -17,6 +17,7 @@ from rayqd.cli.usage import Usage, usage_of
 from rayqd.config.arguments import Arguments, read_arguments
 from rayqd.config.load import config_of
 from rayqd.config.settings import settings
+from rayqd.config.sweep import load_sweep
 from rayqd.config.switches import take_switches
 from rayqd.errors import ConfigError
 
@@ -117,7 +118,10 @@ def check_command(words: Sequence[str]) -> None:
     command = COMMANDS[words[0]]
     usage = usage_of(command)
     _, others = take_switches(words[1:], {name: word.name for name, word in usage.switches.items()})
-    if command.takes_settings:
+    if command.name == "sweep":  # which has settings of its own
+        load_sweep(others)
+        operands = []
+    elif command.takes_settings:
         arguments = _without_variables(read_arguments(others))
         config_of(arguments)
         operands = list(arguments.words)

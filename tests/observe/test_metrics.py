@@ -89,9 +89,7 @@ def test_dashboard_has_a_panel_for_every_metric_and_no_panel_lies_on_another() -
 
 def test_counters_that_say_more_by_the_second_are_rates() -> None:
     by_title = {panel["title"]: panel["targets"][0]["expr"] for panel in dashboard()["panels"] if "targets" in panel}
-    assert by_title["Workers at work"] == (
-        'sum by (run, role) (rate(ray_rayqd_work_seconds_total{run=~"$run"}[5m]))'
-    )
+    assert by_title["Workers at work"] == ('sum by (run, role) (rate(ray_rayqd_work_seconds_total{run=~"$run"}[5m]))')
     assert by_title["Retries"] == 'sum by (run, role) (ray_rayqd_retries_total{run=~"$run"})'
     assert metric("loss").series == "ray_rayqd_loss"
 
