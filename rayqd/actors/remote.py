@@ -10,7 +10,7 @@ import ray
 
 from rayqd.actors.conductor import Conductor
 from rayqd.actors.placement import Placement
-from rayqd.actors.rollout import MakeEngine, RolloutWorker, vllm_engine_maker
+from rayqd.actors.rollout import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
 from rayqd.actors.teacher import TeacherWorker, teacher_loader
 from rayqd.config import Config
 from rayqd.pipeline import RolloutRef, Weights
@@ -58,7 +58,8 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     actor = _role(RolloutActor, config, placement)
     names = [f"rayqd/{config.name}/rollout-{rank}" for rank in range(config.rollout.num_workers)]
     return [
-        actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get) for rank, name in enumerate(names)
+        actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get, num_top_ids(config))
+        for rank, name in enumerate(names)
     ]
 
 

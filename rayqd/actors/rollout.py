@@ -21,11 +21,15 @@ class RolloutWorker:
 
     _rank = _version = -1  # Ray asks for the name of an actor also where __init__ failed
 
-    def __init__(self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch) -> None:
+    def __init__(
+        self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
+    ) -> None:
+        """`num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those."""
         self._rank = rank
         self._settings = settings
         self._make_engine = make_engine
         self._fetch = fetch
+        self._num_top_ids = num_top_ids
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
 
@@ -50,7 +54,7 @@ class RolloutWorker:
             self._engine.load_weights(self._fetch(weights.tensors))
             self._version = weights.version
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
-        completions = self._engine.generate(requests)
+        completions = self._completions(requests)
         rollouts = [
             Rollout(
                 step=sequence.step,
@@ -59,10 +63,17 @@ class RolloutWorker:
                 prompt_ids=prompt.prompt_ids,
                 completion_ids=completion,
                 policy_version=self._version,
+                top_ids=top_ids,
             )
-            for sequence, prompt, completion in zip(sequences, prompts, completions, strict=True)
+            for sequence, prompt, (completion, top_ids) in zip(sequences, prompts, completions, strict=True)
         ]
         return time.perf_counter() - began, rollouts
+
+    def _completions(self, requests: Sequence[SamplingRequest]) -> Sequence[tuple[IntArray, IntArray | None]]:
+        assert self._engine is not None
+        if self._num_top_ids:
+            return self._engine.generate_ranked(requests, self._num_top_ids)
+        return [(completion, None) for completion in self._engine.generate(requests)]
 
     def answer(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Completions by the keys of `requests`, as they are finished; by the checkpoint that the engine began with."""
@@ -83,6 +94,12 @@ class RolloutWorker:
         )
 
 
+def num_top_ids(config: Config) -> int:
+    """How many of the student's own likeliest ids travel with each token: those that the teacher is to score."""
+    teacher = config.teacher
+    return teacher.top_k if teacher.payload == "topk" and teacher.top_k_of == "student" else 0
+
+
 def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     """Makes the real engine, in the process that calls it."""
 
@@ -101,6 +118,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
             gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
             dtype=config.model.dtype,
             form=form,
+            max_top_ids=num_top_ids(config),
         )
 
     return make

@@ -30,6 +30,10 @@ class Engine(Protocol):
         """The completion's token ids for each request, [C], its end-of-turn token included."""
         ...
 
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+        """The same completions, each with the k ids that the model found likeliest at each of its tokens, [C, k]."""
+        ...
+
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """The same completions as they are finished, each with its place among `requests`; to be read to its end."""
         ...

@@ -27,6 +27,10 @@ class FakeEngine:
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
         return [self._completion(request) for request in requests]
 
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+        completions = self.generate(requests)
+        return [(ids, (ids[:, None] + np.arange(k, dtype=np.int32)) % self.vocab_size) for ids in completions]
+
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         yield from ([(place, self._completion(request))] for place, request in enumerate(requests))
 

@@ -39,7 +39,9 @@ class VLLMEngine:
         gpu_memory_utilization: float,
         dtype: str,
         form: Form | None = None,
+        max_top_ids: int = 0,
     ) -> None:
+        """`max_top_ids`: the most that `generate_ranked` will be asked for."""
         os.environ.update(_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
         from vllm import LLM
@@ -57,6 +59,7 @@ class VLLMEngine:
             gpu_memory_utilization=gpu_memory_utilization,
             enforce_eager=current_platform.is_cpu(),
             disable_log_stats=True,
+            max_logprobs=max(max_top_ids, 1),
         )
         self._warm_up(max_concurrent)
 
@@ -74,6 +77,15 @@ class VLLMEngine:
             use_tqdm=False,
         )
         return [_token_ids(output) for output in outputs]
+
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+        """By the model's own distribution, whatever temperature and minimum length the sampling has."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
+            [self._sampling(request, num_logprobs=k) for request in requests],
+            use_tqdm=False,
+        )
+        return [(_token_ids(output), _ranked_ids(output, k)) for output in outputs]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """What `LLM.generate` does, but for telling of each completion when it is there."""
@@ -102,7 +114,7 @@ class VLLMEngine:
     def _model_runner(self) -> Any:
         return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner  # pyright: ignore
 
-    def _sampling(self, request: SamplingRequest) -> Any:
+    def _sampling(self, request: SamplingRequest, num_logprobs: int | None = None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -113,6 +125,7 @@ class VLLMEngine:
             min_tokens=min(request.min_new_tokens, room),
             max_tokens=min(request.max_new_tokens, room),
             stop_token_ids=list(request.stop_token_ids),
+            logprobs=num_logprobs,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -126,3 +139,9 @@ class VLLMEngine:
 
 def _token_ids(output: Any) -> IntArray:
     return np.asarray(output.outputs[0].token_ids, dtype=np.int32)
+
+
+def _ranked_ids(output: Any, k: int) -> IntArray:
+    """[C, k]. vLLM gives the sampled id too, of whatever rank."""
+    rows = [sorted((entry.rank, token) for token, entry in each.items())[:k] for each in output.outputs[0].logprobs]
+    return np.asarray([[token for _, token in row] for row in rows], dtype=np.int32).reshape(-1, k)

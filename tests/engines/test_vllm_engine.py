@@ -33,6 +33,7 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
             max_concurrent=8,
             gpu_memory_utilization=0.5,
             dtype="bfloat16",
+            max_top_ids=6,
         )
         student = Student.load(tiny_model, config)
         before = engine.generate([request()])
@@ -110,6 +111,24 @@ def test_a_seed_decides_the_completion_whatever_else_is_in_the_batch(published: 
     together = engine.generate([request(seed=4), request(seed=5), request(seed=6)])
     assert np.array_equal(alone, together[1])
     assert not np.array_equal(together[0], together[2])
+
+
+def test_the_ids_that_it_found_likeliest_are_the_learners(published: Any) -> None:
+    """At every token, whatever the temperature; ids whose logits bfloat16 hardly tells apart may change places."""
+    engine, student, _ = published
+    asked = request(temperature=0.5, min_new_tokens=12)
+    ((completion, ranked),) = engine.generate_ranked([asked], 6)
+    assert np.array_equal(completion, engine.generate([asked])[0])
+    assert ranked.shape == (len(completion), 6)
+    whole = torch.from_numpy(np.concatenate([asked.prompt_ids, completion]).astype(np.int64))
+    with torch.no_grad():
+        logits = student.model(whole[None]).logits[0, len(asked.prompt_ids) - 1 : -1].float()
+    own = logits.gather(1, torch.from_numpy(ranked.astype(np.int64)))
+    assert all(len(set(row)) == 6 for row in ranked.tolist())
+    missed = logits.topk(6).values - own
+    assert missed.abs().max() < 0.5
+    assert missed.abs().mean() < 0.05
+    assert logits.amax() - logits.amin() > 5
 
 
 def test_lengths_are_kept(published: Any) -> None:
