@@ -1,5 +1,6 @@
 """Whole runs on real actors and a real Ray Train learner; only the engine is fake and the model tiny."""
 
+import contextlib
 import functools
 import io
 import json
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -112,7 +114,7 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     assert output.rstrip().splitlines()[-1].startswith("rayqd: stopped")
     assert "Traceback" not in output
     assert not (interrupted.run_dir / "result.json").exists()
-    assert processes_of(interrupted.name) == []
+    assert processes_of(interrupted.run_dir) == []
     assert read_run(interrupted.run_dir).state == "stopped"
 
     resumed, output = run(interrupted)
@@ -151,16 +153,14 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-def processes_of(name: str) -> list[str]:
-    """Command lines of processes that still have the run's name in their environment or arguments."""
+def processes_of(run_dir: Path) -> list[str]:
+    """Command lines of the processes of the Ray session that the run started: each has its log there open."""
     time.sleep(2)
+    session = str((run_dir / "logs").readlink())
     found: list[str] = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if "ray::" in command or "raylet" in command:
-                found.append(command)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            files = [os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()]
+            if any(file.startswith(session) for file in files):
+                found.append(" ".join(process.cmdline()))
     return found
