@@ -53,10 +53,11 @@ def distill(config: Config, console: Console | None = None, *, make_engine: Make
             run_dir.finish(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
+        print_result(console, result, run_dir.path, title=cost)
+        run_dir.upload(export=True)
     finally:
         run_dir.close()
-    cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
-    print_result(console, result, run_dir.path, title=cost)
     return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
 
 
@@ -83,5 +84,5 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         "rows": finished["rows"],
         "seconds": {role: round(value, 1) for role, value in seconds.items()},
         "num_steps": config.learner.steps,
-        "export": str(run_dir.path / "export"),
+        "export": run_dir.export,
     }

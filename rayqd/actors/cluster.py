@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,9 +14,9 @@ from typing import Any
 
 import ray
 
+from rayqd.actors.environment import runtime_environment
 from rayqd.config import Config
 from rayqd.errors import PlacementError
-from rayqd.observe.quiet import quiet_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,14 +32,15 @@ def connect(config: Config) -> Iterator[Cluster]:
     """Ray, for the length of a `with`; leaving it ends every process of the run."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     try:
-        context: Any = ray.init(
-            address=address or "local",
-            namespace="rayqd",
-            include_dashboard=None if address else config.ray.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": quiet_environment() | _train_environment(config)},
-        )
+        with _own_stop_signal():
+            context: Any = ray.init(
+                address=address or "local",
+                namespace="rayqd",
+                include_dashboard=None if address else config.ray.dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_environment(config, ships_package=address is not None),
+            )
     except (ConnectionError, ValueError) as error:
         raise PlacementError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
     try:
@@ -53,8 +56,12 @@ def connect(config: Config) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _train_environment(config: Config) -> dict[str, str]:
-    return {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.ray.placement_timeout_seconds),
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.ray.dashboard else "0",
-    }
+@contextmanager
+def _own_stop_signal() -> Iterator[None]:
+    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

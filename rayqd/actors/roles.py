@@ -64,6 +64,10 @@ class Roles:
         """Seconds of work so far of rollout workers and teachers."""
         return ray.get(self.conductor.role_seconds.remote())
 
+    def stop(self) -> None:
+        """Ask the learner to keep its last step; a `stopped` event follows."""
+        ray.get(self.conductor.stop.remote())
+
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Let Ray Train close its books."""
         ray.wait([self._training], timeout=timeout_seconds)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rayqd.config import load_config
 from rayqd.observe.progress import duration
+from rayqd.storage.folder import shown
 
 
 def print_result(
@@ -34,22 +35,24 @@ def print_result(
     console.print()
     console.print(table)
     seconds = "  ".join(f"{role} {value:,.0f} s" for role, value in result["seconds"].items())
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    here = run_dir / "export"
+    export = str(_short(here)) if here.is_dir() else result["export"]
     lines = [
         f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's",
         f"time      {duration(result['seconds']['total'])}  ({seconds})",
-        f"export    {_short(run_dir / 'export')}",
+        f"export    {export}",
         f"metrics   {_short(run_dir / 'metrics.jsonl')}",
         f"result    {_short(run_dir / 'result.json')}",
-        _who_runs_it(run_dir),
+        *([f"storage   {shown(config.storage)}/{config.name}"] if config.storage else []),
+        _who_runs_it(config.quant.format, export if here.is_dir() else "A_COPY_OF_THE_EXPORT"),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _who_runs_it(run_dir: Path) -> str:
-    form = load_config([f"@{run_dir / 'config.toml'}"]).quant.format
-    export = _short(run_dir / "export")
+def _who_runs_it(form: str, export: str) -> str:
     if form in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
         return f'load it   AutoModelForCausalLM.from_pretrained("{export}")   (transformers, with bitsandbytes)'
     return f"serve it  vllm serve {export}{'   (on a GPU)' if form == 'nvfp4' else ''}"
