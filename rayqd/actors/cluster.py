@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from rayqd.actors.environment import runtime_environment
 from rayqd.config import Config
@@ -37,12 +39,15 @@ def connect(config: Config) -> Iterator[Cluster]:
                 address=address or "local",
                 namespace="rayqd",
                 include_dashboard=None if address else config.ray.dashboard,
+                job_config=_job_config(config, address),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env=runtime_environment(config, ships_package=address is not None),
             )
-    except (ConnectionError, ValueError) as error:
-        raise PlacementError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+    except (ConnectionError, ValueError, RayError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise PlacementError(f"no Ray cluster answers at {address}: {reason}{token}") from error
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         total = ray.cluster_resources()
@@ -54,6 +59,13 @@ def connect(config: Config) -> Iterator[Cluster]:
         )
     finally:
         ray.shutdown()
+
+
+def _job_config(config: Config, address: str | None) -> Any:
+    """What the dashboard's list of jobs says of this driver; None through Ray Client, which has no place for it."""
+    if address and "://" in address:
+        return None
+    return JobConfig(metadata={"run": config.name, "run_dir": str(config.run_dir), "storage": config.storage or ""})
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
 from rayqd.actors.placement import place
+from rayqd.actors.predecessor import wait_for_predecessor
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
 from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
@@ -20,6 +21,7 @@ class Roles:
     """Rollout workers, teachers, conductor and learner; each loads its model while the others do."""
 
     def __init__(self, config: Config, cluster: Cluster, make_engine: MakeEngine | None = None) -> None:
+        wait_for_predecessor(config.name)
         placement = place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
         rollouts = start_rollouts(config, placement, make_engine)
         teachers = start_teachers(config, placement)

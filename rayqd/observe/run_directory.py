@@ -14,7 +14,7 @@ from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
-from rayqd.storage.stored_run import StoredRun
+from rayqd.storage.stored_run import MADE_BY_A_RUN, StoredRun
 
 _MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
 
@@ -90,7 +90,8 @@ class RunDirectory:
             raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
         try:
             if saved.exists():
-                self._refuse_other(str(self.path), saved, config)
+                if any((self.path / name).exists() for name in MADE_BY_A_RUN):
+                    self._refuse_other(str(self.path), saved, config)
             elif any(path.name != ".lock" for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._stored = StoredRun.of(config)

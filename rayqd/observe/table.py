@@ -59,4 +59,8 @@ def _who_runs_it(form: str, export: str) -> str:
 
 
 def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the copy that Ray made for a job, and may remove as soon as no actor of it is left
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -118,11 +118,8 @@ class Folder:
             aside.mkdir(parents=True)
             copy_files(f"{self._path}/{name}", str(aside), self._filesystem, LocalFileSystem())
             for file, size in json.loads(manifest)["files"].items():
-                found = (aside / file).stat().st_size
-                if found != size:
-                    raise StorageError(
-                        f"{self}/{name}/{file}: has {found} bytes where {size} were written; remove {name}"
-                    )
+                if (found := (aside / file).stat().st_size) != size:
+                    raise StorageError(f"{self}/{name}/{file}: has {found} bytes of {size}; remove {self}/{name}")
             (aside / MANIFEST).unlink()
             shutil.rmtree(directory, ignore_errors=True)
             aside.rename(directory)
@@ -155,12 +152,15 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
     try:
         return FileSystem.from_uri(uri)
-    except ArrowInvalid:
-        import fsspec
-
-        if uri.partition("://")[0] not in fsspec.available_protocols():
+    except ArrowInvalid as unknown:
+        if "Unrecognized filesystem type" not in str(unknown):
             raise
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        from fsspec.core import url_to_fs
+
+        try:
+            filesystem, path = url_to_fs(uri)
+        except ValueError:
+            raise unknown from None
         return PyFileSystem(FSSpecHandler(filesystem)), path
 
 

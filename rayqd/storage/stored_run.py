@@ -16,6 +16,7 @@ CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FILES = (CONFIG, METRICS, RESULT, "report.html")  # of the driver
+MADE_BY_A_RUN = (METRICS, RESULT, "start", "checkpoints", "export")  # without any of them nothing has begun
 
 
 class StoredRun:
@@ -51,14 +52,13 @@ class StoredRun:
                 f"{run_dir} and {self.folder} hold different runs of the same name: "
                 "give this run another name, or remove the one that is not wanted"
             )
-        if (config := self.folder.read(CONFIG)) is not None:
+        metrics = self.folder.read(METRICS)
+        if (metrics or self.folder.directories()) and (config := self.folder.read(CONFIG)):
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch, CONFIG)
                 file.write_bytes(config)
                 refuse(str(self.folder), file)
-            (run_dir / CONFIG).write_bytes(config)
         (run_dir / RUN_ID).write_text(stored)
-        metrics = self.folder.read(METRICS)
         if metrics is not None and metrics.count(b"\n") > (_text(run_dir / METRICS) or "").count("\n"):
             (run_dir / METRICS).write_bytes(metrics)
         if not (run_dir / RESULT).exists() and (result := self.folder.read(RESULT)) is not None:
