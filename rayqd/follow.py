@@ -8,7 +8,7 @@ from typing import Any
 
 from rayqd.actors.roles import Roles
 from rayqd.config import Config
-from rayqd.errors import PlacementError
+from rayqd.errors import PlacementError, StorageError
 from rayqd.observe.progress import Progress, duration, eval_line
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.report.write import Report
@@ -28,6 +28,7 @@ class Follower:
         self._began = time.monotonic()
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
+        self._training = self._stopped = False
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
@@ -40,8 +41,7 @@ class Follower:
                 if event := self._take_events(_POLL_SECONDS, kinds):
                     return event
         except KeyboardInterrupt:
-            # A checkpoint may be there of steps not heard of yet; a resumed run will not do them again.
-            self._take_events(timeout_seconds=0.1)
+            self._stop()
             raise
 
     def result(self, rows: list[dict[str, Any]], num_steps: int, total_seconds: float) -> dict[str, Any]:
@@ -54,6 +54,15 @@ class Follower:
             "start_seconds": {role: round(value, 1) for role, value in self._start_seconds.items()},
             "num_steps": num_steps,
         }
+
+    def _stop(self) -> None:
+        """Let the learner keep the last step it has done, and hear of all steps up to that: they are not done again."""
+        if not self._training:
+            return
+        self._progress.status("stopping: keeping a checkpoint of the last step (Ctrl-C again: without)")
+        self._roles.stop()
+        while not (self._stopped or self._take_events(_POLL_SECONDS, ("finished",))):
+            pass
 
     def _take_events(self, timeout_seconds: float, kinds: Sequence[str] = ()) -> dict[str, Any] | None:
         for event in self._roles.events(self._num_seen, timeout_seconds):
@@ -74,6 +83,7 @@ class Follower:
     def _on_start(self, event: dict[str, Any]) -> None:
         if event["step"]:
             self._progress.say(f"resuming after step {event['step']}")
+        self._training = True
         self._progress.begin_steps()
 
     def _on_eval(self, event: dict[str, Any]) -> None:
@@ -88,6 +98,16 @@ class Follower:
 
     def _on_checkpoint(self, event: dict[str, Any]) -> None:
         self._progress.status(f"checkpoint {event['path']}")
+        self._upload()
+
+    def _on_notice(self, event: dict[str, Any]) -> None:
+        self._progress.say(event["text"])
+
+    def _on_stopped(self, event: dict[str, Any]) -> None:
+        self._stopped = True
+        if event["step"]:
+            self._progress.say(f"stopped after step {event['step']}, of which a checkpoint is kept")
+            self._upload()
 
     def _on_quarantine(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event, "quarantine.jsonl")
@@ -97,6 +117,13 @@ class Follower:
 
     def _on_status(self, event: dict[str, Any]) -> None:
         self._progress.status(event["text"])
+
+    def _upload(self) -> None:
+        """Metrics of the steps that the checkpoint has; the learner has uploaded that."""
+        try:
+            self._run_dir.upload()
+        except StorageError as error:
+            self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
 
     def _look_at_starting_roles(self) -> None:
         for name, seconds in self._roles.newly_ready().items():

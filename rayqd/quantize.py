@@ -56,9 +56,10 @@ def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
             Report(config, "quantize", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        print_result(console, result, run_dir.path, title="what 4 bits cost")
+        run_dir.upload(export=True)
     finally:
         run_dir.close()
-    print_result(console, result, run_dir.path, title="what 4 bits cost")
     return result
 
 

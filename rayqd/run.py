@@ -57,10 +57,11 @@ def distill(
             Report(config, "distill", result["environment"]).write(result)
         else:
             console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
+        print_result(console, result, run_dir.path, title=cost)
+        run_dir.upload(export=True)
     finally:
         run_dir.close()
-    cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
-    print_result(console, result, run_dir.path, title=cost)
     return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
 
 
@@ -97,4 +98,4 @@ def _run(
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = follower.result(finished["rows"], config.learner.steps, time.monotonic() - began)
             result["seconds"] |= {role: round(value, 1) for role, value in seconds.items()}
-    return result | {"export": str(run_dir.path / "export"), "environment": made_with}
+    return result | {"export": run_dir.export, "environment": made_with}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from rayqd.actors.environment import runtime_environment
 from rayqd.config import Config
 from rayqd.errors import ConfigError, PlacementError
-from rayqd.observe.quiet import quiet_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +44,20 @@ def connect(config: Config) -> Iterator[Cluster]:
     if config.ray.dashboard and not address:
         _check_dashboard()
     try:
-        context: Any = ray.init(
-            address=address or "local",
-            namespace="rayqd",
-            include_dashboard=None if address else config.ray.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            job_config=JobConfig(metadata=_metadata(config)),
-            runtime_env={"env_vars": quiet_environment() | _train_environment(config)},
-        )
-    except (ConnectionError, ValueError) as error:
-        raise PlacementError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+        with _own_stop_signal():
+            context: Any = ray.init(
+                address=address or "local",
+                namespace="rayqd",
+                include_dashboard=None if address else config.ray.dashboard,
+                job_config=_job_config(config, address),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_environment(config, ships_package=address is not None),
+            )
+    except (ConnectionError, ValueError, RayError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token, set RAY_AUTH_MODE=token"
+        raise PlacementError(f"no Ray cluster answers at {address}: {reason}{token}") from error
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         total = ray.cluster_resources()
@@ -79,6 +85,13 @@ def _check_dashboard() -> None:
         ) from error
 
 
+def _job_config(config: Config, address: str | None) -> Any:
+    """What the dashboard's list of jobs says of this driver; None through Ray Client, which has no place for it."""
+    if address and "://" in address:
+        return None
+    return JobConfig(metadata=_metadata(config))
+
+
 def _metadata(config: Config) -> dict[str, str]:
     """What the dashboard and `ray list jobs --detail` tell of the run; a submitted job's own metadata wins."""
     return {
@@ -87,11 +100,16 @@ def _metadata(config: Config) -> dict[str, str]:
         "model": config.model.name,
         "format": f"{config.quant.format}, groups of {config.quant.group_size}",
         "steps": str(config.learner.steps),
+        "storage": config.storage or "",
     }
 
 
-def _train_environment(config: Config) -> dict[str, str]:
-    return {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.ray.placement_timeout_seconds),
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.ray.dashboard else "0",
-    }
+@contextmanager
+def _own_stop_signal() -> Iterator[None]:
+    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

@@ -11,6 +11,7 @@ import ray
 
 from rayqd.actors.clients import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.metrics import MetricSeries
+from rayqd.actors.node import on_this_node
 from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.actors.quarantine import Quarantine
@@ -37,6 +38,7 @@ class Conductor:
         self._series = MetricSeries(config.name)
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
+        self._stop = asyncio.Event()
         self._training: list[Example] = []
         self._pipeline: Pipeline | None = None
         self._heldout: asyncio.Task[list[ScoredRef]] | None = None
@@ -49,7 +51,7 @@ class Conductor:
         from rayqd.actors.learner import make_trainer
 
         me = ray.get_runtime_context().current_actor
-        trainer = make_trainer(self._config, me, placement, self._config.run_dir / "ray_train")
+        trainer = make_trainer(self._config, me, placement, on_this_node(self._config).run_dir / "ray_train")
         series = asyncio.create_task(self._series.stay())
         try:
             await asyncio.to_thread(trainer.fit)
@@ -108,6 +110,14 @@ class Conductor:
             except TimeoutError:
                 return []
             return self._events[after:]
+
+    async def stop(self) -> None:
+        """Ask the learner to keep its last step and to go no further; a `stopped` event says that it has."""
+        self._stop.set()
+
+    async def stopping(self) -> None:
+        """Returns once the run is to stop."""
+        await self._stop.wait()
 
     async def role_seconds(self) -> dict[str, float]:
         """Seconds of work of rollout workers and teachers."""

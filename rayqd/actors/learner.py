@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from rayqd.actors.balance import balanced_shares
+from rayqd.actors.node import forget, on_this_node
 from rayqd.actors.placement import Placement
 from rayqd.config import Config
+from rayqd.errors import StorageError
 from rayqd.pipeline import ScoredRef
+from rayqd.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
@@ -67,6 +71,25 @@ class ConductorFeed:
         if self._rank == 0:
             ray.get(self._conductor.report.remote(event))
 
+    def notice(self, text: str) -> None:
+        """Something that the user should read, and that does not end the run."""
+        self.report({"event": "notice", "text": text})
+
+    def when_stopping(self, stop: Callable[[], int]) -> None:
+        """Have `stop` called, in a thread of its own, once the run is to end before its time."""
+
+        def wait() -> None:
+            ray.get(self._conductor.stopping.remote())
+            step = None
+            try:
+                step = stop()
+            except StorageError as error:
+                self.notice(str(error))
+            finally:
+                self.report({"event": "stopped", "step": step})
+
+        threading.Thread(target=wait, name="stop", daemon=True).start()
+
 
 def make_trainer(config: Config, conductor: Any, placement: Placement, storage: Path) -> TorchTrainer:
     """The Ray Train run; each worker runs `learn`."""
@@ -93,11 +116,12 @@ def learn(settings: dict[str, Any]) -> None:
     from rayqd.learner.finish import Heldout, finish
     from rayqd.learner.learner import Learner
     from rayqd.learner.loop import train as train_loop
+    from rayqd.learner.mirror import Mirror
     from rayqd.learner.start import StartingPoint
     from rayqd.model.load import device, load_head
     from rayqd.model.source import local_directory
 
-    config: Config = settings["config"]
+    config: Config = on_this_node(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     feed = ConductorFeed(settings["conductor"], rank, world_size)
@@ -107,12 +131,22 @@ def learn(settings: dict[str, Any]) -> None:
         teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
     start = StartingPoint(config)
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
+    mirror = None
+    if stored := StoredRun.of(config):
+        mirror = Mirror(stored.folder, config.run_dir, checkpoints, feed.notice)
+    if mirror and rank == 0:
+        mirror.fetch(is_first_worker=True)
+        checkpoints.on_saved = mirror.update
     feed.report({"event": "ready", "role": "learner", "step": max([-1 if start.is_new else 0, *checkpoints.steps()])})
     heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
         start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
+        if mirror:
+            mirror.update()
     if world_size > 1:
         distributed.barrier()
+    if mirror and rank > 0:
+        mirror.fetch(is_first_worker=False)
     student = start.load_student(source)
     learner = Learner(
         student,
@@ -130,7 +164,11 @@ def learn(settings: dict[str, Any]) -> None:
     )
     if rank == 0:
         feed.report({"event": "status", "text": "evaluating and exporting"})
-        feed.report({"event": "finished", "rows": finish(learner, heldout, start.arms, source, config)})
+        rows = finish(learner, heldout, start.arms, source, config)
+        if mirror:
+            mirror.finish()
+        feed.report({"event": "finished", "rows": rows})
+    forget(settings["config"], config)
 
 
 def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout]:

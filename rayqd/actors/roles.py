@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
 from rayqd.actors.placement import Placement, place
+from rayqd.actors.predecessor import wait_for_predecessor
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
 from rayqd.actors.rollout import MakeEngine
 from rayqd.config import Config
@@ -31,6 +32,7 @@ class Roles:
         placement: Placement | None = None,
         teachers: list[Any] | None = None,
     ) -> None:
+        wait_for_predecessor(config.name)
         placement = placement or place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
         rollouts = start_rollouts(config, placement, make_engine)
         own_teachers = start_teachers(config, placement) if teachers is None else []
@@ -76,6 +78,10 @@ class Roles:
     def seconds(self) -> dict[str, float]:
         """Seconds of work so far of rollout workers and teachers."""
         return ray.get(self.conductor.role_seconds.remote())
+
+    def stop(self) -> None:
+        """Ask the learner to keep its last step; a `stopped` event follows."""
+        ray.get(self.conductor.stop.remote())
 
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Let Ray Train close its books."""

@@ -22,13 +22,21 @@ class Command:
     takes_settings: bool = True
 
 
-def operand(arguments: Arguments, command: str, what: str) -> Path:
-    """The one path among the words; ConfigError if it is missing, more than one, or not there."""
+def operand(arguments: Arguments, command: str, what: str, parts: Sequence[str] = ()) -> Path:
+    """The one path among the words; ConfigError if it is missing, more than one, or not there.
+
+    Of a URI, which is a run in its storage, the `parts` are downloaded first.
+    """
     first, *others = [*arguments.words, "", ""]
     if not first:
         raise ConfigError(f"rayqd {command} needs {what}: rayqd {command} runs/quickstart")
     if others[0]:
         raise ConfigError(unexpected(others[0]))
+    if "://" in first:
+        from rayqd.model.source import cache_dir
+        from rayqd.storage.fetch import fetch_run
+
+        return fetch_run(first, cache_dir() / "runs", parts)
     path = Path(first)
     if not path.exists():
         raise ConfigError(missing(path))

@@ -12,7 +12,7 @@ from rayqd.observe.quiet import quiet_driver
 
 def _evaluate(words: Sequence[str]) -> int:
     arguments = read_arguments(words)
-    path = operand(arguments, "eval", "a run's directory or one of its checkpoints")
+    path = operand(arguments, "eval", "a run's directory or one of its checkpoints", parts=("export",))
     config = config_of(arguments, before=settings_of_run(path))
     quiet_driver()
     from rayqd.evaluation import evaluate
@@ -26,5 +26,5 @@ COMMAND = Command(
     text="measure a run or a checkpoint against its teacher",
     run=_evaluate,
     operand="RUN_OR_CHECKPOINT_DIR",
-    details="Settings start from the run's own config.toml.",
+    details="Settings start from the run's own config.toml. A run in its storage: rayqd eval s3://bucket/folder/name",
 )

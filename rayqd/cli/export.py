@@ -18,13 +18,14 @@ EXPORT_DETAILS = """\
 --verify      load the export afresh and compare every tensor with the checkpoint, its predictions, and vLLM's;
               the result goes to verify.json beside it, and the exit code is 1 if something differs.
               An export that is there already is verified as it is.
---overwrite   replace what is there"""
+--overwrite   replace what is there
+RUN_DIR may be a run in its storage, s3://bucket/folder/name, of which a copy is kept in the cache; then give --out."""
 
 
 def _export(words: Sequence[str]) -> int:
     switches, others = take_switches(words, {"out": "DIR", "as": "KIND", "verify": "", "overwrite": ""})
     arguments = read_arguments(others)
-    run_dir = operand(arguments, "export", "a run's directory")
+    run_dir = operand(arguments, "export", "a run's directory", parts=("start", "checkpoints", "export"))
     config = config_of(arguments, before=settings_of_run(run_dir))
     quiet_driver()
     from rayqd.exporting import export_run

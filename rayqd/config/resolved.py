@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rayqd.config.job import lasting_directory
 from rayqd.config.sections import Config
 from rayqd.config.settings import Setting, groups, settings, value_text
 
 # Where it runs, how often it looks and how much fits in memory: none of it changes what comes out.
 WITHOUT_EFFECT = frozenset({
     "runs_dir",
+    "storage",
     "rollout.num_workers",
     "rollout.max_concurrent",
     "rollout.gpu_memory_utilization",
@@ -62,13 +64,18 @@ def with_absolute_paths(config: Config) -> Config:
     cache_dir = config.teacher.cache_dir and config.teacher.cache_dir.expanduser().absolute()
     return config.model_copy(
         update={
-            "runs_dir": config.runs_dir.absolute(),
+            "runs_dir": lasting_directory() / config.runs_dir.expanduser(),
+            "storage": _whole_place(config.storage),
             "model": config.model.model_copy(update={"name": whole(config.model.name)}),
             "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name), "cache_dir": cache_dir}),
             "data": config.data.model_copy(update={"source": whole_file(config.data.source)}),
             "eval": config.eval.model_copy(update={"source": whole_file(config.eval.source)}),
         }
     )
+
+
+def _whole_place(storage: str | None) -> str | None:
+    return storage if storage is None or "://" in storage else str(lasting_directory() / Path(storage).expanduser())
 
 
 def setting_value(config: Config, key: str) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,8 +20,16 @@ DIGESTS = "digests"  # the set of tensors that says what the weights came to, se
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
+def step_of(name: str) -> int | None:
+    """The number in a checkpoint's name, `step-000100`; None for any other name."""
+    match = _NAME.match(name)
+    return int(match[1]) if match else None
+
+
 class Checkpoints:
     """The directories `step-000100` of a run; each holds one safetensors file for each set of tensors."""
+
+    on_saved: Callable[[], None] | None = None  # called after a checkpoint was written and older ones removed
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -30,7 +39,7 @@ class Checkpoints:
         """Steps that have a checkpoint, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(match[1]) for path in self.directory.iterdir() if (match := _NAME.match(path.name)))
+        return sorted(step for path in self.directory.iterdir() if (step := step_of(path.name)) is not None)
 
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:06d}"
@@ -52,6 +61,8 @@ class Checkpoints:
             raise StorageError(_storage_message(self.path(step), needed, error)) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)
+        if self.on_saved:
+            self.on_saved()
         return self.path(step)
 
 

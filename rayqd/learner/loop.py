@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import Fidelity
-from rayqd.export.digest import digests
-from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
+from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.keeper import Keeper
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
@@ -25,6 +25,7 @@ class Feed(Protocol):
     def batch(self, step: int) -> Batch: ...
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...
     def report(self, event: dict[str, Any]) -> None: ...
+    def when_stopping(self, stop: Callable[[], int]) -> None: ...
 
 
 def train(
@@ -38,19 +39,23 @@ def train(
 ) -> None:
     """Train from the last checkpoint, if there is one, to the last step; only the first worker writes and evaluates."""
     start = _resume(learner, checkpoints)
+    keeper = Keeper(learner, checkpoints, start)
+    if is_first_worker:
+        feed.when_stopping(keeper.stop)
     feed.report({"event": "start", "step": start})
     publishes = is_first_worker and config.distill.lmbda > 0
     if publishes:
         feed.publish(start, weights_on_the_wire(learner.student, config))
     for step in range(start, config.learner.steps):
-        _one_step(learner, feed, config, step)
         version = step + 1
         last = version == config.learner.steps
-        if publishes and not last:
-            feed.publish(version, weights_on_the_wire(learner.student, config))
-        if is_first_worker and (last or version % config.checkpoint.every == 0):
-            path = checkpoints.save(version, learner.state_dict() | {DIGESTS: digests(learner.student)})
-            feed.report({"event": "checkpoint", "step": version, "path": str(path)})
+        with keeper.step(version):
+            _one_step(learner, feed, config, step)
+            if publishes and not last:
+                feed.publish(version, weights_on_the_wire(learner.student, config))
+            if is_first_worker and (last or version % config.checkpoint.every == 0):
+                path = keeper.save(version)
+                feed.report({"event": "checkpoint", "step": version, "path": str(path)})
         if is_first_worker and config.eval.every and version % config.eval.every == 0 and not last:
             feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
 

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
-from rayqd.errors import RunError, StorageError
+from rayqd.errors import RayqdError, RunError, StorageError
+from rayqd.storage.stored_run import MADE_BY_A_RUN, StoredRun
 
 STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
 
@@ -32,6 +33,7 @@ class RunDirectory:
         self.path = config.run_dir
         self._command = command
         self._patience_seconds = patience_seconds
+        self._stored: StoredRun | None = None
         self._lock = self._open(config)
 
     @property
@@ -64,6 +66,22 @@ class RunDirectory:
     def finish(self, result: dict[str, Any]) -> None:
         _write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
+    @property
+    def export(self) -> str:
+        """Where the finished run's export is: in the storage alone when the learner was on another machine."""
+        own = self.path / "export"
+        return str(own) if own.is_dir() or not self._stored else f"{self._stored.folder}/export"
+
+    def upload(self, *, export: bool = False) -> None:
+        """Bring the storage, if there is one, up to this directory; `export` when the run has finished.
+
+        Raises StorageError.
+        """
+        if self._stored:
+            self._stored.upload(self.path)
+        if self._stored and export:
+            self._stored.upload_export(self.path)
+
     def close(self) -> None:
         self._lock.release()
 
@@ -79,15 +97,26 @@ class RunDirectory:
             raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
         try:
             if saved.exists():
-                _refuse_other_command(self.path, saved, self._command)
-                _refuse_other(self.path, load_config([f"@{saved}"]), config)
+                _refuse_other_command(str(self.path), saved, self._command)
+                if any((self.path / name).exists() for name in MADE_BY_A_RUN):
+                    self._refuse_other(str(self.path), saved, config)
             elif any(path.name != ".lock" for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
+            self._stored = StoredRun.of(config)
+            if self._stored:
+                self._stored.join(self.path, lambda place, file: self._refuse_other(place, file, config))
             _write_whole(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
-        except RunError:
+            if self._stored:
+                self._stored.begin(self.path)
+        except RayqdError:
             lock.release()
             raise
         return lock
+
+    def _refuse_other(self, place: str, saved: Path, config: Config) -> None:
+        """`saved` is the config.toml found at `place`."""
+        _refuse_other_command(place, saved, self._command)
+        _refuse_other(place, load_config([f"@{saved}"]), config)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
@@ -99,21 +128,21 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
-def _refuse_other_command(path: Path, saved: Path, command: str) -> None:
+def _refuse_other_command(place: str, saved: Path, command: str) -> None:
     first = saved.read_text().partition("\n")[0]
     old = first.removeprefix(_MADE_BY) if first.startswith(_MADE_BY) else "distill"
     if old != command:
         raise RunError(
-            f"{path} belongs to `rayqd {old}`, not `rayqd {command}`: "
+            f"{place} belongs to `rayqd {old}`, not `rayqd {command}`: "
             "give this run another name, or remove the directory"
         )
 
 
-def _refuse_other(path: Path, old: Config, new: Config) -> None:
+def _refuse_other(place: str, old: Config, new: Config) -> None:
     changed = differences(old, new)
     if changed:
         raise RunError(
-            f"{path} belongs to another configuration ({'; '.join(changed)}): "
+            f"{place} belongs to another configuration ({'; '.join(changed)}): "
             "give this run another name, or remove the directory"
         )
 

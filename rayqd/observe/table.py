@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rayqd.config import load_config
 from rayqd.observe.progress import duration
+from rayqd.storage.folder import shown
 
 
 def print_result(
@@ -34,27 +35,30 @@ def print_result(
     console.print()
     console.print(table)
     seconds = "  ".join(f"{role} {value:,.0f} s" for role, value in result["seconds"].items())
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    here = run_dir / "export"
+    export = str(short_path(here)) if here.is_dir() else result["export"]
     lines = [
         f"{result['rows'][0]['num_tokens']:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's",
         f"time      {duration(result['seconds']['total'])}  ({seconds})",
-        f"export    {short_path(run_dir / 'export')}",
+        f"export    {export}",
         f"metrics   {short_path(run_dir / 'metrics.jsonl')}",
         f"result    {short_path(run_dir / 'result.json')}",
+        *([f"storage   {shown(config.storage)}/{config.name}"] if config.storage else []),
         *([f"report    {short_path(report)}"] if (report := run_dir / "report.html").exists() else []),
-        _who_runs_it(run_dir),
+        _who_runs_it(config.quant.format, export if here.is_dir() else "A_COPY_OF_THE_EXPORT"),
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _who_runs_it(run_dir: Path) -> str:
-    form = load_config([f"@{run_dir / 'config.toml'}"]).quant.format
-    verb, command, remark = how_to_run(form, short_path(run_dir / "export"))
+def _who_runs_it(quant_format: str, export: str) -> str:
+    verb, command, remark = how_to_run(quant_format, export)
     return f"{verb:8}  {command}{f'   ({remark})' if remark else ''}"
 
 
-def how_to_run(quant_format: str, export: Path) -> tuple[str, str, str]:
+def how_to_run(quant_format: str, export: Path | str) -> tuple[str, str, str]:
     """What one does with an export, the command for it, and what to know of that."""
     if quant_format in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
         return "load it", f'AutoModelForCausalLM.from_pretrained("{export}")', "transformers, with bitsandbytes"
@@ -63,4 +67,8 @@ def how_to_run(quant_format: str, export: Path) -> tuple[str, str, str]:
 
 def short_path(path: Path) -> Path:
     """`path` from here, if it lies here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the copy that Ray made for a job, and may remove as soon as no actor of it is left
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -190,3 +190,22 @@ def test_a_folder_and_a_file_that_is_no_text_are_refused(tmp_path):
     assert error(f"@{tmp_path}") == f"{tmp_path}: cannot be read: Is a directory"
     (tmp_path / "a.toml").write_bytes(b"seed = 1\nname = '\xff'")
     assert error(f"@{tmp_path}/a.toml") == f"{tmp_path}/a.toml:2: is not UTF-8 text, which TOML must be"
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/runs", "gs://b", "file:///mnt/runs", "/mnt/runs", "./runs", "a/b", "~/x"]
+)
+def test_storage_is_a_uri_or_a_path(place):
+    assert load_config([f"--storage={place}"]).storage == place
+
+
+@pytest.mark.parametrize("place", ["s3:/bucket/runs", "bucket", "s3://"])
+def test_storage_that_is_no_place_says_what_is_one(place):
+    assert error(f"--storage={place}") == (
+        f"flag --storage={place}: storage={place} is no place: write s3://bucket/folder, gs://bucket/folder or /a/path"
+    )
+
+
+def test_storage_with_a_password_is_refused_without_saying_it_twice():
+    line = error("--storage", "s3://me:secret@bucket/runs")
+    assert line.endswith("storage has a password in it, which config.toml would show: leave it to the environment")

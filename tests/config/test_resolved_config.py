@@ -39,7 +39,7 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
     written |= {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
     assert set(settings()) - written == {
         "adapter.alpha", "eval.source", "model.revision", "ray.address",
-        "rollout.gpu_memory_utilization", "teacher.cache_dir", "teacher.name",
+        "rollout.gpu_memory_utilization", "storage", "teacher.cache_dir", "teacher.name",
     }  # fmt: skip
 
 

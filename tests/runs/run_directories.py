@@ -42,7 +42,7 @@ def result_of(name: str, kl: float, num_tokens: int = 50) -> dict[str, Any]:
         {"arm": arm, **_fidelity(value, num_tokens), "bits_per_weight": 4.25, "size_bytes": 1_000_000}
         for arm, value in arms.items()
     ]
-    return {"name": name, "rows": rows, "seconds": {"total": 61.0}, "num_steps": 4}
+    return {"name": name, "rows": rows, "seconds": {"total": 61.0}, "num_steps": 4, "export": f"runs/{name}/export"}
 
 
 def _fidelity(kl: float, num_tokens: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from rayqd.config.place import check_place
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.models import Model, Teacher
 from rayqd.config.sections.operation import Checkpoint, Eval, RayCluster
@@ -40,6 +41,9 @@ class Config(Section):
     """Name of the run, and of its directory; that of a sweep's trial is the sweep's name, a slash, and its own."""
     runs_dir: Path = Path("runs")
     """Directory of the runs' directories."""
+    storage: str | None = None
+    """Where a run is kept beside its directory, as storage/name: s3://bucket/runs, gs://..., file:///..., or a path.
+    From there it resumes on any machine, and no node needs a disk that others share."""
     seed: int = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
     model: Model = Model()
@@ -70,6 +74,11 @@ class Config(Section):
                 f"payload=sampled needs rollout.temperature ({rollout.temperature:g}) and distill.temperature "
                 f"({distill.temperature:g}) to be the same"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _storage_is_a_place(self) -> Config:
+        check_place(self.storage)
         return self
 
     @property

@@ -1,0 +1,178 @@
+"""A folder under a URI: files, and directories that are whole or absent.
+
+An object store cannot rename. So a directory is uploaded file by file and its manifest last, and one without a manifest
+is not there; to remove a directory is to remove its manifest first.
+
+    step-000100/student.safetensors
+    step-000100/optimizer.safetensors
+    step-000100/manifest.json          {"files": {"optimizer.safetensors": 2104, "student.safetensors": 1048}}  (bytes)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rayqd.errors import StorageError
+
+MANIFEST = "manifest.json"
+
+_OBJECT_STORES = (
+    "s3",
+    "gcs",
+    "abfs",
+)  # pyarrow's names: no directories, no rename, and a file appears when it is whole
+
+
+class Folder:
+    """Every method raises StorageError, in one line that names the place."""
+
+    def __init__(self, filesystem: Any, path: str, uri: str) -> None:
+        self._filesystem = filesystem
+        self._path = path
+        self._uri = uri
+        self._is_object_store = filesystem.type_name in _OBJECT_STORES
+
+    @classmethod
+    def open(cls, uri: str) -> Folder:
+        """The folder at any URI that pyarrow or an installed fsspec implementation knows, or at an absolute path."""
+        with _explained(shown(uri), "opened"):
+            filesystem, path = _filesystem(uri)
+        return cls(filesystem, path.rstrip("/"), shown(uri).rstrip("/"))
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def inside(self, name: str) -> Folder:
+        return Folder(self._filesystem, f"{self._path}/{name}", f"{self._uri}/{name}")
+
+    def check_rights(self) -> None:
+        """Write a file, list it, and remove it."""
+        name = f".probe-{uuid.uuid4().hex[:8]}"
+        with _explained(self._uri, "used as storage"):
+            if not self._is_object_store:
+                self._filesystem.create_dir(self._path, recursive=True)
+            self._write(f"{self._path}/{name}", b"")
+            self.directories()
+            self._filesystem.delete_file(f"{self._path}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None where there is none."""
+        with _explained(f"{self}/{name}", "read"):
+            try:
+                with self._filesystem.open_input_stream(f"{self._path}/{name}", compression=None) as stream:
+                    return stream.read()
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make or replace a file; nobody sees half of it."""
+        path = f"{self._path}/{name}"
+        with _explained(f"{self}/{name}", "written"):
+            if self._is_object_store:
+                self._write(path, content)
+                return
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            self._write(f"{path}.partial", content)
+            self._filesystem.move(f"{path}.partial", path)
+
+    def directories(self) -> list[str]:
+        """Names of the directories here that are whole."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with _explained(self._uri, "listed"):
+            entries = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
+            names = [entry.base_name for entry in entries if entry.type == FileType.Directory]
+            manifests = self._filesystem.get_file_info([f"{self._path}/{name}/{MANIFEST}" for name in names])
+        return sorted(name for name, found in zip(names, manifests, strict=True) if found.type == FileType.File)
+
+    def put(self, directory: Path, name: str) -> None:
+        """Upload `directory` as `name`, in place of what is there."""
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        self.remove(name)
+        with _explained(f"{self}/{name}", "written"):
+            files = sorted(file for file in directory.rglob("*") if file.is_file())
+            sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
+            if not self._is_object_store:
+                self._filesystem.create_dir(f"{self._path}/{name}", recursive=True)
+            copy_files(str(directory), f"{self._path}/{name}", LocalFileSystem(), self._filesystem)
+        self.write(f"{name}/{MANIFEST}", json.dumps({"files": sizes}, indent=2).encode())
+
+    def get(self, name: str, directory: Path) -> None:
+        """Download `name` as `directory`, which is whole or absent too."""
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        manifest = self.read(f"{name}/{MANIFEST}")
+        if manifest is None:
+            raise StorageError(f"{self}/{name}: is not there, or was never finished")
+        aside = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        with _explained(f"{self}/{name}", f"downloaded to {directory}"):
+            aside.mkdir(parents=True)
+            copy_files(f"{self._path}/{name}", str(aside), self._filesystem, LocalFileSystem())
+            for file, size in json.loads(manifest)["files"].items():
+                if (found := (aside / file).stat().st_size) != size:
+                    raise StorageError(f"{self}/{name}/{file}: has {found} bytes of {size}; remove {self}/{name}")
+            (aside / MANIFEST).unlink()
+            shutil.rmtree(directory, ignore_errors=True)
+            aside.rename(directory)
+
+    def remove(self, name: str) -> None:
+        """Remove a directory, whole or not; nothing happens where there is none."""
+        from pyarrow.fs import FileType
+
+        path = f"{self._path}/{name}"
+        with _explained(f"{self}/{name}", "removed"):
+            manifest, directory = self._filesystem.get_file_info([f"{path}/{MANIFEST}", path])
+            if manifest.type == FileType.File:
+                self._filesystem.delete_file(f"{path}/{MANIFEST}")
+            if directory.type == FileType.Directory:
+                self._filesystem.delete_dir(path)
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self._filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(content)
+
+
+def shown(uri: str) -> str:
+    """`uri` without its options, which may say more than everybody should read."""
+    return uri.partition("?")[0]
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+    from pyarrow.lib import ArrowInvalid
+
+    try:
+        return FileSystem.from_uri(uri)
+    except ArrowInvalid as unknown:
+        if "Unrecognized filesystem type" not in str(unknown):
+            raise
+        from fsspec.core import url_to_fs
+
+        try:
+            filesystem, path = url_to_fs(uri)
+        except ValueError:
+            raise unknown from None
+        return PyFileSystem(FSSpecHandler(filesystem)), path
+
+
+@contextmanager
+def _explained(place: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # pyarrow's are all of these
+        raise StorageError(f"{place}: cannot be {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The message on one line; of AWS's, without which request it was."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"^When .*?: (?=AWS Error)| \(Request ID: [^)]*\)", "", text)
