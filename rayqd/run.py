@@ -17,6 +17,7 @@ from rich.console import Console
 from rayqd.actors.cluster import connect
 from rayqd.actors.roles import Roles
 from rayqd.actors.rollout import MakeEngine
+from rayqd.cluster.placement import nodes_text
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.follow import Follower
@@ -73,6 +74,8 @@ def _run(config: Config, run_dir: RunDirectory, console: Console, make_engine: M
         with connect(config) as cluster:
             run_dir.link_logs(cluster.log_dir)
             roles = Roles(config, cluster, make_engine)
+            if roles.nodes_to_start:
+                progress.say(f"waiting for the cluster to start {nodes_text(roles.nodes_to_start)}")
             roles.set_data(training, heldout)
             follower = Follower(roles, config, run_dir, progress)
             finished = follower.until_finished()

@@ -1,4 +1,4 @@
-"""Calls that survive their actor: asked again of another one, or of the same one restarted."""
+"""Calls that survive their actor: asked again of another one, or of the same one once it is back."""
 
 from __future__ import annotations
 
@@ -11,37 +11,64 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rayqd.actors.failures import unwrapped
 from rayqd.errors import WorkerError
+from rayqd.pipeline import LostError
 
 MAX_ATTEMPTS = 3
-_BACKOFF_SECONDS = 1.0
 
 
 class Pool:
     """The actors of one role. Work is a pure function of its arguments, so doing it twice does no harm."""
 
-    def __init__(self, role: str, actors: Sequence[Any]) -> None:
+    def __init__(self, role: str, actors: Sequence[Any], patience_seconds: float = 120.0) -> None:
         self.role = role
         self.actors = list(actors)
         self.num_retries = 0
+        self._patience_seconds = patience_seconds  # how long nobody at all may be there
         self._in_flight: Counter[int] = Counter()
+        self._away: dict[int, asyncio.Task[None]] = {}  # each ends when its actor is back
 
     async def call(self, method: str, *args: Any, num_returns: int) -> list[Any]:
-        """References to what `method` returns, once the first of them is there; raises what the method raised."""
+        """References to what `method` returns, once the first of them is there.
+
+        Raises what the method raised, LostError where an argument went down with its node, WorkerError where the work
+        kills who does it or nobody comes back to do it.
+        """
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            chosen = min(range(len(self.actors)), key=self._in_flight.__getitem__)
+            chosen = await self._least_busy()
             self._in_flight[chosen] += 1
             try:
                 refs = getattr(self.actors[chosen], method).options(num_returns=num_returns).remote(*args)
                 await refs[0]
                 return refs
             except RayTaskError as error:
+                if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
+                    raise LostError(f"an argument of {method}") from None
                 raise unwrapped(error, f"{self.role}-{chosen}") from None
             except (RayActorError, ObjectLostError) as error:
                 if attempt == MAX_ATTEMPTS:
                     reason = str(error).splitlines()[0]
                     raise WorkerError(f"{self.role}-{chosen} died {attempt} times at the same work: {reason}") from None
                 self.num_retries += 1
-                await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt)
+                self._expect_back(chosen)
             finally:
                 self._in_flight[chosen] -= 1
         raise AssertionError("unreachable")
+
+    async def _least_busy(self) -> int:
+        if len(self._away) == len(self.actors):
+            await asyncio.wait(self._away.values(), timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED)
+        present = [index for index in range(len(self.actors)) if index not in self._away]
+        if not present:
+            raise WorkerError(
+                f"every {self.role} worker is gone, and the cluster made no room for one within ray.placement_timeout_"
+                f"seconds={self._patience_seconds:g}: start the same command again when there are nodes"
+            )
+        return min(present, key=self._in_flight.__getitem__)
+
+    def _expect_back(self, index: int) -> None:
+        if index not in self._away:
+            self._away[index] = asyncio.create_task(self._until_back(index))
+
+    async def _until_back(self, index: int) -> None:
+        await self.actors[index].__ray_ready__.options(max_task_retries=-1).remote()
+        del self._away[index]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from rayqd.cli import bench, config, distill, doctor, evaluate, export, quantize
+from rayqd.cli import bench, cluster, config, distill, doctor, evaluate, export, quantize
 from rayqd.cli.command import Command
 from rayqd.config.help import settings_help
 from rayqd.errors import ConfigError, RayqdError
@@ -102,5 +102,6 @@ Settings come from TOML files and from flags; later files win over earlier ones,
 Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alone turns on, --no- turns off."""
 
 COMMANDS = {
-    module.COMMAND.name: module.COMMAND for module in (distill, quantize, evaluate, export, bench, config, doctor)
+    module.COMMAND.name: module.COMMAND
+    for module in (distill, quantize, evaluate, export, bench, config, cluster, doctor)
 }

@@ -1,0 +1,127 @@
+"""How much of the cluster each role gets and where, and a clear word when the cluster is too small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from rayqd.cluster.nodes import Nodes, Selector
+from rayqd.cluster.seating import ROLES, Seating, Share, Wish, seat
+from rayqd.config import Config
+from rayqd.errors import PlacementError
+
+_LEAST_CPUS = 0.05
+_MOST_PER_GPU = 8  # workers; beyond that a GPU has no memory for any of them
+_CPUS_BESIDE_A_GPU = (1.0, 0.5, 0.1)  # the most that fits; small machines have fewer cores than a run has workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What every worker of every role asks Ray for."""
+
+    cpus_each: float
+    gpus_each: dict[str, float]  # by role: 1, a fraction where workers share a GPU, or 0
+    threads_each: int  # of torch and vLLM
+    selectors: dict[str, list[Selector]]  # by role, for each worker the labels that its node must have
+    spot_is_optional: bool  # everybody has room beside the spot nodes, too
+    seating: Seating
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every worker's process; Ray would set one thread for each CPU in its books."""
+        return {"OMP_NUM_THREADS": str(self.threads_each)}
+
+
+def num_workers(config: Config) -> dict[str, int]:
+    """Workers by role; no rollout workers when nothing is on-policy."""
+    return {
+        "rollout": config.rollout.num_workers if config.distill.lmbda > 0 else 0,
+        "teacher": config.teacher.num_workers,
+        "learner": config.learner.num_workers,
+    }
+
+
+def place(config: Config, nodes: Nodes) -> Placement:
+    """Divide a cluster among the roles; raises PlacementError, naming who finds no room, if it never can be.
+
+    With GPUs, every worker gets one, or the same share of one. Without, the roles take turns (the learner waits for
+    rollouts, rollouts for weights), so each gets a share of the CPUs in Ray's books and all cores of its node.
+    """
+    seating = best_seating(config, nodes)
+    if seating.missing:
+        raise PlacementError(_too_small(seating, config, nodes))
+    share = seating.share
+    steady = replace(nodes, groups=tuple(group for group in nodes.groups if not group.is_spot))
+    return Placement(
+        cpus_each=share.cpus,
+        gpus_each={role: share.gpus(role) for role in ROLES},
+        threads_each=min(_threads(each.group.cpus, each.group.gpus, share) for each in seating.seats),
+        selectors={role: [each.selector for each in seating.of(role)] for role in ROLES},
+        spot_is_optional=not seat(_wishes(config), steady, share).missing,
+        seating=seating,
+    )
+
+
+def nodes_text(nodes: Mapping[str, int]) -> str:
+    """`2 gpu-spot, 1 gpu-learner`"""
+    return ", ".join(f"{count} {name}" for name, count in nodes.items())
+
+
+def best_seating(config: Config, nodes: Nodes) -> Seating:
+    """Everybody, at the largest shares at which everybody finds room; else those who find room at the smallest."""
+    wishes = _wishes(config)
+    count = sum(wish.num_workers for wish in wishes)
+    share = None
+    for share in _shares(config, nodes, count):
+        enough = count * share.cpus <= nodes.cpus and count <= max(1, share.per_gpu) * (nodes.gpus or count)
+        if enough and not (seating := seat(wishes, nodes, share)).missing:
+            return seating
+    assert share is not None
+    return seat(wishes, nodes, share)
+
+
+def _wishes(config: Config) -> list[Wish]:
+    return [
+        Wish(role=role, num_workers=count, selector=config.ray.selector(role))
+        for role, count in num_workers(config).items()
+    ]
+
+
+def _shares(config: Config, nodes: Nodes, count: int) -> Iterator[Share]:
+    """The largest first."""
+    if not nodes.gpus:
+        return (Share(cpus=hundredths / 100, per_gpu=0) for hundredths in range(100, round(100 * _LEAST_CPUS) - 1, -1))
+    # Two learner workers on one GPU cannot talk to each other: NCCL refuses.
+    whole = frozenset({"learner"} if config.learner.num_workers > 1 else {})
+    return (
+        Share(cpus=cpus, per_gpu=per_gpu, whole_gpu=whole)
+        for per_gpu in range(1, min(count, _MOST_PER_GPU) + 1)
+        for cpus in _CPUS_BESIDE_A_GPU
+    )
+
+
+def _threads(cpus: float, gpus: int, share: Share) -> int:
+    return max(1, int(cpus / (gpus * share.per_gpu if share.per_gpu else 1)))
+
+
+def _too_small(seating: Seating, config: Config, nodes: Nodes) -> str:
+    counts = num_workers(config)
+    short = [role for role in counts if seating.missing[role]]
+    without = ", ".join(f"{seating.missing[role]} of {counts[role]} {role} worker(s)" for role in short)
+    each = f"{seating.share.cpus:g} CPUs"
+    if seating.share.per_gpu:
+        each += " and a GPU, or a share of one,"
+    if short == ["learner"] and seating.share.whole_gpu:
+        each += " (several learner workers share none)"
+    wanted = {role: ", ".join(f"{k}={v}" for k, v in config.ray.selector(role).items()) for role in short}
+    labels = "".join(f"; {role} only on nodes with {labels}" for role, labels in wanted.items() if labels)
+    knobs = " or ".join(f"{role}.num_workers" for role in short)
+    return (
+        f"{nodes.origin} has {_size(nodes)}: no room for {without}, which need at least {each} each{labels}; "
+        f"add nodes, or lower {knobs}"
+    )
+
+
+def _size(nodes: Nodes) -> str:
+    size = f"{nodes.cpus:g} CPUs and {nodes.gpus:g} GPUs"
+    return f"{size} when all of its nodes run" if nodes.can_grow else size
