@@ -61,6 +61,10 @@ class LostError(Exception):
     """Something that was made is gone, because the node that held it is."""
 
 
+def lost_for_good(what: str) -> str:
+    return f"{what} was lost with its node {MAX_ATTEMPTS} times: nodes go faster than they come, start again later"
+
+
 class Rollouts(Protocol):
     async def write(
         self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
@@ -135,11 +139,11 @@ class Pipeline:
         return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
     async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
-        """The step, made again as often as a node takes parts of it along before it is whole."""
-        for _ in range(MAX_ATTEMPTS - 1):
+        """The step, made again where a node takes parts of it along before it is whole."""
+        for _ in range(MAX_ATTEMPTS):
             with contextlib.suppress(LostError):
                 return await self._make_once(step, weights)
-        return await self._make_once(step, weights)
+        raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     async def _make_once(self, step: int, weights: Weights) -> list[ScoredRef]:
         """The teacher reads all of a step at once: where roles share cores, it and the rollouts slow each other."""

@@ -20,7 +20,7 @@ from rayqd.actors.remote import whereabouts
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import WorkerError
-from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef
+from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 class ConductorFeed:
     """What the learner asks of the conductor, and tells it."""
 
-    def __init__(
-        self, conductor: Any, rank: int, world_size: int, everybody: Callable[[bool], bool] = lambda mine: mine
-    ) -> None:
+    def __init__(self, conductor: Any, rank: int, world_size: int, everybody: Callable[[bool], bool] = bool) -> None:
         self._conductor = conductor
         self._rank = rank
         self._world_size = world_size
@@ -51,16 +49,14 @@ class ConductorFeed:
             share = _fetch([refs[i] for i in mine])
             if self._everybody(share is not None):
                 return _batch(refs, share or [])
-        raise WorkerError(
-            f"step {step} was lost with its node {MAX_ATTEMPTS} times: the nodes go faster than they come"
-        )
+        raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
         for attempt in range(MAX_ATTEMPTS):
             scored = _fetch(ray.get(self._conductor.heldout.remote(attempt)))
             if scored is not None:
                 return scored
-        raise WorkerError(f"the held-out rows' scores were lost with their node {MAX_ATTEMPTS} times")
+        raise WorkerError(lost_for_good("the teacher's view of the held-out rows"))
 
     def calibration(self) -> list[IntArray]:
         """Token ids of training rows, for what needs to see data before the first step."""

@@ -41,7 +41,7 @@ class Pool:
                 await refs[0]
                 return refs
             except RayTaskError as error:
-                if isinstance(error, ObjectLostError) or isinstance(error.cause, ObjectLostError):
+                if isinstance(error, ObjectLostError):  # Ray's error is an instance of its cause's class as well
                     raise LostError(f"an argument of {method}") from None
                 raise unwrapped(error, f"{self.role}-{chosen}") from None
             except (RayActorError, ObjectLostError) as error:

@@ -10,6 +10,7 @@ from rayqd.cli.command import Command
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of, unexpected
 from rayqd.errors import ConfigError
+from rayqd.observe.quiet import quiet_driver
 
 CLUSTER_DETAILS = """\
 FILE is the cluster.yaml of `ray up`, or a RayJob or RayCluster of KubeRay. A wrong key is named with its line (exit
@@ -30,6 +31,7 @@ def _cluster(words: Sequence[str]) -> int:
     if others[:-1]:
         raise ConfigError(unexpected(others[0]))
     config = config_of(arguments)
+    quiet_driver()
     from rich.console import Console
 
     from rayqd.cluster.validate import validate

@@ -14,7 +14,9 @@ import yaml
 
 from rayqd.cluster.files import ClusterFile
 from rayqd.cluster.nodes import MARKET, SPOT
-from rayqd.cluster.problems import Problem, schema_problems, unknown
+from rayqd.cluster.problems import Keys, Problem, schema_problems, unknown
+
+TO_FILL_IN = "REPLACE-ME"
 
 
 def problems(file: ClusterFile) -> list[Problem]:
@@ -24,7 +26,8 @@ def problems(file: ClusterFile) -> list[Problem]:
 
 def doubts(file: ClusterFile) -> list[Problem]:
     """What is allowed, and yet most likely not meant."""
-    return list(_ray_up_doubts(file.document) if file.kind == "ray up" else _kuberay_doubts(file))
+    blanks = [Problem(keys=keys, text="is still to be filled in") for keys in _blanks(file.document)]
+    return blanks + list(_ray_up_doubts(file.document) if file.kind == "ray up" else _kuberay_doubts(file))
 
 
 def _ray_up_problems(document: dict[str, Any]) -> list[Problem]:
@@ -71,6 +74,17 @@ def _runtime_env_problems(text: object) -> list[Problem]:
         return [Problem(keys=keys, text="must be a mapping, as text")]
     known = sorted(RuntimeEnv.known_fields - {key for key in RuntimeEnv.known_fields if key.startswith("_")})
     return [Problem(keys=(*keys, str(key)), text=unknown(str(key), known)) for key in fields if key not in known]
+
+
+def _blanks(value: object, at: Keys = ()) -> Iterator[Keys]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _blanks(each, (*at, key))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _blanks(each, (*at, index))
+    elif isinstance(value, str) and TO_FILL_IN in value:
+        yield at
 
 
 def _ray_up_doubts(document: dict[str, Any]) -> Iterator[Problem]:

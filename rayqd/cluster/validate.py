@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rayqd.cluster.check import doubts, problems
 from rayqd.cluster.files import ClusterFile, nodes_of, read_cluster_file
-from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes
+from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes, Selector
 from rayqd.cluster.placement import best_seating, nodes_text, num_workers, place
 from rayqd.cluster.seating import ROLES, Seating
 from rayqd.config import Config
@@ -31,8 +31,8 @@ def validate(path: Path, config: Config, console: Console) -> int:
     seating = best_seating(config, nodes)
     console.print(_node_table(file, nodes, seating))
     console.print(_role_table(config, seating))
-    for doubt in doubts(file):
-        _say(console, f"look at {file.place(*doubt.keys)}: {doubt}")
+    for keys, text in dict.fromkeys((file.place(*doubt.keys), str(doubt)) for doubt in doubts(file)):
+        _say(console, f"look at {keys}: {text}")
     place(config, nodes)
     _say(console, _verdict(config, seating))
     return 0
@@ -67,11 +67,11 @@ def _role_table(config: Config, seating: Seating) -> Table:
             continue
         seats = seating.of(role)
         landing = Counter(seat.group.name for seat in seats)
-        selectors = dict.fromkeys(", ".join(f"{k}={v}" for k, v in seat.selector.items()) or "any" for seat in seats)
+        selectors = dict.fromkeys(_labels(seat.selector) for seat in seats)
         places = [f"{name} ({number})" for name, number in landing.items()]
         if seating.missing[role]:
             places.append(f"no room ({seating.missing[role]})")
-        table.add_row(role, str(count), _asks(role, seating), "\n".join(selectors) or "-", ", ".join(places))
+        table.add_row(role, str(count), _asks(role, seating), " or ".join(selectors) or "-", ", ".join(places))
     return table
 
 
@@ -80,6 +80,10 @@ def _asks(role: str, seating: Seating) -> str:
     gpus = share.gpus(role)
     shown = "" if not gpus else ", 1 GPU" if gpus == 1 else f", 1/{share.per_gpu} GPU"
     return f"{share.cpus:g} CPU{shown}"
+
+
+def _labels(selector: Selector) -> str:
+    return ", ".join(f"{key.removeprefix('ray.io/')}={value}" for key, value in selector.items()) or "any"
 
 
 def _verdict(config: Config, seating: Seating) -> str:
