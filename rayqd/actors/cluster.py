@@ -50,7 +50,7 @@ def connect(config: Config) -> Iterator[Cluster]:
         here = ray.get_runtime_context()
         promise = config.ray.cluster_file or (_read_by_the_autoscaler(here.gcs_address) if address else None)
         yield Cluster(
-            nodes=_nodes(promise),
+            nodes=_nodes(promise, may_be_more=address is not None),
             node_id=here.get_node_id(),
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
@@ -58,11 +58,11 @@ def connect(config: Config) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _nodes(promise: Path | None) -> Nodes:
+def _nodes(promise: Path | None, *, may_be_more: bool) -> Nodes:
     """The nodes that run, and what the file promises beyond them."""
     running = _running()
     if promise is None:
-        return Nodes(groups=running)
+        return Nodes(groups=running, may_be_more=may_be_more)
     promised = nodes_of(read_cluster_file(promise))
     counts = Counter({group.name: group.running for group in running})
     new = [replace(g, running=0, startable=max(0, g.startable - counts[g.name])) for g in promised.groups]

@@ -42,7 +42,7 @@ class Nodes:
 
     groups: tuple[NodeGroup, ...]
     max_new_nodes: int | None = None  # over all groups; None: no limit but the groups' own
-    origin: str = "the cluster"  # how a message calls it
+    may_be_more: bool = False  # nobody said how far the cluster can grow
 
     @property
     def cpus(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from rayqd.cluster.nodes import Nodes, Selector
+from rayqd.cluster.nodes import MARKET, SPOT, Nodes, Selector
 from rayqd.cluster.seating import ROLES, Seating, Share, Wish, seat
 from rayqd.config import Config
 from rayqd.errors import PlacementError
@@ -108,20 +108,23 @@ def _too_small(seating: Seating, config: Config, nodes: Nodes) -> str:
     counts = num_workers(config)
     short = [role for role in counts if seating.missing[role]]
     without = ", ".join(f"{seating.missing[role]} of {counts[role]} {role} worker(s)" for role in short)
-    each = f"{seating.share.cpus:g} CPUs"
-    if seating.share.per_gpu:
-        each += " and a GPU, or a share of one,"
-    if short == ["learner"] and seating.share.whole_gpu:
-        each += " (several learner workers share none)"
-    wanted = {role: ", ".join(f"{k}={v}" for k, v in config.ray.selector(role).items()) for role in short}
-    labels = "".join(f"; {role} only on nodes with {labels}" for role, labels in wanted.items() if labels)
-    knobs = " or ".join(f"{role}.num_workers" for role in short)
+    each = f"{seating.share.cpus:g} CPUs" + (" and a GPU, or a share of one," if seating.share.per_gpu else "")
+    state = " when all of its nodes run" if nodes.can_grow else ""
     return (
-        f"{nodes.origin} has {_size(nodes)}: no room for {without}, which need at least {each} each{labels}; "
-        f"add nodes, or lower {knobs}"
+        f"the cluster has {nodes.cpus:g} CPUs and {nodes.gpus:g} GPUs{state}: no room for {without}, which need at "
+        f"least {each} each{''.join(_conditions(short, seating, config, nodes))}; add nodes, or lower "
+        f"{' or '.join(f'{role}.num_workers' for role in short)}"
     )
 
 
-def _size(nodes: Nodes) -> str:
-    size = f"{nodes.cpus:g} CPUs and {nodes.gpus:g} GPUs"
-    return f"{size} when all of its nodes run" if nodes.can_grow else size
+def _conditions(short: list[str], seating: Seating, config: Config, nodes: Nodes) -> Iterator[str]:
+    """What else stands between those roles and a place."""
+    for role in short:
+        if labels := config.ray.selector(role):
+            yield f"; {role} only on nodes with {', '.join(f'{key}={value}' for key, value in labels.items())}"
+        elif role == "learner" and any(group.is_spot for group in nodes.groups):
+            yield f'; learner not on spot nodes, unless ray.learner_labels has "{MARKET}={SPOT}"'
+        if role in seating.share.whole_gpu:
+            yield f"; {role} worker(s) share no GPU with each other"
+    if nodes.may_be_more:
+        yield "; a cluster that can grow says how far in ray.cluster_file"
