@@ -45,7 +45,7 @@ def connect(config: Config) -> Iterator[Cluster]:
             runtime_env={"env_vars": quiet_environment() | _train_environment(config)},
         )
     except (ConnectionError, ValueError) as error:
-        raise PlacementError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+        raise PlacementError(f"no Ray cluster answers at {address}: {_why(error)}") from error
     try:
         here = ray.get_runtime_context()
         promise = config.ray.cluster_file or (_read_by_the_autoscaler(here.gcs_address) if address else None)
@@ -56,6 +56,12 @@ def connect(config: Config) -> Iterator[Cluster]:
         )
     finally:
         ray.shutdown()
+
+
+def _why(error: Exception) -> str:
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return "it wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+    return str(error).splitlines()[0]
 
 
 def _nodes(promise: Path | None, *, may_be_more: bool) -> Nodes:

@@ -66,6 +66,7 @@ def autoscaling_cluster(node_types: Mapping[str, Any], *, idle_seconds: float) -
         *(f"--port={port}", f"--temp-dir={directory}", f"--autoscaling-config={file}", "--include-dashboard=false"),
         *(f"--{each}-port=0" for each in ports),
         f"--ray-client-server-port={_free_port()}",
+        f"--dashboard-port={_free_port()}",
         "--object-store-memory=150000000",
     ]
     with (directory / "head.log").open("w") as log:
@@ -81,9 +82,9 @@ def _environment() -> dict[str, str]:
     return {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PYTHONPATH": str(ROOT),  # what the nodes' workers import rayqd from
+        "RAY_AUTH_MODE": "disabled",  # else it depends on whether this machine has a token
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_FAKE_CLUSTER": "1",
-        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",
     }
