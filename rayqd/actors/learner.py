@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from rayqd.actors.balance import balanced_shares
-from rayqd.actors.remote import whereabouts
+from rayqd.actors.topology import whereabouts
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import WorkerError

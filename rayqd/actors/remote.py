@@ -7,10 +7,10 @@ from typing import Any
 
 import ray
 
-from rayqd.actors.cluster import NODE_GROUP, NODE_ID
 from rayqd.actors.conductor import Conductor
 from rayqd.actors.rollout import MakeEngine, RolloutWorker, vllm_engine_maker
 from rayqd.actors.teacher import TeacherWorker, teacher_loader
+from rayqd.actors.topology import NODE_ID
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
@@ -63,14 +63,6 @@ def start_conductor(config: Config, node_id: str, rollouts: list[Any], teachers:
     return actor.options(
         name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000, label_selector={NODE_ID: node_id}
     ).remote(config, rollouts, teachers)
-
-
-def whereabouts() -> str:
-    """This process's node, if it has more of a name than its address: `gpu-spot 10.0.0.7 (spot)`."""
-    labels = ray.get_runtime_context().get_node_labels()
-    group, market = labels.get(NODE_GROUP, ""), labels.get(MARKET, "")
-    address = ray.util.get_node_ip_address() if group or market else ""
-    return " ".join(part for part in (group, address, f"({market})" if market else "") if part)
 
 
 def _role(role: str, cls: type, config: Config, placement: Placement) -> list[Any]:

@@ -9,8 +9,9 @@ from ray.exceptions import RayError
 
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
-from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers, whereabouts
+from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
 from rayqd.actors.rollout import MakeEngine
+from rayqd.actors.topology import whereabouts
 from rayqd.cluster.placement import place
 from rayqd.config import Config
 from rayqd.data import ExampleSet

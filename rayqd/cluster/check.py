@@ -8,15 +8,26 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rayqd.cluster.files import ClusterFile
+from rayqd.cluster.files import ClusterFile, read_cluster_file
 from rayqd.cluster.nodes import MARKET, SPOT
 from rayqd.cluster.problems import Keys, Problem, schema_problems, unknown
+from rayqd.errors import ConfigError
 
 TO_FILL_IN = "REPLACE-ME"
+
+
+def checked_cluster_file(path: Path) -> ClusterFile:
+    """The file, if it is right; else ConfigError names the first wrong key, its line, and what it should be."""
+    file = read_cluster_file(path)
+    if found := problems(file):
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ConfigError(f"{file.place(*found[0].keys)}: {found[0]}{more}")
+    return file
 
 
 def problems(file: ClusterFile) -> list[Problem]:

@@ -8,25 +8,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rayqd.cluster.check import doubts, problems
-from rayqd.cluster.files import ClusterFile, nodes_of, read_cluster_file
+from rayqd.cluster.check import checked_cluster_file, doubts
+from rayqd.cluster.files import ClusterFile, nodes_of
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes, Selector
 from rayqd.cluster.placement import best_seating, nodes_text, num_workers, place
 from rayqd.cluster.seating import ROLES, Seating
 from rayqd.config import Config
-from rayqd.errors import ConfigError
 
 _MANY = 10_000
 _SLOW_TO_START_SECONDS = 600  # a machine of a cloud, its driver and its packages
 
 
 def validate(path: Path, config: Config, console: Console) -> int:
-    """Prints nodes and roles; raises ConfigError at the first wrong key, PlacementError if the run can never fit."""
-    file = read_cluster_file(path)
-    found = problems(file)
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise ConfigError(f"{file.place(*found[0].keys)}: {found[0]}{more}")
+    """Prints nodes and roles; raises ConfigError at a wrong key, PlacementError if the run can never fit."""
+    file = checked_cluster_file(path)
     nodes = nodes_of(file)
     seating = best_seating(config, nodes)
     console.print(_node_table(file, nodes, seating))
