@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayTaskError
 
 from rayqd.actors.failures import unwrapped
 from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError
 
 MAX_ATTEMPTS = 3
+_POLL_SECONDS = 1.0
 
 
 class Pool:
@@ -55,14 +57,12 @@ class Pool:
         raise AssertionError("unreachable")
 
     async def _least_busy(self) -> int:
-        if len(self._away) == len(self.actors):
-            await asyncio.wait(self._away.values(), timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED)
+        coming = [task for task in self._away.values() if not task.done()]
+        if len(self._away) == len(self.actors) and coming:
+            await asyncio.wait(coming, timeout=self._patience_seconds, return_when=asyncio.FIRST_COMPLETED)
         present = [index for index in range(len(self.actors)) if index not in self._away]
         if not present:
-            raise WorkerError(
-                f"every {self.role} worker is gone, and the cluster made no room for one within ray.placement_timeout_"
-                f"seconds={self._patience_seconds:g}: start the same command again when there are nodes"
-            )
+            raise WorkerError(self._nobody_left())
         return min(present, key=self._in_flight.__getitem__)
 
     def _expect_back(self, index: int) -> None:
@@ -70,5 +70,19 @@ class Pool:
             self._away[index] = asyncio.create_task(self._until_back(index))
 
     async def _until_back(self, index: int) -> None:
-        await self.actors[index].__ray_ready__.options(max_task_retries=-1).remote()
-        del self._away[index]
+        """Asks again and again: a call that Ray itself repeats is told of on the user's screen every time."""
+        while True:
+            with contextlib.suppress(ActorUnavailableError):
+                await self.actors[index].__ray_ready__.remote()
+                del self._away[index]
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _nobody_left(self) -> str:
+        deaths = [error for task in self._away.values() if task.done() and (error := task.exception())]
+        if len(deaths) == len(self.actors):
+            return f"every {self.role} worker has died for good: {str(deaths[0]).splitlines()[0]}"
+        return (
+            f"every {self.role} worker is gone, and the cluster made no room for one within ray.placement_timeout_"
+            f"seconds={self._patience_seconds:g}: start the same command again when there are nodes"
+        )

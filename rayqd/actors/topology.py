@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -46,7 +47,7 @@ def nodes_of_the_cluster(named: ClusterFile | None) -> Nodes:
 
 def whereabouts() -> str:
     """This process's node, if it has more of a name than its address: `gpu-spot 10.0.0.7 (spot)`."""
-    labels = ray.get_runtime_context().get_node_labels()
+    labels: dict[str, Any] = ray.get_runtime_context().get_node_labels()
     group, market = labels.get(NODE_GROUP, ""), labels.get(MARKET, "")
     address = ray.util.get_node_ip_address() if group or market else ""
     return " ".join(part for part in (group, address, f"({market})" if market else "") if part)

@@ -26,7 +26,7 @@ def dotted(keys: Keys) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def schema_problems(document: object, schema: Mapping[str, Any]) -> list[Problem]:
+def schema_problems(document: Any, schema: Mapping[str, Any]) -> list[Problem]:
     """Every violation; what hides in an alternative of the schema counts as the alternative's."""
     from jsonschema import Draft7Validator
 

@@ -51,7 +51,7 @@ def run_config(tiny_config: Any) -> Any:
     def make(address: str) -> Config:
         return tiny_config(
             learner={"steps": 40},
-            rollout={"num_workers": 2, "max_staleness": 2},
+            rollout={"num_workers": 2, "max_staleness": 2, "min_new_tokens": 40, "max_new_tokens": 60},
             checkpoint={"every": 20},
             ray={"address": address, "placement_timeout_seconds": 100},
         )
@@ -193,7 +193,7 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         system = {
             "health_check_period_ms": 1000,  # a dead node is noticed after 5 seconds instead of 15
-            "max_direct_call_object_size": 1000,  # so that what is small lies on its node, too, as what is large does
+            "max_direct_call_object_size": 8000,  # so that scores lie on their node, as those of a larger model do
         }
         cluster = Cluster()
         cluster.add_node(num_cpus=0, include_dashboard=False, _system_config=system)
@@ -227,5 +227,6 @@ def test_a_run_that_loses_a_spot_node_trains_every_planned_sequence_once(
 
 def node_of(role: str) -> str:
     """Its id, by the actor's own word."""
-    actor = ray.get_actor(f"rayqd/tiny/{role}")
-    return ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
+    actor: Any = ray.get_actor(f"rayqd/tiny/{role}")
+    told: Any = actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    return str(ray.get(told))
