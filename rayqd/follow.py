@@ -14,6 +14,7 @@ from rayqd.observe.run_directory import RunDirectory
 from rayqd.report.write import Report
 
 _POLL_SECONDS = 0.5
+_LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first word
 
 
 class Follower:
@@ -78,7 +79,7 @@ class Follower:
     def _on_ready(self, event: dict[str, Any]) -> None:
         self._learner_ready = True
         self._run_dir.forget_metrics_after(event["step"])
-        self._progress.say(f"{event['role']} ready after {time.monotonic() - self._began:.0f} s")
+        self._progress.say(_ready(event["role"], time.monotonic() - self._began, event["place"]))
 
     def _on_start(self, event: dict[str, Any]) -> None:
         if event["step"]:
@@ -127,10 +128,12 @@ class Follower:
 
     def _look_at_starting_roles(self) -> None:
         for name, seconds in self._roles.newly_ready().items():
-            self._progress.say(f"{name} ready after {seconds:.0f} s")
             self._start_seconds[name] = seconds
+            self._progress.say(_ready(name, seconds, self._roles.place(name)))
         waited = time.monotonic() - self._began
         unplaced = self._roles.unplaced()
+        if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:
+            unplaced.append("learner")  # Ray Train asks again and again, and does not tell
         if unplaced and waited > self._timeout_seconds:
             raise PlacementError(
                 f"the cluster made no room for {', '.join(unplaced)} within ray.placement_timeout_seconds="
@@ -139,3 +142,7 @@ class Follower:
         waiting = self._roles.starting() + ([] if self._learner_ready else ["learner"])
         if waiting:
             self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")
+
+
+def _ready(name: str, seconds: float, place: str) -> str:
+    return f"{name} ready after {seconds:.0f} s{' on ' if place else ''}{place}"

@@ -7,6 +7,7 @@
                                                                                 │
         learner ◄── the step's scored sequences ────────────────────────────────┘
         learner ── publish(version, weights) ─► used by every rollout that starts from now on
+        learner ── batch(step, attempt) ─► makes the step anew, once for each attempt: some of it was lost with a node
 
 The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
 because they start when a step no earlier than that is asked for and its weights are published.
@@ -15,6 +16,7 @@ because they start when a step no earlier than that is asked for and its weights
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ from rayqd.data.plan import Plan
 from rayqd.errors import WorkerError
 from rayqd.types import Example, PlannedSequence, Rollout
 
+MAX_ATTEMPTS = 5  # at a step whose parts are lost
 Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
 
 
@@ -52,6 +55,14 @@ class ScoredRef:
 
     rollout: RolloutRef
     scores: Ref
+
+
+class LostError(Exception):
+    """Something that was made is gone, because the node that held it is."""
+
+
+def lost_for_good(what: str) -> str:
+    return f"{what} was lost with its node {MAX_ATTEMPTS} times: nodes go faster than they come, start again later"
 
 
 class Rollouts(Protocol):
@@ -92,10 +103,11 @@ class Pipeline:
         self._weights = Weights(version=-1, tensors=None)
         self._published = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[list[ScoredRef]]] = {}
+        self._attempts: dict[int, int] = {}  # of the steps that were lost
 
     def publish(self, weights: Weights) -> None:
         """From now on rollouts start with these. A learner that went back to a checkpoint gets everything made anew."""
-        if weights.version < self._weights.version:
+        if weights.version <= self._weights.version:
             for task in self._tasks.values():
                 task.cancel()
             self._tasks.clear()
@@ -103,14 +115,18 @@ class Pipeline:
         self._published.set()
         self._published = asyncio.Event()
 
-    async def batch(self, step: int) -> list[ScoredRef]:
+    async def batch(self, step: int, attempt: int = 0) -> list[ScoredRef]:
         """Everything the learner trains on at `step`, by index; starts the work of the steps it may run ahead of.
 
-        Waits for version `step` of the weights: one learner worker may ask before another has published them.
+        Waits for version `step` of the weights: one learner worker may ask before another has published them. A higher
+        `attempt` than before says that what the last one gave is lost; all learner workers take the same attempt.
         """
         while self._plan.lmbda > 0 and self._weights.version < step:
             await self._published.wait()
         self._forget_before(step)
+        if attempt > self._attempts.get(step, 0):
+            self._attempts[step] = attempt
+            self._tasks.pop(step, None)
         for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
             if ahead not in self._tasks:
                 self._tasks[ahead] = asyncio.create_task(self._make(ahead, self._weights))
@@ -123,6 +139,13 @@ class Pipeline:
         return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
 
     async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
+        """The step, made again where a node takes parts of it along before it is whole."""
+        for _ in range(MAX_ATTEMPTS):
+            with contextlib.suppress(LostError):
+                return await self._make_once(step, weights)
+        raise WorkerError(lost_for_good(f"step {step + 1}"))
+
+    async def _make_once(self, step: int, weights: Weights) -> list[ScoredRef]:
         """The teacher reads all of a step at once: where roles share cores, it and the rollouts slow each other."""
         planned = self._plan.step(step)
         on_policy = [s for s in planned if s.on_policy]
@@ -157,3 +180,4 @@ class Pipeline:
     def _forget_before(self, step: int) -> None:
         for earlier in [s for s in self._tasks if s < step]:
             del self._tasks[earlier]
+            self._attempts.pop(earlier, None)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rayqd.actors.cluster import connect
 from rayqd.actors.roles import Roles
 from rayqd.actors.rollout import MakeEngine
+from rayqd.cluster.placement import nodes_text
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.follow import Follower
@@ -92,6 +93,8 @@ def _run(
                 training = with_teacher_completions(training, tokenizer, config, cluster, progress, make_teacher_engine)
                 seconds["writing"] = time.monotonic() - started
             roles = Roles(config, cluster, make_engine)
+            if roles.nodes_to_start:
+                progress.say(f"waiting for the cluster to start {nodes_text(roles.nodes_to_start)}")
             roles.set_data(training, heldout)
             follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
             finished = follower.until("finished")

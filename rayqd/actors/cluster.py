@@ -17,24 +17,27 @@ from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
 from rayqd.actors.environment import runtime_environment
+from rayqd.actors.topology import nodes_of_the_cluster, nodes_of_this_machine
+from rayqd.cluster.check import checked_cluster_file
+from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
 from rayqd.errors import ConfigError, PlacementError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    cpus: float
-    gpus: float
-    cores_per_node: int
-    num_nodes: int
-    accelerators: tuple[str, ...]  # what Ray calls the GPUs: "H100"
+    nodes: Nodes  # those that run, and those that its autoscaler would start
+    node_id: str  # where the driver is, which outlives every other node as far as the run is concerned
+    accelerators: tuple[str, ...]  # what Ray calls the GPUs of those that run: "H100"
     dashboard: str  # its address; "" without one
     log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
 
     @property
     def summary(self) -> dict[str, Any]:
         """For the run's records, as JSON."""
-        return {"nodes": self.num_nodes, "cpus": self.cpus, "gpus": self.gpus, "accelerators": list(self.accelerators)}
+        nodes = self.nodes
+        count = sum(group.size for group in nodes.groups)
+        return {"nodes": count, "cpus": nodes.cpus, "gpus": nodes.gpus, "accelerators": list(self.accelerators)}
 
 
 @contextmanager
@@ -43,6 +46,7 @@ def connect(config: Config) -> Iterator[Cluster]:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if config.ray.dashboard and not address:
         _check_dashboard()
+    named = checked_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
     try:
         with _own_stop_signal():
             context: Any = ray.init(
@@ -55,25 +59,24 @@ def connect(config: Config) -> Iterator[Cluster]:
                 runtime_env=runtime_environment(config, ships_package=address is not None),
             )
     except (ConnectionError, ValueError, RayError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        token = "" if os.environ.get("RAY_AUTH_MODE") else "; if it asks for a token, set RAY_AUTH_MODE=token"
-        raise PlacementError(f"no Ray cluster answers at {address}: {reason}{token}") from error
+        raise PlacementError(f"no Ray cluster answers at {address}: {_why(error)}") from error
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        total = ray.cluster_resources()
+        kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
         yield Cluster(
-            cpus=total.get("CPU", 0),
-            gpus=total.get("GPU", 0),
-            cores_per_node=int(max(node["Resources"].get("CPU", 1) for node in nodes)),
-            num_nodes=len(nodes),
-            accelerators=tuple(
-                sorted(name.partition(":")[2] for name in total if name.startswith("accelerator_type:"))
-            ),
+            nodes=nodes_of_the_cluster(named) if address else nodes_of_this_machine(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            accelerators=tuple(sorted(kinds)),
             dashboard=context.dashboard_url or "",
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
         ray.shutdown()
+
+
+def _why(error: Exception) -> str:
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return "it wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+    return str(error).strip().partition("\n")[0]
 
 
 def _check_dashboard() -> None:

@@ -12,9 +12,9 @@ import ray
 from rayqd.actors.clients import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.metrics import MetricSeries
 from rayqd.actors.node import on_this_node
-from rayqd.actors.placement import Placement
 from rayqd.actors.pool import Pool
 from rayqd.actors.quarantine import Quarantine
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, plan_of
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
@@ -30,7 +30,9 @@ class Conductor:
 
     def __init__(self, config: Config, rollout_actors: Sequence[Any], teacher_actors: Sequence[Any]) -> None:
         self._config = config
-        self._pools = {"rollout": Pool("rollout", rollout_actors), "teacher": Pool("teacher", teacher_actors)}
+        actors = {"rollout": rollout_actors, "teacher": teacher_actors}
+        patience = config.ray.placement_timeout_seconds
+        self._pools = {role: Pool(role, each, patience) for role, each in actors.items()}
         self._clocks = {role: RoleClock() for role in self._pools}
         self._cache = CacheCounts()
         self._quarantine = Quarantine(config, self.report)
@@ -41,7 +43,8 @@ class Conductor:
         self._stop = asyncio.Event()
         self._training: list[Example] = []
         self._pipeline: Pipeline | None = None
-        self._heldout: asyncio.Task[list[ScoredRef]] | None = None
+        self._heldout: Sequence[Example] = []
+        self._scored_heldout: asyncio.Task[list[ScoredRef]] | None = None
 
     def __repr__(self) -> str:
         return f"Conductor({self._config.name}{f', step={self._step}' if self._step else ''})"
@@ -71,22 +74,26 @@ class Conductor:
             put=ray.put,
             quarantine=self._quarantine.add,
         )
-        self._heldout = asyncio.create_task(self._pipeline.heldout(heldout.examples))
+        self._heldout = heldout.examples
+        self._scored_heldout = asyncio.create_task(self._pipeline.heldout(self._heldout))
         self._training = training.examples
         self._has_data.set()
 
-    async def heldout(self) -> list[ScoredRef]:
-        await self._has_data.wait()
-        assert self._heldout is not None
-        return await self._heldout
+    async def heldout(self, attempt: int) -> list[ScoredRef]:
+        """The teacher's view of the held-out rows; anew where an earlier attempt's was lost."""
+        pipeline = await self._running_pipeline()
+        if attempt:
+            return await pipeline.heldout(self._heldout)
+        assert self._scored_heldout is not None
+        return await self._scored_heldout
 
     async def calibration(self) -> list[IntArray]:
         """The first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
         await self._has_data.wait()
         return calibration_sequences(self._training, self._config.quant.calibration_tokens)
 
-    async def batch(self, step: int) -> list[ScoredRef]:
-        return await (await self._running_pipeline()).batch(step)
+    async def batch(self, step: int, attempt: int) -> list[ScoredRef]:
+        return await (await self._running_pipeline()).batch(step, attempt)
 
     async def publish(self, version: int, tensors: list[Any]) -> None:
         """`tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes."""

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import torch
 from ray import train
+from ray.exceptions import ObjectLostError
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from rayqd.actors.balance import balanced_shares
 from rayqd.actors.node import forget, on_this_node
-from rayqd.actors.placement import Placement
+from rayqd.actors.topology import whereabouts
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
-from rayqd.errors import StorageError
-from rayqd.pipeline import ScoredRef
+from rayqd.errors import StorageError, WorkerError
+from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
@@ -30,27 +33,33 @@ if TYPE_CHECKING:
 class ConductorFeed:
     """What the learner asks of the conductor, and tells it."""
 
-    def __init__(self, conductor: Any, rank: int, world_size: int) -> None:
+    def __init__(self, conductor: Any, rank: int, world_size: int, everybody: Callable[[bool], bool] = bool) -> None:
         self._conductor = conductor
         self._rank = rank
         self._world_size = world_size
+        self._everybody = everybody  # whether it is true of every learner worker; all of them ask at the same time
         self._published: Any = None
 
     def batch(self, step: int) -> Batch:
-        """This worker's share; of the other shares only the counts travel here."""
-        refs = ray.get(self._conductor.batch.remote(step))
-        share = balanced_shares([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
-        versions = [r.rollout.policy_version for r in refs if r.rollout.policy_version is not None]
-        return Batch(
-            share=_fetch([refs[i] for i in share]),
-            num_loss_tokens=sum(r.rollout.num_loss_tokens for r in refs),
-            num_tokens=sum(r.rollout.num_tokens for r in refs),
-            num_on_policy=len(versions),
-            policy_version=min(versions, default=None),
-        )
+        """This worker's share; of the other shares only the counts travel here.
+
+        Where a node took a part of the step along, every worker drops its share and asks for the step made anew, so
+        that all train on the same one.
+        """
+        for attempt in range(MAX_ATTEMPTS):
+            refs = ray.get(self._conductor.batch.remote(step, attempt))
+            mine = balanced_shares([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
+            share = _fetch([refs[i] for i in mine])
+            if self._everybody(share is not None):
+                return _batch(refs, share or [])
+        raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
-        return _fetch(ray.get(self._conductor.heldout.remote()))
+        for attempt in range(MAX_ATTEMPTS):
+            scored = _fetch(ray.get(self._conductor.heldout.remote(attempt)))
+            if scored is not None:
+                return scored
+        raise WorkerError(lost_for_good("the teacher's view of the held-out rows"))
 
     def calibration(self) -> list[IntArray]:
         """Token ids of training rows, for what needs to see data before the first step."""
@@ -93,14 +102,16 @@ class ConductorFeed:
 
 def make_trainer(config: Config, conductor: Any, placement: Placement, storage: Path) -> TorchTrainer:
     """The Ray Train run; each worker runs `learn`."""
+    gpus = placement.gpus_each["learner"]
     return TorchTrainer(
         learn,
         train_loop_config={"config": config, "conductor": conductor},
-        torch_config=TorchConfig(backend="nccl" if placement.gpus_each else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
-            use_gpu=placement.gpus_each > 0,
-            resources_per_worker=_resources(placement),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": placement.cpus_each} | ({"GPU": gpus} if gpus else {}),
+            label_selector=placement.selectors["learner"][: config.learner.num_workers],
         ),
         run_config=train.RunConfig(
             name=f"{config.run_dir.name}-{time.time_ns()}",
@@ -124,7 +135,7 @@ def learn(settings: dict[str, Any]) -> None:
     config: Config = on_this_node(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    feed = ConductorFeed(settings["conductor"], rank, world_size)
+    feed = ConductorFeed(settings["conductor"], rank, world_size, _everybody if world_size > 1 else bool)
     source = local_directory(config.model.name, config.model.revision)
     teacher_head = None
     if config.teacher.name:
@@ -137,7 +148,8 @@ def learn(settings: dict[str, Any]) -> None:
     if mirror and rank == 0:
         mirror.fetch(is_first_worker=True)
         checkpoints.on_saved = mirror.update
-    feed.report({"event": "ready", "role": "learner", "step": max([-1 if start.is_new else 0, *checkpoints.steps()])})
+    step = max([-1 if start.is_new else 0, *checkpoints.steps()])
+    feed.report({"event": "ready", "role": "learner", "step": step, "place": whereabouts()})
     heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
         start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
@@ -171,19 +183,37 @@ def learn(settings: dict[str, Any]) -> None:
     forget(settings["config"], config)
 
 
-def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout]:
-    values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.scores)])
+def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
+    versions = [r.rollout.policy_version for r in refs if r.rollout.policy_version is not None]
+    return Batch(
+        share=share,
+        num_loss_tokens=sum(r.rollout.num_loss_tokens for r in refs),
+        num_tokens=sum(r.rollout.num_tokens for r in refs),
+        num_on_policy=len(versions),
+        policy_version=min(versions, default=None),
+    )
+
+
+def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
+    """What the references stand for; None if some of it is gone with its node."""
+    try:
+        values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.scores)])
+    except ObjectLostError:
+        return None
     return [ScoredRollout(rollout=values[2 * i], scores=values[2 * i + 1]) for i in range(len(refs))]
-
-
-def _resources(placement: Placement) -> dict[str, float]:
-    resources = {"CPU": placement.cpus_each}
-    return resources | {"GPU": placement.gpus_each} if placement.gpus_each else resources
 
 
 def _sum(tensors: list[Any]) -> None:
     for tensor in tensors:
         distributed.all_reduce(tensor)
+
+
+def _everybody(mine: bool) -> bool:
+    from rayqd.model.load import device
+
+    votes = torch.tensor(float(mine), device=device())
+    distributed.all_reduce(votes, op=distributed.ReduceOp.MIN)
+    return bool(votes)
 
 
 def _nothing_to_sum(tensors: list[Any]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ray.exceptions import ObjectLostError
+
 from rayqd.config import Config
 from rayqd.errors import WorkerError
-from rayqd.pipeline import RolloutRef
+from rayqd.pipeline import LostError, RolloutRef
 from rayqd.types import Rollout
 
 
@@ -19,10 +21,17 @@ class Quarantine:
         self._fraction = config.teacher.max_bad_fraction
         self._allowed = int(self._fraction * config.learner.steps * config.learner.batch_size)
         self.num_sequences = 0
+        self._seen: set[tuple[int, int]] = set()
 
     async def add(self, ref: RolloutRef) -> None:
-        """Raises WorkerError for one too many."""
-        rollout: Rollout = await ref.rollout
+        """Raises WorkerError for one too many, LostError if the rollout is gone with its node."""
+        try:
+            rollout: Rollout = await ref.rollout
+        except ObjectLostError:
+            raise LostError(f"a rollout of step {ref.step + 1}") from None
+        if (ref.step, ref.index) in self._seen:  # the step was made again
+            return
+        self._seen.add((ref.step, ref.index))
         self.num_sequences += 1
         await self._report(
             {

@@ -9,9 +9,11 @@ from typing import Any
 import ray
 
 from rayqd.actors.conductor import Conductor
-from rayqd.actors.placement import Placement
 from rayqd.actors.rollout import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
 from rayqd.actors.teacher import TeacherWorker, teacher_loader
+from rayqd.actors.topology import NODE_ID
+from rayqd.cluster.nodes import MARKET, SPOT, Selector
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.pipeline import RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout
@@ -54,36 +56,40 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     """The rollout workers' handles; none when nothing is on-policy. Each begins to build its engine at once."""
     if config.distill.lmbda == 0:
         return []
-    make_engine = make_engine or vllm_engine_maker(config, placement.gpus_each or 1.0)
-    actor = _role(RolloutActor, config, placement)
-    names = [f"rayqd/{config.name}/rollout-{rank}" for rank in range(config.rollout.num_workers)]
+    make_engine = make_engine or vllm_engine_maker(config, placement.gpus_each["rollout"] or 1.0)
     return [
-        actor.options(name=name).remote(rank, config.rollout, make_engine, ray.get, num_top_ids(config))
-        for rank, name in enumerate(names)
+        actor.remote(rank, config.rollout, make_engine, ray.get, num_top_ids(config))
+        for rank, actor in enumerate(_role("rollout", RolloutActor, config, placement))
     ]
 
 
 def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
     """The handles of rollout workers without a student, over as many nodes as there are."""
-    actor = _role(RolloutActor, config, placement)
-    names = [f"rayqd/{config.name}/writer-{rank}" for rank in range(config.rollout.num_workers)]
     return [
-        actor.options(name=name, scheduling_strategy="SPREAD").remote(rank, config.rollout, make_engine, ray.get)
-        for rank, name in enumerate(names)
+        actor.options(name=f"rayqd/{config.name}/writer-{rank}", scheduling_strategy="SPREAD").remote(
+            rank, config.rollout, make_engine, ray.get
+        )
+        for rank, actor in enumerate(_role("rollout", RolloutActor, config, placement))
     ]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[Any]:
     """The teachers' handles."""
-    actor = _role(TeacherActor, config, placement)
-    names = [f"rayqd/{config.name}/teacher-{rank}" for rank in range(config.teacher.num_workers)]
-    return [actor.options(name=name).remote(rank, teacher_loader(config)) for rank, name in enumerate(names)]
+    return [
+        actor.remote(rank, teacher_loader(config))
+        for rank, actor in enumerate(_role("teacher", TeacherActor, config, placement))
+    ]
 
 
-def start_conductor(config: Config, rollouts: list[Any], teachers: list[Any]) -> Any:
+def start_conductor(config: Config, node_id: str, rollouts: list[Any], teachers: list[Any]) -> Any:
+    """Beside the driver: it asks for no CPU, and without a word of where, Ray may put it on a spot node."""
     actor: Any = ray.remote(Conductor)
     return actor.options(
-        name=f"rayqd/{config.name}/conductor", num_cpus=0, max_concurrency=1000, scheduling_strategy=ANYWHERE
+        name=f"rayqd/{config.name}/conductor",
+        num_cpus=0,
+        max_concurrency=1000,
+        label_selector={NODE_ID: node_id},
+        scheduling_strategy=ANYWHERE,
     ).remote(config, rollouts, teachers)
 
 
@@ -92,15 +98,28 @@ def _own_name() -> str:
     return str(ray.get_runtime_context().get_actor_name()).removeprefix("rayqd/")
 
 
-def _role(cls: type, config: Config, placement: Placement) -> Any:
-    return ray.remote(
+def _role(role: str, cls: type, config: Config, placement: Placement) -> list[Any]:
+    """The actor class once for each worker, with its name, its share, and where it may be."""
+    actor: Any = ray.remote(
         num_cpus=placement.cpus_each,
-        num_gpus=placement.gpus_each,
+        num_gpus=placement.gpus_each[role],
         max_restarts=-1,
         max_task_retries=0,
         runtime_env={"env_vars": placement.environment},
         scheduling_strategy=ANYWHERE,
     )(cls)
+    return [
+        actor.options(
+            name=f"rayqd/{config.name}/{role}-{rank}",
+            label_selector=selector,
+            fallback_strategy=_fallback(selector) if placement.spot_is_optional else None,
+        )
+        for rank, selector in enumerate(placement.selectors[role][: getattr(config, role).num_workers])
+    ]
+
+
+def _fallback(selector: Selector) -> list[dict[str, Selector]] | None:
+    return [{"label_selector": selector | {MARKET: f"!{SPOT}"}}] if selector.get(MARKET) == SPOT else None
 
 
 def _summary(rollout: Rollout) -> RolloutRef:

@@ -9,12 +9,15 @@ from ray.exceptions import RayError
 
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
-from rayqd.actors.placement import Placement, place
 from rayqd.actors.predecessor import wait_for_predecessor
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
 from rayqd.actors.rollout import MakeEngine
+from rayqd.actors.topology import whereabouts
+from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
+
+_START_RETRIES = 2  # of a process that dies while it starts; its node may have been taken away
 
 
 class Roles:
@@ -33,15 +36,17 @@ class Roles:
         teachers: list[Any] | None = None,
     ) -> None:
         wait_for_predecessor(config.name)
-        placement = placement or place(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
+        placement = placement or place(config, cluster.nodes)
         rollouts = start_rollouts(config, placement, make_engine)
         own_teachers = start_teachers(config, placement) if teachers is None else []
         teachers = teachers or own_teachers
         actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
-        self._starting = {actor.start.remote(): name for name, actor in actors.items()}
-        self.conductor = start_conductor(config, rollouts, teachers)
+        self._starting = {_start(actor): name for name, actor in actors.items()}
+        self._places: dict[str, str] = {}
+        self.nodes_to_start = dict(placement.seating.started)  # before everybody has room, by group
+        self.conductor = start_conductor(config, cluster.node_id, rollouts, teachers)
         self._training = self.conductor.train.remote(placement)
         self._own = [self.conductor, *rollouts, *own_teachers]
 
@@ -54,10 +59,14 @@ class Roles:
         for ref in _done(self._starting):
             name = self._starting.pop(ref)
             try:
-                ready[name] = ray.get(ref)
+                ready[name], self._places[name] = ray.get(ref)
             except RayError as error:
                 raise unwrapped(error, name) from None
         return ready
+
+    def place(self, name: str) -> str:
+        """The node of a role that is ready, if it has a name."""
+        return self._places[name]
 
     def starting(self) -> list[str]:
         return list(self._starting.values())
@@ -97,6 +106,15 @@ class Roles:
             ray.get(self._training)
         except RayError as error:
             raise unwrapped(error, "learner") from None
+
+
+def _start(actor: Any) -> Any:
+    """Seconds it took and where it was; on another node if the first one goes away meanwhile."""
+    return actor.__ray_call__.options(name="start", max_task_retries=_START_RETRIES).remote(_started)
+
+
+def _started(worker: Any) -> tuple[float, str]:
+    return worker.start(), whereabouts()
 
 
 def _done(refs: dict[Any, str]) -> list[Any]:

@@ -25,10 +25,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayqd.actors.cluster import Cluster
 from rayqd.actors.failures import unwrapped
-from rayqd.actors.placement import place_writers
 from rayqd.actors.pool import Pool
 from rayqd.actors.remote import start_writers
 from rayqd.actors.rollout import MakeEngine, checkpoint_engine_maker
+from rayqd.cluster.placement import place_writers
 from rayqd.config import Config
 from rayqd.data.plan import writing_seed
 from rayqd.engines.base import SamplingRequest
@@ -62,10 +62,12 @@ class Writers:
         make_engine: MakeEngine | None = None,
     ) -> None:
         """Starts `rollout.num_workers` of them with the model of that name; PlacementError where there is no room."""
-        placement = place_writers(config, cluster.cpus, cluster.gpus, cluster.cores_per_node)
-        make_engine = make_engine or checkpoint_engine_maker(model, revision, config, placement.gpus_each or 1.0)
+        placement = place_writers(config, cluster.nodes)
+        make_engine = make_engine or checkpoint_engine_maker(
+            model, revision, config, placement.gpus_each["rollout"] or 1.0
+        )
         self._actors = start_writers(config, placement, make_engine)
-        self._pool = Pool("writer", self._actors)
+        self._pool = Pool("writer", self._actors, config.ray.placement_timeout_seconds)
         self._batch_size = config.rollout.max_concurrent
         self._placement_seconds = config.ray.placement_timeout_seconds
 

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from rayqd.cli import (
     bench,
+    cluster,
     compare,
     completion,
     config,
@@ -133,6 +134,7 @@ MODULES = (
     compare,
     bench,
     dashboard,
+    cluster,
     config,
     doctor,
     completion,

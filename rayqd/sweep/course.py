@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from rayqd.actors.cluster import Cluster
-from rayqd.actors.placement import Placement
 from rayqd.actors.roles import Roles
 from rayqd.actors.rollout import MakeEngine
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.follow import Follower

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rayqd.actors.cluster import Cluster
-from rayqd.actors.placement import Placement, num_workers, place
+from rayqd.cluster.placement import Placement, num_workers, place
 from rayqd.config import Config
 from rayqd.sweep.shared import teacher_key
 
 
 def concurrency(trials: Sequence[Config], cluster: Cluster, num_trials: int) -> int:
     """The most of `trials`, at least 1, whose workers have a GPU each, or where there are none a CPU each."""
-    units = cluster.gpus if cluster.gpus >= 1 else cluster.cpus
+    nodes = cluster.nodes
+    units = nodes.gpus or nodes.cpus
     fitting = 1
     while fitting < num_trials and sum(num_workers(side_by_side(trials, fitting + 1)).values()) <= units:
         fitting += 1
@@ -23,7 +24,7 @@ def concurrency(trials: Sequence[Config], cluster: Cluster, num_trials: int) -> 
 def placement_beside(trials: Sequence[Config], num_concurrent: int, cluster: Cluster) -> Placement:
     """What every worker of every trial asks for, so that `num_concurrent` of `trials` and their teachers fit."""
     together = side_by_side(trials, num_concurrent)
-    return place(together, cluster.cpus, cluster.gpus, cluster.cores_per_node)
+    return place(together, cluster.nodes, num_runs=num_concurrent)
 
 
 def side_by_side(trials: Iterable[Config], num_concurrent: int) -> Config:

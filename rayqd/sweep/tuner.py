@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from rayqd.actors.placement import Placement
 from rayqd.actors.remote import start_teachers
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving

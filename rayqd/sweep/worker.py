@@ -9,8 +9,8 @@ import ray
 from ray import tune
 
 from rayqd.actors.cluster import Cluster
-from rayqd.actors.placement import Placement
 from rayqd.actors.rollout import MakeEngine
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.sweep.course import Evaluation, Means, evaluations
 

@@ -45,9 +45,9 @@ def worker_class() -> type:
     return Worker
 
 
-def pool(count: int = 1) -> Pool:
+def pool(count: int = 1, *, max_restarts: int = -1) -> Pool:
     actor: Any = ray.remote(worker_class())
-    return Pool("rollout", [actor.options(num_cpus=0, max_restarts=-1).remote() for _ in range(count)])
+    return Pool("rollout", [actor.options(num_cpus=0, max_restarts=max_restarts).remote() for _ in range(count)])
 
 
 async def test_every_return_value_is_an_object_of_its_own() -> None:
@@ -77,3 +77,16 @@ async def test_an_error_of_ours_comes_back_as_it_was_and_is_not_tried_again() ->
 async def test_any_other_error_names_the_worker_and_the_error() -> None:
     with pytest.raises(WorkerError, match=r"^rollout-0 failed: ZeroDivisionError: a bug$"):
         await pool().call("crash", num_returns=2)
+
+
+async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path) -> None:
+    workers = pool(2, max_restarts=0)
+    assert ray.get(await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)) == [2, "alive"]
+    for number in range(5):
+        assert ray.get(await workers.call("echo", number, num_returns=2)) == [number, 10 * number]
+    assert workers.num_retries == 1
+
+
+async def test_work_that_nobody_comes_back_for_ends_with_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="every rollout worker has died for good: "):
+        await pool(max_restarts=0).call("die_until", str(tmp_path / "marker"), 99, num_returns=2)

@@ -15,15 +15,22 @@ from hypothesis import strategies as st
 from ray.exceptions import ActorUnavailableError
 
 from rayqd.actors.cluster import Cluster
-from rayqd.actors.placement import place_writers
 from rayqd.actors.writers import Writers, _Blocks
+from rayqd.cluster.nodes import NodeGroup, Nodes
+from rayqd.cluster.placement import place_writers
 from rayqd.config import Config
 from rayqd.engines.base import SamplingRequest
 from rayqd.engines.fake import FakeEngine
 from rayqd.errors import DataError, PlacementError
 
 CONFIG = Config.model_validate({"rollout": {"num_workers": 2, "max_concurrent": 4}})
-MACHINE = Cluster(cpus=2, gpus=0, cores_per_node=2, num_nodes=1, accelerators=(), dashboard="", log_dir=None)
+
+
+def nodes(cpus: float, gpus: int, num_nodes: int = 1) -> Nodes:
+    return Nodes(groups=(NodeGroup(name="a", cpus=cpus, gpus=gpus, labels={}, running=num_nodes, startable=0),))
+
+
+MACHINE = Cluster(nodes=nodes(2, 0), node_id="here", accelerators=(), dashboard="", log_dir=None)
 
 
 def request(seed: int) -> SamplingRequest:
@@ -131,11 +138,11 @@ def test_writers_divide_the_cluster(
     cpus: int, gpus: int, cores: int, workers: int, expected: tuple[float, float, int]
 ) -> None:
     config = Config.model_validate({"rollout": {"num_workers": workers}})
-    placement = place_writers(config, cpus, gpus, cores)
-    assert (placement.cpus_each, placement.gpus_each, placement.threads_each) == expected
+    placement = place_writers(config, nodes(cores, gpus, num_nodes=cpus // cores))
+    assert (placement.cpus_each, placement.gpus_each["rollout"], placement.threads_each) == expected
 
 
 def test_too_many_writers_are_refused() -> None:
     config = Config.model_validate({"rollout": {"num_workers": 50}})
     with pytest.raises(PlacementError, match="2 CPUs and 0 GPUs, too few for 50 rollout workers"):
-        place_writers(config, 2, 0, 2)
+        place_writers(config, nodes(2, 0))

@@ -9,7 +9,7 @@ import pytest
 
 from rayqd.data import Plan
 from rayqd.errors import WorkerError
-from rayqd.pipeline import Pipeline, RolloutRef, Weights
+from rayqd.pipeline import LostError, Pipeline, RolloutRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout
 
 
@@ -184,3 +184,54 @@ async def test_a_step_without_any_scores_ends_the_run() -> None:
     pipeline._teachers.unscored = {(2, index) for index in range(4)}
     with pytest.raises(WorkerError, match="every sequence of step 3"):
         await train(pipeline, range(6))
+
+
+async def test_a_lost_step_is_made_anew_once_for_all_learner_workers_that_ask() -> None:
+    pipeline, log = make()
+    pipeline.publish(Weights(version=0, tensors=None))
+    first = await pipeline.batch(0)
+    again, for_the_other_worker = await asyncio.gather(pipeline.batch(0, 1), pipeline.batch(0, 1))
+    assert [entry[:2] for entry in log] == [("write", 0), ("score", 0)] * 2
+    assert again == for_the_other_worker == first
+    assert await pipeline.batch(0, 1) == first
+    assert len(log) == 4
+
+
+async def test_a_step_whose_rollouts_are_lost_before_they_are_scored_is_written_again() -> None:
+    pipeline, log = make()
+    teachers = pipeline._teachers
+    losses = 2
+
+    class TeachersOnNodesThatGo:
+        async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
+            nonlocal losses
+            losses -= 1
+            if losses >= 0:
+                raise LostError("an argument of score")
+            return await teachers.score(rollouts, exact=exact)
+
+    pipeline._teachers = TeachersOnNodesThatGo()
+    pipeline.publish(Weights(version=0, tensors=None))
+    batch = await pipeline.batch(0)
+    assert [ref.rollout.index for ref in batch] == [0, 1, 2, 3]
+    assert [entry[:2] for entry in log] == [("write", 0)] * 3 + [("score", 0)]
+
+
+async def test_a_step_that_is_lost_every_time_ends_the_run() -> None:
+    pipeline, _ = make()
+
+    async def lose(*_: Any, **__: Any) -> list[Any]:
+        raise LostError("an argument of score")
+
+    pipeline._teachers.score = lose
+    pipeline.publish(Weights(version=0, tensors=None))
+    with pytest.raises(WorkerError, match="step 1 was lost with its node 5 times"):
+        await pipeline.batch(0)
+
+
+async def test_a_learner_that_starts_again_at_the_same_step_gets_it_made_anew() -> None:
+    pipeline, log = make()
+    for _ in range(2):
+        pipeline.publish(Weights(version=0, tensors=None))
+        await pipeline.batch(0)
+    assert [entry for entry in log if entry[0] == "write"] == [("write", 0, 0)] * 2

@@ -3,9 +3,10 @@
 import pytest
 
 from rayqd.actors.cluster import Cluster
+from rayqd.cluster.nodes import NodeGroup, Nodes
 from rayqd.config import Config
 from rayqd.config.sections.sweep import Sweep
-from rayqd.errors import ConfigError
+from rayqd.errors import ConfigError, PlacementError
 from rayqd.sweep.halving import Halving, evaluations_every, halving_of
 from rayqd.sweep.outcome import Outcome
 from rayqd.sweep.room import concurrency, placement_beside, side_by_side
@@ -91,10 +92,9 @@ def test_a_resumed_scheduler_stops_what_the_first_one_would_have_stopped():
     assert scheduler.on_trial_result(None, Running, {"step": 2, "kl_to_teacher": 0.29}) == "CONTINUE"
 
 
-def cluster(cpus: float, gpus: float = 0) -> Cluster:
-    return Cluster(
-        cpus=cpus, gpus=gpus, cores_per_node=int(cpus), num_nodes=1, accelerators=(), dashboard="", log_dir=None
-    )
+def cluster(cpus: float, gpus: int = 0) -> Cluster:
+    node = NodeGroup(name="here", cpus=cpus, gpus=gpus, labels={}, running=1, startable=0)
+    return Cluster(nodes=Nodes(groups=(node,)), node_id="here", accelerators=(), dashboard="", log_dir=None)
 
 
 OFF_POLICY = config(4, distill={"lmbda": 0.0})  # a teacher and a learner
@@ -115,13 +115,21 @@ def test_as_many_trials_as_have_a_gpu_or_a_cpu_for_each_worker(run, where, wante
     assert concurrency([run], where, wanted) == fitting
 
 
-@pytest.mark.parametrize("where", [cluster(2), cluster(16), cluster(64, gpus=2)])
+@pytest.mark.parametrize("where", [cluster(2), cluster(16), cluster(64, gpus=8)])
 def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
     large = config(4, distill={"lmbda": 0.5}, learner={"steps": 4, "num_workers": 2}, rollout={"num_workers": 2})
     placement = placement_beside([OFF_POLICY, large], 3, where)
-    num_workers = 3 * (2 + 2) + 1
-    assert num_workers * placement.cpus_each <= where.cpus
-    assert num_workers * placement.gpus_each <= where.gpus + 1e-9
+    workers = {"learner": 3 * 2, "rollout": 3 * 2, "teacher": 1}
+    assert sum(workers.values()) * placement.cpus_each <= where.nodes.cpus
+    assert sum(count * placement.gpus_each[role] for role, count in workers.items()) <= where.nodes.gpus + 1e-9
+
+
+def test_trials_of_one_learner_worker_share_a_gpu_and_those_of_two_do_not():
+    """The workers of one trial talk to each other, which NCCL refuses on one GPU; those of two trials do not."""
+    one = placement_beside([ON_POLICY], 2, cluster(16, gpus=1))
+    assert one.gpus_each["learner"] == one.gpus_each["rollout"] == 1 / 5
+    with pytest.raises(PlacementError, match="share no GPU"):
+        placement_beside([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2))
 
 
 def test_trials_with_teachers_of_their_own_are_given_room_for_as_many_as_run_at_once():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
 
@@ -39,4 +41,29 @@ class RayCluster(Section):
     dashboard: bool = False
     """Start the dashboard when Ray is started on this machine."""
     placement_timeout_seconds: float = Field(default=120, gt=0)
-    """How long to wait for the cluster to make room for the roles."""
+    """How long to wait for the cluster to make room for the roles; a cluster that must start nodes first needs more."""
+    cluster_file: Path | None = None
+    """How far the cluster can grow: its cluster.yaml, or its RayJob or RayCluster of KubeRay. None: what its autoscaler
+    reads, where that runs on this machine, and otherwise only the nodes that run."""
+    learner_labels: list[str] = Field(default=[])
+    """Labels that a learner worker's node must have: KEY=VALUE, or KEY=!VALUE for what it must not have."""
+    rollout_labels: list[str] = Field(default=[])
+    """Labels that a rollout worker's node must have, as ray.io/accelerator-type=L4."""
+    teacher_labels: list[str] = Field(default=[])
+    """Labels that a teacher's node must have."""
+
+    @model_validator(mode="after")
+    def _labels_are_pairs(self) -> RayCluster:
+        for role in ("learner", "rollout", "teacher"):
+            for label in self._labels(role):
+                key, _, value = label.partition("=")
+                if not key or not value:
+                    raise ValueError(f'{role}_labels: "{label}" is not of the form KEY=VALUE')
+        return self
+
+    def selector(self, role: str) -> dict[str, str]:
+        """The labels that nodes of `role` must have, as Ray's label_selector."""
+        return {key: value for key, _, value in (label.partition("=") for label in self._labels(role))}
+
+    def _labels(self, role: str) -> list[str]:
+        return {"learner": self.learner_labels, "rollout": self.rollout_labels, "teacher": self.teacher_labels}[role]
