@@ -15,7 +15,7 @@ from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError
 
 MAX_ATTEMPTS = 3
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 
 class Pool:

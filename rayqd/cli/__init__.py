@@ -114,6 +114,7 @@ Examples:
   rayqd compare quickstart other                  two runs side by side
   rayqd eval runs/quickstart                      how far the run's student is from its teacher
   rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
+  rayqd cluster validate cluster.yaml @a.toml     where on a cluster the run's roles would land
 
 `rayqd COMMAND --help` lists every setting."""
 

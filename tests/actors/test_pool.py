@@ -1,15 +1,19 @@
-"""Calls that survive their actor, on real Ray actors."""
+"""Calls that survive their actor, and what becomes of objects that do not, on real Ray actors."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
+from rayqd.actors.learner import ConductorFeed
 from rayqd.actors.pool import Pool
 from rayqd.errors import DataError, WorkerError
+from rayqd.pipeline import LostError, RolloutRef, ScoredRef
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -90,3 +94,75 @@ async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path
 async def test_work_that_nobody_comes_back_for_ends_with_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="every rollout worker has died for good: "):
         await pool(max_restarts=0).call("die_until", str(tmp_path / "marker"), 99, num_returns=2)
+
+
+def lost_object() -> Any:
+    """A reference to something that is gone together with the process that it belonged to."""
+
+    class Owner:
+        def make(self) -> list[Any]:
+            return [ray.put(np.zeros(100_000))]
+
+    actor: Any = ray.remote(Owner)
+    owner = actor.options(num_cpus=0).remote()
+    (ref,) = ray.get(owner.make.remote())
+    ray.kill(owner)
+    while True:
+        try:
+            ray.get(ref)
+        except ObjectLostError:
+            return ref
+
+
+async def test_work_whose_argument_is_lost_is_not_tried_again_but_told() -> None:
+    workers = pool()
+    with pytest.raises(LostError, match="an argument of echo"):
+        await workers.call("echo", lost_object(), num_returns=2)
+    assert workers.num_retries == 0
+
+
+def conductor(num_lost: int) -> Any:
+    """Has steps of two rollouts whose scores are lost at the first `num_lost` attempts; counts the attempts."""
+    lost = lost_object()
+
+    class Conductor:
+        def __init__(self) -> None:
+            self.attempts: list[int] = []
+
+        def batch(self, step: int, attempt: int) -> list[ScoredRef]:
+            self.attempts.append(attempt)
+            return [
+                ScoredRef(
+                    rollout=RolloutRef(
+                        step=step,
+                        index=index,
+                        num_tokens=5,
+                        num_loss_tokens=3,
+                        policy_version=None,
+                        rollout=ray.put((index, attempt)),
+                    ),
+                    scores=lost if attempt < num_lost else ray.put("scores"),
+                )
+                for index in range(2)
+            ]
+
+        def asked(self) -> list[int]:
+            return self.attempts
+
+    actor: Any = ray.remote(Conductor)
+    return actor.options(num_cpus=0).remote()
+
+
+def test_a_step_that_is_lost_is_asked_for_anew() -> None:
+    where = conductor(num_lost=2)
+    batch = ConductorFeed(where, rank=0, world_size=1).batch(7)
+    assert [scored.rollout for scored in batch.share] == [(0, 2), (1, 2)]
+    assert batch.num_loss_tokens == 6
+    assert ray.get(where.asked.remote()) == [0, 1, 2]
+
+
+def test_a_learner_worker_drops_its_share_where_another_worker_lost_his() -> None:
+    where = conductor(num_lost=0)
+    votes = iter([False, True])
+    batch = ConductorFeed(where, rank=0, world_size=2, everybody=lambda mine: mine and next(votes)).batch(0)
+    assert [scored.rollout for scored in batch.share] == [(0, 1)]
