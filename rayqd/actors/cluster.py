@@ -34,10 +34,14 @@ class Cluster:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """For the run's records, as JSON."""
-        nodes = self.nodes
-        count = sum(group.size for group in nodes.groups)
-        return {"nodes": count, "cpus": nodes.cpus, "gpus": nodes.gpus, "accelerators": list(self.accelerators)}
+        """The nodes that run, for the run's records, as JSON."""
+        groups = self.nodes.groups
+        return {
+            "nodes": sum(group.running for group in groups),
+            "cpus": sum(group.running * group.cpus for group in groups),
+            "gpus": sum(group.running * group.gpus for group in groups),
+            "accelerators": list(self.accelerators),
+        }
 
 
 @contextmanager
