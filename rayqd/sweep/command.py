@@ -7,6 +7,7 @@ check every combination ─► start Ray ─► Ray Tune: trials side by side, e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import Suggestions
 from rayqd.sweep.telling import Telling
 from rayqd.sweep.tuner import run_trials, start_shared
+
+_MANY_PROCESSES = ("RAY_worker_maximum_startup_concurrency", "64")  # or Ray warns of them, on a machine of few cores
 
 
 def sweep(
@@ -71,6 +74,7 @@ def _run(
                 )
             check(example)
         progress.status("starting Ray")
+        os.environ.setdefault(*_MANY_PROCESSES)
         with connect(study.base) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
