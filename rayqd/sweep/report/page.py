@@ -6,6 +6,7 @@ import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def sweep_page(shown: Page) -> str:
     return page.page(
         f"{shown.study.base.name} · rayqd",
         body,
+        f"Made by rayqd {version('rayqd')}.",
         styles=own.joinpath("sweep.css").read_text(),
         scripts=own.joinpath("sweep.js").read_text(),
     )
@@ -148,7 +150,7 @@ def _table(shown: Page, marks: Marks) -> Markup:
 def _charts(shown: Page, marks: Marks) -> list[Markup]:
     sweep, title = shown.study.sweep, shown.metric
     sections: list[Markup] = []
-    if len(marks.outcomes) > 1:
+    if len(marks.outcomes) > 1 and len(sweep.over) > 1:
         note = f"A line is a trial, stronger the lower its {title}. Orange: the best; dashed: stopped early."
         sections.append(page.section("Settings and result", parallel_coordinates(sweep, marks, title), note=note))
     if _LAMBDA in sweep.over and _BETA in sweep.over:
