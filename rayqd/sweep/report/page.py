@@ -6,7 +6,6 @@ import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from rayqd.config import to_toml
 from rayqd.config.sections.sweep import Span
 from rayqd.config.sweep import sweep_toml
+from rayqd.observe.environment import environment
 from rayqd.observe.progress import duration
 from rayqd.observe.table import short_path
 from rayqd.report import page
@@ -68,7 +68,7 @@ def sweep_page(shown: Page) -> str:
     return page.page(
         f"{shown.study.base.name} · rayqd",
         body,
-        f"Made by rayqd {version('rayqd')}.",
+        f"Made by rayqd {environment({})['versions'].get('rayqd', '')}.",
         styles=own.joinpath("sweep.css").read_text(),
         scripts=own.joinpath("sweep.js").read_text(),
     )
