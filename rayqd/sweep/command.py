@@ -7,6 +7,7 @@ check every combination ─► start Ray ─► Ray Tune: trials side by side, e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,21 +15,23 @@ from rich.console import Console
 
 from rayqd.actors.cluster import connect
 from rayqd.actors.rollout import MakeEngine
-from rayqd.config import Config
 from rayqd.config.sweep import SweepConfig
 from rayqd.errors import ConfigError, RunError
 from rayqd.observe.environment import environment
 from rayqd.observe.progress import Progress
-from rayqd.preflight import check
+from rayqd.preflight import Checked, check, load_data
 from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.outcome import Outcome, best_of
 from rayqd.sweep.report import write_page
 from rayqd.sweep.room import concurrency, placement_beside
+from rayqd.sweep.shared import Data, Key, data_key
 from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import Suggestions
 from rayqd.sweep.telling import Telling
 from rayqd.sweep.tuner import run_trials, start_shared
+
+_MANY_PROCESSES = ("RAY_worker_maximum_startup_concurrency", "64")  # or Ray warns of them, on a machine of few cores
 
 
 def sweep(
@@ -40,13 +43,15 @@ def sweep(
     """
     console = console or Console()
     study = Study(config)
-    if resume and not (study.base.run_dir / "sweep.toml").exists():
+    is_new = not (study.base.run_dir / "sweep.toml").exists()
+    if is_new and resume:
         raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
+    data = _checked(study) if is_new else {}  # before anything is written: it may be mended under the same name
     directory = SweepDirectory(study.base, study.sweep)
     try:
         before = directory.outcomes()
         if sum(outcome.ended for outcome in before) < study.num_trials:
-            _run(study, before, directory, console, make_engine)
+            _run(study, before, directory, data, console, make_engine)
         else:
             console.print(f"{directory.path} has finished already; this is its result", highlight=False, soft_wrap=True)
         return conclude(study, directory, console)
@@ -55,25 +60,23 @@ def sweep(
 
 
 def _run(
-    study: Study, before: Sequence[Outcome], directory: SweepDirectory, console: Console, make_engine: MakeEngine | None
+    study: Study,
+    before: Sequence[Outcome],
+    directory: SweepDirectory,
+    data: Data,
+    console: Console,
+    make_engine: MakeEngine | None,
 ) -> None:
     ended = [outcome for outcome in before if outcome.ended]
     num_left = study.num_trials - len(ended)
     with Progress(console, study.base.learner.steps) as progress:
         progress.say(f"{study.base.name}: {study}")
-        progress.status("checking models and configurations")
-        examples = study.examples()
-        for example in _different(examples):
-            if example.distill.seq_kd:
-                raise ConfigError(
-                    "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "
-                    "--out teacher.jsonl` write once, and set data.source to teacher.jsonl"
-                )
-            check(example)
         progress.status("starting Ray")
+        os.environ.setdefault(*_MANY_PROCESSES)
         with connect(study.base) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
+            examples = study.examples()
             num_concurrent = min(num_left, wanted or concurrency(examples, cluster, num_left))
             placement = placement_beside(examples, num_concurrent, cluster)
             if ended:
@@ -90,7 +93,7 @@ def _run(
                 callback=telling,
                 directory=directory,
                 means={
-                    "shared": start_shared(study.base.name, placement),
+                    "shared": start_shared(study.base.name, placement, data),
                     "cluster": cluster,
                     "placement": placement,
                     "make_engine": make_engine,
@@ -112,8 +115,20 @@ def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[
     return result
 
 
-def _different(runs: Sequence[Config]) -> list[Config]:
-    """One run for each model, grid and teacher that there are, which is what a check looks at."""
-    return list(
-        {(run.model.model_dump_json(), run.quant.model_dump_json(), run.teacher.name): run for run in runs}.values()
-    )
+def _checked(study: Study) -> Data:
+    """The data of the trials; raises what is wrong with it, or with a model, a grid or a teacher that there is."""
+    examples = study.examples()
+    if any(example.distill.seq_kd for example in examples):
+        raise ConfigError(
+            "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "
+            "--out teacher.jsonl` write once, and set data.source to teacher.jsonl"
+        )
+    data: Data = {}
+    checked: dict[Key, Checked] = {}
+    for example in examples:
+        key = (example.model.model_dump_json(), example.quant.model_dump_json(), example.teacher.name)
+        if key not in checked:
+            checked[key] = check(example)
+        if data_key(example) not in data:
+            data[data_key(example)] = load_data(checked[key], example)
+    return data

@@ -84,7 +84,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 def _table(study: Study, outcomes: Sequence[Outcome]) -> Table:
     labels = short_labels(list(study.sweep.over))
-    table = Table(title=f"{study.base.name}: {study}", title_justify="left")
+    table = Table(title=f"{study.base.name}: {len(outcomes)} trials, the best first", title_justify="left")
     for heading in ("", *labels.values(), "KL to teacher", "perplexity", "steps", "time", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
     for outcome in by_metric(outcomes, study.sweep.metric):

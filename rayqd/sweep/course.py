@@ -65,20 +65,20 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
             roles.set_data(*means.data)
             report = Report(config, "distill", means.environment)
             follower = Follower(roles, config, run_dir, progress, report)
-            follower.until("ready")
-            events = _kept(run_dir.metrics)
+            told: list[dict[str, Any]] = []
             try:
-                yield from (_evaluation(event["step"], event) for event in events if event["step"] > 0)
-                while (event := follower.until("eval", "finished"))["event"] == "eval":
-                    events.append(event)
+                for event in _events(follower, run_dir.metrics):
+                    if event["event"] == "finished":
+                        break
+                    told.append(event)
                     if event["step"] > 0:
                         yield _evaluation(event["step"], event)
             except GeneratorExit:
-                step = events[-1]["step"]
-                rows = [*(e for e in events if e["step"] == 0), events[-1]]
-                result = follower.result([_row(row) for row in rows], step, time.monotonic() - began)
-                told = {STOPPED_EARLY: {"step": step, "of": config.learner.steps}, "environment": means.environment}
-                run_dir.finish(result | told)
+                step = told[-1]["step"]
+                rows = [_row(event) for event in told if event["step"] in (0, step)]
+                result = follower.result(rows, step, time.monotonic() - began)
+                early = {"step": step, "of": config.learner.steps}
+                run_dir.finish(result | {STOPPED_EARLY: early, "environment": means.environment})
                 raise
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = follower.result(event["rows"], config.learner.steps, time.monotonic() - began)
@@ -89,10 +89,13 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
             roles.end()
 
 
-def _kept(metrics: Path) -> list[dict[str, Any]]:
-    """The evaluations before the checkpoint that a run goes on from."""
+def _events(follower: Follower, metrics: Path) -> Iterator[dict[str, Any]]:
+    """Evaluations, first those before the checkpoint that the run goes on from, and last that it is finished."""
+    follower.until("ready")
     rows = [json.loads(line) for line in metrics.read_text().split("\n") if line] if metrics.exists() else []
-    return [row for row in rows if row["event"] == "eval"]
+    yield from (row for row in rows if row["event"] == "eval")
+    while True:
+        yield follower.until("eval", "finished")
 
 
 def _evaluation(step: int, found: dict[str, Any]) -> Evaluation:

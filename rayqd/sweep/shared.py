@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rayqd.config import Config
+from rayqd.data import ExampleSet
 
 Key = tuple[object, ...]
+Data = dict[Key, tuple[ExampleSet, ExampleSet]]  # training and held-out rows, by `data_key`
 
 
 def teacher_key(config: Config) -> Key:
@@ -38,11 +40,12 @@ class Shared:
         load_data: Callable[[Config], Any],
         start_teachers: Callable[[Config, int], list[Any]],
         end_teacher: Callable[[Any], None],
+        data: Data | None = None,
     ) -> None:
         self._load_data = load_data
         self._start_teachers = start_teachers  # of a trial, and how many teachers there were before
         self._end_teacher = end_teacher
-        self._data: dict[Key, Any] = {}
+        self._data: dict[Key, Any] = {**(data or {})}
         self._teachers: dict[Key, list[Any]] = {}
         self._users: Counter[Key] = Counter()
         self._num_started = 0

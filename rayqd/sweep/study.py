@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sweep import SweepConfig
+from rayqd.errors import ConfigError
 from rayqd.sweep.halving import evaluations_every, halving_of
 from rayqd.sweep.outcome import Outcome
 from rayqd.sweep.space import check_values, corners, drawn, grid, num_trials
@@ -29,6 +31,8 @@ class Study:
         self._every = evaluations_every(config.sweep, self.base)
         self.num_trials = num_trials(config.sweep)
         check_values(config)
+        if self.sweep.search == "optuna" and find_spec("optuna") is None:
+            raise ConfigError('sweep.search = "optuna" needs the package optuna: pip install "rayqd[tune]"')
 
     def run(self, trial: Trial) -> Config:
         """The trial as a run. Raises ConfigError where its values cannot stand together."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError
 from ray.tune import Callback
 
 from rayqd.actors.failures import unwrapped
@@ -54,12 +55,12 @@ class Telling(Callback):
         self._end(trial.config["number"], f"{name} {fate}: {_found(last)}")
 
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error()
-        if isinstance(error, RayError):
-            text = " ".join(str(unwrapped(error, "trial")).split())
+        if trial.pickled_error_file:  # on this machine; Tune's own getter looks where it copies it to later
+            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+            text = str(unwrapped(error, "trial"))
         else:
-            text = str(error or trial.get_error() or "no reason was given").strip().splitlines()[-1]
-        self._fail(trial.config["number"], trial.config["name"], text)
+            text = Path(trial.error_file).read_text().strip().splitlines()[-1]
+        self._fail(trial.config["number"], trial.config["name"], " ".join(text.split()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune writes a copy of everything it is given, for a restore of its own

@@ -18,7 +18,7 @@ from rayqd.config import Config
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
 from rayqd.sweep.outcome import Outcome
-from rayqd.sweep.shared import Shared
+from rayqd.sweep.shared import Data, Shared
 from rayqd.sweep.suggest import Suggestions
 from rayqd.sweep.worker import TrialWorker
 
@@ -85,7 +85,7 @@ def replay(scheduler: Any, ended: Sequence[Outcome], metric: str) -> None:
                 scheduler.on_trial_result(None, stand_in, found)
 
 
-def start_shared(sweep_name: str, placement: Placement) -> Any:
+def start_shared(sweep_name: str, placement: Placement, data: Data) -> Any:
     """The actor of `Shared`; teachers that it starts live as long as it."""
 
     def load(config: Config) -> Any:
@@ -97,7 +97,7 @@ def start_shared(sweep_name: str, placement: Placement) -> Any:
         return start_teachers(config.model_copy(update={"name": f"{sweep_name}/shared-{num_before}"}), placement)
 
     actor: Any = ray.remote(num_cpus=0)(Shared)
-    return actor.options(name=f"rayqd/{sweep_name}/shared").remote(load, start, ray.kill)
+    return actor.options(name=f"rayqd/{sweep_name}/shared").remote(load, start, ray.kill, data)
 
 
 class _StandIn:

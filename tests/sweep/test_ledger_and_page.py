@@ -226,3 +226,26 @@ def test_a_trial_s_configuration_is_a_run_of_its_own(study: Study) -> None:
     assert run.run_dir == study.base.run_dir / trial.name
     assert (run.distill.lmbda, run.distill.beta, run.eval.every) == (0.0, 0.5, 2)
     assert to_toml(run).count("name = ") == 2  # the run's and the model's
+
+
+def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirectory, tmp_path: Path) -> None:
+    from ray import cloudpickle
+    from ray.exceptions import RayTaskError
+
+    from rayqd.errors import DataError
+    from rayqd.observe.progress import Progress
+    from rayqd.sweep.telling import Telling
+
+    file = tmp_path / "error.pkl"
+    file.write_bytes(cloudpickle.dumps(RayTaskError("step", "traceback", DataError("row 3\n is broken"))))
+    output = io.StringIO()
+    telling = Telling(Progress(Console(file=output, width=200), 8), directory, study, num_ended=0)
+    trial = study.planned()[0]
+
+    class Failed:
+        config = telling.begin(trial)
+        pickled_error_file = str(file)
+
+    telling.on_trial_error(trial=Failed)
+    assert directory.errors() == {1: "row 3 is broken"}
+    assert f"{trial.name} failed: row 3 is broken  (1 of 4 done)" in output.getvalue()

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from rayqd.config import to_toml
 from rayqd.config.sections.sweep import Span
 from rayqd.config.sweep import sweep_toml
+from rayqd.observe.environment import environment
 from rayqd.observe.progress import duration
 from rayqd.observe.table import short_path
 from rayqd.report import page
@@ -67,6 +68,7 @@ def sweep_page(shown: Page) -> str:
     return page.page(
         f"{shown.study.base.name} · rayqd",
         body,
+        f"Made by rayqd {environment({})['versions'].get('rayqd', '')}.",
         styles=own.joinpath("sweep.css").read_text(),
         scripts=own.joinpath("sweep.js").read_text(),
     )
@@ -148,7 +150,7 @@ def _table(shown: Page, marks: Marks) -> Markup:
 def _charts(shown: Page, marks: Marks) -> list[Markup]:
     sweep, title = shown.study.sweep, shown.metric
     sections: list[Markup] = []
-    if len(marks.outcomes) > 1:
+    if len(marks.outcomes) > 1 and len(sweep.over) > 1:
         note = f"A line is a trial, stronger the lower its {title}. Orange: the best; dashed: stopped early."
         sections.append(page.section("Settings and result", parallel_coordinates(sweep, marks, title), note=note))
     if _LAMBDA in sweep.over and _BETA in sweep.over:
