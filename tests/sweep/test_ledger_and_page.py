@@ -237,7 +237,7 @@ def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirec
     from rayqd.sweep.telling import Telling
 
     file = tmp_path / "error.pkl"
-    file.write_bytes(cloudpickle.dumps(RayTaskError("step", "traceback", DataError("row 3\n is broken"))))
+    file.write_bytes(cloudpickle.dumps(RayTaskError("step", "traceback", DataError("row 3\n is broken"))))  # pyright: ignore[reportPrivateImportUsage]
     output = io.StringIO()
     telling = Telling(Progress(Console(file=output, width=200), 8), directory, study, num_ended=0)
     trial = study.planned()[0]
