@@ -213,7 +213,7 @@ def test_the_pins_of_a_cluster_are_versions_that_rayqd_takes_and_the_same_in_eve
 def documented_commands() -> list[str]:
     """Command lines of docs/clusters.md, those that need a cloud or a cluster left out."""
     text = (ROOT / "docs" / "clusters.md").read_text()
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [line for block in re.findall(r"```bash[^\n]*\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     return [
         line.partition(" # ")[0].strip()
         for line in lines

@@ -58,6 +58,7 @@ def readers_directory(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 
     path/to/model       a random model of two layers that takes 4096 tokens
     prompts.jsonl       160 rows
+    cluster.yaml        the repository's
     configs/            the repository's; quickstart.toml, however, is of that model and those rows
     runs/quickstart     a finished run of it, although made by `rayqd quantize`
     """
@@ -76,6 +77,7 @@ def readers_directory(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
     ]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(ROOT / "configs", directory / "configs")
+    shutil.copy(ROOT / "cluster.yaml", directory)
     (directory / "configs" / "quickstart.toml").write_text(QUICKSTART.format(directory=directory))
     config = load_config([f"@{directory}/configs/quickstart.toml", "--runs-dir", str(directory / "runs")])
     quantize(config, Console(file=io.StringIO()))
