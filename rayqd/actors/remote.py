@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -65,12 +65,8 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
 
 def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
     """The handles of rollout workers without a student, over as many nodes as there are."""
-    return [
-        actor.options(name=f"rayqd/{config.name}/writer-{rank}", scheduling_strategy="SPREAD").remote(
-            rank, config.rollout, make_engine, ray.get
-        )
-        for rank, actor in enumerate(_role("rollout", RolloutActor, config, placement))
-    ]
+    actors = _role("rollout", RolloutActor, config, placement, called="writer", strategy="SPREAD")
+    return [actor.remote(rank, config.rollout, make_engine, ray.get) for rank, actor in enumerate(actors)]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[Any]:
@@ -98,19 +94,27 @@ def _own_name() -> str:
     return str(ray.get_runtime_context().get_actor_name()).removeprefix("rayqd/")
 
 
-def _role(role: str, cls: type, config: Config, placement: Placement) -> list[Any]:
-    """The actor class once for each worker, with its name, its share, and where it may be."""
+def _role(
+    role: str,
+    cls: type,
+    config: Config,
+    placement: Placement,
+    *,
+    called: str = "",
+    strategy: Literal["DEFAULT", "SPREAD"] = ANYWHERE,
+) -> list[Any]:
+    """The actor class once for each worker, with its name (the role's, unless `called`), its share, and its place."""
     actor: Any = ray.remote(
         num_cpus=placement.cpus_each,
         num_gpus=placement.gpus_each[role],
         max_restarts=-1,
         max_task_retries=0,
         runtime_env={"env_vars": placement.environment},
-        scheduling_strategy=ANYWHERE,
+        scheduling_strategy=strategy,
     )(cls)
     return [
         actor.options(
-            name=f"rayqd/{config.name}/{role}-{rank}",
+            name=f"rayqd/{config.name}/{called or role}-{rank}",
             label_selector=selector,
             fallback_strategy=_fallback(selector) if placement.spot_is_optional else None,
         )
