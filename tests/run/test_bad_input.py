@@ -101,6 +101,7 @@ def test_a_run_directory_of_another_configuration_says_what_differs(
     run_dir = tmp_path / "runs" / "tiny"
     run_dir.mkdir(parents=True)
     (run_dir / "config.toml").write_text(to_toml(tiny_config(learner={"lr": 5e-4}, distill={"beta": 0.0})))
+    (run_dir / "start").mkdir()  # it has begun
     line = fails()
     assert "distill.beta: 0.0 -> 0.5" in line
     assert "learner.lr: 0.0005 -> 0.001" in line

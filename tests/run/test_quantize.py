@@ -110,7 +110,9 @@ def test_a_directory_of_another_command_is_refused_both_ways(tiny_config: Any) -
 
 
 def test_another_method_in_the_same_directory_says_what_differs(tiny_config: Any) -> None:
-    RunDirectory(tiny_config(quant={"method": "gptq"}), command="quantize").close()
+    begun = RunDirectory(tiny_config(quant={"method": "gptq"}), command="quantize")
+    begun.finish({})
+    begun.close()
     with pytest.raises(RunError, match=r'another configuration \(quant.method: "gptq" -> "awq"\)'):
         run(tiny_config(quant={"method": "awq"}))
 
