@@ -29,9 +29,8 @@ from rayqd.errors import RunError
 from rayqd.model.source import local_directory
 from rayqd.observe.progress import Progress
 from rayqd.observe.writing import WritingProgress
+from rayqd.storage.stored_run import COMPLETIONS
 from rayqd.types import Example, IntArray
-
-FILE_NAME = "teacher.jsonl"
 
 
 def with_teacher_completions(
@@ -49,7 +48,7 @@ def with_teacher_completions(
         progress.say(f"distill.seq_kd has no effect: {share}")
         return training
     examples = {training.examples[index].row: training.examples[index] for index in wanted}
-    with Lines(config.run_dir / FILE_NAME) as lines:
+    with Lines(config.run_dir / COMPLETIONS) as lines:
         completions = read_completions(lines, examples)
         missing = [example for row, example in examples.items() if row not in completions]
         if missing:

@@ -82,6 +82,14 @@ class RunDirectory:
         if self._stored and export:
             self._stored.upload_export(self.path)
 
+    def upload_completions(self) -> None:
+        """The teacher's, once they are all there, so that a run that goes on elsewhere has the same.
+
+        Raises StorageError.
+        """
+        if self._stored:
+            self._stored.upload_completions(self.path)
+
     def close(self) -> None:
         self._lock.release()
 

@@ -15,8 +15,10 @@ RUN_ID = "run-id"
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
+COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
 FILES = (CONFIG, METRICS, RESULT, "report.html")  # of the driver
-MADE_BY_A_RUN = (METRICS, RESULT, "start", "checkpoints", "export")  # without any of them nothing has begun
+# Without any of them nothing has begun.
+MADE_BY_A_RUN = (METRICS, RESULT, COMPLETIONS, "start", "checkpoints", "export")
 
 
 class StoredRun:
@@ -52,8 +54,8 @@ class StoredRun:
                 f"{run_dir} and {self.folder} hold different runs of the same name: "
                 "give this run another name, or remove the one that is not wanted"
             )
-        metrics = self.folder.read(METRICS)
-        if (metrics or self.folder.directories()) and (config := self.folder.read(CONFIG)):
+        metrics, completions = self.folder.read(METRICS), self.folder.read(COMPLETIONS)
+        if (metrics or completions or self.folder.directories()) and (config := self.folder.read(CONFIG)):
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch, CONFIG)
                 file.write_bytes(config)
@@ -61,6 +63,8 @@ class StoredRun:
         (run_dir / RUN_ID).write_text(stored)
         if metrics is not None and metrics.count(b"\n") > (_text(run_dir / METRICS) or "").count("\n"):
             (run_dir / METRICS).write_bytes(metrics)
+        if completions is not None:  # all of them: they were uploaded when the last one was there
+            (run_dir / COMPLETIONS).write_bytes(completions)
         if not (run_dir / RESULT).exists() and (result := self.folder.read(RESULT)) is not None:
             (run_dir / RESULT).write_bytes(result)
 
@@ -77,6 +81,11 @@ class StoredRun:
         for name in FILES:
             if (run_dir / name).is_file():
                 self.folder.write(name, (run_dir / name).read_bytes())
+
+    def upload_completions(self, run_dir: Path) -> None:
+        """What the teacher wrote, if it wrote anything; to be called when that is all there."""
+        if (run_dir / COMPLETIONS).is_file():
+            self.folder.write(COMPLETIONS, (run_dir / COMPLETIONS).read_bytes())
 
     def upload_export(self, run_dir: Path) -> None:
         """The export, unless one is there."""

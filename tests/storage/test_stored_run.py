@@ -74,6 +74,23 @@ def test_what_has_not_begun_may_still_change(make: Any, store: Path) -> None:
     assert (store / "tiny" / "config.toml").read_text() == f"# rayqd distill\n\n{to_toml(other)}"
 
 
+def test_what_the_teacher_wrote_is_a_beginning_and_goes_to_an_empty_machine(make: Any, store: Path) -> None:
+    run_dir = RunDirectory(make())
+    run_dir.upload_completions()  # nothing is written yet
+    assert not (store / "tiny" / "teacher.jsonl").exists()
+    (run_dir.path / "teacher.jsonl").write_text('{"row": 1}\n{"row": 2}\n')
+    run_dir.upload_completions()
+    run_dir.close()
+    other = make(rollout={"temperature": 0.5})
+    with pytest.raises(RunError, match=r"\(rollout.temperature: 1.0 -> 0.5\)"):
+        RunDirectory(other)
+    shutil.rmtree(other.run_dir)
+    with pytest.raises(RunError, match=r"\(rollout.temperature: 1.0 -> 0.5\)"):
+        RunDirectory(other)
+    again = RunDirectory(make())
+    assert (again.path / "teacher.jsonl").read_text().count("\n") == 2
+
+
 def test_two_runs_of_one_name_are_not_mixed(make: Any, store: Path, tmp_path: Path) -> None:
     begun(make())
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
