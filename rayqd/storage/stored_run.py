@@ -15,7 +15,7 @@ RUN_ID = "run-id"
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
-FILES = (CONFIG, METRICS, RESULT, "report.html")  # of the driver
+FILES = (CONFIG, METRICS, "quarantine.jsonl", "teacher.jsonl", RESULT, "report.html")  # of the driver
 MADE_BY_A_RUN = (METRICS, RESULT, "start", "checkpoints", "export")  # without any of them nothing has begun
 
 
@@ -24,6 +24,7 @@ class StoredRun:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
+        self._uploaded: dict[str, tuple[int, int]] = {}  # bytes and time of change of each file
 
     @classmethod
     def of(cls, config: Config) -> StoredRun | None:
@@ -61,8 +62,9 @@ class StoredRun:
         (run_dir / RUN_ID).write_text(stored)
         if metrics is not None and metrics.count(b"\n") > (_text(run_dir / METRICS) or "").count("\n"):
             (run_dir / METRICS).write_bytes(metrics)
-        if not (run_dir / RESULT).exists() and (result := self.folder.read(RESULT)) is not None:
-            (run_dir / RESULT).write_bytes(result)
+        for name in FILES[2:]:
+            if not (run_dir / name).exists() and (content := self.folder.read(name)) is not None:
+                (run_dir / name).write_bytes(content)
 
     def begin(self, run_dir: Path) -> None:
         """Give the run an id where it has none, and put it there with the configuration."""
@@ -73,10 +75,12 @@ class StoredRun:
         self.folder.write(CONFIG, (run_dir / CONFIG).read_bytes())
 
     def upload(self, run_dir: Path) -> None:
-        """The driver's files, as they are now."""
-        for name in FILES:
-            if (run_dir / name).is_file():
-                self.folder.write(name, (run_dir / name).read_bytes())
+        """The driver's files, as they are now; those that have changed since the last time."""
+        for file in (run_dir / name for name in FILES if (run_dir / name).is_file()):
+            state = (file.stat().st_size, file.stat().st_mtime_ns)
+            if self._uploaded.get(file.name) != state:
+                self.folder.write(file.name, file.read_bytes())
+                self._uploaded[file.name] = state
 
     def upload_export(self, run_dir: Path) -> None:
         """The export, unless one is there."""
