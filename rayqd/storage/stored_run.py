@@ -16,7 +16,6 @@ CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FILES = (CONFIG, METRICS, "quarantine.jsonl", "teacher.jsonl", RESULT, "report.html")  # of the driver
-MADE_BY_A_RUN = (METRICS, RESULT, "start", "checkpoints", "export")  # without any of them nothing has begun
 
 
 class StoredRun:
@@ -37,11 +36,12 @@ class StoredRun:
         found = self.folder.read(RUN_ID)
         return found.decode() if found is not None else None
 
-    def join(self, run_dir: Path, refuse: Callable[[str, Path], None]) -> None:
+    def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.
 
-        `refuse(place, file)` raises where the config.toml found there is not this run's. Raises RunError when `run_dir`
-        and the storage are different runs, StorageError when it may not be written.
+        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if there is more
+        than that. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
+        written.
         """
         self.folder.check_rights()
         stored = self.run_id
@@ -54,11 +54,11 @@ class StoredRun:
                 "give this run another name, or remove the one that is not wanted"
             )
         metrics = self.folder.read(METRICS)
-        if (metrics or self.folder.directories()) and (config := self.folder.read(CONFIG)):
+        if (config := self.folder.read(CONFIG)) is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch, CONFIG)
                 file.write_bytes(config)
-                refuse(str(self.folder), file)
+                refuse(str(self.folder), file, bool(metrics or self.folder.directories()))
         (run_dir / RUN_ID).write_text(stored)
         if metrics is not None and metrics.count(b"\n") > (_text(run_dir / METRICS) or "").count("\n"):
             (run_dir / METRICS).write_bytes(metrics)
