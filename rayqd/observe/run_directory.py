@@ -18,15 +18,8 @@ from rayqd.storage.stored_run import RUN_ID, StoredRun
 
 STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
 
-_BEFORE_A_RUN = {
-    "config.toml",
-    ".lock",
-    RUN_ID,
-    "logs",
-    "ray_train",
-    ".fetch.lock",
-    "ended.json",
-}  # nothing is lost with these
+# Nothing is lost with these.
+_BEFORE_A_RUN = {"config.toml", ".lock", RUN_ID, "logs", "ray_train", ".fetch.lock", "ended.json"}
 _MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
 
 

@@ -39,8 +39,8 @@ class StoredRun:
     def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.
 
-        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if there is more
-        than that. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
+        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is not
+        all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
         written.
         """
         self.folder.check_rights()
