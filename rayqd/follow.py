@@ -86,6 +86,7 @@ class Follower:
             self._progress.say(f"resuming after step {event['step']}")
         self._training = True
         self._progress.begin_steps()
+        self._upload()
 
     def _on_eval(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
@@ -120,7 +121,7 @@ class Follower:
         self._progress.status(event["text"])
 
     def _upload(self) -> None:
-        """Metrics of the steps that the checkpoint has; the learner has uploaded that."""
+        """The driver's part of what a resumed run needs; the learner uploads the rest."""
         try:
             self._run_dir.upload()
         except StorageError as error:

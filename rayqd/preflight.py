@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _room(config: Config, num_parameters: int, trains: bool) -> None:
     checkpoints = (config.checkpoint.keep + 1) * trained * 12 if trains else 0
     needed = num_parameters * 2 + checkpoints
     free = free_bytes(config.run_dir)
-    if free < needed:
+    elsewhere = config.storage and (config.ray.address or os.environ.get("RAY_ADDRESS"))
+    if free < needed and not elsewhere:  # the learner's disk counts, which is seldom the driver's then
         what = "checkpoints and export" if trains else "the export"
         raise StorageError(
             f"{config.run_dir} needs about {needed / 2**30:.1f} GiB for {what} and has "

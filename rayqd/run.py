@@ -91,7 +91,7 @@ def _run(
                 started = time.monotonic()
                 tokenizer = checked.tokenizer
                 training = with_teacher_completions(training, tokenizer, config, cluster, progress, make_teacher_engine)
-                run_dir.upload_completions()
+                run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
             roles = Roles(config, cluster, make_engine)
             if roles.nodes_to_start:

@@ -14,10 +14,12 @@ from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
-from rayqd.storage.stored_run import MADE_BY_A_RUN, StoredRun
+from rayqd.storage.stored_run import RUN_ID, StoredRun
 
 STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
 
+# Nothing is lost with these.
+_BEFORE_A_RUN = {"config.toml", ".lock", RUN_ID, "logs", "ray_train", ".fetch.lock", "ended.json"}
 _MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
 
 
@@ -82,14 +84,6 @@ class RunDirectory:
         if self._stored and export:
             self._stored.upload_export(self.path)
 
-    def upload_completions(self) -> None:
-        """The teacher's, once they are all there, so that a run that goes on elsewhere has the same.
-
-        Raises StorageError.
-        """
-        if self._stored:
-            self._stored.upload_completions(self.path)
-
     def close(self) -> None:
         self._lock.release()
 
@@ -105,14 +99,13 @@ class RunDirectory:
             raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
         try:
             if saved.exists():
-                _refuse_other_command(str(self.path), saved, self._command)
-                if any((self.path / name).exists() for name in MADE_BY_A_RUN):
-                    self._refuse_other(str(self.path), saved, config)
+                begun = any(path.name not in _BEFORE_A_RUN for path in self.path.iterdir())
+                self._refuse_other(str(self.path), saved, begun, config)
             elif any(path.name != ".lock" for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._stored = StoredRun.of(config)
             if self._stored:
-                self._stored.join(self.path, lambda place, file: self._refuse_other(place, file, config))
+                self._stored.join(self.path, lambda *found: self._refuse_other(*found, config))
             _write_whole(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
             if self._stored:
                 self._stored.begin(self.path)
@@ -121,10 +114,11 @@ class RunDirectory:
             raise
         return lock
 
-    def _refuse_other(self, place: str, saved: Path, config: Config) -> None:
-        """`saved` is the config.toml found at `place`."""
+    def _refuse_other(self, place: str, saved: Path, begun: bool, config: Config) -> None:
+        """`saved` is the config.toml found at `place`; what has not `begun` may still change."""
         _refuse_other_command(place, saved, self._command)
-        _refuse_other(place, load_config([f"@{saved}"]), config)
+        if begun:
+            _refuse_other(place, load_config([f"@{saved}"]), config)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self.path / name

@@ -16,9 +16,8 @@ CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
-FILES = (CONFIG, METRICS, RESULT, "report.html")  # of the driver
-# Without any of them nothing has begun.
-MADE_BY_A_RUN = (METRICS, RESULT, COMPLETIONS, "start", "checkpoints", "export")
+LINES = (METRICS, COMPLETIONS, "quarantine.jsonl")  # files that only grow
+FILES = (CONFIG, *LINES, RESULT, "report.html")  # of the driver
 
 
 class StoredRun:
@@ -26,6 +25,7 @@ class StoredRun:
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
+        self._uploaded: dict[str, tuple[int, int]] = {}  # bytes and time of change of each file
 
     @classmethod
     def of(cls, config: Config) -> StoredRun | None:
@@ -38,11 +38,12 @@ class StoredRun:
         found = self.folder.read(RUN_ID)
         return found.decode() if found is not None else None
 
-    def join(self, run_dir: Path, refuse: Callable[[str, Path], None]) -> None:
+    def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.
 
-        `refuse(place, file)` raises where the config.toml found there is not this run's. Raises RunError when `run_dir`
-        and the storage are different runs, StorageError when it may not be written.
+        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is not
+        all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
+        written.
         """
         self.folder.check_rights()
         stored = self.run_id
@@ -54,19 +55,19 @@ class StoredRun:
                 f"{run_dir} and {self.folder} hold different runs of the same name: "
                 "give this run another name, or remove the one that is not wanted"
             )
-        metrics, completions = self.folder.read(METRICS), self.folder.read(COMPLETIONS)
-        if (metrics or completions or self.folder.directories()) and (config := self.folder.read(CONFIG)):
+        grown = {name: content for name in LINES if (content := self.folder.read(name)) is not None}
+        if (config := self.folder.read(CONFIG)) is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch, CONFIG)
                 file.write_bytes(config)
-                refuse(str(self.folder), file)
+                refuse(str(self.folder), file, bool(grown or self.folder.directories()))
         (run_dir / RUN_ID).write_text(stored)
-        if metrics is not None and metrics.count(b"\n") > (_text(run_dir / METRICS) or "").count("\n"):
-            (run_dir / METRICS).write_bytes(metrics)
-        if completions is not None:  # all of them: they were uploaded when the last one was there
-            (run_dir / COMPLETIONS).write_bytes(completions)
-        if not (run_dir / RESULT).exists() and (result := self.folder.read(RESULT)) is not None:
-            (run_dir / RESULT).write_bytes(result)
+        for name, content in grown.items():
+            if content.count(b"\n") > (_text(run_dir / name) or "").count("\n"):
+                (run_dir / name).write_bytes(content)
+        for name in set(FILES) - {CONFIG, *LINES}:
+            if not (run_dir / name).exists() and (content := self.folder.read(name)) is not None:
+                (run_dir / name).write_bytes(content)
 
     def begin(self, run_dir: Path) -> None:
         """Give the run an id where it has none, and put it there with the configuration."""
@@ -77,15 +78,12 @@ class StoredRun:
         self.folder.write(CONFIG, (run_dir / CONFIG).read_bytes())
 
     def upload(self, run_dir: Path) -> None:
-        """The driver's files, as they are now."""
-        for name in FILES:
-            if (run_dir / name).is_file():
-                self.folder.write(name, (run_dir / name).read_bytes())
-
-    def upload_completions(self, run_dir: Path) -> None:
-        """What the teacher wrote, if it wrote anything; to be called when that is all there."""
-        if (run_dir / COMPLETIONS).is_file():
-            self.folder.write(COMPLETIONS, (run_dir / COMPLETIONS).read_bytes())
+        """The driver's files, as they are now; those that have changed since the last time."""
+        for file in (run_dir / name for name in FILES if (run_dir / name).is_file()):
+            state = (file.stat().st_size, file.stat().st_mtime_ns)
+            if self._uploaded.get(file.name) != state:
+                self.folder.write(file.name, file.read_bytes())
+                self._uploaded[file.name] = state
 
     def upload_export(self, run_dir: Path) -> None:
         """The export, unless one is there."""

@@ -79,12 +79,14 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
                 result = follower.result(rows, step, time.monotonic() - began)
                 early = {"step": step, "of": config.learner.steps}
                 run_dir.finish(result | {STOPPED_EARLY: early, "environment": means.environment})
+                run_dir.upload()
                 raise
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = follower.result(event["rows"], config.learner.steps, time.monotonic() - began)
-            result |= {"export": str(run_dir.path / "export"), "environment": means.environment}
+            result |= {"export": run_dir.export, "environment": means.environment}
             run_dir.finish(result)
             report.write(result)
+            run_dir.upload(export=True)
         finally:
             roles.end()
 

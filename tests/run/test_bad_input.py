@@ -114,3 +114,8 @@ def test_no_room_on_the_disk_is_found_before_anything_starts(fails: Any, monkeyp
 
 def test_a_length_beyond_the_context(fails: Any) -> None:
     assert "data.max_length=1024 is above the 512 tokens" in fails("--data.max_length", "1024", exit_code=2)
+
+
+def test_settings_may_be_mended_as_long_as_nothing_has_begun(fails: Any) -> None:
+    assert "96 does not divide" in fails("--quant.group_size", "96", exit_code=2)
+    assert "another configuration" not in fails("--data.max_length", "1024", exit_code=2)

@@ -76,10 +76,10 @@ def test_what_has_not_begun_may_still_change(make: Any, store: Path) -> None:
 
 def test_what_the_teacher_wrote_is_a_beginning_and_goes_to_an_empty_machine(make: Any, store: Path) -> None:
     run_dir = RunDirectory(make())
-    run_dir.upload_completions()  # nothing is written yet
+    run_dir.upload()  # nothing is written yet
     assert not (store / "tiny" / "teacher.jsonl").exists()
     (run_dir.path / "teacher.jsonl").write_text('{"row": 1}\n{"row": 2}\n')
-    run_dir.upload_completions()
+    run_dir.upload()
     run_dir.close()
     other = make(rollout={"temperature": 0.5})
     with pytest.raises(RunError, match=r"\(rollout.temperature: 1.0 -> 0.5\)"):
