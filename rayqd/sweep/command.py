@@ -31,7 +31,8 @@ from rayqd.sweep.suggest import Suggestions
 from rayqd.sweep.telling import Telling
 from rayqd.sweep.tuner import run_trials, start_shared
 
-_MANY_PROCESSES = ("RAY_worker_maximum_startup_concurrency", "64")  # or Ray warns of them, on a machine of few cores
+# Processes that Ray starts at a time. On two cores it would start two, and warn of eight, which two trials have.
+_STARTED_AT_ONCE = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
 
 
 def sweep(
@@ -72,7 +73,7 @@ def _run(
     with Progress(console, study.base.learner.steps) as progress:
         progress.say(f"{study.base.name}: {study}")
         progress.status("starting Ray")
-        os.environ.setdefault(*_MANY_PROCESSES)
+        os.environ.setdefault(*_STARTED_AT_ONCE)
         with connect(study.base) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
