@@ -15,7 +15,7 @@ DIR        where to look; without it, runs. Sweeps' runs, one level deeper, are 
 
 running      a process has the run's directory locked
 finished     its result is there
-stopped      ended by Ctrl-C or SIGTERM; the same command goes on from its last checkpoint
+stopped      ended by Ctrl-C, SIGTERM or its sweep; the same command goes on from its last checkpoint
 failed       ended by an error, which stands below the list
 unfinished   no process has it and it left no word: it was killed, or its machine was"""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rayqd.config.resolved import has_effect
 from rayqd.config.settings import Group, Setting, groups, value_text
+from rayqd.config.sweep.fields import sweep_group
 
 _HEAD = """\
 # Configuration
@@ -34,12 +35,15 @@ on, `--no-section.field` turns off. An unknown key or a wrong value is refused i
 
 A run keeps all of its settings in `config.toml` of its directory, and the same settings resume it. Others are refused,
 except for those marked ↻: they change where and how fast it runs, not what comes out.
+
+`rayqd sweep` alone has the last section, `[sweep]`, and in `[sweep.over]` the settings that its trials differ in: see
+[sweeps.md](sweeps.md).
 """
 
 
 def settings_markdown() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *(line for group in groups() for line in _section(group))]) + "\n"
+    return "\n".join([_HEAD, *(line for group in (*groups(), sweep_group()) for line in _section(group))]) + "\n"
 
 
 def _section(group: Group) -> Iterator[str]:

@@ -14,6 +14,7 @@ from rayqd.config import Config, load_config
 from rayqd.errors import ConfigError, RunError
 from rayqd.observe.last_words import read_last_words
 from rayqd.observe.metrics_file import read_metrics
+from rayqd.observe.run_directory import STOPPED_EARLY
 
 State = Literal["running", "finished", "stopped", "failed", "unfinished"]
 
@@ -75,7 +76,7 @@ def read_run(path: Path, name: str = "") -> RunRecord:
     config, problem = _config(config_file)
     result = _result(path / "result.json")
     words = read_last_words(path) or {}
-    state = _state(running, result is not None, words)
+    state = _state(running, result, words)
     return RunRecord(
         path=path,
         name=name or path.resolve().name,
@@ -121,11 +122,13 @@ def is_running(path: Path) -> bool:
     return False
 
 
-def _state(running: bool, has_result: bool, words: dict[str, Any]) -> State:
-    if has_result:
+def _state(running: bool, result: dict[str, Any] | None, words: dict[str, Any]) -> State:
+    if result is not None and STOPPED_EARLY not in result:
         return "finished"
     if running:
         return "running"
+    if result is not None:
+        return "stopped"
     # Without a last word it was killed, its machine went down, or it ran before last words were kept.
     return words.get("state", "unfinished")
 

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from pages import PAGES, ROOT
 
-TO_COME = ("sweeps.md", "clusters.md", "jobs.md", "images/")  # may be missing for now
+TO_COME = ("clusters.md", "jobs.md", "images/")  # may be missing for now
 
 
 def links(page: Path) -> Iterator[str]:

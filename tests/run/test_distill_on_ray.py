@@ -27,10 +27,11 @@ from rayqd.runs.record import read_run
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SCRIPT = """
-import functools, sys
+import functools, signal, sys
 import rayqd.cli, rayqd.run
 from rayqd.engines.fake import FakeEngine
 rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, 128))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, their children too
 sys.exit(rayqd.cli.main(["distill", *sys.argv[1:]]))
 """
 

@@ -14,6 +14,7 @@ from run_directories import eval_row, finished_run, open_run, result_of, step_ro
 from rayqd.cli import main
 from rayqd.errors import ModelError
 from rayqd.observe.last_words import last_words
+from rayqd.observe.run_directory import STOPPED_EARLY
 from rayqd.runs.listing import age, find_runs
 from rayqd.runs.record import is_running, read_run
 
@@ -77,6 +78,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from rayqd.observe.last_words import last_words
+from rayqd.observe.run_directory import STOPPED_EARLY
 from run_directories import open_run
 with last_words(open_run(Path({str(runs_dir)!r}), "one").path):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -88,6 +90,14 @@ with last_words(open_run(Path({str(runs_dir)!r}), "one").path):
 def test_a_result_is_a_finished_run(runs_dir: Path) -> None:
     record = read_run(finished_run(runs_dir, "one", 0.125))
     assert (record.state, record.exit_code, record.step, record.num_steps) == ("finished", 0, 4, 4)
+
+
+def test_a_trial_that_its_sweep_ended_is_stopped_and_may_go_on(runs_dir: Path) -> None:
+    run = open_run(runs_dir, "one")
+    run.finish(result_of("one", 0.2) | {STOPPED_EARLY: True})
+    assert read_run(run.path).state == "running"
+    run.close()
+    assert read_run(run.path).state == "stopped"
 
 
 def test_the_list_is_a_line_a_run_newest_first_with_runs_of_sweeps(

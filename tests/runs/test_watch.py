@@ -20,6 +20,12 @@ from rayqd.runs.record import is_running
 from rayqd.runs.watch import watch
 
 ROOT = Path(__file__).parents[2]
+WATCH = """
+import signal, sys
+from rayqd.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, their children too
+sys.exit(main(["watch", *sys.argv[1:]]))
+"""
 
 
 def watched(run: RunDirectory, acts: Iterator[Callable[[], object]]) -> tuple[int, list[str]]:
@@ -111,14 +117,17 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
     run = open_run(tmp_path, "one")
     run.append(step_row(1))
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "rayqd", "watch", str(run.path)],
+        [sys.executable, "-u", "-c", WATCH, str(run.path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step 1/4"):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    try:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("step 1/4"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
     assert (process.returncode, error) == (130, f"rayqd: no longer watching {run.path}; what it does goes on\n")
     assert is_running(run.path)
     run.close()

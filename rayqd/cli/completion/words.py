@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rayqd.cli.command import Command
 from rayqd.cli.usage import Word, usage_of
 from rayqd.config.settings import Setting, settings
+from rayqd.config.sweep.fields import sweep_settings
 
 FILES, DIRECTORIES = "FILES", "DIRECTORIES"
 _MAX_TEXT = 72  # characters of a description
@@ -45,6 +46,8 @@ def command_words(commands: Sequence[Command]) -> list[CommandWords]:
     for command in commands:
         usage = usage_of(command)
         switches = [_switch(name, word, command.details) for name, word in usage.switches.items()]
+        if command.name == "sweep":  # which has a section of settings of its own
+            switches += [_option(setting) for setting in sweep_settings().values()]
         switches.append(Option(flag="--help", text="what the command does", value=None))
         found.append(
             CommandWords(
@@ -62,11 +65,14 @@ def setting_options() -> list[Option]:
     """A flag for each setting, and the one that turns off where it is a switch."""
     options: list[Option] = []
     for setting in settings().values():
-        text = _first_sentence(setting.text)
-        options.append(Option(flag=f"--{setting.key}", text=text, value=_setting_value(setting)))
+        options.append(_option(setting))
         if setting.kind == "boolean":
-            options.append(Option(flag=f"--no-{setting.key}", text=f"off: {text}", value=None))
+            options.append(Option(flag=f"--no-{setting.key}", text=f"off: {options[-1].text}", value=None))
     return options
+
+
+def _option(setting: Setting) -> Option:
+    return Option(flag=f"--{setting.key}", text=_first_sentence(setting.text), value=_setting_value(setting))
 
 
 def _switch(name: str, word: Word, details: str) -> Option:
