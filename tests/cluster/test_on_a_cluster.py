@@ -188,6 +188,7 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         system = {
             "health_check_period_ms": 500,  # a dead node is noticed after a second instead of 15
             "health_check_failure_threshold": 2,
+            "object_manager_pull_timeout_ms": 1000,  # and that its objects are lost, after another
             "max_direct_call_object_size": 8000,  # so that scores lie on their node, as those of a larger model do
         }
         cluster = Cluster()
