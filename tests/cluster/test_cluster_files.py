@@ -179,7 +179,8 @@ def test_nodes_of_a_file_are_those_that_ray_s_autoscaler_reads() -> None:
     from ray.autoscaler._private.util import prepare_config
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
-    read = AutoscalingConfig(prepare_config(yaml.safe_load(AWS.read_text()))).get_node_type_configs()
+    whole = prepare_config(yaml.safe_load(AWS.read_text()))
+    read = AutoscalingConfig(whole, skip_content_hash=True).get_node_type_configs()
     ours = {group.name: group for group in nodes_of(read_cluster_file(AWS)).groups}
     assert ours.keys() == read.keys()
     for name, theirs in read.items():

@@ -30,6 +30,7 @@ from rayqd.preflight import check, load_data
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 VOCAB_SIZE = 128
+AS_PLACED = {"learner": "on-demand", "teacher-0": "spot", "rollout-0": "spot"}
 DRIVER = f"""
 import functools, sys
 import rayqd.cli, rayqd.run
@@ -47,11 +48,10 @@ def exports() -> dict[str, Path]:
 
 @pytest.fixture
 def run_config(tiny_config: Any) -> Any:
-    def make(address: str, num_rollout_workers: int) -> Config:
-        rollout = {"num_workers": num_rollout_workers, "max_staleness": 2, "min_new_tokens": 40, "max_new_tokens": 60}
+    def make(address: str) -> Config:
         return tiny_config(
             learner={"steps": 40},
-            rollout=rollout,
+            rollout={"max_staleness": 2, "min_new_tokens": 40, "max_new_tokens": 60},
             checkpoint={"every": 20},
             ray={"address": address, "placement_timeout_seconds": 100},
         )
@@ -158,7 +158,7 @@ def test_nodes_come_for_a_run_and_go_after_it(run_config: Any, start_driver: Any
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         try:
             assert alive() == {"head": 1}
-            config = run_config(address, num_rollout_workers=1)
+            config = run_config(address)
             driver = start_driver(config)
             most: dict[str, int] = {}
             while driver.runs:
@@ -174,7 +174,7 @@ def test_nodes_come_for_a_run_and_go_after_it(run_config: Any, start_driver: Any
     # One CPU each: the learner on the steady node, the teacher and the rollout worker on a spot node each.
     assert "waiting for the cluster to start 1 steady, 2 spot" in output
     assert most == {"head": 1, "on-demand": 1, "spot": 2}
-    assert markets(output) == {"learner": "on-demand", "teacher-0": "spot", "rollout-0": "spot"}
+    assert markets(output) == AS_PLACED
     check_trained_as_planned(driver, config, exports, "autoscaled")
 
 
@@ -186,7 +186,9 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         system = {
-            "health_check_period_ms": 1000,  # a dead node is noticed after 5 seconds instead of 15
+            "health_check_period_ms": 500,  # a dead node is noticed after a second instead of 15
+            "health_check_failure_threshold": 2,
+            "object_manager_pull_timeout_ms": 1000,  # and that its objects are lost, after another
             "max_direct_call_object_size": 8000,  # so that scores lie on their node, as those of a larger model do
         }
         cluster = Cluster()
@@ -202,7 +204,7 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_a_run_that_loses_a_spot_node_trains_every_planned_sequence_once(
     run_config: Any, start_driver: Any, four_nodes: Cluster, exports: dict[str, Path]
 ) -> None:
-    config = run_config(four_nodes.address, num_rollout_workers=2)
+    config = run_config(four_nodes.address)
     driver = start_driver(config)
     ray.init(address=four_nodes.address, namespace="rayqd", log_to_driver=False, logging_level="ERROR")
     while len(driver.steps()) < 10:
@@ -212,12 +214,7 @@ def test_a_run_that_loses_a_spot_node_trains_every_planned_sequence_once(
     four_nodes.remove_node(next(n for n in four_nodes.worker_nodes if n.node_id == doomed), allow_graceful=False)
     assert len(driver.steps()) < config.learner.steps
     output = driver.output()
-    assert markets(output) == {
-        "learner": "on-demand",
-        "teacher-0": "spot",
-        "rollout-0": "spot",
-        "rollout-1": "spot",
-    }
+    assert markets(output) == AS_PLACED
     assert sum(row["num_retries"] for row in driver.steps()) > 0
     check_trained_as_planned(driver, config, exports, "lost a node")
 
