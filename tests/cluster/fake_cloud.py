@@ -82,7 +82,6 @@ def _environment() -> dict[str, str]:
     return {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "PYTHONPATH": str(ROOT),  # what the nodes' workers import rayqd from
-        "RAY_AUTH_MODE": "disabled",  # else it depends on whether this machine has a token
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,

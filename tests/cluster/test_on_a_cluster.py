@@ -68,7 +68,7 @@ class Driver:
         file.write_text(to_toml(config))
         self._process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, f"@{file}"],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -184,7 +184,6 @@ def four_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="rayqd-") as directory:
         monkeypatch.setenv("RAY_TMPDIR", directory)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         system = {
             "health_check_period_ms": 500,  # a dead node is noticed after a second instead of 15
             "health_check_failure_threshold": 2,

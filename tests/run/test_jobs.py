@@ -83,7 +83,6 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         patch.setenv("HOME", str(home))
-        patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.delenv("PYTHONPATH", raising=False)
         cluster = Cluster(
             initialize_head=True,
