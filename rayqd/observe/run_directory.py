@@ -105,7 +105,7 @@ class RunDirectory:
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._stored = StoredRun.of(config)
             if self._stored:
-                self._stored.join(self.path, lambda *found: self._refuse_other(*found, config))
+                self._stored.join(self.path, lambda place, file, begun: self._refuse_other(place, file, begun, config))
             _write_whole(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
             if self._stored:
                 self._stored.begin(self.path)
