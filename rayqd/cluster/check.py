@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -13,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rayqd.cluster.files import ClusterFile, read_cluster_file
+from rayqd.cluster.files import ClusterFile, as_ray_reads_it, read_cluster_file
 from rayqd.cluster.nodes import MARKET, SPOT
 from rayqd.cluster.problems import Keys, Problem, schema_problems, unknown
 from rayqd.errors import ConfigError
@@ -44,7 +43,7 @@ def doubts(file: ClusterFile) -> list[Problem]:
 def _ray_up_problems(document: dict[str, Any]) -> list[Problem]:
     """By Ray's own schema, and then by what Ray checks besides."""
     from ray.autoscaler._private.providers import _DEFAULT_CONFIGS
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    from ray.autoscaler._private.util import validate_config
 
     provider = document.get("provider")
     known = sorted({*_DEFAULT_CONFIGS, "external"})
@@ -56,7 +55,7 @@ def _ray_up_problems(document: dict[str, Any]) -> list[Problem]:
     if found := schema_problems(document, _ray_schema()):
         return found
     try:
-        validate_config(prepare_config(copy.deepcopy(document)))
+        validate_config(as_ray_reads_it(document))
     except (ValueError, RuntimeError, AssertionError, KeyError) as error:
         return [Problem(keys=(), text=str(error))]
     return []

@@ -66,10 +66,15 @@ def nodes_of(file: ClusterFile) -> Nodes:
     return Nodes(groups=tuple(_group(name, each, name == head) for name, each in types.items()), max_new_nodes=limit)
 
 
-def _ray_up_types(document: dict[str, Any]) -> tuple[dict[str, Any], str, int | None]:
+def as_ray_reads_it(document: dict[str, Any]) -> dict[str, Any]:
+    """A cluster.yaml with Ray's defaults, and without its mounts, which say nothing of nodes."""
     from ray.autoscaler._private.util import prepare_config
 
-    prepared = prepare_config(copy.deepcopy(document))
+    return prepare_config(copy.deepcopy({key: value for key, value in document.items() if key != "file_mounts"}))
+
+
+def _ray_up_types(document: dict[str, Any]) -> tuple[dict[str, Any], str, int | None]:
+    prepared = as_ray_reads_it(document)
     return prepared["available_node_types"], prepared["head_node_type"], prepared["max_workers"]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,8 @@ def vllm_change(
     """
     from rayqd.engines.vllm import VLLMEngine
 
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute, and computes the same
     log = directory.absolute().parent / LOG_NAME
-    with output_to(log):
+    with output_to(log), _without_compiler():
         try:
             engine = VLLMEngine(
                 directory,
@@ -73,6 +73,18 @@ def kernel_change(
     change = np.abs(np.concatenate([np.subtract(a, b) for a, b in zip(served, expected, strict=True)]))
     text = f"{what}: mean |Δ log p| {change.mean():.4f}, at most {change.max():.3f}, on {len(change):,} tokens"
     return Check(name=name, text=text, value=float(change.mean()))
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """For the engine's processes: compiling takes a minute, and computes the same."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
 
 
 def _in_one_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ def print_result(
 ) -> None:
     """Rows by arm, seconds by role, where everything lies, and who can run it."""
     table = Table(title=f"{result['name']}: {title}", title_justify="left")
-    for heading in ("", "KL to teacher", "same top-1", "perplexity", "bits/weight", "size"):
+    for heading in ("", "KL to\nteacher", "same\ntop-1", "perplexity", "bits/\nweight", "size"):  # 80 columns
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(

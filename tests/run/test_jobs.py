@@ -23,17 +23,9 @@ import rayqd
 from rayqd.config.resolved import to_toml
 
 pytest.importorskip("aiohttp_cors", reason="jobs need Ray's dashboard: pip install 'ray[default]'")
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.vllm]
 
 RAY = str(Path(sys.executable).with_name("ray"))
-# As `python -m rayqd`, but nobody here has the time for a real engine.
-ENTRYPOINT = """
-import functools, sys
-import rayqd.cli, rayqd.run
-from rayqd.engines.fake import FakeEngine
-rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, 128))
-sys.exit(rayqd.cli.main(sys.argv[1:]))
-"""
 
 
 class Jobs:
@@ -46,7 +38,7 @@ class Jobs:
     def submit(self, name: str, *flags: str) -> subprocess.Popen[str]:
         runtime_env = {"env_vars": {"TOKENIZERS_PARALLELISM": "true", "RAY_JOB_STOP_WAIT_TIME_S": "60"}}
         options = ["--submission-id", name, "--working-dir", ".", "--runtime-env-json", json.dumps(runtime_env)]
-        return self._ray("submit", *options, "--", "python", "main.py", "distill", "@run.toml", *flags)
+        return self._ray("submit", *options, "--", "python", "-m", "rayqd", "distill", "@run.toml", *flags)
 
     def outcome(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         output, _ = process.communicate(timeout=240)
@@ -77,7 +69,6 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
 
     working_dir = tmp_path_factory.mktemp("checkout")
     shutil.copytree(Path(rayqd.__file__).parent, working_dir / "rayqd", ignore=shutil.ignore_patterns("__pycache__"))
-    (working_dir / "main.py").write_text(ENTRYPOINT)
     home = tmp_path_factory.mktemp("home")
     ray_dir = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path has room for 107 characters
     with pytest.MonkeyPatch.context() as patch:
