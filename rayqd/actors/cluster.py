@@ -113,10 +113,15 @@ def _metadata(config: Config) -> dict[str, str]:
 
 @contextmanager
 def _own_stop_signal() -> Iterator[None]:
-    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word."""
+    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word.
+
+    One that comes while Ray starts is met by that handler; it counts as Ctrl-C all the same.
+    """
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
