@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.inherit import inherit_start
 from rayqd.sweep.outcome import best_of, outcome_of
 from rayqd.sweep.report import write_page
+from rayqd.sweep.report.axis import setting_axis
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Trial
 
@@ -249,3 +251,17 @@ def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirec
     telling.on_trial_error(trial=Failed)
     assert directory.errors() == {1: "row 3 is broken"}
     assert f"{trial.name} failed: row 3 is broken  (1 of 4 done)" in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("values", "middle"),
+    [
+        ([1e-4, 1e-3, 1e-2], 0.5),
+        ([3e-4, 6e-4, 3e-3], math.log(2) / math.log(10)),
+        ([0.0, 0.25, 1.0], 0.25),
+        ([1, 2, 3], 0.5),
+    ],
+)
+def test_a_list_lies_on_the_axis_that_it_is_spread_on_more_evenly(values: list[float], middle: float) -> None:
+    axis = setting_axis("lr", values)
+    assert [axis.at(value) for value in values] == pytest.approx([0, middle, 1])

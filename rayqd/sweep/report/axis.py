@@ -12,7 +12,6 @@ from rayqd.config.sections.sweep import Span
 from rayqd.report.chart import tick_texts, ticks
 from rayqd.sweep.trials import value_label
 
-_LOG_FROM = 1.9  # times the number before it: a list whose numbers grow that fast is shown over orders of magnitude
 _MOST_LISTED = 8  # values of a list that all get a tick
 
 
@@ -41,7 +40,7 @@ def setting_axis(title: str, dimension: Sequence[Any] | Span) -> Axis:
     if len(dimension) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in dimension):
         values = sorted(dimension)
         low, high = values[0], values[-1]
-        log = low > 0 and len(values) > 2 and all(b / a >= _LOG_FROM for a, b in pairwise(values))
+        log = low > 0 and _widest_gap(values, log=True) < _widest_gap(values, log=False)
         if len(values) > _MOST_LISTED:
             return number_axis(title, low, high, log=log)
         marks = tuple((_share(value, low, high, log), value_label(value)) for value in values)
@@ -67,6 +66,12 @@ def metric_axis(title: str, values: Sequence[float]) -> Axis:
         return number_axis(title, low / room, high * room, log=True)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return number_axis(title, low - room, high + room, log=False)
+
+
+def _widest_gap(values: Sequence[float], *, log: bool) -> float:
+    """Between neighbours, of sorted numbers: a list is shown on the axis that it is spread on more evenly."""
+    places = [_share(value, values[0], values[-1], log) for value in values]
+    return max(b - a for a, b in pairwise(places))
 
 
 def _share(value: float, low: float, high: float, log: bool) -> float:
