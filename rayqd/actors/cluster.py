@@ -22,6 +22,7 @@ from rayqd.cluster.check import checked_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
 from rayqd.errors import ConfigError, PlacementError
+from rayqd.observe.quiet import unheard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,8 @@ def connect(config: Config) -> Iterator[Cluster]:
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
-        ray.shutdown()
+        with unheard():
+            ray.shutdown()
 
 
 def _why(error: Exception) -> str:

@@ -81,3 +81,16 @@ def output_to(file: Path) -> Iterator[None]:
             stream.flush()
             os.dup2(descriptor, stream.fileno())
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What C++ writes to this process's stderr is dropped: Ray says there what it could not do while it was ended."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
