@@ -1,0 +1,206 @@
+"""Q(W + s·BA) for the INT4 grid in one pass over W on an NVIDIA GPU: the adapter's product stays in registers.
+
+Shapes: N rows (outputs), K columns (inputs), r rank, g weights a group. W is [N, K], A is [r, K], B is [N, r].
+
+Traffic is 2 bytes read and 2 written a weight; A and B come from the L2 cache. One compiled kernel serves the forward
+pass, the backward pass and `merged_weight`, told apart by flags at run time. So the float32 weights that are quantized
+for export have the bits of those that the forward pass rounded, whatever order a tensor core adds its products in; on
+another device (a CPU reads the checkpoint) that order, and with it the last bit, may be another one.
+
+After the merge all is float32 as `quant.int4` has it, with its bits: divisions round as IEEE says, no product is fused
+into a sum, 16-bit values are rounded half to even.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rayqd.quant import Grid
+from rayqd.quant.int4 import Int4Grid
+
+# A tile of 64 x 128 weights, at 4 warps 64 float32 registers a thread for each of the few tensors alive at once: three
+# or four blocks fit a multiprocessor, and their loads are under way together. 64 rows are the least a warp group's
+# product takes. 128 columns are whole groups of every usual size, and 256 bytes of a row.
+BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 64, 128, 4
+
+# Of the rank, at a time: A's and B's tiles take 24 KiB of shared memory, and as much again for what tf32x3 splits off.
+BLOCK_RANK = 32
+
+# tf32x3: three products of the tensor cores, as accurate as float32. "ieee" is float32 without them, some 14 ms a pass
+# over a 4B model at rank 32; "tf32" keeps 11 bits of A and B.
+PRECISION = "tf32x3"
+
+GROUP_SIZES = (8, 16, 32, 64, 128, 256)
+RULES = ("signed", "absmax", "asymmetric")
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class LowRank(NamedTuple):
+    """An adapter: s·BA."""
+
+    a: Tensor  # [r, K]
+    b: Tensor  # [N, r]
+    scaling: float  # s = alpha / r
+
+
+class Rounded(NamedTuple):
+    values: Tensor  # [N, K] in the grid's dtype
+    merged: Tensor  # [N, K] float32 if asked for, else empty
+
+
+def supports(weight: Tensor, grid: Grid) -> bool:
+    """Whether `rounded` knows the grid; for others there is the compiled path."""
+    if not isinstance(grid, Int4Grid) or grid.rule not in RULES or grid.dtype not in _DTYPES:
+        return False
+    return grid.quant_group_size in GROUP_SIZES and weight.shape[1] % grid.quant_group_size == 0
+
+
+def rounded(
+    weight: Tensor,
+    low_rank: LowRank | None,
+    grid: Int4Grid,
+    *,
+    with_merged: bool = False,
+    gradient: Tensor | None = None,
+    precision: str = PRECISION,
+) -> Rounded:
+    """Q(W + s·BA), or Q(W). `gradient`, [N, K] and contiguous, is set to zero in place where the code saturated."""
+    weight = weight.contiguous()
+    num_rows, num_columns = weight.shape
+    values = torch.empty_like(weight, dtype=grid.dtype)
+    merged = weight.new_empty(weight.shape if with_merged else 0, dtype=torch.float32)
+    block_columns = max(BLOCK_COLUMNS, grid.quant_group_size)
+    block_rows = BLOCK_ROWS * BLOCK_COLUMNS // block_columns
+    rank = 0 if low_rank is None else len(low_rank.a)
+    a, b, scaling = (merged, merged, 0.0) if low_rank is None else low_rank
+    blocks = (triton.cdiv(num_columns, block_columns), triton.cdiv(num_rows, block_rows))
+    settings: dict[str, Any] = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
+    with torch.cuda.device_of(weight):  # none is, where the interpreter runs this on a CPU
+        _kernel[blocks](
+            weight,
+            a.contiguous(),
+            b.contiguous(),
+            scaling,
+            values,
+            merged,
+            values if gradient is None else gradient,
+            num_rows,
+            num_columns,
+            int(with_merged),
+            int(gradient is not None),
+            RANK=rank,
+            RULE=grid.rule,
+            GROUP=grid.quant_group_size,
+            BLOCK_ROWS=block_rows,
+            BLOCK_COLUMNS=block_columns,
+            BLOCK_RANK=min(BLOCK_RANK, max(16, triton.next_power_of_2(rank))),
+            PRECISION=precision,
+            CAST_TRUNCATES=triton.knobs.runtime.interpret,
+            **settings,
+        )
+    return Rounded(values, merged)
+
+
+@triton.jit(do_not_specialize=["with_merged", "with_gradient"])
+def _kernel(
+    weight,
+    a,
+    b,
+    scaling,
+    values,
+    merged,
+    gradient,
+    num_rows,
+    num_columns,
+    with_merged,
+    with_gradient,
+    RANK: tl.constexpr,
+    RULE: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    CAST_TRUNCATES: tl.constexpr,
+):
+    columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    rows = tl.program_id(1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    has_row, has_column = (rows < num_rows)[:, None], (columns < num_columns)[None, :]
+    offsets = rows[:, None] * num_columns + columns[None, :]
+    here = has_row & has_column
+    weights = tl.load(weight + offsets, mask=here, other=0.0).to(tl.float32)
+    if RANK > 0:
+        product = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+        for start in tl.static_range(0, RANK, BLOCK_RANK):
+            ranks = start + tl.arange(0, BLOCK_RANK)
+            b_places, a_places = rows[:, None] * RANK + ranks[None, :], ranks[:, None] * num_columns + columns[None, :]
+            b_tile = tl.load(b + b_places, mask=has_row & (ranks < RANK)[None, :], other=0.0).to(tl.float32)
+            a_tile = tl.load(a + a_places, mask=(ranks < RANK)[:, None] & has_column, other=0.0).to(tl.float32)
+            product = tl.dot(b_tile, a_tile, product, input_precision=PRECISION)
+        # The factor keeps the compiler from taking W for the sum that the product starts at: W is added last, once.
+        weights += scaling * product
+    if with_merged:
+        tl.store(merged + offsets, weights, mask=here)
+    groups = tl.reshape(weights, [BLOCK_ROWS * BLOCK_COLUMNS // GROUP, GROUP])
+    rounded_values, inside = _round_groups(groups, RULE, GROUP, values.dtype.element_ty, CAST_TRUNCATES)
+    tl.store(values + offsets, tl.reshape(rounded_values, [BLOCK_ROWS, BLOCK_COLUMNS]), mask=here)
+    if with_gradient:  # only the few saturated ones are written, none is read
+        tl.store(gradient + offsets, 0.0, mask=here & (tl.reshape(inside, [BLOCK_ROWS, BLOCK_COLUMNS]) == 0))
+
+
+@triton.jit
+def _round_groups(groups, RULE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
+    """Values in DTYPE, and 1 where the code was not clamped, of [G, g] float32; see quant.int4 for the arithmetic."""
+    zero_points = 0.0
+    if RULE == "signed":
+        scales = _to(_signed_extreme(groups, GROUP) * -0.125, DTYPE, CAST_TRUNCATES)
+        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+    elif RULE == "absmax":
+        scales = _to(tl.math.div_rn(tl.max(tl.abs(groups), 1), 7.5), DTYPE, CAST_TRUNCATES)
+        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+    else:
+        low, high = tl.minimum(tl.min(groups, 1), 0.0), tl.maximum(tl.max(groups, 1), 0.0)
+        scales = _to(tl.math.div_rn(high - low, 15.0), DTYPE, CAST_TRUNCATES)
+        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+        zero_points = _clamped(-8.0 - _round_half_even(tl.math.div_rn(low, divisor)))[:, None]
+    codes = _round_half_even(tl.math.div_rn(groups, divisor[:, None])) + zero_points
+    steps = _clamped(codes)
+    inside = (steps == codes).to(tl.int8)
+    return _to((steps - zero_points) * divisor[:, None], DTYPE, CAST_TRUNCATES), inside
+
+
+@triton.jit
+def _signed_extreme(groups, GROUP: tl.constexpr):
+    """The element of largest magnitude in each group, the first of equals."""
+    magnitudes = tl.abs(groups)
+    largest = tl.max(magnitudes, 1)
+    places = 2 * tl.arange(0, GROUP)[None, :] + (groups < 0).to(tl.int32)  # the lowest bit is the sign
+    first = tl.min(tl.where(magnitudes == largest[:, None], places, 2 * GROUP), 1)
+    return tl.where((first & 1) == 1, -largest, largest)
+
+
+@triton.jit
+def _round_half_even(x):
+    """Of |x| < 2^22; zero becomes +0.0. From 2^23 to 2^24 float32 holds whole numbers only, and adding rounds to them."""
+    return (x + 12582912.0) - 12582912.0  # 1.5 · 2^23
+
+
+@triton.jit
+def _clamped(codes):
+    return tl.clamp(codes, -8.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _to(x, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
+    """Rounded half to even. A GPU's cast does that; that of Triton's interpreter cuts bfloat16 off."""
+    if CAST_TRUNCATES and DTYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(DTYPE)
