@@ -15,7 +15,8 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rayqd.model.rounding import low_rank_product, merged, rounded, rounded_backward
+from rayqd.model.low_rank import LowRank
+from rayqd.model.rounding import merged, rounded, rounded_backward
 from rayqd.quant import Grid, Quantized
 
 
@@ -60,18 +61,18 @@ class QATLoraLinear(PeftLoraLinear):
         return linear
 
     @property
-    def low_rank(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank(self) -> LowRank:
         """A [r, K], B [N, r] and s = alpha / r."""
         name = self.active_adapters[0]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         assert isinstance(a, Tensor)
         assert isinstance(b, Tensor)
-        return a, b, self.scaling[name]
+        return LowRank(a, b, self.scaling[name])
 
     def merged_weight(self) -> Tensor:
         """What gets quantized, [N, K] in float32."""
         with torch.no_grad():
-            return merged(self.linear.weight, low_rank_product(*self.low_rank))
+            return merged(self.linear.weight, self.low_rank, self.grid)
 
     def quantized(self, name: str) -> Quantized:
         """Codes and scales of the moment; exactly what forward uses, unless the adapter is outside the rounding."""
@@ -107,39 +108,30 @@ class _FakeQuantizedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, a, b)
         ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
-        values = rounded(weight, _delta(a, b, scaling), grid)
+        values = rounded(weight, _low_rank(a, b, scaling), grid)
         return F.linear(x, values.to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b = ctx.saved_tensors
         (grad,) = grad_outputs
-        delta = _delta(a, b, ctx.scaling)
+        low_rank = _low_rank(a, b, ctx.scaling)
+        grad_weight = grad_a = grad_b = None
         if not any(ctx.needs_input_grad[1:4]):
-            values = rounded(weight, delta, ctx.grid)
-            return grad @ values.to(grad.dtype), *(None,) * 7
-        if a is not None and b is not None and not ctx.stops_saturated:
-            values = rounded(weight, delta, ctx.grid)
-            grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
-            return grad_x, None, *_low_rank_gradients(x, grad, a, b, ctx.scaling), *(None,) * 4
-        grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
-        values, through = rounded_backward(weight, delta, ctx.grid, grad_values)
+            values = rounded(weight, low_rank, ctx.grid)
+        elif low_rank is not None and not ctx.stops_saturated:
+            values = rounded(weight, low_rank, ctx.grid)
+            grad_a, grad_b = low_rank.gradients(x, grad)
+        else:
+            grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
+            values, through = rounded_backward(weight, low_rank, ctx.grid, grad_values)
+            if low_rank is None:
+                grad_weight = through.to(weight.dtype)
+            else:
+                grad_a, grad_b = low_rank.gradients_of_weight(through)
         grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        if a is None or b is None:
-            grad_weight = through.to(weight.dtype) if ctx.needs_input_grad[1] else None
-            return grad_x, grad_weight, *(None,) * 6
-        grad_a = (ctx.scaling * (b.float().mT @ through)).to(a.dtype)
-        grad_b = (ctx.scaling * (through @ a.float().mT)).to(b.dtype)
-        return grad_x, None, grad_a, grad_b, *(None,) * 4
+        return grad_x, grad_weight, grad_a, grad_b, *(None,) * 4
 
 
-def _low_rank_gradients(x: Tensor, grad: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """dA [r, K] and dB [N, r] by way of [M, r], in the dtype of the activations."""
-    x, grad = x.flatten(0, -2), grad.flatten(0, -2)
-    grad_a = (grad @ b.to(grad.dtype)).mT @ x
-    grad_b = grad.mT @ (x @ a.to(x.dtype).mT)
-    return scaling * grad_a.to(a.dtype), scaling * grad_b.to(b.dtype)
-
-
-def _delta(a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor | None:
-    return None if a is None or b is None else low_rank_product(a, b, scaling)
+def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | None:
+    return None if a is None or b is None else LowRank(a, b, scaling)

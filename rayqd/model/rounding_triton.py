@@ -11,6 +11,9 @@ After the merge all is float32 as `quant.int4` has it, with its bits: divisions 
 into a sum, 16-bit values are rounded half to even.
 """
 
+# The kernels are in Triton's language, which looks like Python and whose types are none of Python's:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -20,13 +23,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rayqd.model.low_rank import LowRank
 from rayqd.quant import Grid
 from rayqd.quant.int4 import Int4Grid
 
-# A tile of 64 x 128 weights, at 4 warps 64 float32 registers a thread for each of the few tensors alive at once: three
-# or four blocks fit a multiprocessor, and their loads are under way together. 64 rows are the least a warp group's
-# product takes. 128 columns are whole groups of every usual size, and 256 bytes of a row.
-BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 64, 128, 4
+# A tile of 64 x 128 weights: 64 rows are the least that a warp group's product takes, 128 columns are whole groups of
+# every usual size and 256 bytes of a row. That is 64 registers a thread for each tensor alive. With 168 in all, three
+# blocks fit a multiprocessor, whose loads and arithmetic overlap; the compiler's own choice, 205, leaves room for two.
+BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS, MAX_REGISTERS = 64, 128, 4, 168
 
 # Of the rank, at a time: A's and B's tiles take 24 KiB of shared memory, and as much again for what tf32x3 splits off.
 BLOCK_RANK = 32
@@ -38,15 +42,8 @@ PRECISION = "tf32x3"
 GROUP_SIZES = (8, 16, 32, 64, 128, 256)
 RULES = ("signed", "absmax", "asymmetric")
 
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-class LowRank(NamedTuple):
-    """An adapter: s·BA."""
-
-    a: Tensor  # [r, K]
-    b: Tensor  # [N, r]
-    scaling: float  # s = alpha / r
+# Triton's interpreter, for tests on a CPU: TRITON_INTERPRET=1 before the first import of triton.
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Rounded(NamedTuple):
@@ -56,7 +53,7 @@ class Rounded(NamedTuple):
 
 def supports(weight: Tensor, grid: Grid) -> bool:
     """Whether `rounded` knows the grid; for others there is the compiled path."""
-    if not isinstance(grid, Int4Grid) or grid.rule not in RULES or grid.dtype not in _DTYPES:
+    if not isinstance(grid, Int4Grid) or grid.rule not in RULES or not weight.is_floating_point():
         return False
     return grid.quant_group_size in GROUP_SIZES and weight.shape[1] % grid.quant_group_size == 0
 
@@ -81,6 +78,8 @@ def rounded(
     a, b, scaling = (merged, merged, 0.0) if low_rank is None else low_rank
     blocks = (triton.cdiv(num_columns, block_columns), triton.cdiv(num_rows, block_rows))
     settings: dict[str, Any] = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
+    if not INTERPRETED:
+        settings["maxnreg"] = MAX_REGISTERS
     with torch.cuda.device_of(weight):  # none is, where the interpreter runs this on a CPU
         _kernel[blocks](
             weight,
@@ -101,7 +100,7 @@ def rounded(
             BLOCK_COLUMNS=block_columns,
             BLOCK_RANK=min(BLOCK_RANK, max(16, triton.next_power_of_2(rank))),
             PRECISION=precision,
-            CAST_TRUNCATES=triton.knobs.runtime.interpret,
+            CAST_TRUNCATES=INTERPRETED,
             **settings,
         )
     return Rounded(values, merged)
@@ -130,28 +129,32 @@ def _kernel(
     CAST_TRUNCATES: tl.constexpr,
 ):
     columns = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    rows = tl.program_id(1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    has_row, has_column = (rows < num_rows)[:, None], (columns < num_columns)[None, :]
-    offsets = rows[:, None] * num_columns + columns[None, :]
+    rows, first_row = tl.arange(0, BLOCK_ROWS), tl.program_id(1) * BLOCK_ROWS
+    has_row, has_column = (first_row + rows < num_rows)[:, None], (columns < num_columns)[None, :]
     here = has_row & has_column
-    weights = tl.load(weight + offsets, mask=here, other=0.0).to(tl.float32)
+    start_of_tile = first_row.to(tl.int64) * num_columns
+    offsets = rows[:, None] * num_columns + columns[None, :]
+    weights = tl.load(weight + start_of_tile + offsets, mask=here, other=0.0).to(tl.float32)
     if RANK > 0:
         product = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-        for start in tl.static_range(0, RANK, BLOCK_RANK):
+        for start in range(0, RANK, BLOCK_RANK):
             ranks = start + tl.arange(0, BLOCK_RANK)
-            b_places, a_places = rows[:, None] * RANK + ranks[None, :], ranks[:, None] * num_columns + columns[None, :]
-            b_tile = tl.load(b + b_places, mask=has_row & (ranks < RANK)[None, :], other=0.0).to(tl.float32)
-            a_tile = tl.load(a + a_places, mask=(ranks < RANK)[:, None] & has_column, other=0.0).to(tl.float32)
+            has_rank = ranks < RANK
+            b_places = first_row.to(tl.int64) * RANK + rows[:, None] * RANK + ranks[None, :]
+            a_places = ranks[:, None] * num_columns + columns[None, :]
+            b_tile = tl.load(b + b_places, mask=has_row & has_rank[None, :], other=0.0).to(tl.float32)
+            a_tile = tl.load(a + a_places, mask=has_rank[:, None] & has_column, other=0.0).to(tl.float32)
             product = tl.dot(b_tile, a_tile, product, input_precision=PRECISION)
         # The factor keeps the compiler from taking W for the sum that the product starts at: W is added last, once.
         weights += scaling * product
     if with_merged:
-        tl.store(merged + offsets, weights, mask=here)
+        tl.store(merged + start_of_tile + offsets, weights, mask=here)
     groups = tl.reshape(weights, [BLOCK_ROWS * BLOCK_COLUMNS // GROUP, GROUP])
-    rounded_values, inside = _round_groups(groups, RULE, GROUP, values.dtype.element_ty, CAST_TRUNCATES)
-    tl.store(values + offsets, tl.reshape(rounded_values, [BLOCK_ROWS, BLOCK_COLUMNS]), mask=here)
+    on_grid, inside = _round_groups(groups, RULE, GROUP, values.dtype.element_ty, CAST_TRUNCATES)
+    tl.store(values + start_of_tile + offsets, tl.reshape(on_grid, [BLOCK_ROWS, BLOCK_COLUMNS]), mask=here)
     if with_gradient:  # only the few saturated ones are written, none is read
-        tl.store(gradient + offsets, 0.0, mask=here & (tl.reshape(inside, [BLOCK_ROWS, BLOCK_COLUMNS]) == 0))
+        saturated = tl.reshape(inside, [BLOCK_ROWS, BLOCK_COLUMNS]) == 0
+        tl.store(gradient + start_of_tile + offsets, 0.0, mask=here & saturated)
 
 
 @triton.jit
@@ -159,17 +162,14 @@ def _round_groups(groups, RULE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.con
     """Values in DTYPE, and 1 where the code was not clamped, of [G, g] float32; see quant.int4 for the arithmetic."""
     zero_points = 0.0
     if RULE == "signed":
-        scales = _to(_signed_extreme(groups, GROUP) * -0.125, DTYPE, CAST_TRUNCATES)
-        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+        divisor = _divisor(_signed_extreme(groups, GROUP) * -0.125, DTYPE, CAST_TRUNCATES)
     elif RULE == "absmax":
-        scales = _to(tl.math.div_rn(tl.max(tl.abs(groups), 1), 7.5), DTYPE, CAST_TRUNCATES)
-        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+        divisor = _divisor(tl.math.div_rn(tl.max(tl.abs(groups), 1), 7.5), DTYPE, CAST_TRUNCATES)
     else:
         low, high = tl.minimum(tl.min(groups, 1), 0.0), tl.maximum(tl.max(groups, 1), 0.0)
-        scales = _to(tl.math.div_rn(high - low, 15.0), DTYPE, CAST_TRUNCATES)
-        divisor = tl.where(scales == 0, 1.0, scales.to(tl.float32))
+        divisor = _divisor(tl.math.div_rn(high - low, 15.0), DTYPE, CAST_TRUNCATES)
         zero_points = _clamped(-8.0 - _round_half_even(tl.math.div_rn(low, divisor)))[:, None]
-    codes = _round_half_even(tl.math.div_rn(groups, divisor[:, None])) + zero_points
+    codes = _round_half_even(_divided(groups, divisor)) + zero_points
     steps = _clamped(codes)
     inside = (steps == codes).to(tl.int8)
     return _to((steps - zero_points) * divisor[:, None], DTYPE, CAST_TRUNCATES), inside
@@ -186,20 +186,47 @@ def _signed_extreme(groups, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _divisor(scales, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
+    """Scales rounded to DTYPE, in float32 again; a zero group divides by 1 instead."""
+    stored = _to(scales, DTYPE, CAST_TRUNCATES).to(tl.float32)
+    return tl.where(stored == 0, 1.0, stored)
+
+
+@triton.jit
+def _divided(groups, divisor):
+    """groups / divisor[:, None] as IEEE rounds it, wherever the quotient is 2^-12 or more and rounds to a code but 0.
+
+    A third of the instructions of one division each: the group's reciprocal, correctly rounded, and two Newton steps,
+    whose remainders are exact. The first leaves less than a unit in the last place, and from there the second one gives
+    the nearest number (Markstein 1990; Muller et al., Handbook of Floating-Point Arithmetic, 4.7). The factor, a power
+    of two, keeps all of it clear of overflow and of numbers that are not normal.
+    """
+    far = tl.where(tl.abs(divisor) > 1.1529215e18, 5.421011e-20, 1.0)  # 2^60, 2^-64
+    factor = tl.where(tl.abs(divisor) < 8.6736174e-19, 1.8446744e19, far)  # 2^-60, 2^64
+    inverse = tl.math.div_rn(1.0, divisor * factor)[:, None]
+    negative = (-divisor * factor)[:, None]
+    scaled = groups * factor[:, None]
+    quotients = scaled * inverse
+    quotients = tl.fma(tl.fma(negative, quotients, scaled), inverse, quotients)
+    return tl.fma(tl.fma(negative, quotients, scaled), inverse, quotients)
+
+
+@triton.jit
 def _round_half_even(x):
-    """Of |x| < 2^22; zero becomes +0.0. From 2^23 to 2^24 float32 holds whole numbers only, and adding rounds to them."""
+    """Of |x| < 2^22, zeros become +0.0. From 2^23 to 2^24 float32 holds whole numbers only, so adding rounds to one."""
     return (x + 12582912.0) - 12582912.0  # 1.5 · 2^23
 
 
 @triton.jit
 def _clamped(codes):
-    return tl.clamp(codes, -8.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+    """To -8..7; nan stays nan."""
+    return tl.minimum(tl.maximum(codes, -8.0, tl.PropagateNan.ALL), 7.0, tl.PropagateNan.ALL)
 
 
 @triton.jit
 def _to(x, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
     """Rounded half to even. A GPU's cast does that; that of Triton's interpreter cuts bfloat16 off."""
-    if CAST_TRUNCATES and DTYPE == tl.bfloat16:
+    if CAST_TRUNCATES and DTYPE == tl.bfloat16:  # noqa: SIM300
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rayqd.quant.grid import Quantized, StraightThrough
-from rayqd.quant.groups import check_finite, split_groups
+from rayqd.quant.groups import check_finite, divided, split_groups
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
@@ -86,9 +86,9 @@ def choose_scales(
         return _searched_scales(groups, scale_dtype), None
     low, high = groups.amin(-1), groups.amax(-1)
     if rule == "absmax":
-        return (torch.maximum(high, -low) / 7.5).to(scale_dtype) + 0.0, None
+        return divided(torch.maximum(high, -low), 7.5).to(scale_dtype) + 0.0, None
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scales = ((high - low) / (CODE_MAX - CODE_MIN)).to(scale_dtype)
+    scales = divided(high - low, CODE_MAX - CODE_MIN).to(scale_dtype)
     zero_points = CODE_MIN - (low / _divisor(scales)).round_()
     return scales, zero_points.clamp_(CODE_MIN, CODE_MAX).to(torch.int8)
 
