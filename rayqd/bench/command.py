@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from rayqd.bench.loss import bench_loss
 from rayqd.bench.shapes import SHAPES
-from rayqd.bench.step import bench_step
+from rayqd.bench.step import ARMS, USUAL_ARMS, bench_step
 from rayqd.bench.teacher import bench_teacher
 from rayqd.config import Config
 from rayqd.errors import ConfigError
@@ -34,7 +35,8 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
     repeats = _positive("repeats", switches.get("repeats", "5"))
     about = {"kind": kind, "model": model, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
     about |= {"sequences": sequences, "length": length, "repeats": repeats}
-    rows = {"step": _step, "loss": _loss, "teacher": _teacher}[kind](model, config, sequences, length, repeats)
+    step = partial(_step, arms=_arms(kind, switches))
+    rows = {"step": step, "loss": _loss, "teacher": _teacher}[kind](model, config, sequences, length, repeats)
     table = Table(title=f"{kind}: {model}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
     for i, name in enumerate(key for key in rows[0] if not key.startswith("_")):
         table.add_column(name, justify="left" if i == 0 else "right")
@@ -53,16 +55,18 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
     return result
 
 
-def _step(shape: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
+def _step(
+    shape: str, config: Config, sequences: int, length: int, repeats: int, *, arms: Sequence[str]
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for each in bench_step(shape, config, sequences=sequences, length=length, repeats=repeats):
+    for each in bench_step(shape, config, sequences=sequences, length=length, repeats=repeats, arms=arms):
         seconds = each.timing.seconds
         row: dict[str, Any] = {"arm": each.arm, "ms a step": 1e3 * seconds, "tokens/s": round(each.tokens_per_second)}
         if (peak := _peak()) is not None:
             row["FLOP use"] = f"{each.flop / seconds / peak:.0%}"
         if each.timing.peak_bytes is not None:
             row["peak GiB"] = each.timing.peak_bytes / 2**30
-        row["to plain"] = seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
+        row["to the first"] = seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
         rows.append(row | {"_timing": asdict(each.timing)})
     return rows
 
@@ -115,6 +119,15 @@ def _model(kind: str, config: Config, switches: Mapping[str, str]) -> str:
     if shape not in SHAPES:
         raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
     return shape
+
+
+def _arms(kind: str, switches: Mapping[str, str]) -> Sequence[str]:
+    if kind != "step" and "arms" in switches:
+        raise ConfigError(f"flag --arms: only rayqd bench step has arms to choose from, not {kind}")
+    arms = tuple(switches.get("arms", ",".join(USUAL_ARMS)).split(","))
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise ConfigError(f"flag --arms={','.join(arms)}: {unknown[0] or 'nothing'} is none of {', '.join(ARMS)}")
+    return arms
 
 
 def _tokens(text: str) -> tuple[int, int]:

@@ -1,14 +1,15 @@
 """`rayqd bench step`: one optimizer step of the learner, rounding included, beside the same step of plain LoRA.
 
-Both run the same model on the same sequences with the same loss; teacher states are random and ready. Plain LoRA is
+All run the same model on the same sequences with the same loss; teacher states are random and ready. Plain LoRA is
 PEFT's own, its adapters in the model's dtype, which is the fastest way to run it.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,6 +21,8 @@ from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.learner.learner import Learner
 from rayqd.model.load import device, output_head, torch_dtype
+from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.rounding import rounded
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers
@@ -28,8 +31,15 @@ from rayqd.types import HiddenScores, Rollout, ScoredRollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLAIN = "plain LoRA, 16-bit weights"
-ROUNDED = "LoRA inside the rounding"
+# The arms by the names of `--arms`.
+ARMS = {
+    "plain": "plain LoRA, 16-bit weights",
+    "stop": "LoRA inside the rounding, stop",
+    "pass": "LoRA inside the rounding, pass",
+    "full": "full QAT",
+    "rounding": "the rounding of pass alone",
+}
+USUAL_ARMS = ("plain", "stop", "pass", "rounding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,32 +54,54 @@ class StepTiming:
         return self.num_tokens / self.timing.seconds
 
 
-def bench_step(shape: str, config: Config, *, sequences: int, length: int, repeats: int) -> Iterator[StepTiming]:
-    """Plain LoRA, then LoRA inside the rounding; each on a model of its own, which is gone before the next."""
-    for arm, make in ((PLAIN, _PlainLora), (ROUNDED, Student)):
-        yield _time_arm(arm, make, shape, config, sequences, length, repeats)
+def bench_step(
+    shape: str, config: Config, *, sequences: int, length: int, repeats: int, arms: Sequence[str] = USUAL_ARMS
+) -> Iterator[StepTiming]:
+    """Each of `arms` on a model of its own, which is gone before the next."""
+    for arm in arms:
+        yield _time_arm(arm, shape, _changed(config, _SETTINGS[arm]), sequences, length, repeats)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def _time_arm(
-    arm: str,
-    make: Callable[[PreTrainedModel, Config], Any],
-    shape: str,
-    config: Config,
-    sequences: int,
-    length: int,
-    repeats: int,
-) -> StepTiming:
+_SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "plain": {"kind": "lora"},
+    "stop": {"kind": "lora", "saturated": "stop"},
+    "pass": {"kind": "lora", "saturated": "pass"},
+    "full": {"kind": "none"},
+    "rounding": {"kind": "lora", "saturated": "pass"},
+}
+
+
+def _changed(config: Config, adapter: Mapping[str, str]) -> Config:
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update=dict(adapter))})
+
+
+def _time_arm(arm: str, shape: str, config: Config, sequences: int, length: int, repeats: int) -> StepTiming:
     model = random_model(shape, config.model.dtype)
-    flop = _flop(model, config, sequences * length)
+    flop = 0.0 if arm == "rounding" else _flop(model, config, sequences * length)
     batch = _batch(model, sequences, length, config.model.dtype)
     num_loss_tokens = sum(s.rollout.num_loss_tokens for s in batch)
-    student = make(model, config)
-    learner = Learner(cast(Student, student), student.head, config)
-    timing = measure(lambda: learner.step(0, batch, num_loss_tokens), device(), repeats=repeats)
-    return StepTiming(arm=arm, timing=timing, num_tokens=sequences * length, flop=flop)
+    student: Any = (_PlainLora if arm == "plain" else Student)(model, config)
+    work: Callable[[], object]
+    if arm == "rounding":
+        work = partial(_round_all, student, config)
+    else:
+        learner = Learner(cast(Student, student), student.head, config)
+        work = partial(learner.step, 0, batch, num_loss_tokens)
+    timing = measure(work, device(), repeats=repeats)
+    return StepTiming(arm=ARMS[arm], timing=timing, num_tokens=sequences * length, flop=flop)
+
+
+@torch.no_grad()
+def _round_all(student: Student, config: Config) -> None:
+    """Every layer's weights, as often as one step of one microbatch rounds them."""
+    for _ in range(3 if config.learner.gradient_checkpointing else 2):
+        for layer in student.layers.values():
+            low_rank = layer.low_rank if isinstance(layer, QATLoraLinear) else None
+            weight = layer.weight if isinstance(layer, QATLinear) else layer.linear.weight
+            rounded(weight, low_rank, layer.grid)
 
 
 class _PlainLora:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rayqd.bench import shapes
 from rayqd.bench.command import bench
 from rayqd.bench.peers import installed_peers
-from rayqd.bench.step import PLAIN, ROUNDED
+from rayqd.bench.step import ARMS, USUAL_ARMS
 from rayqd.config import Config
 from rayqd.errors import ConfigError
 from rayqd.losses import chunked_generalized_jsd
@@ -41,17 +41,24 @@ def switches(tmp_path: Path, **more: str) -> dict[str, str]:
     return {"shape": "tiny", "tokens": "2x16", "repeats": "2", "json": str(tmp_path / "bench.json"), **more}
 
 
-def test_step_times_plain_lora_and_the_rounded_one(tmp_path: Path) -> None:
+def test_step_times_plain_lora_and_the_rounded_ones(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     result = bench("step", config(), switches(tmp_path), console)
-    assert [row["arm"] for row in result["rows"]] == [PLAIN, ROUNDED]
+    assert [row["arm"] for row in result["rows"]] == [ARMS[arm] for arm in USUAL_ARMS]
     for row in result["rows"]:
         assert row["fastest_seconds"] <= row["seconds"] <= row["slowest_seconds"]
+    for row in result["rows"][:3]:
         assert row["tokens/s"] == round(32 / row["seconds"])
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     shown = console.export_text()
-    assert PLAIN in shown
+    assert ARMS["plain"] in shown
     assert "tiny, 2 x 16 tokens" in shown
+
+
+def test_step_times_the_arms_it_is_told(tmp_path: Path) -> None:
+    rows = bench("step", config(), switches(tmp_path, arms="full,plain"), Console(quiet=True))["rows"]
+    assert [row["arm"] for row in rows] == [ARMS["full"], ARMS["plain"]]
+    assert rows[0]["to the first"] == 1.0
 
 
 def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
@@ -116,6 +123,7 @@ def _on_meta(shape: str) -> torch.nn.Module:
         ({"shape": "qwen4"}, "--shape=qwen4: must be one of smollm2-135m"),
         ({"tokens": "1024"}, "--tokens=1024: must be SEQUENCESxLENGTH"),
         ({"tokens": "4x1"}, "--tokens=4x1: must be SEQUENCESxLENGTH"),
+        ({"arms": "plain,fast"}, "--arms=plain,fast: fast is none of plain, stop"),
         ({"repeats": "0"}, "--repeats=0: must be a whole number from 1"),
     ],
 )
