@@ -22,8 +22,8 @@ teacher  each teacher.payload on held-out rows of data.source: bytes a token, to
 --shape NAME                step and loss: smollm2-135m, qwen3-0.6b, qwen3-4b or qwen3-8b, with random weights
 --tokens SEQUENCESxLENGTH   a step's tokens; 8x1024 on a GPU, 2x256 without
 --repeats N                 measured runs, of which the median counts; 5
---arms LIST                 step: what to measure, of plain, stop and pass (adapter.saturated), full (QAT of all weights,
-                            whose optimizer needs the memory) and rounding; plain,stop,pass,rounding
+--arms LIST                 step: what to measure, of plain, stop and pass (adapter.saturated), full (QAT of all
+                            weights, whose optimizer needs the memory) and rounding; plain,stop,pass,rounding
 --json FILE                 the numbers once more, for programs"""
 
 

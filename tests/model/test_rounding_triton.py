@@ -83,7 +83,7 @@ def test_values_codes_and_mask_are_those_of_plain_torch(
     merged = check(weight, low_rank, Int4Grid(group_size, dtype, rule))
     a, b, scaling = (low_rank.a.double(), low_rank.b.double(), low_rank.scaling)
     exact = weight.double() + scaling * (b @ a)
-    bound = 2.0**-20 * (weight.double().abs() + scaling * (b.abs() @ a.abs()))  # far below TF32's 2^-11
+    bound = 2.0**-18 * (weight.double().abs() + scaling * (b.abs() @ a.abs()))  # far below the 2^-11 of plain TF32
     assert ((merged.double() - exact).abs() <= bound).all()
 
 
