@@ -28,7 +28,7 @@ from torch import Tensor
 
 # Stands for a masked logit, -inf: its probability is 0, and the difference of two of them is 0 instead of nan.
 MASKED_LOGIT = -1e30
-_INFINITE_LOSS = 1e20
+INFINITE_LOSS = 1e20  # and above: what such a logit against a real one has added up to
 
 
 def divided(logits: Tensor, temperature: float) -> Tensor:
@@ -41,6 +41,11 @@ def divided(logits: Tensor, temperature: float) -> Tensor:
 def slope_factor(beta: float, temperature: float) -> float:
     """What a slope is to be multiplied by to be the gradient with respect to the undivided logits."""
     return (1.0 - beta if 0.0 < beta < 1.0 else 1.0) / temperature
+
+
+def largest_log_ratio(far_weight: float) -> float:
+    """Beyond it near is below e^-20 of what far adds to m, and both sides' terms are at their limits."""
+    return min(20.0 - math.log(far_weight), 85.0) if far_weight > 0.0 else 85.0
 
 
 def loss_and_slope(
@@ -72,8 +77,7 @@ def _between(
     near, far, e = (p, q, beta) if beta <= 0.5 else (q, p, 1.0 - beta)
     if beta > 0.5:
         log_ratio.neg_()
-    # Beyond this ratio near is below e^-20 of what far adds to m, and both terms are at their limits.
-    limit = min(20.0 - math.log(e), 85.0)
+    limit = largest_log_ratio(e)
     log_ratio.clamp_(-limit, limit)
     log_mix = torch.expm1(log_ratio, out=scratch).mul_(e).log1p_()
     far_terms = log_ratio.sub_(log_mix).mul_(far)
@@ -97,4 +101,4 @@ def softmax_and_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _clean(loss: Tensor) -> Tensor:
     """Rounding may leave -1e-8 where 0 is meant; a masked logit against a real one stands for infinity."""
-    return loss.clamp_(min=0.0).masked_fill_(loss > _INFINITE_LOSS, math.inf)
+    return loss.clamp_(min=0.0).masked_fill_(loss > INFINITE_LOSS, math.inf)
