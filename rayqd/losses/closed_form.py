@@ -54,16 +54,20 @@ def loss_and_slope(
     """The loss of each row in nats, and its slope when asked for. Both inputs must be float32 and are overwritten."""
     p, student_lse = softmax_and_logsumexp(student)
     q, teacher_lse = softmax_and_logsumexp(teacher)
-    # log q - log p without the logarithm of a probability that has underflowed
-    log_ratio = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None])
+    # The logarithm of the side that is far in m over the one that is near, without that of a probability that has
+    # underflowed; the other buffer is free from here on.
+    if beta <= 0.5:
+        log_ratio, scratch = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
+    else:
+        log_ratio, scratch = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
     if beta == 0.0:
         loss = log_ratio.mul_(q).sum(-1)
         return _clean(loss), p.sub_(q) if with_slope else None
     if beta == 1.0:
-        weighted = log_ratio.mul_(p).neg_()
+        weighted = log_ratio.mul_(p)
         loss = _clean(weighted.sum(-1))
         return loss, weighted.addcmul_(p, loss[:, None], value=-1.0) if with_slope else None
-    return _between(p, q, log_ratio, student, beta, with_slope=with_slope)
+    return _between(p, q, log_ratio, scratch, beta, with_slope=with_slope)
 
 
 def _between(
@@ -75,8 +79,6 @@ def _between(
     log m - log near = log1p(e expm1(r)), and log m - log far = log1p(e expm1(r)) - r.
     """
     near, far, e = (p, q, beta) if beta <= 0.5 else (q, p, 1.0 - beta)
-    if beta > 0.5:
-        log_ratio.neg_()
     limit = largest_log_ratio(e)
     log_ratio.clamp_(-limit, limit)
     log_mix = torch.expm1(log_ratio, out=scratch).mul_(e).log1p_()
