@@ -60,11 +60,16 @@ def bench_loss(
             torch.mm(teacher[rows], head.mT, out=logits)
             torch.mm(logits, head)
 
-    def rows_alone(logits: tuple[Tensor, Tensor], beta: float) -> None:
-        """Over one chunk as often as there are chunks; that its slopes become the next time's logits takes no time."""
-        for rows in slices(num_tokens, size):
-            num_rows = rows.stop - rows.start
-            loss_and_slope_in_place(logits[0][:num_rows], logits[1][:num_rows], beta, 1.0, with_slope=True)
+    def rows_alone(beta: float) -> Timing:
+        """Over one chunk as often as there are chunks. That a slope becomes the next time's logits takes no time."""
+        logits, teacher_logits = student.detach()[:size] @ head.mT, teacher[:size] @ head.mT
+
+        def work() -> None:
+            for rows in slices(num_tokens, size):
+                num_rows = rows.stop - rows.start
+                loss_and_slope_in_place(logits[:num_rows], teacher_logits[:num_rows], beta, 1.0, with_slope=True)
+
+        return measure(work, where, repeats=repeats)
 
     def ours(student: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, beta: float) -> Tensor:
         return chunked_generalized_jsd(
@@ -77,16 +82,16 @@ def bench_loss(
 
     timing = measure(products, where, repeats=repeats)
     yield LossTiming(arm=PRODUCTS, timing=timing, extra_bytes=_above(timing, held))
-    chunk = student.detach()[:size] @ head.mT, teacher[:size] @ head.mT
     for beta in betas:
-        timing = measure(lambda beta=beta: rows_alone(chunk, beta), where, repeats=repeats)
+        timing = rows_alone(beta)
         # Both sides read twice, or thrice where the mixture takes a pass of its own, and the slope written.
-        passes = 5 if beta in (0.0, 1.0) else 7
-        moved = passes * num_tokens * vocab_size * head.element_size() if where.type == "cuda" else None
+        bytes_of_an_id = head.element_size() * (5 if beta in (0.0, 1.0) else 7)
         yield LossTiming(
-            arm=f"{ROWS}, beta {beta:g}", timing=timing, extra_bytes=_above(timing, held), logit_bytes=moved
+            arm=f"{ROWS}, beta {beta:g}",
+            timing=timing,
+            extra_bytes=_above(timing, held),
+            logit_bytes=num_tokens * vocab_size * bytes_of_an_id if where.type == "cuda" else None,
         )
-    del chunk
     for name, mean_divergence in [(OURS, ours), *installed_peers()]:
         for beta in betas:
             timing = measure(lambda f=mean_divergence, beta=beta: step(f, beta), where, repeats=repeats)

@@ -51,6 +51,7 @@ COMMAND = Command(
     name="bench",
     text="measure the speed of a part on this machine",
     run=_bench,
-    operand="step|loss|teacher [--shape NAME] [--tokens SEQUENCESxLENGTH] [--chunk-tokens N] [--repeats N] [--json FILE]",
+    operand="step|loss|teacher [--shape NAME] [--tokens SEQUENCESxLENGTH] [--chunk-tokens N] [--repeats N] "
+    "[--json FILE]",
     details=BENCH_DETAILS,
 )

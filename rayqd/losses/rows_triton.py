@@ -12,6 +12,9 @@ arithmetic is float32, and logarithms are to base 2 until the end. Each thread k
 inside a pass no thread waits for another.
 """
 
+# Triton's language has no types that a strict reading could follow.
+# pyright: basic
+
 from __future__ import annotations
 
 import math
@@ -116,46 +119,61 @@ def _row(
     teacher_tops = tl.full([LANES], _MASKED, tl.float32)
     student_sums = tl.zeros([LANES], tl.float32)
     teacher_sums = tl.zeros([LANES], tl.float32)
-    gaps = tl.zeros([LANES], tl.float32)  # between the logits, weighted by the side from which the KL is seen
+    # t - s, each less its top or else what the logits have in common would take digits; weighted by the KL's side.
+    gaps = tl.zeros([LANES], tl.float32)
     for start in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
         s = _logits(student, start + columns, vocab_size)
         t = _logits(teacher, start + columns, vocab_size)
-        student_tops, student_shrink, student_terms = _online(student_tops, s, scale)
-        teacher_tops, teacher_shrink, teacher_terms = _online(teacher_tops, t, scale)
+        student_top = tl.maximum(student_tops, tl.max(s, 1))
+        teacher_top = tl.maximum(teacher_tops, tl.max(t, 1))
+        student_rise = student_tops - student_top
+        teacher_rise = teacher_tops - teacher_top
+        student_shrink = tl.exp2(student_rise * scale)
+        teacher_shrink = tl.exp2(teacher_rise * scale)
+        s -= student_top[:, None]
+        t -= teacher_top[:, None]
+        student_terms = tl.exp2(s * scale)
+        teacher_terms = tl.exp2(t * scale)
+        if FORWARD:
+            moved = gaps + teacher_sums * (teacher_rise - student_rise)
+            gaps = moved * teacher_shrink + tl.sum(teacher_terms * (t - s), 1)
+        if REVERSE:
+            moved = gaps + student_sums * (teacher_rise - student_rise)
+            gaps = moved * student_shrink + tl.sum(student_terms * (t - s), 1)
         student_sums = student_sums * student_shrink + tl.sum(student_terms, 1)
         teacher_sums = teacher_sums * teacher_shrink + tl.sum(teacher_terms, 1)
-        if FORWARD:
-            gaps = gaps * teacher_shrink + tl.sum(teacher_terms * (t - s), 1)
-        if REVERSE:
-            gaps = gaps * student_shrink + tl.sum(student_terms * (s - t), 1)
+        student_tops, teacher_tops = student_top, teacher_top
     student_top = tl.max(student_tops, 0)
     teacher_top = tl.max(teacher_tops, 0)
-    student_weights = tl.exp2((student_tops - student_top) * scale)
-    teacher_weights = tl.exp2((teacher_tops - teacher_top) * scale)
+    student_rises = student_tops - student_top
+    teacher_rises = teacher_tops - teacher_top
+    student_weights = tl.exp2(student_rises * scale)
+    teacher_weights = tl.exp2(teacher_rises * scale)
     student_sum = tl.sum(student_sums * student_weights, 0)
     teacher_sum = tl.sum(teacher_sums * teacher_weights, 0)
     student_log = tl.log2(student_sum)
     teacher_log = tl.log2(teacher_sum)
-    top_gap = teacher_top - student_top
     sum_gap = teacher_log - student_log
 
     # 2
     if FORWARD:
-        value = (tl.sum(gaps * teacher_weights, 0) / teacher_sum - top_gap) * scale - sum_gap
+        gaps += teacher_sums * (teacher_rises - student_rises)
+        value = tl.sum(gaps * teacher_weights, 0) / teacher_sum * scale - sum_gap
         student_kl = value
     elif REVERSE:
-        value = (tl.sum(gaps * student_weights, 0) / student_sum + top_gap) * scale + sum_gap
+        gaps += student_sums * (teacher_rises - student_rises)
+        value = sum_gap - tl.sum(gaps * student_weights, 0) / student_sum * scale
         student_kl = value
     else:
         far_sums = tl.zeros([LANES], tl.float32)
         near_sums = tl.zeros([LANES], tl.float32)
         for step in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
             offsets = last - step + columns
-            s = _logits(student, offsets, vocab_size)
-            t = _logits(teacher, offsets, vocab_size)
-            p = tl.exp2((s - student_top) * scale - student_log)
-            q = tl.exp2((t - teacher_top) * scale - teacher_log)
-            log_ratio = (t - s - top_gap) * scale - sum_gap
+            s = _logits(student, offsets, vocab_size) - student_top
+            t = _logits(teacher, offsets, vocab_size) - teacher_top
+            p = tl.exp2(s * scale - student_log)
+            q = tl.exp2(t * scale - teacher_log)
+            log_ratio = (t - s) * scale - sum_gap
             far_log, near_log = _over_mixture(log_ratio, far_weight, largest_log_ratio, STUDENT_IS_NEAR, BALANCED)
             far_sums += tl.sum((q if STUDENT_IS_NEAR else p) * far_log, 1)
             near_sums += tl.sum((p if STUDENT_IS_NEAR else q) * near_log, 1)
@@ -174,11 +192,11 @@ def _row(
         if SCALED:
             peaks = tl.zeros([LANES], tl.float32)
             for start in tl.range(0, vocab_size, BLOCK):
-                s = _logits(student, start + columns, vocab_size)
-                t = _logits(teacher, start + columns, vocab_size)
-                p = tl.exp2((s - student_top) * scale - student_log)
-                q = tl.exp2((t - teacher_top) * scale - teacher_log)
-                log_ratio = (t - s - top_gap) * scale - sum_gap
+                s = _logits(student, start + columns, vocab_size) - student_top
+                t = _logits(teacher, start + columns, vocab_size) - teacher_top
+                p = tl.exp2(s * scale - student_log)
+                q = tl.exp2(t * scale - teacher_log)
+                log_ratio = (t - s) * scale - sum_gap
                 slope = _slope(
                     p, q, log_ratio, student_kl, far_weight, largest_log_ratio,
                     FORWARD, REVERSE, STUDENT_IS_NEAR, BALANCED,
@@ -188,11 +206,11 @@ def _row(
         tl.store(factor + row, slope_factor * peak * (1.0 if FORWARD else _LN_2))
         for step in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
             offsets = (last - step if FORWARD or REVERSE else step) + columns
-            s = _logits(student, offsets, vocab_size)
-            t = _logits(teacher, offsets, vocab_size)
-            p = tl.exp2((s - student_top) * scale - student_log)
-            q = tl.exp2((t - teacher_top) * scale - teacher_log)
-            log_ratio = (t - s - top_gap) * scale - sum_gap
+            s = _logits(student, offsets, vocab_size) - student_top
+            t = _logits(teacher, offsets, vocab_size) - teacher_top
+            p = tl.exp2(s * scale - student_log)
+            q = tl.exp2(t * scale - teacher_log)
+            log_ratio = (t - s) * scale - sum_gap
             slope = _slope(
                 p, q, log_ratio, student_kl, far_weight, largest_log_ratio,
                 FORWARD, REVERSE, STUDENT_IS_NEAR, BALANCED,
@@ -207,13 +225,6 @@ def _logits(row, offsets, vocab_size):
     """float32, with masked ones, and what lies beyond the row, finite: their differences must not be nan."""
     x = tl.load(row + offsets, mask=offsets < vocab_size, other=float("-inf")).to(tl.float32)
     return tl.maximum(x, _MASKED, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _online(tops, x, scale):
-    """The lanes' new maxima, what sums under the old ones are to be multiplied by, and the new terms."""
-    risen = tl.maximum(tops, tl.max(x, 1))
-    return risen, tl.exp2((tops - risen) * scale), tl.exp2((x - risen[:, None]) * scale)
 
 
 @triton.jit

@@ -59,9 +59,7 @@ def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
     arms = [row["arm"] for row in result["rows"]]
     assert arms[1:4] == ["its rows alone, beta 0", "its rows alone, beta 0.5", "its rows alone, beta 1"]
     assert arms[4:7] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
-    assert arms[7:10] == [
-        f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")
-    ]
+    assert arms[7:10] == [f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")]
     assert result["rows"][0]["to products"] == 1.0
 
 

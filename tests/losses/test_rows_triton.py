@@ -16,7 +16,7 @@ VOCAB = 301  # three blocks of 128, the last in part
 pytestmark = pytest.mark.slow  # a process that interprets
 
 
-def logits(vocab=VOCAB, spread=2.0, distance=1.0, num_rows=3):
+def logits(vocab=VOCAB, spread=2.0, distance=1.0, num_rows=2):
     generator = torch.Generator().manual_seed(vocab)
     student = spread * torch.randn(num_rows, vocab, generator=generator)
     return student, student + distance * torch.randn(num_rows, vocab, generator=generator)
@@ -46,7 +46,7 @@ def cases():
     for beta in BETAS:
         for temperature in (0.7, 1.0, 2.0):
             made[f"temperature {temperature}", beta] = case(*logits(), beta, temperature)
-        for vocab in (1, 128, 256):
+        for vocab in (1, 128):
             made[f"vocabulary {vocab}", beta] = case(*logits(vocab), beta)
         made["offset", beta] = case(logits()[0] + 1000, logits()[1] - 1000, beta)
         made["same", beta] = case(logits()[0], logits()[0], beta)
@@ -92,7 +92,7 @@ def assert_gradient(answer, expected, relative):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_value_and_gradient_are_the_definition(answers, beta, jsd_by_definition):
-    for name in ("temperature 0.7", "temperature 1.0", "temperature 2.0", "vocabulary 128", "vocabulary 256"):
+    for name in ("temperature 0.7", "temperature 1.0", "temperature 2.0", "vocabulary 128"):
         given, answer = cases()[name, beta], answers[name, beta]
         expected = jsd_by_definition(given["student"].numpy(), given["teacher"].numpy(), beta, given["temperature"])
         np.testing.assert_allclose(answer["loss"].numpy(), expected, rtol=4e-6, err_msg=name)
@@ -100,12 +100,11 @@ def test_value_and_gradient_are_the_definition(answers, beta, jsd_by_definition)
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_what_the_logits_have_in_common_takes_no_digits_from_the_gradient(answers, beta):
+def test_what_the_logits_have_in_common_takes_no_digits(answers, beta):
     given, answer = cases()["offset", beta], answers["offset", beta]
     loss, gradient = exact(**given)
-    # At beta 0 and 1 a sum of logits' differences, here 2,000, gives the loss; one float32 step of it is 1.2e-4.
-    torch.testing.assert_close(answer["loss"].double(), loss, rtol=4e-6, atol=5e-4 if beta in (0, 1) else 0)
-    assert_gradient(answer, gradient, 5e-4 if beta == 1 else 4e-6)
+    torch.testing.assert_close(answer["loss"].double(), loss, rtol=4e-6, atol=0)
+    assert_gradient(answer, gradient, 4e-6)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -149,12 +148,12 @@ def test_an_id_masked_on_one_side_makes_one_kl_infinite(answers, beta):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize(("name", "ulp"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11), ("float16, close", 2.0**-11)])
+@pytest.mark.parametrize(("name", "ulp"), [("bfloat16", 2.0**-7), ("float16", 2.0**-10), ("float16, close", 2.0**-10)])
 def test_sixteen_bits_round_the_slope_alone(answers, beta, name, ulp):
     loss, gradient = exact(**cases()[name, beta])
     answer = answers[name, beta]
     torch.testing.assert_close(answer["loss"].double(), loss, rtol=4e-6, atol=4e-6 * min(1, beta + (beta in (0, 1))))
-    assert_gradient(answer, gradient, ulp)
+    assert_gradient(answer, gradient, ulp)  # a whole unit: the interpreter cuts off what a GPU would round
     if name != "bfloat16":
         assert (answer["slope"].abs().amax(-1) - 1).abs().max() < 2 * ulp
 
@@ -162,3 +161,36 @@ def test_sixteen_bits_round_the_slope_alone(answers, beta, name, ulp):
 @pytest.mark.parametrize("beta", BETAS)
 def test_nan_is_not_hidden(answers, beta):
     assert answers["nan", beta]["loss"].isnan().all()
+
+
+def compiled(beta):
+    """PTX for compute capability 9.0; that takes no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from rayqd.losses import rows_triton
+
+    kernel = rows_triton._row
+    flags = {"FORWARD": beta == 0, "REVERSE": beta == 1, "STUDENT_IS_NEAR": True, "BALANCED": beta == 0.5}
+    flags |= {"WITH_SLOPE": True, "SCALED": False, "BLOCK": rows_triton.BLOCK, "STAGES": rows_triton.NUM_STAGES}
+    types = {"student": "*bf16", "teacher": "*bf16", "loss": "*fp32", "factor": "*fp32"}
+    types |= dict.fromkeys(("student_stride", "teacher_stride", "vocab_size"), "i32")
+    signature = {name: "constexpr" if name in flags else types.get(name, "fp32") for name in kernel.arg_names}
+    place = {name: (i,) for i, name in enumerate(kernel.arg_names)}
+    source = triton.compiler.ASTSource(
+        kernel,
+        signature,
+        constexprs={place[name]: value for name, value in flags.items()},
+        attrs={place[name]: [["tt.divisibility", 16]] for name in types},
+    )
+    options = {"num_warps": rows_triton.NUM_WARPS, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.01, 0.5, 1.0])
+def test_for_a_gpu_it_loads_sixteen_bytes_a_thread_and_a_side(beta, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ptx = compiled(beta)
+    assert ptx.count("ld.global.v4.b32") == 2 * (2 if beta in (0, 1) else 3)  # sides, passes
+    assert ptx.count("st.global.v4.b32") == 1
+    assert ("lg2.approx" in ptx) == (beta == 0.5)
