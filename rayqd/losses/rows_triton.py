@@ -13,7 +13,7 @@ inside a pass no thread waits for another.
 """
 
 # Triton's language has no types that a strict reading could follow.
-# pyright: basic
+# pyright: basic, reportGeneralTypeIssues=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -58,29 +58,30 @@ def loss_and_slope_in_place(
         return loss, factor
     far_weight = min(beta, 1.0 - beta)
     kernel: Any = _row
-    kernel[(num_rows,)](
-        student,
-        teacher,
-        loss,
-        factor,
-        student.stride(0),
-        teacher.stride(0),
-        vocab_size,
-        1.0 / temperature,
-        slope_factor(beta, temperature),
-        far_weight,
-        largest_log_ratio(far_weight) * math.log2(math.e),
-        FORWARD=beta == 0.0,
-        REVERSE=beta == 1.0,
-        STUDENT_IS_NEAR=beta <= 0.5,
-        BALANCED=far_weight >= _LEAST_WEIGHT_FOR_LG2,
-        WITH_SLOPE=with_slope,
-        SCALED=student.dtype == torch.float16,
-        BLOCK=BLOCK,
-        STAGES=NUM_STAGES,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(student):
+        kernel[(num_rows,)](
+            student,
+            teacher,
+            loss,
+            factor,
+            student.stride(0),
+            teacher.stride(0),
+            vocab_size,
+            1.0 / temperature,
+            slope_factor(beta, temperature),
+            far_weight,
+            largest_log_ratio(far_weight) * math.log2(math.e),
+            FORWARD=beta == 0.0,
+            REVERSE=beta == 1.0,
+            STUDENT_IS_NEAR=beta <= 0.5,
+            BALANCED=far_weight >= _LEAST_WEIGHT_FOR_LG2,
+            WITH_SLOPE=with_slope,
+            SCALED=student.dtype == torch.float16,
+            BLOCK=BLOCK,
+            STAGES=NUM_STAGES,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=True,
+        )
     return loss, factor
 
 
