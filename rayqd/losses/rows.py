@@ -14,8 +14,8 @@ _CHUNK_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
 _MAX_CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
 # Rows that a GPU's matrix product gives to a thread block; a chunk of another number leaves some of them half empty.
 _TILE_ROWS = 128
-# Elements of a float32 block that the passes after the products run over. On a CPU the four or five that are alive, a
-# MiB each, stay in the last cache of two cores; smaller ones cost more calls than they save.
+# Elements of a float32 block that the passes after the products run over, of which four or five are alive. On a CPU
+# large ones leave the caches, small ones cost more calls.
 _BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
 
 

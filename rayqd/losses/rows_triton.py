@@ -1,4 +1,4 @@
-"""`closed_form` as one Triton kernel: loss and slope of a chunk of logits, at about the cost of reading them.
+"""`closed_form` as one Triton kernel: loss and slope of a chunk of logits, with as few passes over memory as they need.
 
 Shapes: C rows (tokens) of a chunk, V vocabulary. A program takes a row and goes over it two or three times:
 
@@ -7,7 +7,7 @@ Shapes: C rows (tokens) of a chunk, V vocabulary. A program takes a row and goes
     2  0 < beta < 1: the two divergences to the mixture
     3  the slope, over the student's logits
 
-Each pass runs against the direction of the one before it, so that it begins with what the L2 cache still holds. All
+Each pass runs against the direction of the one before it, so that it begins with what the L2 cache may still hold. All
 arithmetic is float32, and logarithms are to base 2 until the end. Each thread keeps sums of its own until a pass ends:
 inside a pass no thread waits for another.
 """
