@@ -35,8 +35,12 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
     repeats = _positive("repeats", switches.get("repeats", "5"))
     about = {"kind": kind, "model": model, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
     about |= {"sequences": sequences, "length": length, "repeats": repeats}
-    step = partial(_step, arms=_arms(kind, switches))
-    rows = {"step": step, "loss": _loss, "teacher": _teacher}[kind](model, config, sequences, length, repeats)
+    measured = {
+        "step": partial(_step, arms=_arms(kind, switches)),
+        "loss": partial(_loss, chunk_tokens=_chunk_tokens(kind, switches)),
+        "teacher": _teacher,
+    }
+    rows = measured[kind](model, config, sequences, length, repeats)
     table = Table(title=f"{kind}: {model}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
     for i, name in enumerate(key for key in rows[0] if not key.startswith("_")):
         table.add_column(name, justify="left" if i == 0 else "right")
@@ -71,7 +75,9 @@ def _step(
     return rows
 
 
-def _loss(shape: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
+def _loss(
+    shape: str, config: Config, sequences: int, length: int, repeats: int, *, chunk_tokens: int | None
+) -> list[dict[str, Any]]:
     model = SHAPES[shape]
     rows: list[dict[str, Any]] = []
     for each in bench_loss(
@@ -81,10 +87,12 @@ def _loss(shape: str, config: Config, sequences: int, length: int, repeats: int)
         dtype=config.model.dtype,
         betas=BETAS,
         repeats=repeats,
+        chunk_tokens=chunk_tokens,
     ):
         row: dict[str, Any] = {"arm": each.arm, "ms": 1e3 * each.timing.seconds}
         if each.extra_bytes is not None:
             row["extra GiB"] = each.extra_bytes / 2**30
+            row["GB/s"] = round(each.logit_bytes / 1e9 / each.timing.seconds) if each.logit_bytes else ""
         row["to products"] = each.timing.seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
         rows.append(row | {"_timing": asdict(each.timing)})
     return rows
@@ -135,6 +143,14 @@ def _tokens(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) < 1 or int(match[2]) < 2:
         raise ConfigError(f"flag --tokens={text}: must be SEQUENCESxLENGTH, such as 8x1024, of 2 tokens or more each")
     return int(match[1]), int(match[2])
+
+
+def _chunk_tokens(kind: str, switches: Mapping[str, str]) -> int | None:
+    if "chunk-tokens" not in switches:
+        return None
+    if kind != "loss":
+        raise ConfigError(f"flag --chunk-tokens: only rayqd bench loss has chunks, not rayqd bench {kind}")
+    return _positive("chunk-tokens", switches["chunk-tokens"])
 
 
 def _positive(name: str, text: str) -> int:

@@ -12,15 +12,23 @@ from rayqd.errors import ConfigError
 from rayqd.observe.quiet import quiet_driver
 
 BENCH_KINDS = ("step", "loss", "teacher")
-BENCH_SWITCHES = {"shape": "NAME", "tokens": "SEQUENCESxLENGTH", "repeats": "N", "arms": "LIST", "json": "FILE"}
+BENCH_SWITCHES = {
+    "shape": "NAME",
+    "tokens": "SEQUENCESxLENGTH",
+    "chunk-tokens": "N",
+    "repeats": "N",
+    "arms": "LIST",
+    "json": "FILE",
+}
 BENCH_DETAILS = """\
 step   an optimizer step with adapters inside the rounding, beside plain LoRA without any, and the rounding alone
-loss   the exact divergence with its gradient, beside the three matrix products that it needs, and beside TRL's and
-       Liger's where they are installed
+loss   the exact divergence with its gradient, beside the three matrix products that it needs, beside what it does
+       between them, and beside TRL's and Liger's where they are installed
 teacher  each teacher.payload on held-out rows of data.source: bytes a token, tokens a second, and how far its loss
        and gradient are from the exact ones, for the model rounded to nearest
 --shape NAME                step and loss: smollm2-135m, qwen3-0.6b, qwen3-4b or qwen3-8b, with random weights
 --tokens SEQUENCESxLENGTH   a step's tokens; 8x1024 on a GPU, 2x256 without
+--chunk-tokens N            loss: tokens whose logits are held at a time; unless given as many as 1 GiB of a GPU holds
 --repeats N                 measured runs, of which the median counts; 5
 --arms LIST                 step: what to measure, of plain, stop and pass (adapter.saturated), full (QAT of all
                             weights, whose optimizer needs the memory) and rounding; plain,stop,pass,rounding
@@ -46,6 +54,7 @@ COMMAND = Command(
     name="bench",
     text="measure the speed of a part on this machine",
     run=_bench,
-    operand="step|loss|teacher [--shape NAME] [--tokens SEQUENCESxLENGTH] [--repeats N] [--arms LIST] [--json FILE]",
+    operand="step|loss|teacher [--shape NAME] [--tokens SEQUENCESxLENGTH] [--chunk-tokens N] [--repeats N] "
+    "[--arms LIST] [--json FILE]",
     details=BENCH_DETAILS,
 )

@@ -5,8 +5,9 @@ Shapes: T tokens, V vocabulary, d and D hidden widths of student and teacher, C 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -49,7 +50,7 @@ def chunked_generalized_jsd(
     check_parameters(beta, temperature)
     check_sides(student_hidden, student_head, teacher_hidden, teacher_head)
     size = student_head.element_size() + teacher_head.element_size()
-    chunk_tokens = chunk_size(chunk_tokens, len(student_head), size, student_head.device)
+    chunk_tokens = chunk_size(chunk_tokens, len(student_head), size, student_head.device, len(student_hidden))
     with_gradient = torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad)
     sides = _Sides(student_hidden, student_head, teacher_hidden.detach(), teacher_head.detach())
     return _ChunkedJSD.apply(*sides, _Objective(beta, temperature, chunk_tokens), with_gradient)  # type: ignore[no-any-return]
@@ -89,7 +90,7 @@ class _ChunkedJSD(torch.autograd.Function):
         for chunk in _chunks(sides, objective, with_slope=wants_hidden):
             loss[chunk.rows] = chunk.loss
             if grad_rows is not None:
-                grad_rows[chunk.rows] = (chunk.slope @ head) * chunk.factor
+                torch.mm(chunk.slope, head, out=grad_rows[chunk.rows]).mul_(chunk.factor)
         ctx.objective = objective
         ctx.save_for_backward(grad_rows, *(sides if wants_head else ()))
         return loss
@@ -130,40 +131,36 @@ def _chunks(sides: _Sides, objective: _Objective, *, with_slope: bool) -> Iterat
         student, teacher = student_buffer[:num_rows], teacher_buffer[:num_rows]
         torch.mm(sides.student_hidden[rows], sides.student_head.t(), out=student)
         torch.mm(sides.teacher_hidden[rows], sides.teacher_head.t(), out=teacher)
-        yield _Chunk(rows, *_loss_and_slope_in_place(student, teacher, objective, with_slope=with_slope))
+        loss, factor = loss_and_slope_in_place(
+            student, teacher, objective.beta, objective.temperature, with_slope=with_slope
+        )
+        yield _Chunk(rows, loss, student, factor)
 
 
-def _loss_and_slope_in_place(
-    student: Tensor, teacher: Tensor, objective: _Objective, *, with_slope: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [C], `student` overwritten with its slope, and the factor [C, 1] of the slope."""
-    if student.is_cuda:
-        loss, factor = _compiled()(student, teacher, objective, with_slope=with_slope)
-        return loss, student, factor
+def loss_and_slope_in_place(
+    student: Tensor, teacher: Tensor, beta: float, temperature: float, *, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss [C], and the factor [C, 1] of the slope, which takes the place of the student's logits. Uses up both sides.
+
+    A GPU has a kernel for it, `rows_triton`. Without Triton it takes the CPU's way, block by block.
+    """
+    if student.is_cuda and _has_triton():
+        from rayqd.losses import rows_triton
+
+        return rows_triton.loss_and_slope_in_place(student, teacher, beta, temperature, with_slope=with_slope)
     loss = torch.empty(len(student), dtype=torch.float32, device=student.device)
-    factor = loss.new_empty(len(student), 1)
+    factor = torch.full_like(loss, slope_factor(beta, temperature))[:, None]
     for rows in row_blocks(len(student), student.shape[1], student.device):
-        loss[rows], factor[rows] = _rows_in_place(student[rows], teacher[rows], objective, with_slope=with_slope)
-    return loss, student, factor
+        s, t = _divided(student[rows], temperature), _divided(teacher[rows], temperature)
+        loss[rows], slope = loss_and_slope(s, t, beta, with_slope=with_slope)
+        if slope is not None:
+            _store(slope, student[rows], factor[rows])
+    return loss, factor
 
 
 @cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
-    """On a GPU: a few kernels over the whole chunk, instead of a pass over memory for every operation."""
-    return cast("Callable[..., tuple[Tensor, Tensor]]", torch.compile(_rows_in_place, dynamic=True))  # pyright: ignore
-
-
-def _rows_in_place(
-    student: Tensor, teacher: Tensor, objective: _Objective, *, with_slope: bool
-) -> tuple[Tensor, Tensor]:
-    beta, temperature, _ = objective
-    loss, slope = loss_and_slope(
-        _divided(student, temperature), _divided(teacher, temperature), beta, with_slope=with_slope
-    )
-    factor = loss.new_full((len(loss), 1), slope_factor(beta, temperature))
-    if slope is not None:
-        _store(slope, student, factor)
-    return loss, factor
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _divided(logits: Tensor, temperature: float) -> Tensor:

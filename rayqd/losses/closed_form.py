@@ -28,7 +28,7 @@ from torch import Tensor
 
 # Stands for a masked logit, -inf: its probability is 0, and the difference of two of them is 0 instead of nan.
 MASKED_LOGIT = -1e30
-_INFINITE_LOSS = 1e20
+INFINITE_LOSS = 1e20  # and above: what such a logit against a real one has added up to
 
 
 def divided(logits: Tensor, temperature: float) -> Tensor:
@@ -43,22 +43,31 @@ def slope_factor(beta: float, temperature: float) -> float:
     return (1.0 - beta if 0.0 < beta < 1.0 else 1.0) / temperature
 
 
+def largest_log_ratio(far_weight: float) -> float:
+    """Beyond it near is below e^-20 of what far adds to m, and both sides' terms are at their limits."""
+    return min(20.0 - math.log(far_weight), 85.0) if far_weight > 0.0 else 85.0
+
+
 def loss_and_slope(
     student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"], beta: float, *, with_slope: bool
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"] | None]:
     """The loss of each row in nats, and its slope when asked for. Both inputs must be float32 and are overwritten."""
     p, student_lse = softmax_and_logsumexp(student)
     q, teacher_lse = softmax_and_logsumexp(teacher)
-    # log q - log p without the logarithm of a probability that has underflowed
-    log_ratio = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None])
+    # The logarithm of the side that is far in m over the one that is near, without that of a probability that has
+    # underflowed; the other buffer is free from here on.
+    if beta <= 0.5:
+        log_ratio, scratch = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
+    else:
+        log_ratio, scratch = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
     if beta == 0.0:
         loss = log_ratio.mul_(q).sum(-1)
         return _clean(loss), p.sub_(q) if with_slope else None
     if beta == 1.0:
-        weighted = log_ratio.mul_(p).neg_()
+        weighted = log_ratio.mul_(p)
         loss = _clean(weighted.sum(-1))
         return loss, weighted.addcmul_(p, loss[:, None], value=-1.0) if with_slope else None
-    return _between(p, q, log_ratio, student, beta, with_slope=with_slope)
+    return _between(p, q, log_ratio, scratch, beta, with_slope=with_slope)
 
 
 def _between(
@@ -70,10 +79,7 @@ def _between(
     log m - log near = log1p(e expm1(r)), and log m - log far = log1p(e expm1(r)) - r.
     """
     near, far, e = (p, q, beta) if beta <= 0.5 else (q, p, 1.0 - beta)
-    if beta > 0.5:
-        log_ratio.neg_()
-    # Beyond this ratio near is below e^-20 of what far adds to m, and both terms are at their limits.
-    limit = min(20.0 - math.log(e), 85.0)
+    limit = largest_log_ratio(e)
     log_ratio.clamp_(-limit, limit)
     log_mix = torch.expm1(log_ratio, out=scratch).mul_(e).log1p_()
     far_terms = log_ratio.sub_(log_mix).mul_(far)
@@ -97,4 +103,4 @@ def softmax_and_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _clean(loss: Tensor) -> Tensor:
     """Rounding may leave -1e-8 where 0 is meant; a masked logit against a real one stands for infinity."""
-    return loss.clamp_(min=0.0).masked_fill_(loss > _INFINITE_LOSS, math.inf)
+    return loss.clamp_(min=0.0).masked_fill_(loss > INFINITE_LOSS, math.inf)

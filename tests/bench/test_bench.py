@@ -62,11 +62,11 @@ def test_step_times_the_arms_it_is_told(tmp_path: Path) -> None:
 
 
 def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
-    result = bench("loss", config(), switches(tmp_path), Console(quiet=True))
-    assert [row["arm"] for row in result["rows"]][1:4] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
-    assert [row["arm"] for row in result["rows"]][4:7] == [
-        f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")
-    ]
+    result = bench("loss", config(), switches(tmp_path, **{"chunk-tokens": "20"}), Console(quiet=True))
+    arms = [row["arm"] for row in result["rows"]]
+    assert arms[1:4] == ["its rows alone, beta 0", "its rows alone, beta 0.5", "its rows alone, beta 1"]
+    assert arms[4:7] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
+    assert arms[7:10] == [f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")]
     assert result["rows"][0]["to products"] == 1.0
 
 
@@ -124,6 +124,7 @@ def _on_meta(shape: str) -> torch.nn.Module:
         ({"tokens": "1024"}, "--tokens=1024: must be SEQUENCESxLENGTH"),
         ({"tokens": "4x1"}, "--tokens=4x1: must be SEQUENCESxLENGTH"),
         ({"arms": "plain,fast"}, "--arms=plain,fast: fast is none of plain, stop"),
+        ({"chunk-tokens": "512"}, "only rayqd bench loss has chunks"),
         ({"repeats": "0"}, "--repeats=0: must be a whole number from 1"),
     ],
 )
