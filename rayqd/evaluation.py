@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import Tensor
 
-from rayqd.config import Config
+from rayqd.config import Config, load_config
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, Arm, Bench
 from rayqd.evals.fidelity import Fidelity, score, student_fidelity, teacher_fidelity
 from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.export.card import CARD_NAME
 from rayqd.export.load import is_export, load_export
+from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.start import StartingPoint, arm_name
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
@@ -25,6 +27,7 @@ from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.observe.benchmark_table import print_benchmarks
 from rayqd.preflight import Checked, check, load_data
+from rayqd.report.write import benchmarks_of_export, command_of, write_again
 from rayqd.types import Example, ScoredRollout
 
 if TYPE_CHECKING:
@@ -104,6 +107,8 @@ class _Evaluation:
             (run_dir / "eval").mkdir(exist_ok=True)
             file = run_dir / "eval" / f"{self._path.resolve().name}.json"
             file.write_text(json.dumps(result, indent=2) + "\n")
+            if self._bench and self._path.resolve() in (run_dir, run_dir / "export"):
+                _tell(run_dir)
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -140,6 +145,16 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
     if is_export(directory):
         return load_export(directory, config.model.dtype)
     return load_model(local_directory(str(directory.absolute())), config.model.dtype)
+
+
+def _tell(run_dir: Path) -> None:
+    """Puts the benchmarks of the export into the run's page and the export's model card."""
+    write_again(run_dir)
+    ended, export = run_dir / "result.json", run_dir / "export"
+    if ended.exists() and (export / CARD_NAME).exists():
+        config, result = load_config([f"@{run_dir / 'config.toml'}"]), json.loads(ended.read_text())
+        benchmarks = benchmarks_of_export(run_dir)
+        update_card(export, config, result["rows"], benchmarks=benchmarks, command=command_of(result))
 
 
 def _run_directory(path: Path) -> Path | None:

@@ -57,13 +57,18 @@ def heading_of(row: Row) -> str:
 
 def score_text(arm: Row) -> str:
     """`0.4123 ± 0.0101`"""
-    return f"{arm['value']:.4f}{_error(arm['stderr'])}"
+    return f"{_number(arm['value'])}{_error(arm['stderr'])}"
 
 
 def difference_text(arm: Row) -> str:
     """`-0.0200 ± 0.0065`; nothing for the teacher."""
-    return f"{arm['difference']:+.4f}{_error(arm['difference_stderr'])}" if "difference" in arm else ""
+    return f"{_number(arm['difference'], '+')}{_error(arm['difference_stderr'])}" if "difference" in arm else ""
 
 
 def _error(stderr: float | None) -> str:
-    return "" if stderr is None else f" ± {stderr:.4f}"
+    return "" if stderr is None else f" ± {_number(stderr)}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Shares with four decimals; a perplexity may be large."""
+    return f"{value:{sign}.4f}" if abs(value) < 100 else f"{value:{sign}.4g}"
