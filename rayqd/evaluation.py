@@ -42,6 +42,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> dict
     file or a task is wrong.
     """
     console = console or Console()
+    directory_of(path)
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
     return _Evaluation(path, config, checked, benchmarks, console).run()
@@ -139,12 +140,19 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
         )
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.as_plain_model()
+    directory = directory_of(path)
+    load = load_export if is_export(directory) else load_model
+    return load(directory, config.model.dtype)
+
+
+def directory_of(path: Path) -> Path:
+    """The checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none."""
+    if (path / "student.safetensors").is_file():
+        return path
     if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")
     directory = path / "export" if (path / "export").is_dir() else path
-    if is_export(directory):
-        return load_export(directory, config.model.dtype)
-    return load_model(local_directory(str(directory.absolute())), config.model.dtype)
+    return directory if is_export(directory) else local_directory(str(directory.absolute()))
 
 
 def _tell(run_dir: Path) -> None:

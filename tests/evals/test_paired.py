@@ -29,6 +29,7 @@ def test_the_standard_error_is_that_of_the_mean_of_the_differences(n: int) -> No
     assert found.value == pytest.approx(total / n, rel=1e-12)
     assert found.stderr == pytest.approx(math.sqrt(squares / (n - 1)) / math.sqrt(n), rel=1e-12)
     # t = d / SE
+    assert found.stderr
     assert found.value / found.stderr == pytest.approx(ttest_rel(*zip(*pairs, strict=True)).statistic, rel=1e-9)
 
 
@@ -36,6 +37,7 @@ def test_it_is_tighter_than_that_of_two_independent_scores_where_both_find_the_s
     pairs = answers(0, 1000)
     paired = mean_difference(*zip(*pairs, strict=True)).stderr
     alone = [math.sqrt(p * (1 - p) / 999) for p in (sum(each) / 1000 for each in zip(*pairs, strict=True))]
+    assert paired is not None
     assert paired < 0.5 * math.hypot(*alone)  # 0.010 against 0.022
 
 
