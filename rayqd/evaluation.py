@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +105,22 @@ class _Evaluation:
         return [weights_digest(directory), self._config.model.dtype, device().type]
 
     def _keep(self, result: dict[str, Any]) -> None:
-        if (run_dir := _run_directory(self._path)) is not None:
-            (run_dir / "eval").mkdir(exist_ok=True)
-            file = run_dir / "eval" / f"{self._path.resolve().name}.json"
-            file.write_text(json.dumps(result, indent=2) + "\n")
-            if self._bench and self._path.resolve() in (run_dir, run_dir / "export"):
+        """Benchmarks in a file of their own, which measuring the KL again leaves alone."""
+        run_dir = _run_directory(self._path)
+        if run_dir is None:
+            return
+        name = self._path.resolve().name
+        _write(run_dir / "eval" / f"{name}.json", {k: v for k, v in result.items() if k != "benchmarks"})
+        if self._bench:
+            _write(run_dir / "eval" / f"{name}-benchmarks.json", self._benchmarks_file(result))
+            if self._path.resolve() in (run_dir, run_dir / "export"):
                 _tell(run_dir)
+
+    def _benchmarks_file(self, result: dict[str, Any]) -> dict[str, Any]:
+        asked = self._config.eval.model_dump(
+            include={"tasks", "num_fewshot", "task_limit", "task_batch_size", "apply_chat_template"}
+        )
+        return {"path": result["path"], "lm_eval": version("lm_eval"), **asked, "rows": result["benchmarks"]}
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -163,6 +174,11 @@ def _tell(run_dir: Path) -> None:
         config, result = load_config([f"@{run_dir / 'config.toml'}"]), json.loads(ended.read_text())
         benchmarks = benchmarks_of_export(run_dir)
         update_card(export, config, result["rows"], benchmarks=benchmarks, command=command_of(result))
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _run_directory(path: Path) -> Path | None:

@@ -63,10 +63,9 @@ def command_of(result: Mapping[str, Any]) -> Literal["distill", "quantize"]:
 
 def benchmarks_of_export(run_dir: Path) -> list[dict[str, Any]]:
     """The rows that `rayqd eval` found for the run's export, those of the newest look at it."""
-    files = [run_dir / "eval" / f"{name}.json" for name in (run_dir.name, "export")]
+    files = [run_dir / "eval" / f"{name}-benchmarks.json" for name in (run_dir.name, "export")]
     there = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime)
-    found = [json.loads(file.read_text()).get("benchmarks", []) for file in there]
-    return next((rows for rows in reversed(found) if rows), [])
+    return json.loads(there[-1].read_text())["rows"] if there else []
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:

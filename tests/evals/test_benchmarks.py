@@ -194,7 +194,11 @@ def test_the_table_has_the_numbers_of_lm_eval_alone(
             assert row["arms"]["student"]["difference_stderr"] == pytest.approx(
                 math.sqrt(variance / len(differences)), abs=1e-12
             )
-    assert json.loads((config.run_dir / "eval" / "tiny.json").read_text())["benchmarks"] == rows
+    kept = json.loads((config.run_dir / "eval" / "tiny-benchmarks.json").read_text())
+    assert (kept["rows"], kept["tasks"]) == (rows, tasks)
+    shown = f"{rows[0]['arms']['student']['value']:.4f} ± "
+    assert shown in (config.run_dir / "report.html").read_text()
+    assert shown in (config.run_dir / "export" / "README.md").read_text()
     assert "against teacher" in output
     assert max(map(len, output.partition("benchmarks:")[2].partition("±")[0].splitlines())) <= 80
     if len(tasks) > 1:
