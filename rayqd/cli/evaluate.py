@@ -23,8 +23,10 @@ def _evaluate(words: Sequence[str]) -> int:
 
 COMMAND = Command(
     name="eval",
-    text="measure a run or a checkpoint against its teacher",
+    text="measure a run, a checkpoint or a model against its teacher",
     run=_evaluate,
     operand="RUN_OR_CHECKPOINT_DIR",
-    details="Settings start from the run's own config.toml. A run in its storage: rayqd eval s3://bucket/folder/name",
+    details="""\
+Settings start from the run's own config.toml. A run in its storage: rayqd eval s3://bucket/folder/name
+Benchmarks of lm-evaluation-harness: rayqd eval runs/quickstart --eval.tasks gsm8k,arc_easy""",
 )

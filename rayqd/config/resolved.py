@@ -24,6 +24,13 @@ WITHOUT_EFFECT = frozenset({
     "learner.microbatch_tokens",
     "learner.gradient_checkpointing",
     "eval.every",
+    "eval.tasks",
+    "eval.tasks_dir",
+    "eval.num_fewshot",
+    "eval.task_limit",
+    "eval.task_batch_size",
+    "eval.apply_chat_template",
+    "eval.rtn",
 })  # fmt: skip
 SECTIONS_WITHOUT_EFFECT = ("ray.", "checkpoint.")
 
@@ -62,6 +69,7 @@ def with_absolute_paths(config: Config) -> Config:
         return whole(source) if source and Path(source).expanduser().is_file() else source
 
     cache_dir = config.teacher.cache_dir and config.teacher.cache_dir.expanduser().absolute()
+    tasks_dir = config.eval.tasks_dir and config.eval.tasks_dir.expanduser().absolute()
     return config.model_copy(
         update={
             "runs_dir": lasting_directory() / config.runs_dir.expanduser(),
@@ -69,7 +77,7 @@ def with_absolute_paths(config: Config) -> Config:
             "model": config.model.model_copy(update={"name": whole(config.model.name)}),
             "teacher": config.teacher.model_copy(update={"name": whole(config.teacher.name), "cache_dir": cache_dir}),
             "data": config.data.model_copy(update={"source": whole_file(config.data.source)}),
-            "eval": config.eval.model_copy(update={"source": whole_file(config.eval.source)}),
+            "eval": config.eval.model_copy(update={"source": whole_file(config.eval.source), "tasks_dir": tasks_dir}),
         }
     )
 

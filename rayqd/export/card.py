@@ -13,6 +13,7 @@ from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.settings import value_text
 from rayqd.errors import StorageError
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
+from rayqd.observe.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 
 CARD_NAME = "README.md"
 
@@ -36,8 +37,15 @@ _NOTES = {
 }
 
 
-def model_card(config: Config, *, kind: str, rows: Sequence[Mapping[str, Any]] = (), command: str = "distill") -> str:
-    """Markdown with the hub's front matter; `rows` are those of result.json, if they are known."""
+def model_card(
+    config: Config,
+    *,
+    kind: str,
+    rows: Sequence[Mapping[str, Any]] = (),
+    benchmarks: Sequence[Mapping[str, Any]] = (),
+    command: str = "distill",
+) -> str:
+    """Markdown with the hub's front matter; `rows` are those of result.json, `benchmarks` those of `rayqd eval`."""
     base = base_model(config.model.name)
     teacher = base_model(config.teacher_name)
     how = (
@@ -53,6 +61,7 @@ def model_card(config: Config, *, kind: str, rows: Sequence[Mapping[str, Any]] =
         f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config, command)}\n```",
         _data(config, command),
         _results(rows),
+        _benchmarks(benchmarks),
         f"## Reproduce\n\n```bash\n{command_line(_given(config, command).items(), command)}\n```",
         f"## Serve\n\n```bash\n{_SERVE[kind]}\n```",
         _NOTES.get(kind, ""),
@@ -126,6 +135,21 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     tokens = f"{rows[0]['num_tokens']:,} held-out tokens; " if "num_tokens" in rows[0] else ""
     head = ["| | KL to teacher | perplexity | bits/weight | size |", "| --- | ---: | ---: | ---: | ---: |"]
     return "\n".join(["## Results", "", f"{tokens}KL(teacher‖student) in nats a token.", "", *head, *lines])
+
+
+def _benchmarks(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    shown = asked_for(rows)
+    arms = list(shown[0]["arms"])
+    head = [f"| | {' | '.join(arms)} | student against teacher | |", f"| --- |{' ---: |' * (len(arms) + 1)} --- |"]
+    lines = [
+        f"| {heading_of(row)} | {' | '.join(score_text(row['arms'][arm]) for arm in arms)} | "
+        f"{difference_text(row['arms']['student'])} | {row['arms']['student']['verdict'] or ''} |"
+        for row in shown
+    ]
+    notes = [f"{note}." for note in (*NOTES, *chance(shown))]
+    return "\n".join(["## Benchmarks", "", " ".join(["lm-evaluation-harness;", *notes]), "", *head, *lines])
 
 
 def _place(name: str) -> str:

@@ -70,10 +70,12 @@ def update_card(
     config: Config,
     rows: Sequence[Mapping[str, Any]],
     *,
+    benchmarks: Sequence[Mapping[str, Any]] = (),
     command: Literal["distill", "quantize"] = "distill",
 ) -> None:
     """Put the results, known only after the export was measured, into the card of a run's usual export."""
-    write_card(directory, model_card(config, kind=usual_kind(config.quant), rows=rows, command=command))
+    kind = usual_kind(config.quant)
+    write_card(directory, model_card(config, kind=kind, rows=rows, benchmarks=benchmarks, command=command))
 
 
 def write(

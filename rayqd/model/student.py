@@ -67,6 +67,19 @@ class Student:
             for layer in outside:
                 layer.outside = True
 
+    def as_plain_model(self) -> PreTrainedModel:
+        """The model of the export: plain linear layers with the values of the codes. It takes the student's place."""
+        for name, layer in self.layers.items():
+            weight = layer.grid.dequantize(layer.quantized(name))
+            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+            plain.bias = _bias(layer)  # pyright: ignore[reportAttributeAccessIssue]
+            _replace(self.model, name, plain)
+        self.layers = {}
+        if self.model.is_gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        return self.model.eval().requires_grad_(False)
+
     def dense(self) -> dict[str, Tensor]:
         """Everything that is not quantized, by its name in the original model."""
         quantized = tuple(f"{name}." for name in self.layers)

@@ -17,6 +17,7 @@ from rayqd.observe.metrics import arm_tag
 from rayqd.observe.progress import duration
 from rayqd.observe.table import how_to_run, short_path
 from rayqd.report import page
+from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import charts
 from rayqd.report.curves import run_charts
 from rayqd.report.page import Column
@@ -34,6 +35,7 @@ class Run:
     result: Row | None  # of result.json
     environment: Mapping[str, Any]
     made: datetime.datetime
+    benchmarks: Sequence[Row] = ()  # as rayqd.evals.benchmarks makes them, of the export
 
     @property
     def num_done(self) -> int:
@@ -53,6 +55,8 @@ def run_page(run: Run) -> str:
     if run.rows:
         body += [figures(run.result, run.environment)] if run.result else []
         body.append(arms(run.rows, sizes=run.result is not None))
+    if run.benchmarks:
+        body.append(benchmarks(run.benchmarks))
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))

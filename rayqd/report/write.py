@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rayqd.config import Config
+from rayqd.config import Config, load_config
 from rayqd.errors import StorageError
 from rayqd.report.run import Run, run_page
 
@@ -35,6 +35,7 @@ class Report:
                 result=result,
                 environment=self._environment,
                 made=datetime.datetime.now().astimezone(),
+                benchmarks=benchmarks_of_export(directory),
             )
         )
         aside = directory / f".{REPORT}.partial"
@@ -44,6 +45,27 @@ class Report:
         except OSError as error:
             raise StorageError(f"{directory / REPORT} could not be written: {error.strerror}") from error
         return directory / REPORT
+
+
+def write_again(run_dir: Path) -> None:
+    """The page of a run that has ended, with what was found out since; does nothing where it has none."""
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    ended = run_dir / "result.json"
+    if config.run_dir == run_dir and ended.exists() and (run_dir / REPORT).exists():
+        result = json.loads(ended.read_text())
+        Report(config, command_of(result), result["environment"]).write(result)
+
+
+def command_of(result: Mapping[str, Any]) -> Literal["distill", "quantize"]:
+    """Which command left that result."""
+    return "quantize" if "method" in result else "distill"
+
+
+def benchmarks_of_export(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows that `rayqd eval` found for the run's export, those of the newest look at it."""
+    files = [run_dir / "eval" / f"{name}-benchmarks.json" for name in (run_dir.name, "export")]
+    there = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime)
+    return json.loads(there[-1].read_text())["rows"] if there else []
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:

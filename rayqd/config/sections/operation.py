@@ -21,6 +21,21 @@ class Eval(Section):
     """Held-out rows."""
     every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 looks only before the first and after the last step."""
+    tasks: list[str] = Field(default=[])
+    """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network."""
+    tasks_dir: Path | None = None
+    """`rayqd eval`: a directory of task files (YAML) of your own, whose names `tasks` may then have."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """`rayqd eval`: solved examples before each document of a benchmark; none: as many as its task says."""
+    task_limit: int | None = Field(default=None, ge=1)
+    """`rayqd eval`: documents of each benchmark, the first ones; none takes all of them."""
+    task_batch_size: int = Field(default=16, ge=1)
+    """`rayqd eval`: sequences of a benchmark that run at once."""
+    apply_chat_template: bool = False
+    """`rayqd eval`: ask the benchmarks' questions in the model's chat template, which an instruction-tuned model
+    needs for tasks that it answers in its own words."""
+    rtn: bool = True
+    """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
 
 class Checkpoint(Section):

@@ -1,0 +1,282 @@
+"""lm-evaluation-harness: the one file that knows it. Tasks are found and read before any model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rayqd.config.sections import Eval
+from rayqd.errors import ConfigError, DataError, ModelError
+from rayqd.evals.scores import GroupScore, Scores, TaskScore
+from rayqd.observe.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OWN_TASKS = Path(__file__).parent / "tasks"
+_MOST_EXAMPLES = 10_000  # of the few-shot examples, that a fingerprint reads
+
+
+class Benchmark:
+    """A task, group or tag of lm-eval, by the name under which it was asked for."""
+
+    def __init__(self, name: str, loaded: Any, settings: Eval) -> None:
+        self.name = name
+        self._loaded = loaded  # lm-eval's {"tasks": {name: Task}, "groups": {name: Group}}
+        self._settings = settings
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model answers in its own words."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self._loaded["tasks"].values())
+
+    def aggregation(self, task: str, metric: str) -> Callable[[Sequence[Any]], float] | None:
+        """What makes a score of the documents' values; None for their mean."""
+        from lm_eval.api.metrics import mean
+
+        function = self._loaded["tasks"][task].aggregation().get(metric, mean)
+        return None if function is mean else function
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what is asked, and of lm-eval's version: the same one gives the same scores of the same model."""
+        settings = self._settings
+        asked = {
+            "lm_eval": version("lm_eval"),
+            "name": self.name,
+            "limit": settings.task_limit,
+            "num_fewshot": settings.num_fewshot,
+            "apply_chat_template": settings.apply_chat_template,
+        }
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+        for name, task in sorted(self._loaded["tasks"].items()):
+            parts = [name, task.dump_config(), *islice(task.eval_docs, settings.task_limit)]
+            if task.config.num_fewshot:
+                parts += islice(task.fewshot_docs(), _MOST_EXAMPLES)
+            for part in parts:
+                digest.update(json.dumps(part, sort_keys=True, default=_named).encode())
+        return digest.hexdigest()
+
+    def run(self, model: PreTrainedModel, tokenizer: Any) -> Scores:
+        """What `lm_eval run --model hf` says of the model, document by document. Raises ModelError."""
+        from lm_eval.evaluator import evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        settings = self._settings
+        template = settings.apply_chat_template
+        with _quiet(), _plain_attention(model):
+            make: Any = HFLM  # lm-eval's registry hides its parameters
+            language_model = make(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
+            _seed()
+            try:
+                results = evaluate(
+                    lm=language_model,
+                    task_dict=self._loaded,
+                    limit=settings.task_limit,
+                    apply_chat_template=template,
+                    fewshot_as_multiturn=template,
+                )
+            except (AssertionError, ValueError) as error:  # of its own checks: lengths, templates, splits
+                raise ModelError(f"lm-eval cannot run task {self.name}: {_first_line(error)}") from error
+        assert results is not None  # on rank 0
+        return _scores(results, self._loaded)
+
+
+def open_benchmarks(settings: Eval, tokenizer: Any) -> list[Benchmark]:
+    """Those of `settings.tasks`, with their documents.
+
+    Raises ConfigError at a name that there is not, a missing template or package, DataError at documents that cannot be
+    had.
+    """
+    if find_spec("lm_eval") is None:
+        raise ConfigError('eval.tasks needs lm-evaluation-harness: pip install "rayqd[eval]"')
+    if settings.apply_chat_template and not tokenizer.chat_template:
+        raise ConfigError("eval.apply_chat_template: the model has no chat template; leave it out for a base model")
+    if settings.tasks_dir and not settings.tasks_dir.expanduser().is_dir():
+        raise ConfigError(f"eval.tasks_dir={settings.tasks_dir} is no directory")
+    with _quiet():
+        manager = _manager(settings)
+        return [_opened(name, manager, settings) for name in dict.fromkeys(settings.tasks)]
+
+
+def _manager(settings: Eval) -> Any:
+    """Of rayqd's and the user's tasks; of lm-eval's too, whose 14,000 files take seconds, where one is asked for."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Kind
+
+    paths: list[str | Path] = [_OWN_TASKS, *([settings.tasks_dir.expanduser()] if settings.tasks_dir else [])]
+    own = TaskManager(include_path=paths, include_defaults=False)
+    if all(name in own.task_index and own.task_index[name].kind != Kind.GROUP for name in settings.tasks):
+        return own
+    manager = TaskManager(include_path=paths)
+    for name in settings.tasks:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists lm-eval's"
+            raise ConfigError(f'eval.tasks: there is no task "{name}"; {hint}')
+    return manager
+
+
+def _opened(name: str, manager: Any, settings: Eval) -> Benchmark:
+    from datasets.exceptions import DatasetsError
+
+    try:
+        loaded = manager.load([name])
+        for task in loaded["tasks"].values():
+            len(task.eval_docs)
+    except ImportError as error:
+        raise ConfigError(f"task {name} needs another package: {_first_line(error)}") from error
+    except (OSError, DatasetsError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(_why_not_loaded(name, error)) from error
+    for task in loaded["tasks"].values():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(
+                f"task {name} runs code that the model writes: use lm_eval itself with --confirm_run_unsafe_code"
+            )
+        if getattr(task, "MULTIMODAL", False):
+            raise ConfigError(f"task {name} has images or sound, and rayqd's models read text")
+        _set_fewshot(task, settings.num_fewshot)
+    return Benchmark(name, loaded, settings)
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    told = _first_line(error)
+    if isinstance(error, ConnectionError):
+        return (
+            f"task {name} needs a data set from the Hugging Face hub, which cannot be reached ({told}): load it once "
+            "where there is a network and bring HF_HOME along, or give a task of your own in eval.tasks_dir"
+        )
+    return f"task {name} cannot be loaded: {type(error).__name__}: {told}"
+
+
+def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
+    """As lm-eval's simple_evaluate does: a task that says 0 keeps it, one that says nothing has 0."""
+    own = task.get_config("num_fewshot")
+    if own is None or (num_fewshot is not None and own != 0):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=_defaults().DEFAULT_OTHER_SEED)
+
+
+def _seed() -> None:
+    """lm-eval's own."""
+    random.seed(_defaults().DEFAULT_RANDOM_SEED)
+    np.random.seed(_defaults().DEFAULT_OTHER_SEED)
+    torch.manual_seed(_defaults().DEFAULT_OTHER_SEED)
+
+
+def _defaults() -> Any:
+    from lm_eval import defaults
+
+    return defaults
+
+
+@contextlib.contextmanager
+def _plain_attention(model: Any) -> Iterator[None]:
+    """lm-eval pads its batches and generates with a cache, which rayqd's packed attention does not take."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars on a terminal, and nothing else."""
+    for name in ("lm_eval", "huggingface_hub", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with quiet_libraries(progress=sys.stderr.isatty()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _scores(results: Any, loaded: Any) -> Scores:
+    tasks = [
+        score
+        for name, samples in results["samples"].items()
+        for score in _task_scores(name, samples, results["results"][name], results["higher_is_better"][name])
+    ]
+    groups = [
+        score
+        for name, group in loaded["groups"].items()
+        for score in _group_scores(group, results["results"].get(name, {}), results["results"])
+    ]
+    return Scores(tasks=tuple(tasks), groups=tuple(groups))
+
+
+def _task_scores(
+    name: str, samples: Sequence[Any], aggregated: Any, higher_is_better: dict[str, bool]
+) -> Iterator[TaskScore]:
+    values: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], _plain(sample[metric])))
+    for (metric, filtered), documents in values.items():
+        if f"{metric},{filtered}" in aggregated:
+            yield TaskScore(
+                task=name,
+                metric=metric,
+                filter=filtered,
+                value=float(aggregated[f"{metric},{filtered}"]),
+                stderr=_stderr(aggregated, metric, filtered),
+                higher_is_better=higher_is_better.get(metric) is not False,
+                document_ids=tuple(i for i, _ in documents),
+                document_values=tuple(value for _, value in documents),
+            )
+
+
+def _group_scores(group: Any, aggregated: Any, results: Any) -> Iterator[GroupScore]:
+    """With the weights that lm-eval gives the tasks in a group: by their size, or all the same."""
+    for setting in group.aggregate_metric_list or []:
+        found = [key.partition(",")[2] for key in aggregated if key.startswith(f"{setting.metric},")]
+        for filtered in found:
+            key = f"{setting.metric},{filtered}"
+            names = [task.task_name for task in group.get_all_tasks() if key in results.get(task.task_name, {})]
+            sizes = [results[name]["sample_len"] if setting.weight_by_size else 1 for name in names]
+            yield GroupScore(
+                task=group.name,
+                metric=setting.metric,
+                filter=filtered,
+                value=float(aggregated[key]),
+                stderr=_stderr(aggregated, setting.metric, filtered),
+                parts=tuple(names),
+                weights=tuple(size / sum(sizes) for size in sizes),
+            )
+
+
+def _stderr(aggregated: Any, metric: str, filtered: str) -> float | None:
+    value = aggregated.get(f"{metric}_stderr,{filtered}", "N/A")
+    return None if value == "N/A" else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON keeps it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (bool, int, float, np.number, np.bool_)):
+        return float(value)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _named(value: object) -> str:
+    """What JSON has no word for; a function by its name, since its address is another one every time."""
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -1,0 +1,62 @@
+"""What a model scores on benchmarks, document by document where there are documents; kept as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """One metric of one task, after one of its filters (how the answer is read from what was generated)."""
+
+    task: str
+    metric: str
+    filter: str  # "none" where there is no choice
+    value: float
+    stderr: float | None  # lm-eval's, of this model alone; None where it has none
+    higher_is_better: bool
+    document_ids: tuple[int, ...]
+    document_values: tuple[Any, ...]  # numbers; lists of them for metrics that are no means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupScore:
+    """One metric of a group of tasks: Σ weight·score."""
+
+    task: str  # the group's name
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    parts: tuple[str, ...]  # names of the tasks
+    weights: tuple[float, ...]  # theirs, sum 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Of one model on one benchmark."""
+
+    tasks: tuple[TaskScore, ...]
+    groups: tuple[GroupScore, ...]
+
+    def of(self, task: str, metric: str, filtered: str) -> TaskScore:
+        """Raises KeyError where there is none."""
+        for score in self.tasks:
+            if (score.task, score.metric, score.filter) == (task, metric, filtered):
+                return score
+        raise KeyError((task, metric, filtered))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Scores:
+        """Raises KeyError or TypeError where `fields` are none."""
+        tasks = [{key: _frozen(value) for key, value in each.items()} for each in fields["tasks"]]
+        groups = [{key: _frozen(value) for key, value in each.items()} for each in fields["groups"]]
+        return cls(tasks=tuple(TaskScore(**t) for t in tasks), groups=tuple(GroupScore(**g) for g in groups))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,74 @@
+"""Benchmarks in the terminal: each model's score, and how far it is from the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def print_benchmarks(console: Console, rows: Sequence[Row]) -> None:
+    """`rows` as rayqd.evals.benchmarks makes them; of a group's tasks only the group is shown."""
+    shown = asked_for(rows)
+    table = Table(title="benchmarks: what 4 bits cost", title_justify="left")
+    table.add_column("", overflow="fold")
+    for heading in ("score", "against teacher"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in shown:
+        table.add_row(f"[bold]{heading_of(row)}[/bold]", "", "", f"{row['num_documents']:,} docs")
+        for name, arm in row["arms"].items():
+            table.add_row(f"  {name}", score_text(arm), difference_text(arm), arm.get("verdict") or "")
+        table.add_section()
+    console.print()
+    console.print(table)
+    for line in (*NOTES, *chance(shown)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+NOTES = (
+    "± one standard error; against teacher: paired, over the same documents (Miller 2024, arXiv:2411.00640, 4.2)",
+    "within noise: the difference is less than 1.96 of its standard errors",
+)
+
+
+def asked_for(rows: Sequence[Row]) -> list[Row]:
+    """Without the tasks that a group's row stands for."""
+    return [row for row in rows if row.get("part_of") is None]
+
+
+def chance(rows: Sequence[Row]) -> list[str]:
+    """With many comparisons some are beyond noise by chance."""
+    compared = sum("verdict" in arm for row in rows for arm in row["arms"].values())
+    return (
+        [f"of {compared} comparisons, about {compared / 20:.0f} are beyond noise by chance"] if compared >= 20 else []
+    )
+
+
+def heading_of(row: Row) -> str:
+    """`gsm8k: exact_match, flexible-extract`; an arrow where less is better."""
+    filtered = "" if row["filter"] == "none" else f", {row['filter']}"
+    return f"{row['task']}: {row['metric']}{filtered}{'' if row['higher_is_better'] else ' ↓'}"
+
+
+def score_text(arm: Row) -> str:
+    """`0.4123 ± 0.0101`"""
+    return f"{_number(arm['value'])}{_error(arm['stderr'])}"
+
+
+def difference_text(arm: Row) -> str:
+    """`-0.0200 ± 0.0065`; nothing for the teacher."""
+    return f"{_number(arm['difference'], '+')}{_error(arm['difference_stderr'])}" if "difference" in arm else ""
+
+
+def _error(stderr: float | None) -> str:
+    return "" if stderr is None else f" ± {_number(stderr)}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Shares with four decimals; a perplexity may be large."""
+    return f"{value:{sign}.4f}" if abs(value) < 100 else f"{value:{sign}.4g}"

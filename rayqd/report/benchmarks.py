@@ -1,0 +1,28 @@
+"""Benchmarks on a run's page: the models side by side, and what the student's difference means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from rayqd.observe.benchmark_table import NOTES, Row, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.report import page
+from rayqd.report.page import Column
+
+
+def benchmarks(rows: Sequence[Row]) -> Markup:
+    """A line for each metric; all rows were measured on the same models."""
+    shown = asked_for(rows)
+    titles = [Column(title=""), *(Column(title=name, kind="number") for name in shown[0]["arms"])]
+    titles += [Column(title="student against teacher", kind="number"), Column(title="")]
+    lines = [
+        [
+            heading_of(row),
+            *(score_text(arm) for arm in row["arms"].values()),
+            difference_text(row["arms"]["student"]),
+            row["arms"]["student"]["verdict"] or "",
+        ]
+        for row in shown
+    ]
+    return page.section("Benchmarks", page.table(titles, lines), note=". ".join([*NOTES, *chance(shown)]) + ".")

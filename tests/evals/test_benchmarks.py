@@ -1,0 +1,346 @@
+"""`rayqd eval --eval.tasks` beside lm-eval itself, which loads the same directories; what it keeps and refuses."""
+
+import inspect
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from rayqd.cli import main
+from rayqd.config.resolved import to_toml
+from rayqd.evaluation import evaluate, load_student
+from rayqd.export.load import load_export
+from rayqd.export.write import export
+from rayqd.learner.checkpoint import Checkpoints
+from rayqd.model.student import Student
+from rayqd.quantize import quantize
+
+CHOICE = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+output_type: multiple_choice
+test_split: train
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+GENERATE = """\
+task: own_words
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+output_type: generate_until
+test_split: train
+fewshot_split: train
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[answer]}}}}"
+generation_kwargs: {{until: ["!"], max_gen_toks: 8}}
+filter_list:
+  - name: letters
+    filter: [{{function: regex, regex_pattern: "([a-z])"}}, {{function: take_first}}]
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+ROLLING = """\
+task: own_text
+dataset_path: json
+dataset_kwargs: {{data_files: {file}}}
+output_type: loglikelihood_rolling
+test_split: train
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list:
+  - {{metric: word_perplexity}}
+"""
+GROUP = """\
+group: own_group
+task: [first, second]
+aggregate_metric_list:
+  - {metric: acc, weight_by_size: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tasks and a group of two of them."""
+    directory = tmp_path_factory.mktemp("tasks")
+    for name, n in (("first", 24), ("second", 9)):
+        rows = [
+            {"question": f"{name} {i}, say {chr(97 + i)}: ", "choices": [chr(97 + i), "no", "q"], "answer": i % 3}
+            for i in range(n)
+        ]
+        file = directory / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (directory / f"{name}.yaml").write_text(CHOICE.format(name=name, file=file))
+    (directory / "own_words.yaml").write_text(GENERATE.format(file=directory / "first.jsonl"))
+    (directory / "own_text.yaml").write_text(ROLLING.format(file=directory / "first.jsonl"))
+    (directory / "own_group.yaml").write_text(GROUP)
+    return directory
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYQD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lm-eval's 14,000 task files only ARC's; reading all takes ten seconds."""
+    from lm_eval.tasks import TaskManager, _index
+
+    build = _index.TaskIndex.build
+    theirs = Path(inspect.getfile(TaskManager)).parent
+    monkeypatch.setattr(
+        _index.TaskIndex,
+        "build",
+        staticmethod(lambda paths: build([theirs / "arc" if p == theirs else p for p in paths])),
+    )
+
+
+@pytest.fixture
+def rounded_run(tiny_config: Callable[..., Any], own_cache: None) -> Callable[..., Any]:
+    """A function that makes a run rounded to nearest; returns its configuration with those settings of [eval]."""
+
+    def make(**settings: Any) -> Any:
+        config = tiny_config(quant={"method": "rtn"})
+        quantize(config, Console(file=io.StringIO()))
+        return tiny_config(quant={"method": "rtn"}, eval=settings)
+
+    return make
+
+
+def run(path: Path, config: Any) -> tuple[dict[str, Any], str]:
+    output = io.StringIO()
+    return evaluate(path, config, Console(file=output, width=80)), output.getvalue()
+
+
+def lm_eval_says(directory: Path, tasks: list[str], include: Path, **settings: Any) -> Any:
+    """What lm-eval finds out about a model directory without rayqd."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(directory)},
+            tasks=tasks,
+            batch_size=16,
+            device="cpu",
+            task_manager=TaskManager(include_path=str(include), include_defaults=False),
+            **settings,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tasks", "settings"),
+    [
+        (["own_group", "own_text"], {}),
+        (["own_words"], {"num_fewshot": 2, "apply_chat_template": True}),
+    ],
+)
+def test_the_table_has_the_numbers_of_lm_eval_alone(
+    tasks: list[str],
+    settings: dict[str, Any],
+    rounded_run: Callable[..., Any],
+    tasks_dir: Path,
+    tiny_model: Path,
+    few_files: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # five seconds of pip
+    config = rounded_run(tasks=tasks, tasks_dir=tasks_dir, **settings)
+    result, output = run(config.run_dir, config)
+    lm_eval = {
+        "teacher": lm_eval_says(tiny_model, tasks, tasks_dir, **settings),
+        "student": lm_eval_says(config.run_dir / "export", tasks, tasks_dir, **settings),
+    }
+    rows = result["benchmarks"]
+    metrics = {f"{row['metric']},{row['filter']}" for row in rows}
+    assert metrics == (
+        {"acc,none", "acc_norm,none", "word_perplexity,none"} if len(tasks) > 1 else {"exact_match,letters"}
+    )
+    for row in rows:
+        key = f"{row['metric']},{row['filter']}"
+        for arm, said in lm_eval.items():
+            theirs = said["results"][row["task"]]
+            assert row["arms"][arm]["value"] == pytest.approx(theirs[key], rel=1e-9)
+            stderr = theirs[f"{row['metric']}_stderr,{row['filter']}"]
+            assert row["arms"][arm]["stderr"] == (None if stderr == "N/A" else pytest.approx(stderr, rel=1e-9))
+        # Nothing was trained: the export is the model rounded to nearest.
+        assert row["arms"]["student"] == row["arms"]["round-to-nearest INT4"]
+    for task, samples in lm_eval["teacher"]["samples"].items():
+        for metric in {"acc", "acc_norm", "exact_match"} & samples[0].keys():
+            row = next(row for row in rows if (row["task"], row["metric"]) == (task, metric))
+            differences = [
+                float(ours[metric]) - float(theirs[metric])
+                for theirs, ours in zip(samples, lm_eval["student"]["samples"][task], strict=True)
+            ]
+            mean = sum(differences) / len(differences)
+            variance = sum((d - mean) ** 2 for d in differences) / (len(differences) - 1)
+            assert row["num_documents"] == len(differences)
+            assert row["arms"]["student"]["difference"] == pytest.approx(mean, abs=1e-12)
+            assert row["arms"]["student"]["difference_stderr"] == pytest.approx(
+                math.sqrt(variance / len(differences)), abs=1e-12
+            )
+    kept = json.loads((config.run_dir / "eval" / "tiny-benchmarks.json").read_text())
+    assert (kept["rows"], kept["tasks"]) == (rows, tasks)
+    shown = f"{rows[0]['arms']['student']['value']:.4f} ± "
+    assert shown in (config.run_dir / "report.html").read_text()
+    assert shown in (config.run_dir / "export" / "README.md").read_text()
+    assert "against teacher" in output
+    assert max(map(len, output.partition("benchmarks:")[2].partition("±")[0].splitlines())) <= 80
+    if len(tasks) > 1:
+        group, first, second = (
+            next(row for row in rows if (row["task"], row["metric"]) == (task, "acc"))["arms"]["student"]
+            for task in ("own_group", "first", "second")
+        )
+        errors = first["difference_stderr"] * 24 / 33, second["difference_stderr"] * 9 / 33
+        assert group["difference_stderr"] == pytest.approx(math.hypot(*errors))
+        assert group["difference"] == pytest.approx(group["value"] - rows[0]["arms"]["teacher"]["value"])
+        assert "own_group:" in output
+        assert "first: acc" not in output  # the group stands for it
+
+
+@pytest.mark.slow
+def test_the_shipped_task_runs_offline_and_the_teacher_answers_once(
+    rounded_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = rounded_run(tasks=["quickstart_words"], task_limit=6)
+    first, output = run(config.run_dir, config)
+    assert "teacher: quickstart_words in" in output
+    assert [row["num_documents"] for row in first["benchmarks"]] == [6]
+    again, output = run(config.run_dir, config)
+    assert "teacher: quickstart_words known from before" in output
+    assert "round-to-nearest INT4: quickstart_words known from before" in output
+    assert "student: quickstart_words in" in output
+    assert again == first
+    other = config.model_copy(update={"eval": config.eval.model_copy(update={"task_limit": 5, "rtn": False})})
+    result, output = run(config.run_dir, other)
+    assert "known from before" not in output
+    assert list(result["benchmarks"][0]["arms"]) == ["teacher", "student"]
+
+
+def test_other_documents_in_the_same_file_are_asked_anew(tmp_path: Path, tasks_dir: Path) -> None:
+    from rayqd.config.sections import Eval
+    from rayqd.evals.harness import open_benchmarks
+
+    file = tmp_path / "rows.jsonl"
+    (tmp_path / "mine.yaml").write_text(CHOICE.format(name="mine", file=file))
+    settings = Eval(tasks=["mine"], tasks_dir=tmp_path)
+    fingerprints = []
+    for answer in (0, 0, 1):
+        file.write_text(json.dumps({"question": "a", "choices": ["b", "c"], "answer": answer}) + "\n")
+        fingerprints.append(open_benchmarks(settings, tokenizer=None)[0].fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_a_checkpoint_with_adapters_outside_is_measured_as_it_would_be_exported(
+    tiny_config: Callable[..., Any], tiny_model: Path, own_cache: None
+) -> None:
+    config = tiny_config(adapter={"placement": "outside"})
+    student = Student.load(tiny_model, config)
+    torch.manual_seed(1)
+    for name, parameter in student.parameters().items():
+        if ".lora_B." in name:
+            parameter.data.normal_(std=0.05)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "config.toml").write_text(to_toml(config))
+    path = Checkpoints(config.run_dir / "checkpoints", keep=1).save(1, {"student": student.state_dict()})
+    export(student, tiny_model, config, config.run_dir / "export")
+
+    ids = torch.randint(3, 128, (1, 40))
+    of_checkpoint, of_export = (
+        model(input_ids=ids).logits.float()
+        for model in (load_student(path, config), load_export(config.run_dir / "export", config.model.dtype))
+    )
+    assert torch.equal(of_checkpoint, of_export)
+    with torch.no_grad():
+        assert not torch.allclose(student.model(input_ids=ids).logits.float(), of_export, atol=0.05)
+
+    measured, _ = run(path, config)
+    exported, _ = run(config.run_dir, config)
+    assert measured["model"] == exported["model"]
+    assert measured["model"]["kl_to_teacher"] > 0
+    assert {file.name for file in (config.run_dir / "eval").iterdir()} == {"step-000001.json", "tiny.json"}
+
+
+@pytest.fixture
+def fails(tiny_config: Any, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `rayqd eval` of the tiny model with changes; returns the one line of the error."""
+
+    def run(*flags: str, exit_code: int = 2, model: Path = tiny_model) -> str:
+        file = tmp_path / "run.toml"
+        file.write_text(to_toml(tiny_config(model={"name": str(model)})))
+        assert main(["eval", str(model), f"@{file}", *flags]) == exit_code
+        captured = capsys.readouterr()
+        assert "KL to teacher" not in captured.out  # refused before anything was measured
+        lines = [line for line in captured.err.splitlines() if line.startswith("rayqd: ")]
+        assert len(lines) == 1
+        return lines[0].removeprefix("rayqd: error: ")
+
+    return run
+
+
+def test_an_unknown_task_names_the_nearest(fails: Any, few_files: None) -> None:
+    assert fails("--eval.tasks", "arc_esay") == 'eval.tasks: there is no task "arc_esay"; did you mean arc_easy?'
+
+
+def test_a_directory_of_tasks_that_is_none(fails: Any) -> None:
+    line = fails("--eval.tasks", "quickstart_words", "--eval.tasks_dir", "nowhere")
+    assert line == "eval.tasks_dir=nowhere is no directory"
+
+
+def test_without_lm_eval_the_extra_is_named(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rayqd.evals.harness.find_spec", lambda name: None)
+    line = fails("--eval.tasks", "quickstart_words")
+    assert line == 'eval.tasks needs lm-evaluation-harness: pip install "rayqd[eval]"'
+
+
+def test_a_base_model_has_no_template(fails: Any, tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in tiny_model.iterdir():
+        if file.name != "chat_template.jinja":
+            (base / file.name).symlink_to(file)
+    line = fails("--eval.tasks", "quickstart_words", "--eval.apply_chat_template", model=base)
+    assert line == "eval.apply_chat_template: the model has no chat template; leave it out for a base model"
+
+
+def test_a_data_set_that_needs_a_network_and_has_none(
+    fails: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "far.yaml").write_text(CHOICE.format(name="far", file="x").replace(": json", ": someone/something"))
+    line = fails("--eval.tasks", "far", "--eval.tasks_dir", str(tmp_path), exit_code=1)
+    assert line.startswith("task far needs a data set from the Hugging Face hub, which cannot be reached (")
+    assert "HF_HOME" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (": json", ": json", "FileNotFoundError"),  # the file of rows is not there
+        ("test_split: train", "test_split: tset", "tset"),
+    ],
+)
+def test_a_task_file_with_a_mistake_is_named(fails: Any, tmp_path: Path, old: str, new: str, told: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    if old != new:
+        file.write_text(json.dumps({"question": "a", "choices": ["b", "c"], "answer": 1}) + "\n")
+    (tmp_path / "mine.yaml").write_text(CHOICE.format(name="mine", file=file).replace(old, new))
+    line = fails("--eval.tasks", "mine", "--eval.tasks_dir", str(tmp_path), exit_code=1)
+    assert line.startswith("task mine cannot be loaded: ")
+    assert told in line
