@@ -99,7 +99,7 @@ def tiny_config(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Any:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rollouts() -> Any:
     """A function that makes random rollouts of the given (prompt, completion) lengths."""
     from rayqd.types import Rollout

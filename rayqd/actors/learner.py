@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray import train
 from ray.exceptions import ObjectLostError
 from ray.train.torch import TorchConfig, TorchTrainer
-from torch import distributed
 
 from rayqd.actors.balance import balanced_shares
 from rayqd.actors.node import forget, on_this_node
@@ -28,6 +26,8 @@ from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
     from rayqd.evals.fidelity import Fidelity
+
+_PATIENCE_SECONDS = 6 * 3600  # the others wait for the first worker to calibrate; Ray ends them where one is lost
 
 
 class ConductorFeed:
@@ -73,6 +73,8 @@ class ConductorFeed:
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Held until the next publish: the object lives as long as somebody here refers to it."""
+        if self._rank > 0:
+            return
         self._published = ray.put(dict(tensors))
         ray.get(self._conductor.publish.remote(version, [self._published]))
 
@@ -106,7 +108,7 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
     return TorchTrainer(
         learn,
         train_loop_config={"config": config, "conductor": conductor},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_PATIENCE_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
             use_gpu=gpus > 0,
@@ -122,20 +124,27 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
 
 
 def learn(settings: dict[str, Any]) -> None:
-    """The whole life of one learner worker; rank 0 also evaluates, keeps checkpoints and exports."""
+    """The whole life of one learner worker; rank 0 also evaluates, keeps checkpoints and exports.
+
+    Where the student is divided among the workers, the others help it to.
+    """
     from rayqd.learner.checkpoint import Checkpoints
-    from rayqd.learner.finish import Heldout, finish
+    from rayqd.learner.finish import Heldout, finish, help_to_finish
     from rayqd.learner.learner import Learner
     from rayqd.learner.loop import train as train_loop
     from rayqd.learner.mirror import Mirror
     from rayqd.learner.start import StartingPoint
+    from rayqd.learner.workers import ManyWorkers, Workers
     from rayqd.model.load import device, load_head
     from rayqd.model.source import local_directory
 
     config: Config = on_this_node(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    feed = ConductorFeed(settings["conductor"], rank, world_size, _everybody if world_size > 1 else bool)
+    workers = Workers()
+    if world_size > 1:
+        workers = ManyWorkers(device(), is_sharded=config.adapter.kind == "none")
+    feed = ConductorFeed(settings["conductor"], rank, world_size, workers.everybody)
     source = local_directory(config.model.name, config.model.revision)
     teacher_head = None
     if config.teacher.name:
@@ -150,36 +159,26 @@ def learn(settings: dict[str, Any]) -> None:
         checkpoints.on_saved = mirror.update
     step = max([-1 if start.is_new else 0, *checkpoints.steps()])
     feed.report({"event": "ready", "role": "learner", "step": step, "place": whereabouts()})
-    heldout = Heldout(feed.heldout() if rank == 0 else [], teacher_head, config.learner.microbatch_tokens)
+    rows = feed.heldout() if workers.takes_part else []
+    heldout = Heldout(rows, teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
         start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
         if mirror:
             mirror.update()
-    if world_size > 1:
-        distributed.barrier()
+    workers.wait()
     if mirror and rank > 0:
         mirror.fetch(is_first_worker=False)
-    student = start.load_student(source)
-    learner = Learner(
-        student,
-        student.head if teacher_head is None else teacher_head,
-        config,
-        _sum if world_size > 1 else _nothing_to_sum,
-    )
-    train_loop(
-        learner,
-        feed,
-        checkpoints,
-        config,
-        evaluate=lambda: heldout.student(student),
-        is_first_worker=rank == 0,
-    )
+    student = start.load_student(source, workers.mesh)
+    learner = Learner(student, student.head if teacher_head is None else teacher_head, config, workers)
+    train_loop(learner, feed, checkpoints, config, evaluate=lambda: heldout.student(student))
     if rank == 0:
         feed.report({"event": "status", "text": "evaluating and exporting"})
-        rows = finish(learner, heldout, start.arms, source, config)
+        results = finish(learner, heldout, start.arms, source, config)
         if mirror:
             mirror.finish()
-        feed.report({"event": "finished", "rows": rows})
+        feed.report({"event": "finished", "rows": results})
+    elif workers.takes_part:
+        help_to_finish(learner, heldout)
     forget(settings["config"], config)
 
 
@@ -201,20 +200,3 @@ def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
     except ObjectLostError:
         return None
     return [ScoredRollout(rollout=values[2 * i], scores=values[2 * i + 1]) for i in range(len(refs))]
-
-
-def _sum(tensors: list[Any]) -> None:
-    for tensor in tensors:
-        distributed.all_reduce(tensor)
-
-
-def _everybody(mine: bool) -> bool:
-    from rayqd.model.load import device
-
-    votes = torch.tensor(float(mine), device=device())
-    distributed.all_reduce(votes, op=distributed.ReduceOp.MIN)
-    return bool(votes)
-
-
-def _nothing_to_sum(tensors: list[Any]) -> None:
-    del tensors

@@ -7,18 +7,22 @@ an export made elsewhere from a checkpoint cannot prove itself by computing the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from rayqd.model.sharding import whole
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 
 
-def digests(student: Student) -> dict[str, Tensor]:
-    """SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model."""
-    return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized()}
+def digests(student: Student, gather: Callable[[Tensor], Tensor] = whole) -> dict[str, Tensor]:
+    """SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model.
+
+    Collective: `gather` makes a weight whole where workers have rows of it.
+    """
+    return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized(gather)}
 
 
 def digest(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,10 @@ class Heldout:
 def finish(
     learner: Learner, heldout: Heldout, untrained: Mapping[str, Fidelity], source: Path, config: Config
 ) -> list[dict[str, Any]]:
-    """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one."""
+    """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one.
+
+    Of the first worker; where the weights are divided, the others call `help_to_finish`.
+    """
     directory = config.run_dir / "export"
     export(learner.student, source, config, directory)
     size = weight_bytes(directory)
@@ -50,6 +54,12 @@ def finish(
     ]
     update_card(directory, config, rows)
     return rows
+
+
+def help_to_finish(learner: Learner, heldout: Heldout) -> None:
+    """What `finish` needs of the other workers, in its order: their rows of the weights, and of the forward passes."""
+    deque(learner.student.quantized(), maxlen=0)
+    heldout.student(learner.student)
 
 
 def result_row(arm: str, fidelity: Fidelity, bits_per_weight: float, size_bytes: int) -> dict[str, Any]:

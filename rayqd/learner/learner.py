@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +13,14 @@ from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
+from rayqd.learner.workers import Workers
+from rayqd.model.sharding import divided_like, whole
 from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.student import Student
-from rayqd.types import ScoredRollout
+from rayqd.types import Rollout, ScoredRollout
 
-SumOverWorkers = Callable[[list[Tensor]], None]
+_NOBODYS = np.zeros(1, dtype=np.int32)  # a prompt or completion of the token that every vocabulary has
+_IDLE = Rollout(step=-1, index=0, on_policy=False, prompt_ids=_NOBODYS, completion_ids=_NOBODYS, policy_version=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +36,7 @@ class Learner:
     """Student and optimizer.
 
     The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so neither
-    microbatches nor the number of workers change what a step means. `sum_over_workers` adds tensors in place over
-    all learner workers; alone, there is nothing to add.
+    microbatches nor the number of `workers` change what a step means.
     """
 
     def __init__(
@@ -41,13 +44,13 @@ class Learner:
         student: Student,
         teacher_head: Tensor,
         config: Config,
-        sum_over_workers: SumOverWorkers = lambda tensors: None,
+        workers: Workers | None = None,
     ) -> None:
         self.student = student
         self.teacher_head = teacher_head
         self.settings = config.learner
         self._objective = Objective(config.distill, student.head, teacher_head)
-        self._sum_over_workers = sum_over_workers
+        self.workers = workers or Workers()
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(
             self._parameters,
@@ -60,13 +63,17 @@ class Learner:
         """Step number `step`, on this worker's `share` of a batch that trains `num_loss_tokens` over all workers."""
         self.optimizer.zero_grad(set_to_none=False)
         loss = torch.zeros((), device=self.student.head.device)
-        for indices in by_tokens([s.rollout for s in share], self.settings.microbatch_tokens):
+        microbatches = by_tokens([s.rollout for s in share], self.settings.microbatch_tokens)
+        num_rounds = self._num_rounds(len(microbatches))
+        for indices in microbatches:
             loss += self._backward([share[i] for i in indices], num_loss_tokens)
+        for _ in range(len(microbatches), num_rounds):
+            self._lend_a_hand()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        self._sum_over_workers([loss, *gradients])
+        self.workers.add_up([loss, *([] if self.workers.is_sharded else gradients)])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
         if not torch.isfinite(norm):
             raise ModelError(
                 f"step {step + 1}: the gradient is inf or nan (loss {loss.item():g}): lower learner.lr, or choose "
@@ -84,8 +91,20 @@ class Learner:
         loss.backward()
         return loss.detach()
 
+    def _num_rounds(self, num_microbatches: int) -> int:
+        """Microbatches that this worker goes through: as many as any, where each needs all workers for the weights."""
+        return self.workers.largest(num_microbatches) if self.workers.is_sharded else num_microbatches
+
+    def _lend_a_hand(self) -> None:
+        """Go through the model beside the others, and add nothing to the gradient."""
+        states = completion_states(self.student.model, [_IDLE])
+        states.backward(torch.zeros_like(states))
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`."""
+        """Everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`.
+
+        Of a divided student this worker's rows; `workers.whole` puts them together, which `load_state_dict` takes.
+        """
         moments: dict[str, Tensor] = {}
         for name, parameter in self.student.parameters().items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -99,8 +118,10 @@ class Learner:
         for name, value in state["optimizer"].items():
             parameter_name, _, key = name.rpartition(":")
             parameter = named[parameter_name]
-            self.optimizer.state[parameter][key] = value if self._on_cpu(key) else value.to(parameter.device)
+            self.optimizer.state[parameter][key] = self._placed(parameter, key, value)
 
-    def _on_cpu(self, key: str) -> bool:
-        """torch keeps AdamW's step count there, unless the optimizer is fused."""
-        return key == "step" and not self.optimizer.defaults["fused"]
+    def _placed(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
+        """Moments are where their parameter is; AdamW's step count is on the CPU, unless the optimizer is fused."""
+        if key != "step":
+            return divided_like(parameter, value)
+        return value.to(parameter.device) if self.optimizer.defaults["fused"] else value

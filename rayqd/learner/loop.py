@@ -23,8 +23,8 @@ class Feed(Protocol):
     """The learner's view of the rest of the run."""
 
     def batch(self, step: int) -> Batch: ...
-    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...
-    def report(self, event: dict[str, Any]) -> None: ...
+    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...  # of the first worker
+    def report(self, event: dict[str, Any]) -> None: ...  # of the first worker
     def when_stopping(self, stop: Callable[[], int]) -> None: ...
 
 
@@ -35,15 +35,18 @@ def train(
     config: Config,
     *,
     evaluate: Callable[[], Fidelity],
-    is_first_worker: bool,
 ) -> None:
-    """Train from the last checkpoint, if there is one, to the last step; only the first worker writes and evaluates."""
+    """Train from the last checkpoint, if there is one, to the last step.
+
+    Only the first worker writes, publishes and evaluates; where the weights are divided, the others help it to.
+    """
     start = _resume(learner, checkpoints)
     keeper = Keeper(learner, checkpoints, start)
-    if is_first_worker:
+    takes_part = learner.workers.takes_part
+    if takes_part:
         feed.when_stopping(keeper.stop)
     feed.report({"event": "start", "step": start})
-    publishes = is_first_worker and config.distill.lmbda > 0
+    publishes = takes_part and config.distill.lmbda > 0
     if publishes:
         feed.publish(start, weights_on_the_wire(learner.student, config))
     for step in range(start, config.learner.steps):
@@ -53,10 +56,10 @@ def train(
             _one_step(learner, feed, config, step)
             if publishes and not last:
                 feed.publish(version, weights_on_the_wire(learner.student, config))
-            if is_first_worker and (last or version % config.checkpoint.every == 0):
+            if takes_part and (last or version % config.checkpoint.every == 0):
                 path = keeper.save(version)
                 feed.report({"event": "checkpoint", "step": version, "path": str(path)})
-        if is_first_worker and config.eval.every and version % config.eval.every == 0 and not last:
+        if takes_part and config.eval.every and version % config.eval.every == 0 and not last:
             feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
 
 

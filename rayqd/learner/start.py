@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
 from rayqd.config.sections import Quant
@@ -64,7 +65,7 @@ class StartingPoint:
         config = self._config
         quant = config.quant
         rounded, moved = arm_name("rtn", quant), arm_name(quant.init, quant)
-        arms = {rounded: evaluate(Student.load(source, config))}
+        arms = {rounded: evaluate(Student(load_model(source, config.model.dtype), config, trainable=False))}
         on_arm(rounded, arms[rounded])
         weights = {}
         if quant.init != "rtn":
@@ -79,16 +80,16 @@ class StartingPoint:
                 on_layer=on_layer,
             )
             weights = {n: t.cpu().clone() for n, t in model.state_dict().items() if n in changed}
-            arms[moved] = evaluate(Student(model, config))
+            arms[moved] = evaluate(Student(model, config, trainable=False))
             on_arm(moved, arms[moved])
         self._keep(arms, weights)
 
-    def load_student(self, source: Path) -> Student:
-        """The untrained student, its weights where `make` left them."""
+    def load_student(self, source: Path, mesh: DeviceMesh | None = None) -> Student:
+        """The untrained student, its weights where `make` left them, and divided over `mesh` if one is given."""
         student_model = load_model(source, self._config.model.dtype)
         if self._config.quant.init != "rtn":
             self._move(student_model)
-        return Student(student_model, self._config)
+        return Student(student_model, self._config, mesh=mesh)
 
     @property
     def arms(self) -> dict[str, Fidelity]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
 from rayqd.config.sections import Adapter
@@ -17,6 +18,7 @@ from rayqd.errors import ConfigError
 from rayqd.model.grids import layer_grids
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.sharding import assign, shard, whole
 from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
 
 if TYPE_CHECKING:
@@ -26,13 +28,20 @@ if TYPE_CHECKING:
 class Student:
     """Owns the model and its trainable parameters; says what the codes of the moment are."""
 
-    def __init__(self, model: PreTrainedModel, config: Config, *, trainable: bool = True) -> None:
-        """Not `trainable`: the weights that would be trained stay as they are, in the model's own dtype."""
+    def __init__(
+        self, model: PreTrainedModel, config: Config, *, trainable: bool = True, mesh: DeviceMesh | None = None
+    ) -> None:
+        """Not `trainable`: the weights that would be trained stay as they are, in the model's own dtype.
+
+        `mesh`: the workers among which full QAT divides those weights; the methods marked "collective" are then called
+        by all of them at the same time.
+        """
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
         torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
-        self.layers = _quantization_aware(model, config, self.grid, trainable)
+        self.layers = _quantization_aware(model, config, self.grid, trainable and mesh is None)
         self.model = model
+        self._shards = shard(model, self.layers, mesh) if mesh is not None else None
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
@@ -47,13 +56,22 @@ class Student:
         return output_head(self.model)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name."""
+        """What is trained, by name; of a divided student this worker's rows, as DTensors."""
+        if self._shards is not None:
+            return dict(self._shards)  # the model has others in their place while it computes
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def quantized(self) -> Iterator[tuple[str, Quantized]]:
-        """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses."""
+    def quantized(self, gather: Callable[[Tensor], Tensor] = whole) -> Iterator[tuple[str, Quantized]]:
+        """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses.
+
+        Collective; `gather` makes a weight whole where workers have rows of it.
+        """
         for name, layer in self.layers.items():
-            yield name, layer.quantized(name)
+            if self._shards is None:
+                yield name, layer.quantized(name)
+            else:
+                weight = gather(self._shards[f"{name}.weight"].detach())
+                yield name, layer.grid.quantize(weight.to(self.head.device), name=name)
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:
@@ -89,7 +107,10 @@ class Student:
         return kept | biases
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is trained, as it goes into a checkpoint: adapters under PEFT's names, all else under its own."""
+        """What is trained, as it goes into a checkpoint: adapters under PEFT's names, all else under its own.
+
+        Of a divided student this worker's rows; `load_state_dict` takes whole tensors.
+        """
         state = {name: p.detach() for name, p in self.parameters().items() if not _is_adapter(name)}
         if self.adapter.kind == "lora":
             state |= {name: t.contiguous() for name, t in get_peft_model_state_dict(self.model).items()}
@@ -100,7 +121,7 @@ class Student:
         if self.adapter.kind == "lora":
             set_peft_model_state_dict(self.model, {name: t for name, t in state.items() if name not in own})
         for name in own.keys() & state.keys():
-            own[name].data.copy_(state[name])
+            assign(own[name], state[name])
 
 
 def _quantization_aware(

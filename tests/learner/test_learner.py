@@ -1,6 +1,7 @@
 """An optimizer step against an independent one, and against itself under everything that must not change it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
 from rayqd.learner.start import StartingPoint
+from rayqd.learner.workers import Workers
 from rayqd.model.load import load_model
 from rayqd.model.scoring import Teacher
 from rayqd.model.student import Student
@@ -105,13 +107,18 @@ def test_workers_that_share_a_batch_get_the_gradient_of_one_that_has_it_all(
     assert_close({name: parts[0][name] + parts[1][name] for name in whole}, whole)
 
 
-def test_the_sum_over_workers_is_given_loss_and_every_gradient(
+def test_the_workers_add_up_loss_and_every_gradient(
     tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
 ) -> None:
-    seen: list[list[torch.Tensor]] = []
-    learner = make(tiny_model, config_of(tiny_config), sum_over_workers=seen.append)
+    seen: list[int] = []
+
+    class Counting(Workers):
+        def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+            seen.append(len(tensors))
+
+    learner = make(tiny_model, config_of(tiny_config), workers=Counting())
     learner.step(0, batch, 35)
-    assert [len(tensors) for tensors in seen] == [1 + len(learner.student.parameters())]
+    assert seen == [1 + len(learner.student.parameters())]
 
 
 def test_a_worker_without_sequences_still_takes_part(tiny_model: Any, tiny_config: Any) -> None:

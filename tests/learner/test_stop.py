@@ -64,7 +64,7 @@ def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
         student = Student.load(tiny_model, config)
         learner = Learner(student, student.head, config)
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-        options: dict[str, Any] = {"evaluate": lambda: None, "is_first_worker": True}
+        options: dict[str, Any] = {"evaluate": lambda: None}
         thread = threading.Thread(target=train, args=(learner, feed, checkpoints, config), kwargs=options, daemon=True)
         started.append((feed, thread))
         thread.start()

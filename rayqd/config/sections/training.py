@@ -72,7 +72,8 @@ class Learner(Section):
     """How the student learns."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Ray Train workers; each takes its share of every step."""
+    """Ray Train workers; each takes its share of every step. With adapters every one has the whole student; with
+    adapter.kind none they divide weights, gradients and moments among them, so that models fit that fit on no GPU."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=8, ge=1)

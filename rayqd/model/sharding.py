@@ -1,0 +1,81 @@
+"""Full QAT over several workers: each holds some rows of every trained weight, of its gradient and its moments (FSDP2).
+
+    forward    gather layer i, compute, forget ─► gather layer i + 1 ...
+    backward   gather layer i, compute, forget; add up its gradient over all workers, keep own rows ─► layer i - 1 ...
+
+A decoder layer is gathered whole and in float32, so whole groups of the very same numbers are rounded as on one worker.
+What is not trained stays whole on every worker: norms, the embedding, and the output head, which the loss needs where
+no layer is being computed. Whatever gathers is done by all workers at the same time and in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rayqd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceMesh) -> dict[str, nn.Parameter]:
+    """Make the weights of `layers` trainable in float32, each worker keeping its rows of them; returns those by name.
+
+    Never more than one decoder layer is whole in float32. Raises ConfigError for a layer outside the decoder.
+    """
+    decoder = model.base_model
+    weights = {f"{name}.weight": layer for name, layer in layers.items()}
+    within = {module for module in decoder.modules() if module is not decoder}
+    if outside := [name for name, layer in layers.items() if layer not in within]:
+        raise ConfigError(
+            f"adapter.kind=none leaves {outside[0]} to be trained, which is outside the decoder and cannot be "
+            "divided among learner workers: add it to quant.ignore, or set learner.num_workers=1"
+        )
+    blocks = getattr(decoder, "layers", ())
+    for unit in (*blocks, decoder):
+        own = set(unit.modules())
+        for layer in weights.values():
+            if layer in own and not layer.weight.requires_grad:
+                assert isinstance(layer.weight, Tensor)
+                layer.weight = nn.Parameter(layer.weight.detach().float())
+        divided = fully_shard(unit, mesh=mesh, ignored_params={p for p in unit.parameters() if not p.requires_grad})
+        divided.set_gradient_divide_factor(1.0)  # gradients are added up: the loss has the global denominator already
+        divided.set_force_sum_reduction_for_comms(True)  # gloo knows no other way of dividing by one
+    trained = dict(model.named_parameters())
+    return {name: trained[name] for name in weights}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """What the workers' rows make together; any other tensor as it is. Of all workers at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_over(mesh: DeviceMesh, tensor: Tensor) -> Tensor:
+    """`whole`, on the CPU and by way of `mesh`, a mesh of CPUs that no other thread uses."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    rows = tensor.to_local().detach().cpu()
+    return DTensor.from_local(
+        rows, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    ).full_tensor()
+
+
+def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value`, whole on every worker, as `parameter` is: on its device, and divided among the workers if it is."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def assign(parameter: nn.Parameter, value: Tensor) -> None:
+    """Give `parameter` the numbers of `value`, which is whole."""
+    parameter.copy_(divided_like(parameter, value))

@@ -1,0 +1,130 @@
+"""What each of two workers with half the weights does, in a process of its own; results are left as files."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn as spawn_processes
+
+from rayqd.config import Config
+from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.finish import Heldout
+from rayqd.learner.learner import Learner
+from rayqd.learner.loop import packed_codes, train
+from rayqd.learner.workers import ManyWorkers, Workers
+from rayqd.model.load import load_model
+from rayqd.model.student import Student
+from rayqd.types import Batch, ScoredRollout, WireTensor
+
+# Which sequences each worker takes at each step: unequal numbers of them, none at all, and one worker's order of adding
+# up the same gradients: those of the first microbatches, of the second ones, and so on.
+SHARES = [([0, 1, 2], [3]), ([4, 0], []), ([], [1])]
+ORDERS = [[0, 3, 1, 2], [4, 0], [1]]
+
+
+def make(directory: Path, config: Config, workers: Workers) -> Learner:
+    student = Student(load_model(directory, config.model.dtype), config, mesh=workers.mesh)
+    return Learner(student, student.head, config, workers)
+
+
+def steps(
+    learner: Learner, batch: Sequence[ScoredRollout], indices: Mapping[int, Sequence[int]], num_loss_tokens: int
+) -> list[tuple[float, float]]:
+    """Loss and norm of the gradient of each."""
+    done = [learner.step(step, [batch[i] for i in share], num_loss_tokens) for step, share in indices.items()]
+    return [(result.loss, result.grad_norm) for result in done]
+
+
+class Feed:
+    """Gives this worker's shares; once the third is asked for, the run is told to stop."""
+
+    def __init__(self, batch: Sequence[ScoredRollout], rank: int, late_seconds: float) -> None:
+        self._batch, self._rank, self._late_seconds = batch, rank, late_seconds
+        self.published: dict[int, Mapping[str, WireTensor]] = {}
+        self.stopped = threading.Event()
+        self.kept: int | None = None
+
+    def batch(self, step: int) -> Batch:
+        if step == 2:
+            threading.Timer(self._late_seconds, self._stop).start()
+        share = [self._batch[i] for i in SHARES[step % len(SHARES)][self._rank]]
+        return Batch(share=share, num_loss_tokens=35, num_tokens=97, num_on_policy=0, policy_version=None)
+
+    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
+        self.published[version] = tensors
+
+    def report(self, event: dict[str, Any]) -> None: ...
+
+    def when_stopping(self, stop: Callable[[], int]) -> None:
+        self._keeper_stop = stop
+
+    def _stop(self) -> None:
+        self.kept = self._keeper_stop()
+        self.stopped.set()
+
+
+def spawn(directory: Path, **given: Any) -> dict[int, dict[str, Any]]:
+    """Runs `_worker` twice; what the two found, the first worker's under 0."""
+    (directory / "given.pickle").write_bytes(pickle.dumps(given))
+    spawn_processes(_worker, (str(directory),), nprocs=2)
+    return {rank: torch.load(directory / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)}
+
+
+def _worker(rank: int, where: str) -> None:
+    directory = Path(where)
+    given: dict[str, Any] = pickle.loads((directory / "given.pickle").read_bytes())
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
+    workers = ManyWorkers(torch.device("cpu"), is_sharded=True)
+    found = {name: _scenario(rank, workers, given, name) for name in given["configs"]}
+    found["resumed"] = _resumed(rank, workers, given, directory)
+    found["stopped"] = _stopped(rank, workers, given, directory / "stopped")
+    found["stopped apart"] = _stopped(rank, workers, given, directory / "apart", late_seconds=0.5 * rank)
+    torch.save(found, directory / f"found-{rank}.pt")
+    workers.wait()
+    distributed.destroy_process_group()
+
+
+def _scenario(rank: int, workers: Workers, given: dict[str, Any], name: str) -> dict[str, Any]:
+    batch = given["batches"][name]
+    learner = make(given["model"], given["configs"][name], workers)
+    shares = {step: share[rank] for step, share in enumerate(SHARES)}
+    results = steps(learner, batch, shares, 35)
+    own_bytes = sum(p.to_local().nbytes for p in learner.student.parameters().values())
+    return {
+        "results": results,
+        "state": workers.whole(learner.state_dict()),
+        "codes": packed_codes(learner.student),
+        "fidelity": Heldout(batch, None, 40).student(learner.student),
+        "own_bytes": own_bytes,
+    }
+
+
+def _resumed(rank: int, workers: Workers, given: dict[str, Any], directory: Path) -> dict[str, dict[str, Tensor]]:
+    """From one worker's checkpoint of the first step."""
+    learner = make(given["model"], given["configs"]["plain"], workers)
+    learner.load_state_dict(load_checkpoint(directory / "one-worker" / "step-000001"))
+    steps(learner, given["batches"]["plain"], {step: SHARES[step][rank] for step in (1, 2)}, 35)
+    return workers.whole(learner.state_dict())
+
+
+def _stopped(
+    rank: int, workers: Workers, given: dict[str, Any], directory: Path, late_seconds: float = 0.0
+) -> dict[str, Any]:
+    """Both are told in the middle of step 3, one perhaps when that is past; both stay where they are."""
+    checkpoints = Checkpoints(directory / str(rank), keep=2)
+    learner = make(given["model"], given["configs"]["plain"], workers)
+    feed = Feed(given["batches"]["plain"], rank, late_seconds)
+    options: dict[str, Any] = {"evaluate": lambda: None}
+    arguments = (learner, feed, checkpoints, given["configs"]["plain"])
+    training = threading.Thread(target=train, args=arguments, kwargs=options, daemon=True)
+    training.start()
+    assert feed.stopped.wait(60)
+    workers.all_aside(None)  # the connections are free again
+    return {"kept": feed.kept, "steps": checkpoints.steps(), "published": sorted(feed.published)}
