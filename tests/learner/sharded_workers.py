@@ -1,4 +1,7 @@
-"""What each of two workers with half the weights does, in a process of its own; results are left as files."""
+"""What each of two workers with half the weights does, and one that has them all; results are left as files.
+
+Each in a process of its own: the order in which products are added up depends on what a process has done before.
+"""
 
 from __future__ import annotations
 
@@ -69,26 +72,65 @@ class Feed:
         self.stopped.set()
 
 
-def spawn(directory: Path, **given: Any) -> dict[int, dict[str, Any]]:
-    """Runs `_worker` twice; what the two found, the first worker's under 0."""
-    (directory / "given.pickle").write_bytes(pickle.dumps(given))
-    spawn_processes(_worker, (str(directory),), nprocs=2)
-    return {rank: torch.load(directory / f"found-{rank}.pt", weights_only=False) for rank in (0, 1)}
+def spawn(work: Callable[..., dict[str, Any]], num_processes: int, directory: Path, **given: Any) -> list[Any]:
+    """Runs `work` so many times; what each found, in their order."""
+    (directory / "given.pickle").write_bytes(pickle.dumps((work, given)))
+    spawn_processes(_process, (str(directory),), nprocs=num_processes)
+    return [torch.load(directory / f"found-{rank}.pt", weights_only=False) for rank in range(num_processes)]
 
 
-def _worker(rank: int, where: str) -> None:
+def _process(rank: int, where: str) -> None:
     directory = Path(where)
-    given: dict[str, Any] = pickle.loads((directory / "given.pickle").read_bytes())
+    work, given = pickle.loads((directory / "given.pickle").read_bytes())
     torch.set_num_threads(1)
+    torch.save(work(rank, directory, given), directory / f"found-{rank}.pt")
+
+
+def alone(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """What one worker does; a checkpoint of its first step is left for two to go on from."""
+    del rank
+    found: dict[str, Any] = {}
+    for name, config in given["configs"].items():
+        batch = given["batches"][name]
+        learner = make(given["model"], config, Workers())
+        results = steps(learner, batch, {0: ORDERS[0]}, 35)
+        if name == "plain":
+            Checkpoints(directory / "one-worker", keep=1).save(1, learner.state_dict())
+        results += steps(learner, batch, {1: ORDERS[1], 2: ORDERS[2]}, 35)
+        found[name] = {
+            "results": results,
+            "state": learner.state_dict(),
+            "codes": packed_codes(learner.student),
+            "fidelity": Heldout(batch, None, 40).student(learner.student),
+            "own_bytes": sum(p.nbytes for p in learner.student.parameters().values()),
+        }
+    return found
+
+
+def alone_from_the_checkpoint_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The third step, after the two that the others had done when they were stopped."""
+    del rank
+    learner = make(given["model"], given["configs"]["plain"], Workers())
+    checkpoint = load_checkpoint(directory / "stopped" / "0" / "step-000002")
+    learner.load_state_dict(checkpoint)
+    steps(learner, given["batches"]["plain"], {2: ORDERS[2]}, 35)
+    return {
+        "state": learner.state_dict(),
+        "num_digests": len(checkpoint["digests"]),
+        "num_layers": len(learner.student.layers),
+    }
+
+
+def one_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
     workers = ManyWorkers(torch.device("cpu"), is_sharded=True)
     found = {name: _scenario(rank, workers, given, name) for name in given["configs"]}
     found["resumed"] = _resumed(rank, workers, given, directory)
     found["stopped"] = _stopped(rank, workers, given, directory / "stopped")
     found["stopped apart"] = _stopped(rank, workers, given, directory / "apart", late_seconds=0.5 * rank)
-    torch.save(found, directory / f"found-{rank}.pt")
     workers.wait()
     distributed.destroy_process_group()
+    return found
 
 
 def _scenario(rank: int, workers: Workers, given: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,11 @@ import pytest
 import torch
 
 from rayqd.config import Config
-from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.finish import Heldout
-from rayqd.learner.loop import packed_codes
-from rayqd.learner.workers import Workers
 from rayqd.model.load import load_model
 from rayqd.model.scoring import Teacher
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.types import HiddenScores, ScoredRollout
-from tests.learner.sharded_workers import ORDERS, make, spawn, steps
+from tests.learner.sharded_workers import alone, alone_from_the_checkpoint_of_two, one_of_two, spawn
 
 pytestmark = pytest.mark.slow
 
@@ -63,37 +58,20 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(
-    tiny_model: Path, configs: dict[str, Config], batch: list[ScoredRollout], directory: Path
-) -> Iterator[dict[str, dict[str, Any]]]:
-    """What one worker does; a checkpoint of its first step is left for two to go on from."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the others: products are added up in an order that depends on it
-    found: dict[str, dict[str, Any]] = {}
-    for name, config in configs.items():
-        learner = make(tiny_model, config, Workers())
-        mine = of_dtype(batch, config)
-        results = steps(learner, mine, {0: ORDERS[0]}, 35)
-        if name == "plain":
-            Checkpoints(directory / "one-worker", keep=1).save(1, learner.state_dict())
-        results += steps(learner, mine, {1: ORDERS[1], 2: ORDERS[2]}, 35)
-        found[name] = {
-            "results": results,
-            "state": learner.state_dict(),
-            "codes": packed_codes(learner.student),
-            "fidelity": Heldout(mine, None, 40).student(learner.student),
-            "own_bytes": sum(p.nbytes for p in learner.student.parameters().values()),
-        }
-    yield found
-    torch.set_num_threads(num_threads)
+def given(tiny_model: Path, configs: dict[str, Config], batch: list[ScoredRollout]) -> dict[str, Any]:
+    batches = {name: of_dtype(batch, config) for name, config in configs.items()}
+    return {"model": tiny_model, "configs": configs, "batches": batches}
 
 
 @pytest.fixture(scope="module")
-def two(
-    tiny_model: Path, configs: dict[str, Config], batch: list[ScoredRollout], directory: Path, one: dict[str, Any]
-) -> dict[int, dict[str, Any]]:
-    batches = {name: of_dtype(batch, config) for name, config in configs.items()}
-    return spawn(directory, model=tiny_model, configs=configs, batches=batches)
+def one(given: dict[str, Any], directory: Path) -> dict[str, Any]:
+    return spawn(alone, 1, directory, **given)[0]
+
+
+@pytest.fixture(scope="module")
+def two(given: dict[str, Any], directory: Path, one: dict[str, Any]) -> list[dict[str, Any]]:
+    del one  # whose checkpoint they go on from
+    return spawn(one_of_two, 2, directory, **given)
 
 
 def of_dtype(batch: list[ScoredRollout], config: Config) -> list[ScoredRollout]:
@@ -104,7 +82,7 @@ def of_dtype(batch: list[ScoredRollout], config: Config) -> list[ScoredRollout]:
 
 @pytest.mark.parametrize("name", ["plain", "recomputed", "bfloat16"])
 def test_shares_of_other_lengths_and_none_at_all_train_to_the_same_bits(
-    one: dict[str, Any], two: dict[int, dict[str, Any]], name: str
+    one: dict[str, Any], two: list[dict[str, Any]], name: str
 ) -> None:
     expected, actual = one[name], two[0][name]
     assert_same(actual["state"], expected["state"])
@@ -114,7 +92,7 @@ def test_shares_of_other_lengths_and_none_at_all_train_to_the_same_bits(
 
 
 def test_every_worker_sees_the_codes_that_one_alone_would_publish(
-    one: dict[str, Any], two: dict[int, dict[str, Any]]
+    one: dict[str, Any], two: list[dict[str, Any]]
 ) -> None:
     for rank in (0, 1):
         codes = two[rank]["plain"]["codes"]
@@ -122,9 +100,7 @@ def test_every_worker_sees_the_codes_that_one_alone_would_publish(
         assert all(np.array_equal(codes[name].bits, wire.bits) for name, wire in one["plain"]["codes"].items())
 
 
-def test_the_gradient_is_clipped_by_the_norm_over_all_workers(
-    one: dict[str, Any], two: dict[int, dict[str, Any]]
-) -> None:
+def test_the_gradient_is_clipped_by_the_norm_over_all_workers(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     expected, actual = one["clipped"], two[0]["clipped"]
     assert min(norm for _, norm in expected["results"]) > 1e-3  # the limit, so all three were
     np.testing.assert_allclose(actual["results"][0], expected["results"][0], rtol=1e-5)
@@ -133,31 +109,28 @@ def test_the_gradient_is_clipped_by_the_norm_over_all_workers(
         torch.testing.assert_close(actual["state"]["optimizer"][name], moments[name], rtol=1e-2, atol=1e-8)
 
 
-def test_each_worker_holds_half_and_only_the_first_is_given_the_whole(one: Any, two: dict[int, dict[str, Any]]) -> None:
+def test_each_worker_holds_half_and_only_the_first_is_given_the_whole(one: Any, two: list[dict[str, Any]]) -> None:
     for rank in (0, 1):
         assert two[rank]["plain"]["own_bytes"] == one["plain"]["own_bytes"] / 2
     assert two[1]["plain"]["state"] == {"student": {}, "optimizer": {}}
 
 
-def test_two_workers_go_on_from_the_checkpoint_of_one(one: dict[str, Any], two: dict[int, dict[str, Any]]) -> None:
+def test_two_workers_go_on_from_the_checkpoint_of_one(one: dict[str, Any], two: list[dict[str, Any]]) -> None:
     assert_same(two[0]["resumed"], one["plain"]["state"])
 
 
 def test_one_worker_goes_on_from_the_checkpoint_that_two_left_when_they_were_stopped(
-    tiny_model: Path, configs: dict[str, Config], batch: list[ScoredRollout], one: Any, two: Any, directory: Path
+    given: dict[str, Any], one: Any, two: Any, directory: Path
 ) -> None:
     assert [two[rank]["stopped"]["kept"] for rank in (0, 1)] == [2, 2]
     assert [two[rank]["stopped"]["steps"] for rank in (0, 1)] == [[2], []]
     assert two[0]["stopped"]["published"] == [0, 1, 2]
-    learner = make(tiny_model, configs["plain"], Workers())
-    checkpoint = load_checkpoint(directory / "stopped" / "0" / "step-000002")
-    assert len(checkpoint["digests"]) == len(learner.student.layers)
-    learner.load_state_dict(checkpoint)
-    steps(learner, batch, {2: ORDERS[2]}, 35)
-    assert_same(learner.state_dict(), one["plain"]["state"])
+    (resumed,) = spawn(alone_from_the_checkpoint_of_two, 1, directory, **given)
+    assert resumed["num_digests"] == resumed["num_layers"]
+    assert_same(resumed["state"], one["plain"]["state"])
 
 
-def test_workers_that_hear_of_a_stop_at_different_times_stop_at_the_same_step(two: dict[int, dict[str, Any]]) -> None:
+def test_workers_that_hear_of_a_stop_at_different_times_stop_at_the_same_step(two: list[dict[str, Any]]) -> None:
     first, second = (two[rank]["stopped apart"] for rank in (0, 1))
     assert first["kept"] == second["kept"]
     assert first["steps"] == [first["kept"]]
