@@ -53,27 +53,28 @@ def cluster_file(node_types: Mapping[str, Any], gcs_address: str, *, idle_second
 
 
 @contextmanager
-def autoscaling_cluster(node_types: Mapping[str, Any], *, idle_seconds: float) -> Iterator[str]:
-    """The address of its head; all of its processes are gone afterwards, and no others."""
+def autoscaling_cluster(node_types: Mapping[str, Any], *, idle_seconds: float) -> Iterator[tuple[str, str]]:
+    """The addresses of its head and of its dashboard; all of its processes are gone afterwards, and no others."""
     directory = Path(tempfile.mkdtemp(prefix="rayqd-"))  # short: a socket's path has 107 characters at most
-    port = _free_port()
+    port, dashboard_port, agent_port = _free_port(), _free_port(), _free_port()
     address = f"{get_node_ip_address()}:{port}"
     file = directory / "cluster.yaml"
     file.write_text(json.dumps(cluster_file(node_types, address, idle_seconds=idle_seconds)))
-    ports = ["node-manager", "object-manager", "dashboard-agent-listen", "metrics-export"]
+    ports = ["node-manager", "object-manager", "metrics-export"]
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"),
-        *(f"--port={port}", f"--temp-dir={directory}", f"--autoscaling-config={file}", "--include-dashboard=false"),
+        *(f"--port={port}", f"--temp-dir={directory}", f"--autoscaling-config={file}", "--include-dashboard=true"),
         *(f"--{each}-port=0" for each in ports),
         f"--ray-client-server-port={_free_port()}",
-        f"--dashboard-port={_free_port()}",
+        *(f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={agent_port}"),
         "--object-store-memory=150000000",
     ]
     with (directory / "head.log").open("w") as log:
         head = subprocess.Popen(command, env=os.environ | _environment(), stdout=log, stderr=subprocess.STDOUT)
         try:
-            _wait_for(port, head, directory / "head.log")
-            yield address
+            _wait_for(get_node_ip_address(), port, head, directory / "head.log")
+            _wait_for("127.0.0.1", dashboard_port, head, directory / "head.log")
+            yield address, f"http://127.0.0.1:{dashboard_port}"
         finally:
             _end(head, directory)
 
@@ -81,6 +82,7 @@ def autoscaling_cluster(node_types: Mapping[str, Any], *, idle_seconds: float) -
 def _environment() -> dict[str, str]:
     return {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # where a job's `python` is
         "PYTHONPATH": str(ROOT),  # what the nodes' workers import rayqd from
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_FAKE_CLUSTER": "1",
@@ -95,10 +97,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(host: str, port: int, head: subprocess.Popen[bytes], log: Path) -> None:
     while head.poll() is None:
         with socket.socket() as probe:
-            if probe.connect_ex((get_node_ip_address(), port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.2)
     raise AssertionError(log.read_text())

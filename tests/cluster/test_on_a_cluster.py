@@ -5,6 +5,7 @@ Nodes are processes of this machine, with labels and CPUs in Ray's books.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def exports() -> dict[str, Path]:
 
 @pytest.fixture
 def run_config(tiny_config: Any) -> Any:
-    def make(address: str) -> Config:
+    def make(address: str | None) -> Config:
         return tiny_config(
             learner={"steps": 40},
             rollout={"max_staleness": 2, "min_new_tokens": 40, "max_new_tokens": 60},
@@ -60,14 +61,18 @@ def run_config(tiny_config: Any) -> Any:
 
 
 class Driver:
-    """`rayqd distill` in a process of its own."""
+    """`rayqd distill` in a process of its own, or as a job of the cluster whose dashboard is given."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    def __init__(self, config: Config, directory: Path, dashboard: str = "") -> None:
         self._config = config
-        file = directory / "run.toml"
-        file.write_text(to_toml(config))
+        (directory / "run.toml").write_text(to_toml(config))
+        (directory / "main.py").write_text(DRIVER)
+        command = ["python", str(directory / "main.py"), f"@{directory / 'run.toml'}"]
+        if dashboard:
+            # Without a working directory: Ray's fake nodes share the place where it would be unpacked, and empty it.
+            command = ["ray", "job", "submit", "--address", dashboard, "--", *command]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, f"@{file}"],
+            [str(Path(sys.executable).with_name(command[0])), *command[1:]],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,11 +100,11 @@ class Driver:
 
 
 @pytest.fixture
-def start_driver(tmp_path: Path) -> Iterator[Callable[[Config], Driver]]:
+def start_driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Driver]]:
     drivers: list[Driver] = []
 
-    def start(config: Config) -> Driver:
-        drivers.append(Driver(config, tmp_path))
+    def start(config: Config, dashboard: str = "") -> Driver:
+        drivers.append(Driver(config, tmp_path_factory.mktemp("driver"), dashboard))
         return drivers[-1]
 
     yield start
@@ -149,17 +154,17 @@ def alive() -> dict[str, int]:
     return {market: markets.count(market) for market in markets}
 
 
-def test_nodes_come_for_a_run_and_go_after_it(run_config: Any, start_driver: Any, exports: dict[str, Path]) -> None:
+def test_nodes_come_for_a_job_and_go_after_it(run_config: Any, start_driver: Any, exports: dict[str, Path]) -> None:
     node_types = {
         "steady": {"resources": {"CPU": 1}, "labels": {MARKET: "on-demand"}, "min_workers": 0, "max_workers": 1},
         "spot": {"resources": {"CPU": 1}, "labels": {MARKET: "spot"}, "min_workers": 0, "max_workers": 3},
     }
-    with autoscaling_cluster(node_types, idle_seconds=5) as address:
+    with autoscaling_cluster(node_types, idle_seconds=5) as (address, dashboard):
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         try:
             assert alive() == {"head": 1}
-            config = run_config(address)
-            driver = start_driver(config)
+            config = run_config(None)  # a job finds its own cluster
+            driver = start_driver(config, dashboard)
             most: dict[str, int] = {}
             while driver.runs:
                 most |= {group: max(count, most.get(group, 0)) for group, count in alive().items()}
@@ -172,6 +177,7 @@ def test_nodes_come_for_a_run_and_go_after_it(run_config: Any, start_driver: Any
         finally:
             ray.shutdown()
     # One CPU each: the learner on the steady node, the teacher and the rollout worker on a spot node each.
+    assert re.search(r"Job '\w+' succeeded", output)
     assert "waiting for the cluster to start 1 steady, 2 spot" in output
     assert most == {"head": 1, "on-demand": 1, "spot": 2}
     assert markets(output) == AS_PLACED
