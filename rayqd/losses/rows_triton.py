@@ -170,11 +170,10 @@ def _row(
         near_sums = tl.zeros([LANES], tl.float32)
         for step in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
             offsets = last - step + columns
-            s = _logits(student, offsets, vocab_size) - student_top
-            t = _logits(teacher, offsets, vocab_size) - teacher_top
-            p = tl.exp2(s * scale - student_log)
-            q = tl.exp2(t * scale - teacher_log)
-            log_ratio = (t - s) * scale - sum_gap
+            p, q, log_ratio = _probabilities(
+                student, teacher, offsets, vocab_size, scale,
+                student_top, teacher_top, student_log, teacher_log, sum_gap,
+            )  # fmt: skip
             far_log, near_log = _over_mixture(log_ratio, far_weight, largest_log_ratio, STUDENT_IS_NEAR, BALANCED)
             far_sums += tl.sum((q if STUDENT_IS_NEAR else p) * far_log, 1)
             near_sums += tl.sum((p if STUDENT_IS_NEAR else q) * near_log, 1)
@@ -193,11 +192,10 @@ def _row(
         if SCALED:
             peaks = tl.zeros([LANES], tl.float32)
             for start in tl.range(0, vocab_size, BLOCK):
-                s = _logits(student, start + columns, vocab_size) - student_top
-                t = _logits(teacher, start + columns, vocab_size) - teacher_top
-                p = tl.exp2(s * scale - student_log)
-                q = tl.exp2(t * scale - teacher_log)
-                log_ratio = (t - s) * scale - sum_gap
+                p, q, log_ratio = _probabilities(
+                    student, teacher, start + columns, vocab_size, scale,
+                    student_top, teacher_top, student_log, teacher_log, sum_gap,
+                )  # fmt: skip
                 slope = _slope(
                     p, q, log_ratio, student_kl, far_weight, largest_log_ratio,
                     FORWARD, REVERSE, STUDENT_IS_NEAR, BALANCED,
@@ -207,11 +205,10 @@ def _row(
         tl.store(factor + row, slope_factor * peak * (1.0 if FORWARD else _LN_2))
         for step in tl.range(0, vocab_size, BLOCK, num_stages=STAGES):
             offsets = (last - step if FORWARD or REVERSE else step) + columns
-            s = _logits(student, offsets, vocab_size) - student_top
-            t = _logits(teacher, offsets, vocab_size) - teacher_top
-            p = tl.exp2(s * scale - student_log)
-            q = tl.exp2(t * scale - teacher_log)
-            log_ratio = (t - s) * scale - sum_gap
+            p, q, log_ratio = _probabilities(
+                student, teacher, offsets, vocab_size, scale,
+                student_top, teacher_top, student_log, teacher_log, sum_gap,
+            )  # fmt: skip
             slope = _slope(
                 p, q, log_ratio, student_kl, far_weight, largest_log_ratio,
                 FORWARD, REVERSE, STUDENT_IS_NEAR, BALANCED,
@@ -226,6 +223,16 @@ def _logits(row, offsets, vocab_size):
     """float32, with masked ones, and what lies beyond the row, finite: their differences must not be nan."""
     x = tl.load(row + offsets, mask=offsets < vocab_size, other=float("-inf")).to(tl.float32)
     return tl.maximum(x, _MASKED, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _probabilities(
+    student, teacher, offsets, vocab_size, scale, student_top, teacher_top, student_log, teacher_log, sum_gap
+):
+    """p and q, the sides' probabilities, and log q - log p to base 2."""
+    s = _logits(student, offsets, vocab_size) - student_top
+    t = _logits(teacher, offsets, vocab_size) - teacher_top
+    return tl.exp2(s * scale - student_log), tl.exp2(t * scale - teacher_log), (t - s) * scale - sum_gap
 
 
 @triton.jit
