@@ -16,7 +16,7 @@ into a sum, 16-bit values are rounded half to even.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,10 +27,9 @@ from rayqd.model.low_rank import LowRank
 from rayqd.quant import Grid
 from rayqd.quant.int4 import Int4Grid
 
-# A tile of 64 x 128 weights: 64 rows are the least that a warp group's product takes, 128 columns are whole groups of
-# every usual size and 256 bytes of a row. That is 64 registers a thread for each tensor alive. With 168 in all, three
-# blocks fit a multiprocessor, whose loads and arithmetic overlap; the compiler's own choice, 205, leaves room for two.
-BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS, MAX_REGISTERS = 64, 128, 4, 168
+# A tile of 32 x 128 weights: whole groups of every usual size, 256 bytes of a row, 32 registers a thread for each
+# tensor alive. On an H200 64 rows (a warp group's product takes that many) need a fifth more time, 16 rows a quarter.
+BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 32, 128, 4
 
 # Of the rank, at a time: A's and B's tiles take 24 KiB of shared memory, and as much again for what tf32x3 splits off.
 BLOCK_RANK = 32
@@ -77,9 +76,6 @@ def rounded(
     rank = 0 if low_rank is None else len(low_rank.a)
     a, b, scaling = (merged, merged, 0.0) if low_rank is None else low_rank
     blocks = (triton.cdiv(num_columns, block_columns), triton.cdiv(num_rows, block_rows))
-    settings: dict[str, Any] = {"num_warps": NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
-    if not INTERPRETED:
-        settings["maxnreg"] = MAX_REGISTERS
     with torch.cuda.device_of(weight):  # none is, where the interpreter runs this on a CPU
         _kernel[blocks](
             weight,
@@ -101,7 +97,9 @@ def rounded(
             BLOCK_RANK=min(BLOCK_RANK, max(16, triton.next_power_of_2(rank))),
             PRECISION=precision,
             CAST_TRUNCATES=INTERPRETED,
-            **settings,
+            num_warps=NUM_WARPS,
+            num_stages=1,
+            enable_fp_fusion=False,
         )
     return Rounded(values, merged)
 

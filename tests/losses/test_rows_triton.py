@@ -1,4 +1,4 @@
-"""The GPU's kernel in Triton's interpreter, against the definition in float64."""
+"""The kernel against the definition in float64: on a GPU if there is one, else in Triton's interpreter."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 BETAS = (0.0, 1e-6, 0.03, 0.1, 0.5, 0.9, 1 - 1e-6, 1.0)
 VOCAB = 301  # three blocks of 128, the last in part
+WIDE = 13_000  # four of the blocks that users run, the last in part
 pytestmark = pytest.mark.slow  # a process that interprets
 
 
@@ -48,6 +49,7 @@ def cases():
             made[f"temperature {temperature}", beta] = case(*logits(), beta, temperature)
         for vocab in (1, 128):
             made[f"vocabulary {vocab}", beta] = case(*logits(vocab), beta)
+        made["wide", beta] = case(*logits(WIDE), beta)
         made["offset", beta] = case(logits()[0] + 1000, logits()[1] - 1000, beta)
         made["same", beta] = case(logits()[0], logits()[0], beta)
         made["extreme", beta] = case(*extreme(), beta)
@@ -67,7 +69,7 @@ def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     made = cases()
     torch.save(list(made.values()), folder / "cases.pt")
-    command = [sys.executable, "-m", "tests.losses.rows_in_interpreter", folder / "cases.pt", folder / "answers.pt"]
+    command = [sys.executable, "-m", "tests.losses.rows_kernel", folder / "cases.pt", folder / "answers.pt"]
     subprocess.run(command, check=True, cwd=HERE.parents[1], timeout=300)
     return dict(zip(made, torch.load(folder / "answers.pt"), strict=True))
 
@@ -90,12 +92,16 @@ def assert_gradient(answer, expected, relative):
     assert (gradient - expected).abs().max() < relative * expected.abs().max()
 
 
+# A GPU's lg2.approx is off by 2**-22 where the mixture is close to a side; seen on an H200: 4.05e-6 of the loss.
+RELATIVE = 1e-5 if torch.cuda.is_available() else 4e-6
+
+
 @pytest.mark.parametrize("beta", BETAS)
 def test_value_and_gradient_are_the_definition(answers, beta, jsd_by_definition):
-    for name in ("temperature 0.7", "temperature 1.0", "temperature 2.0", "vocabulary 128"):
+    for name in ("temperature 0.7", "temperature 1.0", "temperature 2.0", "vocabulary 128", "wide"):
         given, answer = cases()[name, beta], answers[name, beta]
         expected = jsd_by_definition(given["student"].numpy(), given["teacher"].numpy(), beta, given["temperature"])
-        np.testing.assert_allclose(answer["loss"].numpy(), expected, rtol=4e-6, err_msg=name)
+        np.testing.assert_allclose(answer["loss"].numpy(), expected, rtol=RELATIVE, err_msg=name)
         assert_gradient(answer, exact(**given)[1], 4e-6)
 
 

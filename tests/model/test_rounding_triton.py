@@ -53,7 +53,8 @@ def compiled_for_h100(rule: str) -> tuple[str, int]:
 
     from rayqd.model import rounding_triton
 
-    constants = {"RANK": 32, "RULE": rule, "GROUP": 128, "BLOCK_ROWS": 64, "BLOCK_COLUMNS": 128, "BLOCK_RANK": 32}
+    constants = {"RANK": 32, "RULE": rule, "GROUP": 128, "BLOCK_ROWS": rounding_triton.BLOCK_ROWS}
+    constants |= {"BLOCK_COLUMNS": 128, "BLOCK_RANK": 32}
     constants |= {"PRECISION": rounding_triton.PRECISION, "CAST_TRUNCATES": False}
     types = dict.fromkeys(rounding_triton._kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
     types |= dict.fromkeys(("weight", "values", "gradient"), "*bf16") | dict.fromkeys(("a", "b", "merged"), "*fp32")
@@ -64,18 +65,21 @@ def compiled_for_h100(rule: str) -> tuple[str, int]:
         signature=types,
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": rounding_triton.MAX_REGISTERS}
+    options = {"num_warps": rounding_triton.NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     return compiled.asm["ptx"], compiled.metadata.shared
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-def test_compiled_for_an_h100_no_product_is_fused_into_a_sum_and_three_blocks_fit(rule: str) -> None:
+def test_compiled_for_an_h100_no_product_is_fused_into_a_sum_and_many_blocks_fit(rule: str) -> None:
+    from rayqd.model import rounding_triton
+
     ptx, shared_bytes = compiled_for_h100(rule)
     fused = ptx.count("fma.rn.f32")
-    assert fused == 4 * 64  # the four of a division, for each of a thread's 64 weights
+    weights_a_thread = rounding_triton.BLOCK_ROWS * rounding_triton.BLOCK_COLUMNS // (32 * rounding_triton.NUM_WARPS)
+    assert fused == 4 * weights_a_thread  # the four of a division
     assert "div.full" not in ptx
     assert "div.approx" not in ptx
-    assert "wgmma" in ptx
-    assert 3 * shared_bytes <= 227 * 1024
+    assert "mma.sync" in ptx
+    assert 4 * shared_bytes <= 227 * 1024
