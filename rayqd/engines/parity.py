@@ -56,6 +56,7 @@ def vllm_change(
                 max_concurrent=len(sequences),
                 gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
                 dtype=config.model.dtype,
+                eager=True,
             )
         except _REFUSALS as error:
             return Check(name="vLLM", text=f"vLLM could not load it: {_in_one_line(error)}; more in {log}")

@@ -40,8 +40,12 @@ class VLLMEngine:
         dtype: str,
         form: Form | None = None,
         max_top_ids: int = 0,
+        eager: bool = False,
     ) -> None:
-        """`max_top_ids`: the most that `generate_ranked` will be asked for."""
+        """`max_top_ids`: the most that `generate_ranked` will be asked for.
+
+        `eager`: no compiler and no CUDA graphs, for few tokens; a CPU always is.
+        """
         os.environ.update(_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
         from vllm import LLM
@@ -57,7 +61,7 @@ class VLLMEngine:
             max_model_len=context_length,
             max_num_seqs=max_concurrent,
             gpu_memory_utilization=gpu_memory_utilization,
-            enforce_eager=current_platform.is_cpu(),
+            enforce_eager=eager or current_platform.is_cpu(),
             disable_log_stats=True,
             max_logprobs=max(max_top_ids, 1),
         )
