@@ -126,6 +126,7 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
 
     def load() -> LoadedTeacher:
         from rayqd.model.answers import make_answer
+        from rayqd.model.layers import compile_layers
         from rayqd.model.load import common_vocabulary, load_model, output_head
         from rayqd.model.score_cache import weights_digest
         from rayqd.model.scoring import Teacher
@@ -134,6 +135,8 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
         student = local_directory(config.model.name, config.model.revision)
         directory = local_directory(config.teacher.name) if config.teacher.name else student
         model = load_model(directory, config.model.dtype)
+        if config.model.compile and output_head(model).is_cuda:
+            compile_layers(model)
         vocab_size = common_vocabulary(student, directory)
         settings, temperature = config.teacher, config.distill.temperature
         cache = _open_cache(config)

@@ -20,6 +20,7 @@ from rayqd.bench.shapes import random_model
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.learner.learner import Learner
+from rayqd.model.layers import checkpoint_layers
 from rayqd.model.load import device, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.model.rounding import rounded
@@ -119,8 +120,7 @@ class _PlainLora:
                 parameter.data = parameter.data.to(torch_dtype(config.model.dtype))
         self.model = model
         if config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()
+            checkpoint_layers(model)
 
     @property
     def head(self) -> Tensor:

@@ -12,6 +12,7 @@ from rayqd.config.settings import Setting, groups, settings, value_text
 WITHOUT_EFFECT = frozenset({
     "runs_dir",
     "storage",
+    "model.compile",
     "rollout.num_workers",
     "rollout.max_concurrent",
     "rollout.gpu_memory_utilization",

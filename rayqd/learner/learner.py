@@ -14,6 +14,7 @@ from rayqd.errors import ModelError
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
 from rayqd.learner.workers import Workers
+from rayqd.model.layers import compile_layers
 from rayqd.model.sharding import divided_like, whole
 from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.student import Student
@@ -51,6 +52,8 @@ class Learner:
         self.settings = config.learner
         self._objective = Objective(config.distill, student.head, teacher_head)
         self.workers = workers or Workers()
+        if config.model.compile and student.head.is_cuda and not self.workers.is_sharded:
+            compile_layers(student.model)
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(
             self._parameters,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rayqd.model.low_rank import LowRank
-from rayqd.model.rounding import merged, rounded, rounded_backward
+from rayqd.model.rounded_linear import Rounding, rounded_linear, rounding
+from rayqd.model.rounding import merged
 from rayqd.quant import Grid, Quantized
 
 
@@ -25,10 +26,14 @@ class QATLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, grid: Grid, *, trainable: bool) -> None:
         super().__init__()
-        self.grid = grid
+        self.rounding = rounding(grid)
         weight = linear.weight.detach().float() if trainable else linear.weight.detach()
         self.weight = nn.Parameter(weight, requires_grad=trainable)
         self.bias = linear.bias
+
+    @property
+    def grid(self) -> Grid:
+        return self.rounding.grid
 
     def merged_weight(self) -> Tensor:
         """What gets quantized, [N, K] in float32."""
@@ -39,19 +44,22 @@ class QATLinear(nn.Module):
         return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FakeQuantizedLinear.apply(x, self.weight, None, None, self.bias, 0.0, self.grid, True)  # pyright: ignore
+        return rounded_linear(x, self.weight, None, self.bias, self.rounding)
 
 
 class QATLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer that computes x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
 
-    grid: Grid
+    rounding: Rounding
     outside: bool  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
-    stops_saturated: bool  # no gradient for weights whose code is at its limit
 
     def set_rounding(self, grid: Grid, *, outside: bool = False, stops_saturated: bool = True) -> None:
         """PEFT makes the layer without knowing of any rounding; nothing works before this."""
-        self.grid, self.outside, self.stops_saturated = grid, outside, stops_saturated
+        self.rounding, self.outside = rounding(grid, stops_saturated=stops_saturated), outside
+
+    @property
+    def grid(self) -> Grid:
+        return self.rounding.grid
 
     @property
     def linear(self) -> nn.Linear:
@@ -79,59 +87,9 @@ class QATLoraLinear(PeftLoraLinear):
         return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        a, b, scaling = self.low_rank
         weight, bias = self.linear.weight, self.linear.bias
         if not self.outside:
-            return _FakeQuantizedLinear.apply(x, weight, a, b, bias, scaling, self.grid, self.stops_saturated)  # pyright: ignore
+            return rounded_linear(x, weight, self.low_rank, bias, self.rounding)
+        a, b, scaling = self.low_rank
         beside = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-        return _FakeQuantizedLinear.apply(x, weight, None, None, bias, 0.0, self.grid, True) + scaling * beside  # pyright: ignore
-
-
-class _FakeQuantizedLinear(torch.autograd.Function):
-    """Q is computed anew in the backward pass: between the two, no second copy of the weights exists.
-
-    With G = dYᵀX, zero where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights
-    get their gradient too, G is never needed: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
-    """
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        a: Tensor | None,
-        b: Tensor | None,
-        bias: Tensor | None,
-        scaling: float,
-        grid: Grid,
-        stops_saturated: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
-        values = rounded(weight, _low_rank(a, b, scaling), grid)
-        return F.linear(x, values.to(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        (grad,) = grad_outputs
-        low_rank = _low_rank(a, b, ctx.scaling)
-        grad_weight = grad_a = grad_b = None
-        if not any(ctx.needs_input_grad[1:4]):
-            values = rounded(weight, low_rank, ctx.grid)
-        elif low_rank is not None and not ctx.stops_saturated:
-            values = rounded(weight, low_rank, ctx.grid)
-            grad_a, grad_b = low_rank.gradients(x, grad)
-        else:
-            grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
-            values, through = rounded_backward(weight, low_rank, ctx.grid, grad_values)
-            if low_rank is None:
-                grad_weight = through.to(weight.dtype)
-            else:
-                grad_a, grad_b = low_rank.gradients_of_weight(through)
-        grad_x = grad @ values.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_weight, grad_a, grad_b, *(None,) * 4
-
-
-def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | None:
-    return None if a is None or b is None else LowRank(a, b, scaling)
+        return rounded_linear(x, weight, None, bias, self.rounding) + scaling * beside

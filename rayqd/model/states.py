@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayqd.model import packed
 from rayqd.model.wire import from_wire
 from rayqd.types import HiddenScores, Rollout, ScoredRollout
 
@@ -31,8 +32,8 @@ def completion_states(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Te
     output = model.base_model(
         input_ids=torch.from_numpy(ids)[None].to(where),
         position_ids=torch.from_numpy(positions)[None].to(where),
-        lengths=lengths,
         use_cache=False,
+        **packed.keywords(lengths, model),
     )
     return output.last_hidden_state[0, torch.from_numpy(predicts).to(where)]
 

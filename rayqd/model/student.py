@@ -16,6 +16,7 @@ from rayqd.config import Config
 from rayqd.config.sections import Adapter
 from rayqd.errors import ConfigError
 from rayqd.model.grids import layer_grids
+from rayqd.model.layers import checkpoint_layers, uncompile_layers
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.model.sharding import assign, shard, whole
@@ -43,8 +44,7 @@ class Student:
         self.model = model
         self._shards = shard(model, self.layers, mesh) if mesh is not None else None
         if config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()
+            checkpoint_layers(model)
 
     @classmethod
     def load(cls, directory: Path, config: Config) -> Student:
@@ -87,6 +87,7 @@ class Student:
 
     def as_plain_model(self) -> PreTrainedModel:
         """The model of the export: plain linear layers with the values of the codes. It takes the student's place."""
+        uncompile_layers(self.model)
         for name, layer in self.layers.items():
             weight = layer.grid.dequantize(layer.quantized(name))
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)

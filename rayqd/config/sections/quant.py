@@ -81,9 +81,9 @@ class Adapter(Section):
     """The adapter is scaled by alpha / rank; none means 2 · rank."""
     targets: list[str] = PROJECTIONS
     """Layers that get an adapter: the last parts of their names."""
-    saturated: Literal["stop", "pass"] = "stop"
-    """The gradient of weights whose code is at its limit: stop: none; pass: as of all others, which saves one of the
-    products of the backward pass."""
+    saturated: Literal["pass", "stop"] = "pass"
+    """The gradient of weights whose code is at its limit: pass: as of all others; stop: none, which takes one more
+    product of the backward pass and ends no nearer to the teacher."""
     placement: Literal["inside", "outside"] = "inside"
     """inside: Q(W + s·BA), which is what gets exported; outside: Q(W) + s·BA, merged and rounded at the very end (an
     ablation: at 4 bits it is worse than no training)."""

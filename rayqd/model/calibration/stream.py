@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayqd.model import packed
 from rayqd.model.states import batches_of
 from rayqd.types import IntArray
 
@@ -70,7 +71,7 @@ class Stream:
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None].to(self._device)
         calls: list[tuple[Tensor, dict[str, Any]]] = []
         with _passing_through(self._layers, calls):
-            model.base_model(input_ids=ids, position_ids=positions, lengths=lengths, use_cache=False)
+            model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **packed.keywords(lengths, model))
         keywords = moved([keywords for _, keywords in calls], self._home, {})
         return _Chunk(hidden=calls[0][0].to(self._home), keywords=keywords)
 

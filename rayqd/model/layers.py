@@ -1,0 +1,49 @@
+"""The decoder's layers: compiled, and without their activations.
+
+Compiled, all that they compute between products and attention is a few kernels. Left to themselves norms, rotary
+embedding, gate and residuals take a third of a training step: some forty kernels a layer, each of which reads and
+writes all activations. The layers differ in their weights alone, so that one is compiled and serves all. What
+transformers rounds to 16 bits on the way is rounded here too; sums may be added in another order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
+# Versions of a layer: of student and teacher, with gradients of its input, without (the first layer), without any.
+_MOST_VERSIONS = 64
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Each decoder layer of `model`, when it is first called."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VERSIONS)
+    for layer in decoder_layers(model):
+        vars(layer)["forward"] = torch.compile(layer.forward, dynamic=True, options=_OPTIONS)
+
+
+def uncompile_layers(model: nn.Module) -> None:
+    """Undo `compile_layers`, if it was done."""
+    for layer in decoder_layers(model):
+        vars(layer).pop("forward", None)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Keep each decoder layer's input alone, and compute the layer once more in the backward pass."""
+    # Nothing in a layer is random: all but the layers themselves stays in evaluation mode, without dropout.
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+    )
+    for layer in decoder_layers(model):
+        layer.training = True
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

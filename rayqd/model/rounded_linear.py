@@ -1,0 +1,193 @@
+"""x·Q(W + s·BA)ᵀ and its gradients, as one function of autograd, and as two operators that a compiler leaves whole.
+
+Shapes: M rows of input, K inputs, N outputs, r rank. x is [..., K], W is [N, K], A is [r, K], B is [N, r].
+
+Q is computed anew in the backward pass: between the two, no second copy of the weights exists. With G = dYᵀX, zero
+where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights get their gradient too,
+G is never needed: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
+
+A compiler that saw into it would find Q computed twice from the same W, and keep it in between. Hence the operators,
+which only it calls: elsewhere they would cost more time on the CPU than the function does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rayqd.model.low_rank import LowRank
+from rayqd.model.rounding import rounded, rounded_backward
+from rayqd.quant import Grid
+
+
+class Rounding(NamedTuple):
+    """How a layer rounds: the grid, its number among all grids as an operator takes it, what happens at its limits."""
+
+    grid: Grid
+    number: Tensor  # a scalar on the CPU; a compiler would take a plain number for a constant, one for each layer
+    stops_saturated: bool  # no gradient for weights whose code is at its limit
+
+
+_GRIDS: list[Grid] = []
+
+
+def rounding(grid: Grid, *, stops_saturated: bool = True) -> Rounding:
+    index = next((i for i, known in enumerate(_GRIDS) if known is grid), None)
+    if index is None:
+        index = len(_GRIDS)
+        _GRIDS.append(grid)
+    return Rounding(grid, torch.tensor(index), stops_saturated)
+
+
+def rounded_linear(x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, how: Rounding) -> Tensor:
+    """x·Q(W + s·BA)ᵀ + bias, [..., N] in x's dtype; differentiable with respect to x, W, A and B."""
+    a, b, scaling = low_rank or (None, None, 0.0)
+    if torch.compiler.is_compiling():
+        return _forward_operator(x, weight, a, b, bias, scaling, how.number, how.stops_saturated)
+    return _RoundedLinear.apply(x, weight, a, b, bias, scaling, how.grid, how.stops_saturated)  # type: ignore[no-any-return]
+
+
+def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | None:
+    return None if a is None or b is None else LowRank(a, b, scaling)
+
+
+def _forward(x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, grid: Grid) -> Tensor:
+    return F.linear(x, rounded(weight, low_rank, grid).to(x.dtype), bias)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    low_rank: LowRank | None,
+    grid: Grid,
+    stops_saturated: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients with respect to x, W, A and B; those not `wanted` may be None."""
+    grad_weight = grad_a = grad_b = None
+    if not any(wanted[1:]):
+        values = rounded(weight, low_rank, grid)
+    elif low_rank is not None and not stops_saturated:
+        values = rounded(weight, low_rank, grid)
+        grad_a, grad_b = low_rank.gradients(x, grad)
+    else:
+        grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
+        values, through = rounded_backward(weight, low_rank, grid, grad_values)
+        if low_rank is None:
+            grad_weight = through.to(weight.dtype)
+        else:
+            grad_a, grad_b = low_rank.gradients_of_weight(through)
+    grad_x = grad @ values.to(grad.dtype) if wanted[0] else None
+    return grad_x, grad_weight, grad_a, grad_b
+
+
+class _RoundedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        bias: Tensor | None,
+        scaling: float,
+        grid: Grid,
+        stops_saturated: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
+        return _forward(x, weight, _low_rank(a, b, scaling), bias, grid)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        low_rank = _low_rank(a, b, ctx.scaling)
+        wanted = ctx.needs_input_grad[:4]
+        return *_backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted), *(None,) * 4
+
+
+@torch.library.custom_op("rayqd::rounded_linear", mutates_args=())
+def _forward_operator(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    bias: Tensor | None,
+    scaling: float,
+    grid: Tensor,
+    stops_saturated: bool,
+) -> Tensor:
+    del stops_saturated  # the backward pass alone needs it
+    return _forward(x, weight, _low_rank(a, b, scaling), bias, _GRIDS[int(grid)])
+
+
+@_forward_operator.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    bias: Tensor | None,
+    scaling: float,
+    grid: Tensor,
+    stops_saturated: bool,
+) -> Tensor:
+    del a, b, bias, scaling, grid, stops_saturated
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("rayqd::rounded_linear_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    scaling: float,
+    grid: Tensor,
+    stops_saturated: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The wanted gradients with respect to x, W, A and B, in this order."""
+    low_rank = _low_rank(a, b, scaling)
+    found = _backward(grad, x, weight, low_rank, _GRIDS[int(grid)], stops_saturated, wanted)
+    return [each.contiguous() for each, wants in zip(found, wanted, strict=True) if wants and each is not None]
+
+
+@_backward_operator.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    scaling: float,
+    grid: Tensor,
+    stops_saturated: bool,
+    wanted: list[bool],
+) -> list[Tensor]:
+    del grad, scaling, grid, stops_saturated
+    inputs = zip((x, weight, a, b), wanted, strict=True)
+    return [each.new_empty(each.shape) for each, wants in inputs if wants and each is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    del output
+    x, weight, a, b, _, scaling, grid, stops_saturated = inputs
+    ctx.save_for_backward(x, weight, a, b, grid)
+    ctx.scaling, ctx.stops_saturated = scaling, stops_saturated
+
+
+def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, a, b, grid = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:4])
+    found = iter(_backward_operator(grad, x, weight, a, b, ctx.scaling, grid, ctx.stops_saturated, wanted))
+    return *(next(found) if wants else None for wants in wanted), *(None,) * 4
+
+
+_forward_operator.register_autograd(_operator_gradients, setup_context=_save)
