@@ -27,6 +27,7 @@ def findings(config: Config) -> Iterator[Finding]:
     outcomes = {name: probe.outcome() for name, probe in probes.items()}
     yield from software.companions(outcomes)
     yield software.gpus(outcomes["gpus"])
+    yield from software.c_compiler(outcomes["gpus"])
     yield software.vllm_backend(outcomes["vllm"], outcomes["gpus"])
 
 

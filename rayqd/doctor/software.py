@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -120,6 +121,19 @@ def gpus(outcome: Outcome) -> Finding:
         text = "nvidia-smi is there, but torch sees no GPU"
         return Finding(subject="gpu", mark="warn", text=text, mend="install a CUDA build of torch, or mend the driver")
     return Finding(subject="gpu", mark="ok", text="none; everything runs on the CPU")
+
+
+def c_compiler(gpu_outcome: Outcome) -> Iterator[Finding]:
+    """With a GPU: Triton and torch.compile build some lines of C around each of their kernels."""
+    if not gpu_outcome.value:
+        return
+    wanted = os.environ.get("CC") or "gcc"
+    found = next((path for name in (wanted, "gcc", "clang") if (path := shutil.which(name))), None)
+    if found is None:
+        text = f"neither {wanted} nor clang, which Triton's kernels are built with when they first run"
+        yield Finding(subject="C compiler", mark="fail", text=text, mend="apt-get install gcc, or set CC")
+    else:
+        yield Finding(subject="C compiler", mark="ok", text=found)
 
 
 def vllm_backend(outcome: Outcome, gpu_outcome: Outcome) -> Finding:

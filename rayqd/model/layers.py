@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 _OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
 # Versions of a layer: of student and teacher, with gradients of its input, without (the first layer), without any.
 _MOST_VERSIONS = 64
+# Processes that compile a layer's dozen kernels; torch would start one for each core, in every role of the run.
+_COMPILER_PROCESSES = 4
 
 
 def compile_layers(model: nn.Module) -> None:
     """Each decoder layer of `model`, when it is first called."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VERSIONS)
+    inductor.compile_threads = min(inductor.compile_threads or _COMPILER_PROCESSES, _COMPILER_PROCESSES)
     for layer in decoder_layers(model):
         vars(layer)["forward"] = torch.compile(layer.forward, dynamic=True, options=_OPTIONS)
 

@@ -61,6 +61,19 @@ def test_vllm_on_the_cpu_beside_a_gpu_is_worth_a_look():
     assert software.gpus(gpu).text == "H100 80 GiB"
 
 
+def test_a_gpu_needs_a_c_compiler_and_a_cpu_does_not(monkeypatch, tmp_path):
+    gpu = Outcome(value=[["H100", 80 * GIB]])
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(software.c_compiler(Outcome(value=[]))) == []
+    (missing,) = software.c_compiler(gpu)
+    assert (missing.mark, missing.mend) == ("fail", "apt-get install gcc, or set CC")
+    (tmp_path / "my-cc").touch(mode=0o755)
+    monkeypatch.setenv("CC", "my-cc")
+    (found,) = software.c_compiler(gpu)
+    assert (found.mark, found.text) == ("ok", str(tmp_path / "my-cc"))
+
+
 @pytest.mark.parametrize(
     ("program", "outcome"),
     [
