@@ -8,8 +8,8 @@ from typing import Any
 
 from rayqd.actors.roles import Roles
 from rayqd.config import Config
-from rayqd.errors import PlacementError, StorageError
-from rayqd.observe.progress import Progress, duration, eval_line
+from rayqd.errors import PlacementError, StorageError, WorkerError
+from rayqd.observe.progress import Progress, Silence, duration, eval_line, waiting_line
 from rayqd.observe.run_directory import RunDirectory
 from rayqd.report.write import Report
 
@@ -30,6 +30,8 @@ class Follower:
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
         self._training = self._stopped = False
+        self._step = 0
+        self._silence = Silence()
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
@@ -41,6 +43,7 @@ class Follower:
                 self._look_at_starting_roles()
                 if event := self._take_events(_POLL_SECONDS, kinds):
                     return event
+                self._tell_silence()
         except KeyboardInterrupt:
             self._stop()
             raise
@@ -61,17 +64,26 @@ class Follower:
         if not self._training:
             return
         self._progress.status("stopping: keeping a checkpoint of the last step (Ctrl-C again: without)")
-        self._roles.stop()
-        while not (self._stopped or self._take_events(_POLL_SECONDS, ("finished",))):
-            pass
+        try:
+            self._roles.stop()
+            while not (self._stopped or self._take_events(_POLL_SECONDS, ("finished",))):
+                pass
+        except WorkerError:  # the signal was for all of them, and they were faster
+            self._progress.say("stopped without a checkpoint of the last step: the run's processes were ended too")
 
     def _take_events(self, timeout_seconds: float, kinds: Sequence[str] = ()) -> dict[str, Any] | None:
         for event in self._roles.events(self._num_seen, timeout_seconds):
             self._num_seen += 1
             getattr(self, f"_on_{event['event']}")(event)
+            self._silence.end()
             if event["event"] in kinds:
                 return event
         return None
+
+    def _tell_silence(self) -> None:
+        if self._training and (seconds := self._silence.to_tell()):
+            step = self._step + 1 if self._step < self._config.learner.steps else None
+            self._progress.say(waiting_line(step, self._roles.awaited(), seconds))
 
     def _on_finished(self, event: dict[str, Any]) -> None:
         """Carries the result's rows, which nobody needs to see before all is done."""
@@ -85,6 +97,7 @@ class Follower:
         if event["step"]:
             self._progress.say(f"resuming after step {event['step']}")
         self._training = True
+        self._step = event["step"]
         self._progress.begin_steps()
         self._upload()
 
@@ -95,6 +108,7 @@ class Follower:
 
     def _on_step(self, event: dict[str, Any]) -> None:
         self._run_dir.append(event)
+        self._step = event["step"]
         self._learner_seconds += event["learner_seconds"]
         self._progress.step(event)
 

@@ -32,7 +32,7 @@ class Conductor:
         self._config = config
         actors = {"rollout": rollout_actors, "teacher": teacher_actors}
         patience = config.ray.placement_timeout_seconds
-        self._pools = {role: Pool(role, each, patience) for role, each in actors.items()}
+        self._pools = {role: Pool(role, each, patience, self.notice) for role, each in actors.items()}
         self._clocks = {role: RoleClock() for role in self._pools}
         self._cache = CacheCounts()
         self._quarantine = Quarantine(config, self.report)
@@ -41,6 +41,7 @@ class Conductor:
         self._news = asyncio.Condition()
         self._has_data = asyncio.Event()
         self._stop = asyncio.Event()
+        self._num_asking = 0  # learner workers that wait for a batch
         self._training: list[Example] = []
         self._pipeline: Pipeline | None = None
         self._heldout: Sequence[Example] = []
@@ -93,7 +94,15 @@ class Conductor:
         return calibration_sequences(self._training, self._config.quant.calibration_tokens)
 
     async def batch(self, step: int, attempt: int) -> list[ScoredRef]:
-        return await (await self._running_pipeline()).batch(step, attempt)
+        self._num_asking += 1
+        try:
+            return await (await self._running_pipeline()).batch(step, attempt)
+        finally:
+            self._num_asking -= 1
+
+    async def awaited(self) -> list[str]:
+        """Whom the learner waits for; nobody while it is at work itself."""
+        return [name for pool in self._pools.values() for name in pool.busy] if self._num_asking else []
 
     async def publish(self, version: int, tensors: list[Any]) -> None:
         """`tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes."""
@@ -108,6 +117,10 @@ class Conductor:
         async with self._news:
             self._events.append(event | {"time": time.time()})
             self._news.notify_all()
+
+    async def notice(self, text: str) -> None:
+        """Something that the user should read, and that does not end the run."""
+        await self.report({"event": "notice", "text": text})
 
     async def events(self, after: int, timeout_seconds: float) -> list[Event]:
         """Events from number `after` on; waits at most `timeout_seconds` for one."""

@@ -17,6 +17,7 @@ from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 
+_STOP_SECONDS = 30.0  # for the conductor to hear of it
 _START_RETRIES = 2  # of a process that dies while it starts; its node may have been taken away
 
 
@@ -79,18 +80,22 @@ class Roles:
 
     def events(self, after: int, timeout_seconds: float) -> list[dict[str, Any]]:
         """The learner's events from number `after` on; raises why the learner ended, if it did."""
-        events = ray.get(self.conductor.events.remote(after, timeout_seconds))
+        events = _answer(self.conductor.events.remote(after, timeout_seconds))
         if not events and _done({self._training: "learner"}):
             self._raise_learner_failure()
         return events
+
+    def awaited(self) -> list[str]:
+        """Whom the learner waits for; nobody while it is at work itself."""
+        return _answer(self.conductor.awaited.remote())
 
     def seconds(self) -> dict[str, float]:
         """Seconds of work so far of rollout workers and teachers."""
         return ray.get(self.conductor.role_seconds.remote())
 
     def stop(self) -> None:
-        """Ask the learner to keep its last step; a `stopped` event follows."""
-        ray.get(self.conductor.stop.remote())
+        """Ask the learner to keep its last step; a `stopped` event follows. WorkerError if nobody is left to hear."""
+        _answer(self.conductor.stop.remote(), timeout_seconds=_STOP_SECONDS)
 
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Let Ray Train close its books."""
@@ -106,6 +111,14 @@ class Roles:
             ray.get(self._training)
         except RayError as error:
             raise unwrapped(error, "learner") from None
+
+
+def _answer(ref: Any, timeout_seconds: float | None = None) -> Any:
+    """The conductor's; it may have died as any process may."""
+    try:
+        return ray.get(ref, timeout=timeout_seconds)
+    except RayError as error:
+        raise unwrapped(error, "conductor") from None
 
 
 def _start(actor: Any) -> Any:

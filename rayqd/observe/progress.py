@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,8 @@ from rayqd.observe.metrics import METRICS
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
 _BAR_WIDTH = 30
+SILENCE_SECONDS = (60.0, 120.0, 300.0, 600.0)  # after which it is told; from the last on at every multiple of it
+_MAX_NAMES = 4
 
 
 class Progress:
@@ -75,6 +77,29 @@ class Progress:
         return mean * (self._num_steps - step)
 
 
+class Silence:
+    """How long nothing has been heard, told at growing distances: a long step is nothing unusual for a large model."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.end()
+
+    def end(self) -> None:
+        """Something was heard."""
+        self._began = self._clock()
+        self._num_told = 0
+
+    def to_tell(self) -> float | None:
+        """The seconds of it, where it has become long enough to be told again."""
+        seconds = self._clock() - self._began
+        *first, again = SILENCE_SECONDS
+        num_due = sum(seconds >= each for each in first) + int(seconds // again)
+        if num_due <= self._num_told:
+            return None
+        self._num_told = num_due
+        return seconds
+
+
 def headline(config: Config) -> str:
     """`quickstart: smollm2-135m to INT4, groups of 64`."""
     return f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
@@ -83,6 +108,14 @@ def headline(config: Config) -> str:
 def eval_line(event: dict[str, Any]) -> str:
     """`GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
     return f"{event['arm']}: KL to teacher {event['kl_to_teacher']:.4f}, perplexity {event['perplexity']:.3f}"
+
+
+def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
+    """`step 18: waiting for rollout-0 for 60 s`; without a name it is the learner, without a step all are done."""
+    shown = ", ".join(names[:_MAX_NAMES]) or "the learner"
+    others = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    waited = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{'' if step is None else f'step {step}: '}waiting for {shown}{others} for {waited}"
 
 
 def step_line(event: dict[str, Any], num_steps: int, eta_seconds: float | None) -> str:

@@ -1,6 +1,9 @@
 """Calls that survive their actor, and what becomes of objects that do not, on real Ray actors."""
 
+import asyncio
 import os
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ def worker_class() -> type:
     """Defined in a function, so that it travels by value: Ray's workers cannot import a test."""
 
     class Worker:
+        def start(self) -> None:
+            time.sleep(2)
+
         def echo(self, value: int) -> tuple[int, int]:
             return value, 10 * value
 
@@ -49,9 +55,16 @@ def worker_class() -> type:
     return Worker
 
 
-def pool(count: int = 1, *, max_restarts: int = -1) -> Pool:
+def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = None) -> Pool:
+    """Its notices are added to `heard`."""
     actor: Any = ray.remote(worker_class())
-    return Pool("rollout", [actor.options(num_cpus=0, max_restarts=max_restarts).remote() for _ in range(count)])
+    actors = [actor.options(num_cpus=0, max_restarts=max_restarts).remote() for _ in range(count)]
+
+    async def notice(text: str) -> None:
+        if heard is not None:
+            heard.append(text)
+
+    return Pool("rollout", actors, notice=notice)
 
 
 async def test_every_return_value_is_an_object_of_its_own() -> None:
@@ -94,6 +107,38 @@ async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path
 async def test_work_that_nobody_comes_back_for_ends_with_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="every rollout worker has died for good: "):
         await pool(max_restarts=0).call("die_until", str(tmp_path / "marker"), 99, num_returns=2)
+
+
+async def test_a_death_is_told_once_whatever_was_in_flight_and_so_is_that_the_engine_is_there_again(
+    tmp_path: Path,
+) -> None:
+    heard: list[str] = []
+    workers = pool(heard=heard)
+    calls = [workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)]
+    calls += [workers.call("echo", number, num_returns=2) for number in range(3)]
+    done = asyncio.gather(*calls)
+    await asyncio.sleep(0)
+    assert workers.busy == ["rollout-0"]
+    await done
+    assert workers.num_retries == 4
+    assert workers.busy == []
+    died, back = heard
+    assert re.fullmatch(r"rollout-0 died \(.+\); it is started again, its work is done again", died)
+    assert "unavailable" not in died
+    seconds = re.fullmatch(r"rollout-0 is back after (\d+) s", back)
+    assert seconds
+    assert int(seconds[1]) >= 2
+
+
+async def test_an_actor_that_does_not_come_back_is_told(tmp_path: Path) -> None:
+    heard: list[str] = []
+    workers = pool(2, max_restarts=0, heard=heard)
+    await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)
+    while len(heard) < 2:
+        await asyncio.sleep(0.1)
+    assert heard[0].startswith("rollout-0 died (The actor died unexpectedly before finishing this task.); ")
+    assert heard[1] == "rollout-0 does not come back (The actor died unexpectedly before finishing this task.)"
+    assert workers.busy == []
 
 
 def lost_object() -> Any:

@@ -1,9 +1,18 @@
-"""SIGTERM is what stops a job: it ends a run as Ctrl-C does, whether Ray is starting or has started."""
+"""SIGTERM is what stops a job: it ends a run as Ctrl-C does, whether Ray is starting, has started, or gets it too."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+
+from rayqd.config.resolved import to_toml
+from rayqd.runs.record import read_run
 
 STARTS_RAY = """
 import os, signal, sys
@@ -37,3 +46,55 @@ def test_sigterm_is_an_orderly_end(when: str) -> None:
         [sys.executable, "-c", STARTS_RAY, when], capture_output=True, text=True, timeout=120, check=False
     )
     assert (ended.returncode, ended.stdout) == (0, "as Ctrl-C True\n"), ended.stderr
+
+
+RUN = """
+import functools, sys
+import rayqd.cli, rayqd.run
+from rayqd.engines.fake import FakeEngine
+rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, 128))
+sys.exit(rayqd.cli.main(["distill", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("driver_is_last", [False, True])
+def test_sigterm_to_every_process_of_a_run_is_an_orderly_end(
+    driver_is_last: bool, tiny_config: Any, tmp_path: Path
+) -> None:
+    """`timeout` and container runtimes send it to all. Ray's processes go on it, before the driver or after."""
+    config = tiny_config(learner={"steps": 1000})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", RUN, f"@{file}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not (config.run_dir / "checkpoints" / "step-000002").exists():
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.02)
+    (conductor,) = (each for each in psutil.Process(driver.pid).children(recursive=True) if is_conductor(each))
+    if driver_is_last:
+        driver.send_signal(signal.SIGSTOP)
+    os.killpg(driver.pid, signal.SIGTERM)
+    if driver_is_last:
+        psutil.wait_procs([conductor], timeout=60)
+        driver.send_signal(signal.SIGCONT)
+        assert not conductor.is_running()
+    output, _ = driver.communicate(timeout=90)
+    lines = output.rstrip().splitlines()
+    assert driver.returncode == 130, output
+    assert lines[-1] == "rayqd: stopped; the same command goes on from the last checkpoint"
+    assert "Traceback" not in output
+    assert lines[-2].startswith("stopped without a checkpoint of the last step: " if driver_is_last else "stopped "), (
+        output
+    )
+    assert read_run(config.run_dir).state == "stopped"
+
+
+def is_conductor(process: psutil.Process) -> bool:
+    return process.name().startswith("ray::Conductor")

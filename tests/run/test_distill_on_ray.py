@@ -127,6 +127,37 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
         assert torch.equal(left[name], right[name]), name
 
 
+def test_a_death_and_a_long_wait_are_told_while_they_last(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayqd.observe.progress.SILENCE_SECONDS", (1.0, 600.0))
+    config = tiny_config(distill={"lmbda": 1.0})
+    output = io.StringIO()
+    distill(config, Console(file=output, width=160), make_engine=engine_that_dies_and_is_slow(tmp_path / "calls"))
+    lines = output.getvalue().splitlines()
+    (died,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 died ("))
+    (back,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 is back after "))
+    (second,) = (place for place, line in enumerate(lines) if line.startswith("step 2/4 "))
+    (third,) = (place for place, line in enumerate(lines) if line.startswith("step 3/4 "))
+    assert died < back < second < lines.index("step 3: waiting for rollout-0 for 1 s") < third
+
+
+def engine_that_dies_and_is_slow(calls: Path) -> Any:
+    """Dies at its second call and thinks long about its fourth. Calls are counted in a file, which outlives it."""
+
+    class Engine(FakeEngine):
+        def generate(self, requests: Any) -> Any:
+            with calls.open("a") as stream:
+                stream.write("x")
+            if calls.stat().st_size == 2:
+                os._exit(1)
+            if calls.stat().st_size == 4:
+                time.sleep(4)
+            return super().generate(requests)
+
+    return functools.partial(Engine, 128)
+
+
 def test_a_cluster_without_room_is_told_at_once(tiny_config: Any) -> None:
     with pytest.raises(PlacementError, match=r"the cluster has .* CPUs and .* 900 rollout worker\(s\)"):
         run(tiny_config(rollout={"num_workers": 900}))
