@@ -150,9 +150,15 @@ def loss_and_slope_in_place(
         return rows_triton.loss_and_slope_in_place(student, teacher, beta, temperature, with_slope=with_slope)
     loss = torch.empty(len(student), dtype=torch.float32, device=student.device)
     factor = torch.full_like(loss, slope_factor(beta, temperature))[:, None]
-    for rows in row_blocks(len(student), student.shape[1], student.device):
-        s, t = _divided(student[rows], temperature), _divided(teacher[rows], temperature)
-        loss[rows], slope = loss_and_slope(s, t, beta, with_slope=with_slope)
+    blocks = list(row_blocks(len(student), student.shape[1], student.device))
+    # Taken once: a block's memory goes back to the system at each end of its use, and is cleared before the next.
+    most_rows = max((rows.stop - rows.start for rows in blocks), default=0)
+    buffers = student.new_empty(4, most_rows, student.shape[1], dtype=torch.float32)
+    for rows in blocks:
+        s, t, p, q = buffers[:, : rows.stop - rows.start]
+        _divide(student[rows], temperature, out=s)
+        _divide(teacher[rows], temperature, out=t)
+        loss[rows], slope = loss_and_slope(s, t, beta, with_slope=with_slope, scratch=(p, q))
         if slope is not None:
             _store(slope, student[rows], factor[rows])
     return loss, factor
@@ -163,10 +169,11 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _divided(logits: Tensor, temperature: float) -> Tensor:
-    """float32 logits divided by the temperature; float32 buffers are used up in place."""
-    logits = logits.float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+def _divide(logits: Tensor, temperature: float, out: Tensor) -> None:
+    """Logits divided by the temperature, in float32."""
+    out.copy_(logits)
+    if temperature != 1.0:
+        out.div_(temperature)
 
 
 def _store(slope: Tensor, out: Tensor, factor: Tensor) -> None:

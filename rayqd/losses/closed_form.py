@@ -49,17 +49,26 @@ def largest_log_ratio(far_weight: float) -> float:
 
 
 def loss_and_slope(
-    student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"], beta: float, *, with_slope: bool
+    student: Float[Tensor, "R V"],
+    teacher: Float[Tensor, "R V"],
+    beta: float,
+    *,
+    with_slope: bool,
+    scratch: tuple[Float[Tensor, "R V"], Float[Tensor, "R V"]] | None = None,
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"] | None]:
-    """The loss of each row in nats, and its slope when asked for. Both inputs must be float32 and are overwritten."""
-    p, student_lse = softmax_and_logsumexp(student)
-    q, teacher_lse = softmax_and_logsumexp(teacher)
+    """The loss of each row in nats, and its slope when asked for. Both inputs must be float32 and are overwritten.
+
+    So is the float32 `scratch`, of which the slope is a part then; without it memory is asked for.
+    """
+    p_buffer, q_buffer = scratch or (None, None)
+    p, student_lse = softmax_and_logsumexp(student, out=p_buffer)
+    q, teacher_lse = softmax_and_logsumexp(teacher, out=q_buffer)
     # The logarithm of the side that is far in m over the one that is near, without that of a probability that has
     # underflowed; the other buffer is free from here on.
     if beta <= 0.5:
-        log_ratio, scratch = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
+        log_ratio, unused = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
     else:
-        log_ratio, scratch = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
+        log_ratio, unused = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
     if beta == 0.0:
         loss = log_ratio.mul_(q).sum(-1)
         return _clean(loss), p.sub_(q) if with_slope else None
@@ -67,11 +76,11 @@ def loss_and_slope(
         weighted = log_ratio.mul_(p)
         loss = _clean(weighted.sum(-1))
         return loss, weighted.addcmul_(p, loss[:, None], value=-1.0) if with_slope else None
-    return _between(p, q, log_ratio, scratch, beta, with_slope=with_slope)
+    return _between(p, q, log_ratio, unused, beta, with_slope=with_slope)
 
 
 def _between(
-    p: Tensor, q: Tensor, log_ratio: Tensor, scratch: Tensor, beta: float, *, with_slope: bool
+    p: Tensor, q: Tensor, log_ratio: Tensor, unused: Tensor, beta: float, *, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """0 < beta < 1. Written around the side that weighs more in m ("near"), so that beta near 0 or 1 loses no digits:
 
@@ -81,7 +90,7 @@ def _between(
     near, far, e = (p, q, beta) if beta <= 0.5 else (q, p, 1.0 - beta)
     limit = largest_log_ratio(e)
     log_ratio.clamp_(-limit, limit)
-    log_mix = torch.expm1(log_ratio, out=scratch).mul_(e).log1p_()
+    log_mix = torch.expm1(log_ratio, out=unused).mul_(e).log1p_()
     far_terms = log_ratio.sub_(log_mix).mul_(far)
     near_terms = log_mix.mul_(near).neg_()
     kl_far, kl_near = far_terms.sum(-1), near_terms.sum(-1)
@@ -92,9 +101,12 @@ def _between(
     return loss, terms.addcmul_(p, kl[:, None], value=-1.0)
 
 
-def softmax_and_logsumexp(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax [R, V] and logsumexp [R]. On CPU the fused softmax costs less than exp: the rest follows from it."""
-    probs = torch.softmax(logits, dim=-1)
+def softmax_and_logsumexp(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """softmax [R, V], in `out` if given, and logsumexp [R].
+
+    On CPU the fused softmax costs less than exp: the rest follows from it.
+    """
+    probs = torch.softmax(logits, dim=-1, out=out)
     # On CPU it adds up in plain float32, 1e-5 off at V = 49,152; a pairwise sum of its result mends that.
     total = probs.sum(-1)
     logsumexp = logits.amax(-1) - (probs.amax(-1) / total).log_()
