@@ -161,7 +161,10 @@ def test_what_is_wrong_with_a_flag_is_one_line(parts, message):
         ("adapter.targets = 'q_proj'", 'a.toml: adapter.targets = "q_proj": must be a list of names'),
         ("[learner.lr]", 'a.toml: learner.lr = "{}": must be a number above 0'),
         ("[lerner]\nlr = 1", "a.toml: lerner.lr = 1: unknown setting lerner.lr; did you mean learner.lr?"),
-        ("model = 'x'", 'a.toml: model = "x": is a section; set model.name, model.revision, model.dtype, model.compile'),
+        (
+            "model = 'x'",
+            'a.toml: model = "x": is a section; set model.name, model.revision, model.dtype, model.compile',
+        ),
         ("seed = 1\nseed 2", "a.toml:2: is not TOML: expected '=' after a key in a key/value pair"),
         ("seed = 1\nname = '", 'a.toml:2: is not TOML: expected "\'"'),
     ],
