@@ -66,9 +66,9 @@ def loss_and_slope(
     # The logarithm of the side that is far in m over the one that is near, without that of a probability that has
     # underflowed; the other buffer is free from here on.
     if beta <= 0.5:
-        log_ratio, unused = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
+        log_ratio, spare = teacher.sub_(student).sub_((teacher_lse - student_lse)[:, None]), student
     else:
-        log_ratio, unused = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
+        log_ratio, spare = student.sub_(teacher).sub_((student_lse - teacher_lse)[:, None]), teacher
     if beta == 0.0:
         loss = log_ratio.mul_(q).sum(-1)
         return _clean(loss), p.sub_(q) if with_slope else None
@@ -76,11 +76,11 @@ def loss_and_slope(
         weighted = log_ratio.mul_(p)
         loss = _clean(weighted.sum(-1))
         return loss, weighted.addcmul_(p, loss[:, None], value=-1.0) if with_slope else None
-    return _between(p, q, log_ratio, unused, beta, with_slope=with_slope)
+    return _between(p, q, log_ratio, spare, beta, with_slope=with_slope)
 
 
 def _between(
-    p: Tensor, q: Tensor, log_ratio: Tensor, unused: Tensor, beta: float, *, with_slope: bool
+    p: Tensor, q: Tensor, log_ratio: Tensor, spare: Tensor, beta: float, *, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """0 < beta < 1. Written around the side that weighs more in m ("near"), so that beta near 0 or 1 loses no digits:
 
@@ -90,7 +90,7 @@ def _between(
     near, far, e = (p, q, beta) if beta <= 0.5 else (q, p, 1.0 - beta)
     limit = largest_log_ratio(e)
     log_ratio.clamp_(-limit, limit)
-    log_mix = torch.expm1(log_ratio, out=unused).mul_(e).log1p_()
+    log_mix = torch.expm1(log_ratio, out=spare).mul_(e).log1p_()
     far_terms = log_ratio.sub_(log_mix).mul_(far)
     near_terms = log_mix.mul_(near).neg_()
     kl_far, kl_near = far_terms.sum(-1), near_terms.sum(-1)

@@ -127,17 +127,7 @@ def _forward_operator(
 
 
 @_forward_operator.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    bias: Tensor | None,
-    scaling: float,
-    grid: Tensor,
-    stops_saturated: bool,
-) -> Tensor:
-    del a, b, bias, scaling, grid, stops_saturated
+def _(x: Tensor, weight: Tensor, *_others: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -160,19 +150,8 @@ def _backward_operator(
 
 
 @_backward_operator.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    scaling: float,
-    grid: Tensor,
-    stops_saturated: bool,
-    wanted: list[bool],
-) -> list[Tensor]:
-    del grad, scaling, grid, stops_saturated
-    inputs = zip((x, weight, a, b), wanted, strict=True)
+def _(_grad: Tensor, x: Tensor, weight: Tensor, a: Tensor | None, b: Tensor | None, *others: Any) -> list[Tensor]:
+    inputs = zip((x, weight, a, b), others[-1], strict=True)
     return [each.new_empty(each.shape) for each, wants in inputs if wants and each is not None]
 
 
