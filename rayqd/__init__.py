@@ -7,9 +7,9 @@ result.kl_to_teacher, result.export_dir, result.metrics()
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rayqd.commands.distill import distill
     from rayqd.config import Config
-    from rayqd.result import Result
-    from rayqd.run import distill
+    from rayqd.runs.result import Result
 
 __all__ = ["Config", "Result", "distill"]
 
@@ -21,11 +21,11 @@ def __getattr__(name: str) -> Any:
 
         return Config
     if name == "Result":
-        from rayqd.result import Result
+        from rayqd.runs.result import Result
 
         return Result
     if name == "distill":
-        from rayqd.run import distill
+        from rayqd.commands.distill import distill
 
         return distill
     raise AttributeError(f"module 'rayqd' has no attribute {name!r}")

@@ -30,10 +30,10 @@ from rayqd.evals.fidelity import student_fidelity
 from rayqd.learner.learner import Learner
 from rayqd.model.calibration import calibrate
 from rayqd.model.load import context_length, load_model, load_tokenizer, output_head, torch_dtype
-from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
+from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
 HELDOUT = ("gsm8k", "wikitext")

@@ -21,7 +21,7 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
-from rayqd.storage.stored_run import StoredRun
+from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
@@ -129,12 +129,12 @@ def learn(settings: dict[str, Any]) -> None:
     Where the student is divided among the workers, the others help it to.
     """
     from rayqd.learner.checkpoint import Checkpoints
+    from rayqd.learner.distributed import ManyWorkers, Workers
     from rayqd.learner.finish import Heldout, finish, help_to_finish
+    from rayqd.learner.initialization import StartingPoint
     from rayqd.learner.learner import Learner
     from rayqd.learner.loop import train as train_loop
-    from rayqd.learner.mirror import Mirror
-    from rayqd.learner.start import StartingPoint
-    from rayqd.learner.workers import ManyWorkers, Workers
+    from rayqd.learner.upload import Mirror
     from rayqd.model.load import device, load_head
     from rayqd.model.source import local_directory
 

@@ -6,7 +6,7 @@ import shutil
 
 from rayqd.config import Config
 from rayqd.model.source import cache_dir
-from rayqd.storage.stored_run import RUN_ID, StoredRun
+from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
 
 
 def on_this_node(config: Config) -> Config:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import ray
 
-from rayqd.actors.conductor import Conductor
-from rayqd.actors.rollout import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
-from rayqd.actors.teacher import TeacherWorker, teacher_loader
+from rayqd.actors.controller import Conductor
 from rayqd.actors.topology import NODE_ID
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.pipeline import RolloutRef, Weights
+from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
+from rayqd.teacher.worker import TeacherWorker, teacher_loader
 from rayqd.types import Example, PlannedSequence, Rollout
 
 ANYWHERE = "DEFAULT"  # not in the placement group of a trial of Ray Tune's, which has room for its driver alone

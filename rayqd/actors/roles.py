@@ -7,15 +7,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rayqd.actors.cluster import Cluster
+from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrapped
 from rayqd.actors.predecessor import wait_for_predecessor
 from rayqd.actors.remote import start_conductor, start_rollouts, start_teachers
-from rayqd.actors.rollout import MakeEngine
 from rayqd.actors.topology import whereabouts
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
+from rayqd.rollout.worker import MakeEngine
 
 _STOP_SECONDS = 30.0  # for the conductor to hear of it
 _START_RETRIES = 2  # of a process that dies while it starts; its node may have been taken away

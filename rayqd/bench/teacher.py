@@ -18,12 +18,12 @@ from rayqd.config import Config
 from rayqd.config.sections import Teacher as TeacherSettings
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
-from rayqd.model.answers import make_answer
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
-from rayqd.model.scoring import Teacher
 from rayqd.model.source import local_directory
 from rayqd.model.states import completion_states
 from rayqd.model.student import Student
+from rayqd.teacher.forward import Teacher
+from rayqd.teacher.payloads import make_answer
 from rayqd.types import Rollout, ScoredRollout, TeacherScores, WireTensor
 
 TOP_K = (1, 8, 32, 64, 256, 1024)

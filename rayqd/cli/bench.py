@@ -8,8 +8,8 @@ from rayqd.cli.command import Command
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of
 from rayqd.config.switches import take_switches
+from rayqd.console.quiet import quiet_driver
 from rayqd.errors import ConfigError
-from rayqd.observe.quiet import quiet_driver
 
 BENCH_KINDS = ("step", "loss", "teacher")
 BENCH_SWITCHES = {
@@ -44,7 +44,7 @@ def _bench(words: Sequence[str]) -> int:
         raise ConfigError(f"rayqd bench needs one of {', '.join(BENCH_KINDS)}{shown}: rayqd bench step")
     config = config_of(arguments)
     quiet_driver()
-    from rayqd.bench.command import bench
+    from rayqd.commands.bench import bench
 
     bench(kind, config, switches)
     return 0

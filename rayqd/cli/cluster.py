@@ -9,8 +9,8 @@ from pathlib import Path
 from rayqd.cli.command import Command
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of, unexpected
+from rayqd.console.quiet import quiet_driver
 from rayqd.errors import ConfigError
-from rayqd.observe.quiet import quiet_driver
 
 CLUSTER_DETAILS = """\
 FILE is the cluster.yaml of `ray up`, or a RayJob or RayCluster of KubeRay. A wrong key is named with its line (exit
@@ -34,7 +34,7 @@ def _cluster(words: Sequence[str]) -> int:
     quiet_driver()
     from rich.console import Console
 
-    from rayqd.cluster.validate import validate
+    from rayqd.commands.cluster import validate
 
     return validate(Path(file), config, Console())
 

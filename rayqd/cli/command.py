@@ -34,7 +34,7 @@ def operand(arguments: Arguments, command: str, what: str, parts: Sequence[str] 
         raise ConfigError(unexpected(others[0]))
     if "://" in first:
         from rayqd.model.source import cache_dir
-        from rayqd.storage.fetch import fetch_run
+        from rayqd.runs.storage.fetch import fetch_run
 
         return fetch_run(first, cache_dir() / "runs", parts)
     path = Path(first)

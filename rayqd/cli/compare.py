@@ -15,7 +15,7 @@ def _compare(words: Sequence[str]) -> int:
     given = words_alone(others, "compare")
     if len(given) < 2:
         raise ConfigError("rayqd compare needs two runs or more: rayqd compare runs/a runs/b")
-    from rayqd.runs.compare import compare
+    from rayqd.commands.compare import compare
 
     compare(given, Config().runs_dir, as_json="json" in switches)
     return 0

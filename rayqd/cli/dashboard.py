@@ -15,7 +15,7 @@ def _dashboard(words: Sequence[str]) -> int:
     switches, others = take_switches(words, {"out": "FILE"})
     if others:
         raise ConfigError(f'unexpected argument "{others[0]}"; there is rayqd dashboard [--out FILE]')
-    from rayqd.observe.grafana import dashboard
+    from rayqd.metrics.grafana import dashboard
 
     text = json.dumps(dashboard(), indent=2) + "\n"
     if "out" not in switches:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from rayqd.cli.command import Command
 from rayqd.config.load import load_config
-from rayqd.observe.quiet import quiet_driver
+from rayqd.console.quiet import quiet_driver
 
 
 def _distill(words: Sequence[str]) -> int:
     config = load_config(words)
     quiet_driver()
-    from rayqd.run import distill
+    from rayqd.commands.distill import distill
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
     try:

@@ -10,7 +10,7 @@ from rayqd.config.load import load_config
 
 def _doctor(words: Sequence[str]) -> int:
     config = load_config(words)
-    from rayqd.doctor import examine
+    from rayqd.commands.doctor import examine
 
     return examine(config)
 

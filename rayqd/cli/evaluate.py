@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rayqd.cli.command import Command, operand, settings_of_run
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of
-from rayqd.observe.quiet import quiet_driver
+from rayqd.console.quiet import quiet_driver
 
 
 def _evaluate(words: Sequence[str]) -> int:
@@ -15,7 +15,7 @@ def _evaluate(words: Sequence[str]) -> int:
     path = operand(arguments, "eval", "a run's directory or one of its checkpoints", parts=("export",))
     config = config_of(arguments, before=settings_of_run(path))
     quiet_driver()
-    from rayqd.evaluation import evaluate
+    from rayqd.commands.evaluate import evaluate
 
     evaluate(path, config)
     return 0

@@ -9,7 +9,7 @@ from rayqd.cli.command import Command, operand, settings_of_run
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of
 from rayqd.config.switches import take_switches
-from rayqd.observe.quiet import quiet_driver
+from rayqd.console.quiet import quiet_driver
 
 EXPORT_DETAILS = """\
 --as KIND     compressed-tensors (int4, nvfp4), bitsandbytes (nf4, fp4), or gguf (int4 in groups of 32: Q4_0);
@@ -28,7 +28,7 @@ def _export(words: Sequence[str]) -> int:
     run_dir = operand(arguments, "export", "a run's directory", parts=("start", "checkpoints", "export"))
     config = config_of(arguments, before=settings_of_run(run_dir))
     quiet_driver()
-    from rayqd.exporting import export_run
+    from rayqd.commands.export import export_run
 
     return export_run(
         run_dir,

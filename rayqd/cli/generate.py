@@ -12,8 +12,8 @@ from rayqd.cli.command import Command, settings_of_run
 from rayqd.config.arguments import read_arguments
 from rayqd.config.load import config_of, unexpected
 from rayqd.config.switches import take_switches
+from rayqd.console.quiet import quiet_driver
 from rayqd.errors import ConfigError
-from rayqd.observe.quiet import quiet_driver
 
 DETAILS = """\
 --model WHO      teacher (unless given), student (the export of the run that the settings name), a run's directory, or
@@ -34,7 +34,7 @@ def _generate(words: Sequence[str]) -> int:
     config = config_of(arguments, before=settings_of_run(Path(model)) if Path(model).is_dir() else ())
     num_rows = _number(switches["num-rows"]) if "num-rows" in switches else None
     quiet_driver()
-    from rayqd.generate import generate
+    from rayqd.commands.generate import generate
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
     out = Path(switches["out"]) if "out" in switches else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rayqd.cli.command import Command
 from rayqd.config.load import load_config
-from rayqd.observe.quiet import quiet_driver
+from rayqd.console.quiet import quiet_driver
 
 
 def _quantize(words: Sequence[str]) -> int:
@@ -14,7 +14,7 @@ def _quantize(words: Sequence[str]) -> int:
     if "name" not in config.model_fields_set:
         config = config.model_copy(update={"name": "quantize"})
     quiet_driver()
-    from rayqd.quantize import quantize
+    from rayqd.commands.quantize import quantize
 
     quantize(config)
     return 0

@@ -23,7 +23,7 @@ unfinished   no process has it and it left no word: it was killed, or its machin
 def _runs(words: Sequence[str]) -> int:
     switches, others = take_switches(words, {"json": ""})
     given = words_alone(others, "runs", at_most=1)
-    from rayqd.runs.listing import find_runs, show_runs
+    from rayqd.commands.runs import find_runs, show_runs
 
     directory = Path(given[0]) if given else Config().runs_dir
     records = find_runs(directory) if given or directory.exists() else []  # before the first run there is no runs/

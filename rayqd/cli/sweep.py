@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from rayqd.cli.command import Command
 from rayqd.config.sweep import load_sweep, sweep_help
 from rayqd.config.switches import take_switches
-from rayqd.observe.quiet import quiet_driver
+from rayqd.console.quiet import quiet_driver
 
 
 def _sweep(words: Sequence[str]) -> int:
     switches, others = take_switches(words, {"resume": ""})
     config = load_sweep(others)
     quiet_driver()
-    from rayqd.sweep.command import sweep
+    from rayqd.commands.sweep import sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
     try:

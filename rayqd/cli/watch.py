@@ -14,8 +14,8 @@ def _watch(words: Sequence[str]) -> int:
     given = words_alone(words, "watch", at_most=1)
     if not given:
         raise ConfigError("rayqd watch needs a run: rayqd watch runs/quickstart")
+    from rayqd.commands.watch import watch
     from rayqd.runs.record import find_run
-    from rayqd.runs.watch import watch
 
     path = find_run(given[0], Config().runs_dir)
     try:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from rayqd.cluster.bin_packing import ROLES, Seating, Share, Wish, seat
 from rayqd.cluster.nodes import MARKET, SPOT, Nodes, Selector
-from rayqd.cluster.seating import ROLES, Seating, Share, Wish, seat
 from rayqd.config import Config
 from rayqd.errors import PlacementError
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rayqd.losses import chunked_token_nll, generalized_jsd, total_variation
 from rayqd.losses.rows import chunk_size, slices
-from rayqd.model.scoring import Teacher
 from rayqd.model.states import by_tokens, completion_states, teacher_states
+from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from rayqd.config.sections import Eval
+from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
-from rayqd.observe.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

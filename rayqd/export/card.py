@@ -11,9 +11,9 @@ from typing import Any
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.settings import value_text
+from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 from rayqd.errors import StorageError
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
-from rayqd.observe.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 
 CARD_NAME = "README.md"
 

@@ -11,13 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rayqd.config import Config
+from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.parts import Parts
 from rayqd.export.write import KINDS, Kind, kind_named
 from rayqd.model import packed
 from rayqd.model.load import device, load_tokenizer, torch_dtype
-from rayqd.observe.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

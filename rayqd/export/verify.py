@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rayqd.evals.fidelity import student_fidelity
 from rayqd.model.load import output_head
-from rayqd.model.scoring import Teacher
 from rayqd.quant import Grid, Quantized
+from rayqd.teacher.forward import Teacher
 from rayqd.types import IntArray, Rollout, ScoredRollout
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rayqd.errors import RunError, StorageError
-from rayqd.observe.run_directory import free_bytes
+from rayqd.runs.directory import free_bytes
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rayqd.config import Config
 from rayqd.errors import ModelError
+from rayqd.learner.distributed import Workers
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
-from rayqd.learner.workers import Workers
 from rayqd.model.layers import compile_layers
 from rayqd.model.sharding import divided_like, whole
 from rayqd.model.states import by_tokens, completion_states

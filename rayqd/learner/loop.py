@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import Fidelity
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.keeper import Keeper
+from rayqd.learner.checkpointer import Keeper
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire

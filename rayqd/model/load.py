@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ModelError
-from rayqd.observe.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

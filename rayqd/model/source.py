@@ -74,7 +74,7 @@ def _convert(gguf: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from rayqd.observe.quiet import quiet_libraries
+    from rayqd.console.quiet import quiet_libraries
 
     with quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
@@ -93,7 +93,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    from rayqd.observe.quiet import quiet_libraries
+    from rayqd.console.quiet import quiet_libraries
 
     try:
         with quiet_libraries(progress=True):

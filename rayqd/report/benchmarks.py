@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from rayqd.observe.benchmark_table import NOTES, Row, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.console.benchmark_table import NOTES, Row, asked_for, chance, difference_text, heading_of, score_text
 from rayqd.report import page
 from rayqd.report.page import Column
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rayqd.observe.metrics import ROLES, STUDENT, Metric, metric, samples
+from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric, samples
 from rayqd.report.chart import Line, Point, line_chart
 
 Event = Mapping[str, Any]

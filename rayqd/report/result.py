@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rayqd.observe.progress import duration
+from rayqd.console.progress import duration
 from rayqd.report import page
 from rayqd.report.page import Column, Figure
 

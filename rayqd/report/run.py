@@ -13,9 +13,9 @@ from markupsafe import Markup
 from rayqd.config import Config, to_toml
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.settings import settings, value_text
-from rayqd.observe.metrics import arm_tag
-from rayqd.observe.progress import duration
-from rayqd.observe.table import how_to_run, short_path
+from rayqd.console.progress import duration
+from rayqd.console.result_table import how_to_run, short_path
+from rayqd.metrics.catalogue import arm_tag
 from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import charts

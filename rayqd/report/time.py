@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rayqd.config import Config
-from rayqd.observe.progress import duration
+from rayqd.console.progress import duration
 from rayqd.report.page import bars
 
 

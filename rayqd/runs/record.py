@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from rayqd.config import Config, load_config
 from rayqd.errors import ConfigError, RunError
-from rayqd.observe.last_words import read_last_words
-from rayqd.observe.metrics_file import read_metrics
-from rayqd.observe.run_directory import STOPPED_EARLY
+from rayqd.runs.directory import STOPPED_EARLY
+from rayqd.runs.ended import read_last_words
+from rayqd.runs.metrics_file import read_metrics
 
 State = Literal["running", "finished", "stopped", "failed", "unfinished"]
 

@@ -10,7 +10,7 @@ from rayqd.config import Config
 from rayqd.config.sections.sweep import Sweep
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
-from rayqd.observe.run_directory import RunDirectory
+from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.outcome import Outcome, outcome_of
 from rayqd.sweep.trials import Trial
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config, load_config
-from rayqd.observe.run_directory import RunDirectory
+from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.shared import Key, data_key
 
 

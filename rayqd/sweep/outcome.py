@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rayqd.observe.run_directory import STOPPED_EARLY
+from rayqd.runs.directory import STOPPED_EARLY
 from rayqd.sweep.trials import Trial
 
 State = Literal["finished", "stopped early", "failed", "unfinished"]

@@ -89,7 +89,7 @@ def start_shared(sweep_name: str, placement: Placement, data: Data) -> Any:
     """The actor of `Shared`; teachers that it starts live as long as it."""
 
     def load(config: Config) -> Any:
-        from rayqd.preflight import check, load_data
+        from rayqd.driver.preflight import check, load_data
 
         return load_data(check(config), config)
 

@@ -8,11 +8,11 @@ from typing import Any
 import ray
 from ray import tune
 
-from rayqd.actors.cluster import Cluster
-from rayqd.actors.rollout import MakeEngine
+from rayqd.actors.connection import Cluster
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
-from rayqd.sweep.course import Evaluation, Means, evaluations
+from rayqd.rollout.worker import MakeEngine
+from rayqd.sweep.trial_run import Evaluation, Means, evaluations
 
 
 class TrialWorker(tune.Trainable):

@@ -18,7 +18,7 @@ STARTS_RAY = """
 import os, signal, sys
 import ray
 from ray._private import node
-from rayqd.actors.cluster import connect
+from rayqd.actors.connection import connect
 from rayqd.config import Config
 
 when = sys.argv[1]
@@ -50,9 +50,10 @@ def test_sigterm_is_an_orderly_end(when: str) -> None:
 
 RUN = """
 import functools, sys
-import rayqd.cli, rayqd.run
-from rayqd.engines.fake import FakeEngine
-rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, 128))
+import rayqd.cli
+from rayqd.commands import distill
+from rayqd.rollout.fake import FakeEngine
+distill.distill = functools.partial(distill.distill, make_engine=functools.partial(FakeEngine, 128))
 sys.exit(rayqd.cli.main(["distill", sys.argv[1]]))
 """
 

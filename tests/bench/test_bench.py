@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from rayqd.bench import shapes
-from rayqd.bench.command import bench
 from rayqd.bench.peers import installed_peers
 from rayqd.bench.step import ARMS, USUAL_ARMS
+from rayqd.commands.bench import bench
 from rayqd.config import Config
 from rayqd.errors import ConfigError
 from rayqd.losses import chunked_generalized_jsd

@@ -19,7 +19,7 @@ HEAVY = {"torch", "ray", "vllm", "transformers", "datasets", "numpy"}
 
 @pytest.fixture
 def run_module(monkeypatch):
-    """A stand-in for rayqd.run, rayqd.quantize and rayqd.evaluation that records its calls."""
+    """A stand-in for the modules `distill`, `quantize` and `evaluate` of rayqd.commands that records its calls."""
     calls: list[tuple] = []
     module = types.SimpleNamespace(
         calls=calls,
@@ -27,9 +27,9 @@ def run_module(monkeypatch):
         quantize=lambda config: calls.append((config,)),
         evaluate=lambda path, config: calls.append((path, config)),
     )
-    monkeypatch.setitem(sys.modules, "rayqd.run", module)
-    monkeypatch.setitem(sys.modules, "rayqd.quantize", module)
-    monkeypatch.setitem(sys.modules, "rayqd.evaluation", module)
+    monkeypatch.setitem(sys.modules, "rayqd.commands.distill", module)
+    monkeypatch.setitem(sys.modules, "rayqd.commands.quantize", module)
+    monkeypatch.setitem(sys.modules, "rayqd.commands.evaluate", module)
     return module
 
 

@@ -21,14 +21,14 @@ def run_dir(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """A stand-in for rayqd.exporting that records its calls and returns 1."""
+    """A stand-in for rayqd.commands.export that records its calls and returns 1."""
     found: list[tuple] = []
 
     def export_run(run_dir, config, **options):
         found.append((run_dir, config, options))
         return 1
 
-    monkeypatch.setitem(sys.modules, "rayqd.exporting", types.SimpleNamespace(export_run=export_run))
+    monkeypatch.setitem(sys.modules, "rayqd.commands.export", types.SimpleNamespace(export_run=export_run))
     return found
 
 

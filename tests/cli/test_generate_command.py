@@ -11,10 +11,10 @@ from rayqd.cli import main
 
 @pytest.fixture
 def calls(monkeypatch):
-    """A stand-in for rayqd.generate that records its calls."""
+    """A stand-in for rayqd.commands.generate that records its calls."""
     found: list[tuple] = []
     module = types.SimpleNamespace(generate=lambda config, **options: found.append((config, options)))
-    monkeypatch.setitem(sys.modules, "rayqd.generate", module)
+    monkeypatch.setitem(sys.modules, "rayqd.commands.generate", module)
     return found
 
 
@@ -64,6 +64,6 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(config, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "rayqd.generate", types.SimpleNamespace(generate=interrupt))
+    monkeypatch.setitem(sys.modules, "rayqd.commands.generate", types.SimpleNamespace(generate=interrupt))
     assert main(["generate"]) == 130
     assert capsys.readouterr().err == "rayqd: stopped; the same command goes on where this one ended\n"

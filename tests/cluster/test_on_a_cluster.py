@@ -26,7 +26,7 @@ from rayqd.cluster.nodes import MARKET
 from rayqd.config import Config
 from rayqd.config.resolved import to_toml
 from rayqd.data import Plan
-from rayqd.preflight import check, load_data
+from rayqd.driver.preflight import check, load_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -34,9 +34,10 @@ VOCAB_SIZE = 128
 AS_PLACED = {"learner": "on-demand", "teacher-0": "spot", "rollout-0": "spot"}
 DRIVER = f"""
 import functools, sys
-import rayqd.cli, rayqd.run
-from rayqd.engines.fake import FakeEngine
-rayqd.run.distill = functools.partial(rayqd.run.distill, make_engine=functools.partial(FakeEngine, {VOCAB_SIZE}))
+import rayqd.cli
+from rayqd.commands import distill
+from rayqd.rollout.fake import FakeEngine
+distill.distill = functools.partial(distill.distill, make_engine=functools.partial(FakeEngine, {VOCAB_SIZE}))
 sys.exit(rayqd.cli.main(["distill", *sys.argv[1:]]))
 """
 

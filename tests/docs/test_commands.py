@@ -64,8 +64,8 @@ def readers_directory(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
     """
     from rich.console import Console
 
+    from rayqd.commands.quantize import quantize
     from rayqd.config import load_config
-    from rayqd.quantize import quantize
 
     directory = tmp_path_factory.mktemp("reader")
     model = directory / "path" / "to" / "model"

@@ -14,7 +14,7 @@ import torch
 from rayqd.config.load import load_config
 from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.start import StartingPoint
+from rayqd.learner.initialization import StartingPoint
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
 
 pytestmark = [
@@ -103,9 +103,9 @@ def test_transformers_loads_the_export_with_every_weight_bit_equal(finished: tup
 
 
 def test_vllm_serves_the_export(finished: tuple[Path, str]) -> None:
-    from rayqd.engines.base import SamplingRequest
-    from rayqd.engines.vllm import VLLMEngine
     from rayqd.model.load import load_tokenizer
+    from rayqd.rollout.engine import SamplingRequest
+    from rayqd.rollout.vllm import VLLMEngine
 
     run_dir, _ = finished
     engine = VLLMEngine(

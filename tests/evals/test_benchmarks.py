@@ -12,13 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from rayqd.commands.evaluate import evaluate, load_student
+from rayqd.commands.quantize import quantize
 from rayqd.config.resolved import to_toml
-from rayqd.evaluation import evaluate, load_student
 from rayqd.export.load import load_export
 from rayqd.export.write import export
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.model.student import Student
-from rayqd.quantize import quantize
 from tests.evals.task_files import CHOICE, GENERATE, GROUP, ROLLING
 
 

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from small_models import byte_tokenizer, small_model
 from transformers import AutoModelForCausalLM
 
+from rayqd.commands.export import export_run
 from rayqd.config import Config, to_toml
-from rayqd.engines import parity, vllm
 from rayqd.errors import ConfigError, ModelError, RunError, StorageError
 from rayqd.export.digest import digests
-from rayqd.exporting import export_run
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.model.student import Student
+from rayqd.rollout import parity, vllm
 
 FORMATS: dict[str, dict[str, Any]] = {
     "int4": {"group_size": 32, "init": "rtn"},

@@ -17,10 +17,10 @@ from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.distributed import ManyWorkers, Workers
 from rayqd.learner.finish import Heldout
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import packed_codes, train
-from rayqd.learner.workers import ManyWorkers, Workers
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.types import Batch, ScoredRollout, WireTensor

@@ -11,14 +11,14 @@ from trl.experimental.gkd import GKDTrainer
 
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.distributed import Workers
+from rayqd.learner.initialization import StartingPoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
-from rayqd.learner.start import StartingPoint
-from rayqd.learner.workers import Workers
 from rayqd.model.load import load_model
-from rayqd.model.scoring import Teacher
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
+from rayqd.teacher.forward import Teacher
 from rayqd.types import HiddenScores, ScoredRollout
 
 LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]

@@ -15,7 +15,7 @@ from rayqd.config.sections import Teacher as TeacherSettings
 from rayqd.errors import WorkerError
 from rayqd.learner.objective import Objective
 from rayqd.losses import generalized_jsd
-from rayqd.model.answers import make_answer
+from rayqd.teacher.payloads import make_answer
 from rayqd.types import Rollout, ScoredRollout
 
 V, D = 128, 16

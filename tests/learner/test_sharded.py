@@ -12,8 +12,8 @@ import torch
 
 from rayqd.config import Config
 from rayqd.model.load import load_model
-from rayqd.model.scoring import Teacher
 from rayqd.model.wire import from_wire, to_wire
+from rayqd.teacher.forward import Teacher
 from rayqd.types import HiddenScores, ScoredRollout
 from tests.learner.sharded_workers import alone, alone_from_the_checkpoint_of_two, one_of_two, spawn
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 from torch._dynamo.utils import counters
 
+from rayqd.commands.quantize import quantize
 from rayqd.config.sections import Quant
 from rayqd.errors import ModelError
 from rayqd.export.compressed_tensors import read_quantized
@@ -23,7 +24,6 @@ from rayqd.model.grids import layer_grids
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.quant.nvfp4 import NVFP4Grid
-from rayqd.quantize import quantize
 
 BFLOAT16 = torch.bfloat16
 

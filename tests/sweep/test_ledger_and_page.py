@@ -15,13 +15,13 @@ from rayqd.config import load_config
 from rayqd.config.resolved import to_toml
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import RunError
-from rayqd.observe.run_directory import RunDirectory
-from rayqd.sweep.conclusion import best_toml, print_outcomes, result_of
+from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.inherit import inherit_start
 from rayqd.sweep.outcome import best_of, outcome_of
 from rayqd.sweep.report import write_page
 from rayqd.sweep.report.axis import setting_axis
+from rayqd.sweep.results import best_toml, print_outcomes, result_of
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Trial
 
@@ -234,9 +234,9 @@ def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirec
     from ray import cloudpickle
     from ray.exceptions import RayTaskError
 
+    from rayqd.console.progress import Progress
     from rayqd.errors import DataError
-    from rayqd.observe.progress import Progress
-    from rayqd.sweep.telling import Telling
+    from rayqd.sweep.callback import Telling
 
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(RayTaskError("step", "traceback", DataError("row 3\n is broken"))))  # pyright: ignore[reportPrivateImportUsage]

@@ -14,13 +14,12 @@ from markupsafe import Markup
 from rayqd.config import to_toml
 from rayqd.config.sections.sweep import Span
 from rayqd.config.sweep import sweep_toml
-from rayqd.observe.environment import environment
-from rayqd.observe.progress import duration
-from rayqd.observe.table import short_path
+from rayqd.console.progress import duration
+from rayqd.console.result_table import short_path
 from rayqd.report import page
 from rayqd.report.chart import charts
 from rayqd.report.page import Figure
-from rayqd.sweep.conclusion import best_toml, teacher_cost
+from rayqd.runs.environment import environment
 from rayqd.sweep.outcome import Outcome, best_of
 from rayqd.sweep.report.courses import courses
 from rayqd.sweep.report.effect import effect
@@ -28,6 +27,7 @@ from rayqd.sweep.report.heat import heat_map
 from rayqd.sweep.report.marks import Marks, marks_of
 from rayqd.sweep.report.parallel import parallel_coordinates
 from rayqd.sweep.report.trials import failures, trials_table
+from rayqd.sweep.results import best_toml, teacher_cost
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import short_labels, value_label
 

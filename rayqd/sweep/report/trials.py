@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from rayqd.config.sections.sweep import Sweep
-from rayqd.observe.progress import duration
+from rayqd.console.progress import duration
 from rayqd.report import page
 from rayqd.report.page import joined
 from rayqd.sweep.outcome import Outcome, by_metric

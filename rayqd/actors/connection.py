@@ -1,0 +1,129 @@
+"""A connection to Ray: a cluster that runs already, or one of this machine's own that ends with the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.job_config import JobConfig
+
+from rayqd.actors.runtime_env import runtime_environment
+from rayqd.actors.topology import nodes_of_the_cluster, nodes_of_this_machine
+from rayqd.cluster.check import checked_cluster_file
+from rayqd.cluster.nodes import Nodes
+from rayqd.config import Config
+from rayqd.console.quiet import unheard
+from rayqd.errors import ConfigError, PlacementError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    nodes: Nodes  # those that run, and those that its autoscaler would start
+    node_id: str  # where the driver is, which outlives every other node as far as the run is concerned
+    accelerators: tuple[str, ...]  # what Ray calls the GPUs of those that run: "H100"
+    dashboard: str  # its address; "" without one
+    log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The nodes that run, for the run's records, as JSON."""
+        groups = self.nodes.groups
+        return {
+            "nodes": sum(group.running for group in groups),
+            "cpus": sum(group.running * group.cpus for group in groups),
+            "gpus": sum(group.running * group.gpus for group in groups),
+            "accelerators": list(self.accelerators),
+        }
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[Cluster]:
+    """Ray, for the length of a `with`; leaving it ends every process of the run."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if config.ray.dashboard and not address:
+        _check_dashboard()
+    named = checked_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
+    try:
+        with _own_stop_signal():
+            context: Any = ray.init(
+                address=address or "local",
+                namespace="rayqd",
+                include_dashboard=None if address else config.ray.dashboard,
+                job_config=_job_config(config, address),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_environment(config, ships_package=address is not None),
+            )
+    except (ConnectionError, ValueError, RayError) as error:
+        raise PlacementError(f"no Ray cluster answers at {address}: {_why(error)}") from error
+    try:
+        kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
+        yield Cluster(
+            nodes=nodes_of_the_cluster(named) if address else nodes_of_this_machine(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            accelerators=tuple(sorted(kinds)),
+            dashboard=context.dashboard_url or "",
+            log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
+        )
+    finally:
+        with unheard():
+            ray.shutdown()
+
+
+def _why(error: Exception) -> str:
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return "it wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+    return str(error).strip().partition("\n")[0]
+
+
+def _check_dashboard() -> None:
+    try:
+        import ray.dashboard.optional_deps  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise ConfigError(
+            f'ray.dashboard needs more of Ray than is installed ({error}): pip install "ray[default]"'
+        ) from error
+
+
+def _job_config(config: Config, address: str | None) -> Any:
+    """What the dashboard's list of jobs says of this driver; None through Ray Client, which has no place for it."""
+    if address and "://" in address:
+        return None
+    return JobConfig(metadata=_metadata(config))
+
+
+def _metadata(config: Config) -> dict[str, str]:
+    """What the dashboard and `ray list jobs --detail` tell of the run; a submitted job's own metadata wins."""
+    return {
+        "job_name": config.name,
+        "run_directory": str(config.run_dir),
+        "model": config.model.name,
+        "format": f"{config.quant.format}, groups of {config.quant.group_size}",
+        "steps": str(config.learner.steps),
+        "storage": config.storage or "",
+    }
+
+
+@contextmanager
+def _own_stop_signal() -> Iterator[None]:
+    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word.
+
+    One that comes while Ray starts is met by that handler; it counts as Ctrl-C all the same.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,39 @@
+"""What a run asks of every process that Ray starts for it: environment variables, and this very package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.config.job import runtime_env_of_the_job
+from rayqd.console.quiet import quiet_environment
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def runtime_environment(config: Config, *, ships_package: bool) -> dict[str, Any]:
+    """A runtime_env for `ray.init`; what the job that this process runs in has settled is left out.
+
+    Ray refuses a field or a variable that job and driver both give, even the same. `ships_package`: the nodes may have
+    another rayqd or none, so they get the one that runs here.
+    """
+    settled = runtime_env_of_the_job()
+    taken = settled.get("env_vars", {})
+    variables = quiet_environment() | _train_environment(config)
+    asked: dict[str, Any] = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
+    if ships_package and not (_carries_package(settled) or {"py_modules", "excludes"} & settled.keys()):
+        asked |= {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
+    return asked
+
+
+def _carries_package(settled: dict[str, Any]) -> bool:
+    """Whether the job's working directory, which every process gets, is where rayqd was imported from."""
+    return "working_dir" in settled and _PACKAGE.parent == Path.cwd()
+
+
+def _train_environment(config: Config) -> dict[str, str]:
+    return {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.ray.placement_timeout_seconds),
+        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.ray.dashboard else "0",
+    }

@@ -1,0 +1,105 @@
+"""The composition root: the one file that knows everybody.
+
+check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
+                                     │          │
+           with distill.seq_kd: the teacher     │
+           writes completions, and ends         │
+                   rollouts and teachers load their models while the learner starts
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from rayqd.actors.connection import connect
+from rayqd.actors.roles import Roles
+from rayqd.cluster.placement import nodes_text
+from rayqd.config import Config
+from rayqd.config.resolved import with_absolute_paths
+from rayqd.console.progress import Progress, headline
+from rayqd.console.result_table import print_result
+from rayqd.driver.monitor import Follower
+from rayqd.driver.preflight import check, load_data, summary
+from rayqd.driver.seq_kd import with_teacher_completions
+from rayqd.report.write import Report
+from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
+from rayqd.runs.ended import last_words
+from rayqd.runs.environment import environment
+from rayqd.runs.result import Result
+
+_GOODBYE_SECONDS = 10.0
+
+
+def distill(
+    config: Config,
+    console: Console | None = None,
+    *,
+    make_engine: MakeEngine | None = None,
+    make_teacher_engine: MakeEngine | None = None,
+) -> Result:
+    """Run `config` to its end, from its last checkpoint if there is one; a finished run only tells its result.
+
+    `make_engine` is called in every rollout worker, `make_teacher_engine` where the teacher writes for
+    `distill.seq_kd`; without them the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
+    """
+    console = console or Console()
+    config = with_absolute_paths(config)
+    run_dir = RunDirectory(config)
+    try:
+        result = run_dir.result
+        if result is None or STOPPED_EARLY in result:
+            with last_words(run_dir.path):
+                result = _run(config, run_dir, console, make_engine, make_teacher_engine)
+                run_dir.finish(result)
+            Report(config, "distill", result["environment"]).write(result)
+        else:
+            console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
+        print_result(console, result, run_dir.path, title=cost)
+        run_dir.upload(export=True)
+    finally:
+        run_dir.close()
+    return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
+
+
+def _run(
+    config: Config,
+    run_dir: RunDirectory,
+    console: Console,
+    make_engine: MakeEngine | None,
+    make_teacher_engine: MakeEngine | None,
+) -> dict[str, Any]:
+    began = time.monotonic()
+    with Progress(console, config.learner.steps) as progress:
+        progress.say(headline(config))
+        progress.status("checking model and configuration")
+        checked = check(config)
+        training, heldout = load_data(checked, config)
+        progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
+        progress.status("starting Ray")
+        with connect(config) as cluster:
+            run_dir.link_logs(cluster.log_dir)
+            if cluster.dashboard:
+                progress.say(f"dashboard: http://{cluster.dashboard}")
+            made_with = environment(cluster.summary)
+            seconds: dict[str, float] = {}
+            if config.distill.seq_kd:
+                started = time.monotonic()
+                tokenizer = checked.tokenizer
+                training = with_teacher_completions(training, tokenizer, config, cluster, progress, make_teacher_engine)
+                run_dir.upload()  # a run that goes on elsewhere has the same completions
+                seconds["writing"] = time.monotonic() - started
+            roles = Roles(config, cluster, make_engine)
+            if roles.nodes_to_start:
+                progress.say(f"waiting for the cluster to start {nodes_text(roles.nodes_to_start)}")
+            roles.set_data(training, heldout)
+            follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
+            finished = follower.until("finished")
+            roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
+            result = follower.result(finished["rows"], config.learner.steps, time.monotonic() - began)
+            result["seconds"] |= {role: round(value, 1) for role, value in seconds.items()}
+    return result | {"export": run_dir.export, "environment": made_with}

@@ -1,0 +1,186 @@
+"""A checkpoint against its teacher on the held-out rows and on benchmarks, in one process and without Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from torch import Tensor
+
+from rayqd.config import Config, load_config
+from rayqd.console.benchmark_table import print_benchmarks
+from rayqd.driver.preflight import Checked, check, load_data
+from rayqd.errors import ModelError
+from rayqd.evals.benchmarks import TEACHER, Arm, Bench
+from rayqd.evals.fidelity import Fidelity, score, student_fidelity, teacher_fidelity
+from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.export.card import CARD_NAME
+from rayqd.export.load import is_export, load_export
+from rayqd.export.write import update_card
+from rayqd.learner.checkpoint import load_checkpoint
+from rayqd.learner.initialization import StartingPoint, arm_name
+from rayqd.model.load import device, load_model, load_tokenizer, output_head
+from rayqd.model.source import local_directory
+from rayqd.model.student import Student
+from rayqd.report.write import benchmarks_of_export, command_of, write_again
+from rayqd.teacher.cache import weights_digest
+from rayqd.teacher.forward import Teacher
+from rayqd.types import Example, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def evaluate(path: Path, config: Config, console: Console | None = None) -> dict[str, Any]:
+    """The model at `path`, a run, one of its checkpoints, or any model directory, beside its teacher.
+
+    KL and perplexity on the held-out rows, and the benchmarks of `eval.tasks`. Prints them, and keeps them in `eval/`
+    of the run's directory when `path` lies in one. Raises a RayqdError before any model is loaded where a setting, a
+    file or a task is wrong.
+    """
+    console = console or Console()
+    directory_of(path)
+    checked = check(config, trains=False)
+    benchmarks = _benchmarks(checked, config, console)
+    return _Evaluation(path, config, checked, benchmarks, console).run()
+
+
+class _Evaluation:
+    def __init__(
+        self, path: Path, config: Config, checked: Checked, benchmarks: list[Benchmark], console: Console
+    ) -> None:
+        self._path, self._config, self._checked = path, config, checked
+        self._console = console
+        self._bench = Bench(benchmarks, load_tokenizer(checked.directory), self._say) if benchmarks else None
+        self._arms: dict[str, Arm] = {}
+
+    def run(self) -> dict[str, Any]:
+        path, config = self._path, self._config
+        _, heldout = load_data(self._checked, config)
+        rows, teacher_head, teacher_row = self._teacher(heldout.examples)
+        model = load_student(path, config)
+        fidelity = student_fidelity(model, output_head(model), teacher_head, rows, config.learner.microbatch_tokens)
+        result = {"path": str(path), "model": asdict(fidelity), "teacher": asdict(teacher_row)}
+        self._say(
+            f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f} "
+            f"(teacher {teacher_row.perplexity:.3f}) over {fidelity.num_tokens:,} held-out tokens"
+        )
+        if self._bench:
+            student = self._bench.scores("student", lambda: model)
+            if config.eval.rtn:
+                self._rounded(self._bench)
+            self._arms["student"] = student  # the last row of the table
+            result["benchmarks"] = self._bench.compare(self._arms)
+            print_benchmarks(self._console, result["benchmarks"])
+        self._keep(result)
+        return result
+
+    def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Tensor, Fidelity]:
+        """The held-out rows with its scores, its head, and how it does itself; its benchmarks are in `_arms` then."""
+        config = self._config
+        directory = local_directory(config.teacher.name) if config.teacher.name else self._checked.directory
+        teacher = load_model(directory, config.model.dtype)
+        rows = score(examples, Teacher(teacher, config.teacher.max_batch_tokens))
+        if self._bench:
+            self._arms[TEACHER] = self._bench.scores(TEACHER, lambda: teacher, self._identity(directory))
+        head = output_head(teacher)
+        return rows, head, teacher_fidelity(head, rows)
+
+    def _rounded(self, bench: Bench) -> None:
+        config, directory = self._config, self._checked.directory
+        plain = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
+
+        def load() -> PreTrainedModel:
+            return Student(load_model(directory, config.model.dtype), plain, trainable=False).as_plain_model()
+
+        name = arm_name("rtn", config.quant)
+        self._arms[name] = bench.scores(name, load, [*self._identity(directory), config.quant.model_dump_json()])
+
+    def _identity(self, directory: Path) -> list[str]:
+        """What a model's answers depend on, besides the question."""
+        return [weights_digest(directory), self._config.model.dtype, device().type]
+
+    def _keep(self, result: dict[str, Any]) -> None:
+        """Benchmarks in a file of their own, which measuring the KL again leaves alone."""
+        run_dir = _run_directory(self._path)
+        if run_dir is None:
+            return
+        name = self._path.resolve().name
+        _write(run_dir / "eval" / f"{name}.json", {k: v for k, v in result.items() if k != "benchmarks"})
+        if self._bench:
+            _write(run_dir / "eval" / f"{name}-benchmarks.json", self._benchmarks_file(result))
+            if self._path.resolve() in (run_dir, run_dir / "export"):
+                _tell(run_dir)
+
+    def _benchmarks_file(self, result: dict[str, Any]) -> dict[str, Any]:
+        asked = self._config.eval.model_dump(
+            include={"tasks", "num_fewshot", "task_limit", "task_batch_size", "apply_chat_template"}
+        )
+        return {"path": result["path"], "lm_eval": version("lm_eval"), **asked, "rows": result["benchmarks"]}
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benchmark]:
+    if not config.eval.tasks:
+        return []
+    tokenizer = load_tokenizer(checked.directory)
+    benchmarks = open_benchmarks(config.eval, tokenizer)
+    answering = [each.name for each in benchmarks if each.generates]
+    if answering and tokenizer.chat_template and not config.eval.apply_chat_template:
+        console.print(
+            f"{', '.join(answering)}: asked without the model's chat template; an instruction-tuned model answers "
+            "better with --eval.apply_chat_template",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return benchmarks
+
+
+def load_student(path: Path, config: Config) -> PreTrainedModel:
+    """What is at `path`; of a checkpoint what would be exported, so the adapter is merged wherever it was trained."""
+    if (path / "student.safetensors").is_file():
+        inside = config.adapter.model_copy(update={"placement": "inside"})
+        student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(
+            local_directory(config.model.name, config.model.revision)
+        )
+        student.load_state_dict(load_checkpoint(path)["student"])
+        return student.as_plain_model()
+    directory = directory_of(path)
+    load = load_export if is_export(directory) else load_model
+    return load(directory, config.model.dtype)
+
+
+def directory_of(path: Path) -> Path:
+    """The checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none."""
+    if (path / "student.safetensors").is_file():
+        return path
+    if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
+        raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")
+    directory = path / "export" if (path / "export").is_dir() else path
+    return directory if is_export(directory) else local_directory(str(directory.absolute()))
+
+
+def _tell(run_dir: Path) -> None:
+    """Puts the benchmarks of the export into the run's page and the export's model card."""
+    write_again(run_dir)
+    ended, export = run_dir / "result.json", run_dir / "export"
+    if ended.exists() and (export / CARD_NAME).exists():
+        config, result = load_config([f"@{run_dir / 'config.toml'}"]), json.loads(ended.read_text())
+        benchmarks = benchmarks_of_export(run_dir)
+        update_card(export, config, result["rows"], benchmarks=benchmarks, command=command_of(result))
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _run_directory(path: Path) -> Path | None:
+    candidates = (path.resolve(), *path.resolve().parents[:2])
+    return next((place for place in candidates if (place / "config.toml").is_file()), None)

@@ -1,0 +1,238 @@
+"""`rayqd export`: a run's newest checkpoint as files for others, and whether those files are what was trained."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from rayqd.config import Config, differences, load_config
+from rayqd.data import load_run_data
+from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
+from rayqd.export.aside import directory_bytes
+from rayqd.export.digest import others
+from rayqd.export.load import kind_of, load_export, read_parts
+from rayqd.export.parts import Parts
+from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
+from rayqd.export.verify import MAX_KL, compare, divergence, token_logprobs
+from rayqd.export.write import Kind, check_kind, export, kind_named, usual_kind, write
+from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
+from rayqd.learner.initialization import StartingPoint
+from rayqd.model.load import context_length, load_tokenizer, torch_dtype
+from rayqd.model.source import local_directory
+from rayqd.model.student import Student
+from rayqd.quant import make_grid
+from rayqd.rollout.parity import kernel_change, vllm_change, why_not_vllm
+from rayqd.types import IntArray, Rollout
+
+NUM_ROWS = 16  # held-out rows that the KL is taken over
+NUM_SEQUENCES, MAX_SEQUENCE_TOKENS = 4, 512  # what kernels are asked about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run's newest checkpoint holds."""
+
+    student: Student
+    source: Path
+    step: int
+    digests: Mapping[str, Tensor]  # of the weights that training saw; empty where it left none
+
+
+def export_run(
+    run_dir: Path,
+    config: Config,
+    *,
+    out: Path | None = None,
+    kind_name: str | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Export the run, or with `verify` check the export that is there; returns the exit code, 1 where it differs."""
+    console = console or Console()
+    config = _of_run(run_dir, config)
+    kind = kind_named(kind_name) if kind_name else usual_kind(config.quant)
+    directory = out or run_dir / ("export" if kind == usual_kind(config.quant) else f"export-{kind}")
+    only_verify = verify and directory.exists() and not overwrite
+    if not only_verify:
+        _check_replaceable(directory, overwrite)
+    trained = load_trained(run_dir, config)
+    if only_verify:
+        _say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
+    else:
+        _write(run_dir, config, trained, directory, kind, overwrite)
+        of = f"step {trained.step}" if trained else f"{run_dir / 'export'}"
+        _say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
+    if not verify:
+        return 0
+    verdict = verify_export(run_dir, config, trained, directory)
+    print_verdict(console, verdict)
+    write_verdict(directory, verdict)
+    return 0 if verdict.passed else 1
+
+
+def load_trained(run_dir: Path, config: Config) -> Trained | None:
+    """The student of the run's newest checkpoint; None where there is no checkpoint."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    steps = checkpoints.steps()
+    if not steps:
+        return None
+    source = local_directory(config.model.name, config.model.revision)
+    student = StartingPoint(config).load_student(source)
+    checkpoint = load_checkpoint(checkpoints.path(steps[-1]))
+    student.load_state_dict(checkpoint["student"])
+    return Trained(student=student, source=source, step=steps[-1], digests=checkpoint.get(DIGESTS, {}))
+
+
+def verify_export(run_dir: Path, config: Config, trained: Trained | None, directory: Path) -> Verdict:
+    """Weights, dense tensors, predictions, and what vLLM's kernels add to those."""
+    model = load_export(directory, config.model.dtype)
+    checks = _compare(run_dir, config, trained, directory, model)
+    if trained and trained.digests:
+        checks.insert(0, _as_trained(trained, model))
+    rollouts, why_not = _heldout(config)
+    checks.append(_divergence(trained, model, rollouts, config, why_not))
+    sequences = _sequences(rollouts)
+    expected = [token_logprobs(model, ids) for ids in sequences]
+    kind = kind_of(directory)
+    reason = why_not_vllm(kind, config) or why_not
+    if sequences and config.model.dtype != "float32":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+        exact = [token_logprobs(model, ids) for ids in sequences]  # the yardstick for the kernels below
+        checks.append(kernel_change(config.model.dtype, expected, exact, "its rounding beside float32"))
+    del model, trained
+    if kind == "bitsandbytes" and sequences:
+        own = load_export(directory, config.model.dtype, dense=False)
+        checks.append(kernel_change(kind, [token_logprobs(own, ids) for ids in sequences], expected))
+        del own
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    checks.append(Check(name="vLLM", text=reason) if reason else vllm_change(directory, config, sequences, expected))
+    return Verdict(directory=str(directory), checks=tuple(checks))
+
+
+def _of_run(run_dir: Path, config: Config) -> Config:
+    """`config` where the run lies now. Raises when `run_dir` is no run, or a flag would make it another one."""
+    saved = run_dir / "config.toml"
+    if not saved.is_file():
+        raise ConfigError(f"{run_dir} is no run's directory: it has no config.toml")
+    changed = [line for line in differences(load_config([f"@{saved}"]), config) if not line.startswith("eval.")]
+    if changed:
+        raise ConfigError(f"export takes the run as it is, and this would change it: {'; '.join(changed)}")
+    whole = run_dir.absolute()
+    return config.model_copy(update={"runs_dir": whole.parent, "name": whole.name})
+
+
+def _write(
+    run_dir: Path, config: Config, trained: Trained | None, directory: Path, kind: Kind, overwrite: bool
+) -> None:
+    rows = _rows(run_dir)
+    if trained:
+        export(trained.student, trained.source, config, directory, kind=kind, overwrite=overwrite, rows=rows)
+        return
+    parts = _exported_parts(run_dir, config)
+    check_kind(kind, config, parts.config.model_type)
+    write(parts, config, directory, kind=kind, overwrite=overwrite, rows=rows, command="quantize")
+
+
+def _check_replaceable(directory: Path, overwrite: bool) -> None:
+    """--overwrite replaces exports; not somebody's home directory."""
+    if not directory.exists() or (directory.is_dir() and next(directory.iterdir(), None) is None):
+        return
+    try:
+        kind_of(directory)
+    except (ModelError, ConfigError):
+        raise StorageError(f"{directory} is there and is no export, so it stays: choose another --out") from None
+    if not overwrite:
+        raise StorageError(f"{directory} exists already; add --overwrite to replace it, or choose another --out")
+
+
+def _exported_parts(run_dir: Path, config: Config) -> Parts:
+    if not (run_dir / "export").is_dir():
+        raise RunError(f"{run_dir} has neither a checkpoint nor an export yet: let the run come that far")
+    return read_parts(run_dir / "export", config)
+
+
+def _rows(run_dir: Path) -> Sequence[Mapping[str, Any]]:
+    file = run_dir / "result.json"
+    return json.loads(file.read_text()).get("rows", []) if file.is_file() else []
+
+
+def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: Path, model: Any) -> list[Check]:
+    grid = make_grid(config.quant, torch_dtype(config.model.dtype))
+    if trained:
+        found = compare(model, trained.student.quantized(), trained.student.dense(), trained.student.grid)
+        beside = f"step {trained.step}"
+    else:
+        parts = _exported_parts(run_dir, config)
+        found = compare(model, parts.quantized.items(), parts.dense, grid)
+        beside = f"the codes in {run_dir / 'export'}"
+    weights = f"{found.num_quantized - found.quantized_differing} of {found.num_quantized} layers equal {beside}"
+    dense_differing = len(found.differing) - found.quantized_differing
+    return [
+        Check(
+            name="weights",
+            text=f"{weights}, bit for bit",
+            passed=not found.quantized_differing,
+            differing=found.differing[: found.quantized_differing],
+        ),
+        Check(
+            name="dense tensors",
+            text=f"{max(found.num_dense - dense_differing, 0)} of {found.num_dense} equal, bit for bit",
+            passed=not dense_differing,
+            differing=found.differing[found.quantized_differing :],
+        ),
+    ]
+
+
+def _as_trained(trained: Trained, model: Any) -> Check:
+    differing = others(trained.digests, model.state_dict())
+    count = len(trained.digests)
+    text = f"{count - len(differing)} of {count} layers have the digests that training left (SHA-256)"
+    return Check(
+        name="as trained", text=text, passed=not differing, differing=tuple(f"{n}: another digest" for n in differing)
+    )
+
+
+def _heldout(config: Config) -> tuple[list[Rollout], str]:
+    """Some held-out rows; or none, and why."""
+    try:
+        source = local_directory(config.model.name, config.model.revision)
+        _, heldout = load_run_data(load_tokenizer(source), config, context_length(source))
+    except (DataError, ModelError) as error:
+        return [], f"not measured: {error}"
+    examples = heldout.examples[:NUM_ROWS]
+    return [Rollout.from_data(example, step=-1, index=i) for i, example in enumerate(examples)], ""
+
+
+def _divergence(
+    trained: Trained | None, model: Any, rollouts: Sequence[Rollout], config: Config, why_not: str
+) -> Check:
+    if trained is None:
+        return Check(name="KL", text="not measured: there is no checkpoint to measure from")
+    if not rollouts:
+        return Check(name="KL", text=why_not)
+    with trained.student.as_exported():
+        kl, num_tokens = divergence(trained.student.model, model, rollouts, config.learner.microbatch_tokens)
+    text = f"{kl:.1e} nats a token to the trained model over {num_tokens:,} held-out tokens (at most {MAX_KL:g})"
+    return Check(name="KL", text=text, passed=kl <= MAX_KL, value=kl)
+
+
+def _sequences(rollouts: Sequence[Rollout]) -> list[IntArray]:
+    whole = [np.concatenate([r.prompt_ids, r.completion_ids]) for r in rollouts[:NUM_SEQUENCES]]
+    return [ids[:MAX_SEQUENCE_TOKENS] for ids in whole]
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,216 @@
+"""`rayqd generate`: a model's answers to the prompts of a data set, as a data set.
+
+prompts of data.source, those without an answer yet ─► Writers: engines over the cluster ─► FILE.jsonl, a row at a time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rayqd.actors.batch_generation import Answers, Writers, writing_request
+from rayqd.actors.connection import connect
+from rayqd.config import Config
+from rayqd.config.resolved import setting_value, with_absolute_paths
+from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.progress import Progress, duration
+from rayqd.data.answer_file import AnswerFile, Summary
+from rayqd.data.answers import AnswerWriter, end_token_ids
+from rayqd.data.prompts import Prompt, Prompts
+from rayqd.errors import ConfigError, DataError, ModelError
+from rayqd.export.load import is_export, kind_of
+from rayqd.model.load import context_length, load_tokenizer
+from rayqd.model.source import local_directory
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.worker import MakeEngine
+from rayqd.teacher.cache import weights_digest
+from rayqd.types import IntArray
+
+# What an answer depends on, beside the model and the prompt.
+_SETTINGS = (
+    "seed",
+    "model.dtype",
+    "data.split",
+    "data.max_length",
+    "data.min_room",
+    "rollout.min_new_tokens",
+    "rollout.max_new_tokens",
+    "rollout.temperature",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Who answers."""
+
+    label: str  # in the name of the file
+    name: str  # a directory or a hub id
+    revision: str | None = None
+
+
+def generate(
+    config: Config,
+    *,
+    model: str = "teacher",
+    out: Path | None = None,
+    num_rows: int | None = None,
+    command: str = "",
+    console: Console | None = None,
+    make_engine: MakeEngine | None = None,
+) -> Summary:
+    """Let `model` answer the first `num_rows` prompts of `config.data`, in `out`; what is there already stays.
+
+    `model` is teacher, student, a run's directory, or any model; `command` is for the file beside `out`; `make_engine`
+    is called in every worker, without it the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
+    """
+    console = console or Console()
+    config = with_absolute_paths(config)
+    who = who_answers(model, config)
+    directory = local_directory(who.name, who.revision)
+    if is_export(directory) and (kind := kind_of(directory)) != "compressed-tensors":
+        raise ModelError(f"{directory} is {kind}, which vLLM does not load; name another model")
+    out = (out or Path(f"{_stem(config.data.source)}-{who.label}.jsonl")).expanduser()
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
+    tokenizer = load_tokenizer(directory)
+    prompts = Prompts(tokenizer, config, context_length(directory))
+    with AnswerFile(out, settings=_settings(who, directory, config), command=command) as file:
+        file.read(prompts)
+        answering = Answering(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
+        with Progress(console, num_steps=0) as progress:
+            if answering.is_done:
+                progress.say(f"{out} is finished already")
+            else:
+                _answer(answering, who, out, config, progress, make_engine)
+        file.finish(prompts.order)
+        _print_summary(console, file, prompts, config)
+    return file.summary
+
+
+def who_answers(model: str, config: Config) -> Model:
+    """What `--model` means. Raises ModelError for a run that has no export."""
+    if model == "teacher":
+        revision = None if config.teacher.name else config.model.revision
+        return Model(label="teacher", name=config.teacher_name, revision=revision)
+    path = config.run_dir if model == "student" else Path(model).expanduser()
+    if (path / "export").is_dir():
+        label = "student" if model == "student" else path.absolute().name
+        return Model(label=label, name=str(path.absolute() / "export"))
+    if model == "student" or (path / "config.toml").is_file():
+        hint = f"rayqd export {path}" if path.is_dir() else "name the run with --name, or its directory with --model"
+        raise ModelError(f"{path} has no export that could answer: {hint}")
+    return Model(label=Path(model).name, name=str(path.absolute()) if path.exists() else model)
+
+
+class Answering:
+    """The prompts that `file` lacks, and how their completions become its rows."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Any,
+        end_ids: tuple[int, ...],
+        prompts: Prompts,
+        file: AnswerFile,
+        num_rows: int | None,
+    ) -> None:
+        """Raises DataError if the data has no prompts at all."""
+        self._config = config
+        self._end_ids = end_ids
+        self._rows = AnswerWriter(tokenizer, end_ids)
+        self._file = file
+        self._waiting: dict[int, Prompt] = {}
+        self.num_prompts = min(num_rows or len(prompts), len(prompts))
+        self.num_before = len(file.done)
+        left = prompts.left(set(file.done), num_rows)
+        first = next(left, None)
+        if first is None and not file.done:
+            raise DataError(_no_prompts(prompts, config))
+        self.is_done = first is None
+        self._left = chain([first], left) if first else left
+
+    def run(self, writers: Answers, writing: WritingProgress) -> None:
+        """Each row is in the file as soon as its completion is there."""
+
+        def keep(row: int, completion: IntArray) -> None:
+            answered = self._rows.row(self._waiting.pop(row), completion)
+            if answered is None:
+                self._file.leave_out(row)
+            else:
+                self._file.append(answered)
+            writing.written(len(completion))
+
+        writers.write(self._requests(), self.num_prompts - self.num_before, keep)
+
+    def _requests(self) -> Iterator[tuple[int, SamplingRequest]]:
+        for prompt in self._left:
+            self._waiting[prompt.row] = prompt
+            yield prompt.row, writing_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
+
+
+def _answer(
+    answering: Answering,
+    who: Model,
+    file: Path,
+    config: Config,
+    progress: Progress,
+    make_engine: MakeEngine | None,
+) -> None:
+    going_on = f", {answering.num_before:,} of them there already" if answering.num_before else ""
+    progress.say(f"{who.label} answers {answering.num_prompts:,} prompts of {config.data.source}{going_on}")
+    progress.status("starting Ray")
+    with connect(config) as cluster:
+        named = config.model_copy(update={"name": file.stem})  # what logs and Ray's dashboard call the workers
+        options = {"model": who.name, "revision": who.revision, "make_engine": make_engine}
+        with Writers(named, cluster, **options) as writers:
+            progress.status(f"starting {config.rollout.num_workers} engine(s)")
+            progress.say(f"engines ready after {writers.wait_until_ready():.0f} s")
+            writing = WritingProgress(progress, answering.num_prompts, answering.num_before)
+            answering.run(writers, writing)
+    rate = writing.num_tokens / writing.seconds
+    progress.say(f"wrote {writing.num_written:,} answers in {duration(writing.seconds)}, {rate:,.0f} tok/s")
+
+
+def _settings(who: Model, directory: Path, config: Config) -> dict[str, Any]:
+    source = Path(config.data.source).expanduser()
+    settings = {"model": Path(who.name).name, "weights": weights_digest(directory)[:16]}
+    # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
+    settings |= {"data.source": source.name if source.is_file() else config.data.source}
+    return settings | {key: setting_value(config, key) for key in _SETTINGS}
+
+
+def _print_summary(console: Console, file: AnswerFile, prompts: Prompts, config: Config) -> None:
+    summary = file.summary
+    lines = [
+        f"{file.path}: {summary.num_rows:,} answers, {summary.num_tokens:,} tokens, {summary.num_cut:,} cut at "
+        f"rollout.max_new_tokens={config.rollout.max_new_tokens} or data.max_length={config.data.max_length}",
+        f"read again as text, {summary.num_changed:,} give other tokens than were written",
+    ]
+    left_out = {
+        "prompts too long": prompts.num_too_long,
+        "broken rows": prompts.num_skipped,
+        "empty answers": summary.num_left_out,
+    }
+    if any(left_out.values()):
+        lines.append(f"left out: {', '.join(f'{number:,} {what}' for what, number in left_out.items() if number)}")
+    lines.append(f"train on it  rayqd distill --data.source {file.path}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _no_prompts(prompts: Prompts, config: Config) -> str:
+    data = config.data
+    return (
+        f"{prompts.source} leaves no prompts: of its {len(prompts)} rows {prompts.num_skipped} are broken, "
+        f"{prompts.num_too_long} leave no room (data.max_length={data.max_length}, data.min_room={data.min_room}); "
+        "raise data.max_length or give other data"
+    )
+
+
+def _stem(source: str) -> str:
+    return Path(source).stem if source.endswith((".jsonl", ".json")) else Path(source).name

@@ -1,0 +1,161 @@
+"""`rayqd quantize`: a 4-bit checkpoint without training, in one process and without Ray.
+
+check ─► score the held-out rows with the teacher ─► round to nearest, measure ─► calibrate, measure ─► export
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from rayqd.config import Config
+from rayqd.config.resolved import with_absolute_paths
+from rayqd.console.progress import Progress, eval_line, headline
+from rayqd.console.result_table import print_result
+from rayqd.data.calibration import calibration_sequences
+from rayqd.driver.preflight import Checked, check, load_data, summary
+from rayqd.evals.fidelity import Fidelity, score
+from rayqd.export.write import export, update_card, weight_bytes
+from rayqd.learner.finish import Heldout, result_row
+from rayqd.learner.initialization import arm_name
+from rayqd.model.calibration import calibrate, check_method
+from rayqd.model.load import load_model, output_head, torch_dtype
+from rayqd.model.source import local_directory
+from rayqd.model.student import Student
+from rayqd.quant import make_grid
+from rayqd.report.write import Report
+from rayqd.runs.directory import RunDirectory
+from rayqd.runs.ended import last_words
+from rayqd.runs.environment import environment
+from rayqd.teacher.forward import Teacher
+from rayqd.types import Example, IntArray
+
+
+def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
+    """Quantize `config.model` with `quant.method`; returns what result.json says. A finished run only tells it.
+
+    Of the settings, those of training, rollouts and Ray do not matter. Raises a RayqdError that says in one line what
+    is wrong.
+    """
+    console = console or Console()
+    config = with_absolute_paths(config)
+    check_method(config.quant.method, config.quant)
+    run_dir = RunDirectory(config, command="quantize")
+    try:
+        result = run_dir.result
+        if result is None:
+            run_dir.forget_metrics_after(-1)
+            with last_words(run_dir.path):
+                result = _Quantizing(config, run_dir, console).run()
+                run_dir.finish(result)
+            Report(config, "quantize", result["environment"]).write(result)
+        else:
+            console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        print_result(console, result, run_dir.path, title="what 4 bits cost")
+        run_dir.upload(export=True)
+    finally:
+        run_dir.close()
+    return result
+
+
+class _Quantizing:
+    def __init__(self, config: Config, run_dir: RunDirectory, console: Console) -> None:
+        self._run_dir = run_dir
+        self._progress = Progress(console, num_steps=0)
+        # Nothing is trained, so the student is the model's own weights, rounded.
+        self._config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        config, quant = self._config, self._config.quant
+        began = time.monotonic()
+        with self._progress as progress:
+            progress.say(headline(config))
+            progress.status("checking model and configuration")
+            checked = check(config, trains=False)
+            training, heldout_rows = load_data(checked, config)
+            progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")
+            heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
+            student = self._student(checked)
+            arms = {arm_name("rtn", quant): self._measured("rtn", student, heldout)}
+            if quant.method != "rtn":
+                del student  # before the next one takes its memory
+                sequences = calibration_sequences(training.examples, quant.calibration_tokens)
+                student = self._calibrated(checked, sequences)
+                arms[arm_name(quant.method, quant)] = self._measured(quant.method, student, heldout)
+            with self._timed("export", "writing the export"):
+                rows = self._exported(student, checked, teacher_row, arms)
+        return {
+            "name": config.name,
+            "rows": rows,
+            "seconds": {k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
+            "method": quant.method,
+            "export": str(self._run_dir.path / "export"),
+            "environment": environment(),
+        }
+
+    def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, dict[str, Any]]:
+        """The scored held-out rows, and the teacher's own row of the result."""
+        config = self._config
+        directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
+        with self._timed("teacher", "the teacher reads the held-out rows"):
+            model = load_model(directory, config.model.dtype)
+            rows = score(examples, Teacher(model, config.teacher.max_batch_tokens))
+            head = output_head(model)
+            heldout = Heldout(rows, head, config.learner.microbatch_tokens)
+            fidelity = heldout.teacher(head)
+        return heldout, result_row("teacher", fidelity, head.element_size() * 8, weight_bytes(checked.directory))
+
+    def _student(self, checked: Checked) -> Student:
+        return Student(load_model(checked.directory, self._config.model.dtype), self._config, trainable=False)
+
+    def _calibrated(self, checked: Checked, sequences: list[IntArray]) -> Student:
+        config, quant = self._config, self._config.quant
+        name = quant.method.upper()
+        num_tokens = sum(len(ids) for ids in sequences)
+        with self._timed("calibration", f"calibrating {name}"):
+            model = load_model(checked.directory, config.model.dtype)
+            calibrate(
+                model,
+                quant,
+                make_grid(quant, torch_dtype(config.model.dtype)),
+                sequences,
+                method=quant.method,
+                max_batch_tokens=config.learner.microbatch_tokens,
+                on_layer=lambda done, total: self._progress.bar(f"calibrating {name}", done, total),
+            )
+        self._progress.say(f"{name} calibrated on {num_tokens:,} tokens in {self._seconds['calibration']:.0f} s")
+        return Student(model, config, trainable=False)
+
+    def _measured(self, method: str, student: Student, heldout: Heldout) -> Fidelity:
+        arm = arm_name(method, self._config.quant)
+        with self._timed("evaluation", f"measuring {arm}"):
+            fidelity = heldout.student(student)
+        event = {"event": "eval", "step": 0, "arm": arm, **asdict(fidelity), "time": time.time()}
+        self._run_dir.append(event)
+        self._progress.say(eval_line(event))
+        return fidelity
+
+    def _exported(
+        self, student: Student, checked: Checked, teacher_row: dict[str, Any], arms: dict[str, Fidelity]
+    ) -> list[dict[str, Any]]:
+        """Writes the export; returns the rows of the result."""
+        directory = self._run_dir.path / "export"
+        export(student, checked.directory, self._config, directory, command="quantize")
+        size = weight_bytes(directory)
+        bits = student.grid.bits_per_weight
+        rows = [teacher_row, *(result_row(arm, fidelity, bits, size) for arm, fidelity in arms.items())]
+        update_card(directory, self._config, rows, command="quantize")
+        return rows
+
+    @contextmanager
+    def _timed(self, part: str, status: str) -> Iterator[None]:
+        self._progress.status(status)
+        began = time.monotonic()
+        yield
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.monotonic() - began

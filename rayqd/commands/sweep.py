@@ -1,0 +1,135 @@
+"""The composition root of `rayqd sweep`.
+
+check every combination ─► start Ray ─► Ray Tune: trials side by side, each an ordinary run
+                                              │              teachers and data are shared
+        table, best.toml, report.html  ◄──────┘
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from rayqd.actors.connection import connect
+from rayqd.config.sweep import SweepConfig
+from rayqd.console.progress import Progress
+from rayqd.driver.preflight import Checked, check, load_data
+from rayqd.errors import ConfigError, RunError
+from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.environment import environment
+from rayqd.sweep.callback import Telling
+from rayqd.sweep.concurrency import concurrency, placement_beside
+from rayqd.sweep.directory import SweepDirectory
+from rayqd.sweep.outcome import Outcome, best_of
+from rayqd.sweep.report import write_page
+from rayqd.sweep.results import best_toml, print_outcomes, result_of
+from rayqd.sweep.shared import Data, Key, data_key
+from rayqd.sweep.study import Study
+from rayqd.sweep.suggest import Suggestions
+from rayqd.sweep.tuner import run_trials, start_shared
+
+# Processes that Ray starts at a time. On two cores it would start two, and warn of eight, which two trials have.
+_STARTED_AT_ONCE = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
+
+
+def sweep(
+    config: SweepConfig, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
+) -> dict[str, Any]:
+    """Run every trial that has not ended yet; returns the result, which `result.json` holds.
+
+    `resume` refuses to begin a sweep anew. Raises a RayqdError that says in one line what is wrong.
+    """
+    console = console or Console()
+    study = Study(config)
+    is_new = not (study.base.run_dir / "sweep.toml").exists()
+    if is_new and resume:
+        raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
+    data = _checked(study) if is_new else {}  # before anything is written: it may be mended under the same name
+    directory = SweepDirectory(study.base, study.sweep)
+    try:
+        before = directory.outcomes()
+        if sum(outcome.ended for outcome in before) < study.num_trials:
+            _run(study, before, directory, data, console, make_engine)
+        else:
+            console.print(f"{directory.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+        return conclude(study, directory, console)
+    finally:
+        directory.close()
+
+
+def _run(
+    study: Study,
+    before: Sequence[Outcome],
+    directory: SweepDirectory,
+    data: Data,
+    console: Console,
+    make_engine: MakeEngine | None,
+) -> None:
+    ended = [outcome for outcome in before if outcome.ended]
+    num_left = study.num_trials - len(ended)
+    with Progress(console, study.base.learner.steps) as progress:
+        progress.say(f"{study.base.name}: {study}")
+        progress.status("starting Ray")
+        os.environ.setdefault(*_STARTED_AT_ONCE)
+        with connect(study.base) as cluster:
+            directory.link_logs(cluster.log_dir)
+            wanted = study.sweep.max_concurrent
+            examples = study.examples()
+            num_concurrent = min(num_left, wanted or concurrency(examples, cluster, num_left))
+            placement = placement_beside(examples, num_concurrent, cluster)
+            if ended:
+                progress.say(f"{len(ended)} of {study.num_trials} trials have ended already")
+            progress.say(f"{num_left} trials, {num_concurrent} at a time")
+            telling = Telling(progress, directory, study, num_ended=len(ended))
+            run_trials(
+                Suggestions(study.suggester(before), telling.begin, study.sweep.metric),
+                num_left,
+                num_concurrent,
+                halving=study.halving,
+                ended=ended,
+                metric=study.sweep.metric,
+                callback=telling,
+                directory=directory,
+                means={
+                    "shared": start_shared(study.base.name, placement, data),
+                    "cluster": cluster,
+                    "placement": placement,
+                    "make_engine": make_engine,
+                    "environment": environment(cluster.summary),
+                },
+            )
+
+
+def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[str, Any]:
+    """Write and show what the trials have come to."""
+    outcomes = directory.outcomes()
+    result = result_of(study, outcomes)
+    directory.finish(result)
+    best = best_of(outcomes, study.sweep.metric)
+    if best:
+        (directory.path / "best.toml").write_text(best_toml(study, best))
+    write_page(study, outcomes, directory.path)
+    print_outcomes(console, study, outcomes, directory.path)
+    return result
+
+
+def _checked(study: Study) -> Data:
+    """The data of the trials; raises what is wrong with it, or with a model, a grid or a teacher that there is."""
+    examples = study.examples()
+    if any(example.distill.seq_kd for example in examples):
+        raise ConfigError(
+            "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "
+            "--out teacher.jsonl` write once, and set data.source to teacher.jsonl"
+        )
+    data: Data = {}
+    checked: dict[Key, Checked] = {}
+    for example in examples:
+        key = (example.model.model_dump_json(), example.quant.model_dump_json(), example.teacher.name)
+        if key not in checked:
+            checked[key] = check(example)
+        if data_key(example) not in data:
+            data[data_key(example)] = load_data(checked[key], example)
+    return data

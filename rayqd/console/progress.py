@@ -1,0 +1,144 @@
+"""What the user watches: one live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from rayqd.config import Config
+from rayqd.metrics.catalogue import METRICS
+
+_WINDOW = 8  # steps whose mean duration the ETA rests on
+_BAR_WIDTH = 30
+SILENCE_SECONDS = (60.0, 120.0, 300.0, 600.0)  # after which it is told; from the last on at every multiple of it
+_MAX_NAMES = 4
+
+
+class Progress:
+    """Use as a context manager; `console` is for everything else that is to be printed meanwhile."""
+
+    def __init__(self, console: Console, num_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.console = console
+        self._num_steps = num_steps
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._step_times: deque[float] = deque(maxlen=_WINDOW + 1)
+        self._last_status = ""
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def status(self, text: str) -> None:
+        """What is going on; replaces the last status in a terminal, is silent elsewhere."""
+        if self._live and text != self._last_status:
+            self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+        self._last_status = text
+
+    def bar(self, text: str, done: int, total: int) -> None:
+        """How far something is that is no training: `calibrating AWQ ━━━━━╌╌╌╌╌ 15/30`."""
+        filled = _BAR_WIDTH * done // total
+        self.status(f"{text} {'━' * filled}{'╌' * (_BAR_WIDTH - filled)} {done}/{total}")
+
+    def begin_steps(self) -> None:
+        self._step_times.append(self._clock())
+
+    def step(self, event: dict[str, Any]) -> None:
+        """A finished optimizer step."""
+        self._step_times.append(self._clock())
+        line = step_line(event, self._num_steps, self._eta_seconds(event["step"]))
+        if self._live:
+            self.status(line)
+        else:
+            self.say(line)
+
+    def _eta_seconds(self, step: int) -> float | None:
+        if len(self._step_times) < 2:
+            return None
+        mean = (self._step_times[-1] - self._step_times[0]) / (len(self._step_times) - 1)
+        return mean * (self._num_steps - step)
+
+
+class Silence:
+    """How long nothing has been heard, told at growing distances: a long step is nothing unusual for a large model."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.end()
+
+    def end(self) -> None:
+        """Something was heard."""
+        self._began = self._clock()
+        self._num_told = 0
+
+    def to_tell(self) -> float | None:
+        """The seconds of it, where it has become long enough to be told again."""
+        seconds = self._clock() - self._began
+        *first, again = SILENCE_SECONDS
+        num_due = sum(seconds >= each for each in first) + int(seconds // again)
+        if num_due <= self._num_told:
+            return None
+        self._num_told = num_due
+        return seconds
+
+
+def headline(config: Config) -> str:
+    """`quickstart: smollm2-135m to INT4, groups of 64`."""
+    return f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
+
+
+def eval_line(event: dict[str, Any]) -> str:
+    """`GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
+    return f"{event['arm']}: KL to teacher {event['kl_to_teacher']:.4f}, perplexity {event['perplexity']:.3f}"
+
+
+def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
+    """`step 18: waiting for rollout-0 for 60 s`; without a name it is the learner, without a step all are done."""
+    shown = ", ".join(names[:_MAX_NAMES]) or "the learner"
+    others = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    waited = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{'' if step is None else f'step {step}: '}waiting for {shown}{others} for {waited}"
+
+
+def step_line(event: dict[str, Any], num_steps: int, eta_seconds: float | None) -> str:
+    """`step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
+    eta = [f"eta {duration(eta_seconds)}"] if eta_seconds is not None else []
+    return "  ".join([f"step {event['step']}/{num_steps}", *_labelled(event), *eta])
+
+
+def _labelled(event: dict[str, Any]) -> Iterator[str]:
+    """`loss 0.1532`: the metrics that have a label; what counts something only once there is something to count."""
+    for metric in METRICS:
+        values = {role: event.get(name) for role, name in metric.fields.items()} if metric.label else {}
+        if len(values) > 1:
+            shown = " ".join(f"{role} {value:{metric.form}}" for role, value in values.items() if value)
+        else:
+            hidden = (None, 0) if metric.kind == "counter" else (None,)
+            shown = "".join(f"{value:{metric.form}}" for value in values.values() if value not in hidden)
+        if shown:
+            yield f"{metric.label} {shown}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1:15, 3675 -> 1:01:15."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,98 @@
+"""Everything that can be found wrong before a single process is started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.data import ExampleSet, load_run_data
+from rayqd.errors import ConfigError, ModelError, StorageError
+from rayqd.model.load import common_vocabulary, context_length, load_tokenizer, skeleton
+from rayqd.model.source import local_directory
+from rayqd.quant import quantizable_layers
+from rayqd.runs.directory import free_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A run that can start."""
+
+    directory: Path
+    tokenizer: Any
+    context_length: int
+
+
+def check(config: Config, *, trains: bool = True) -> Checked:
+    """Model complete, grid fits every layer, teacher speaks the same tokens, disk has room; raises what is wrong.
+
+    What `trains` writes checkpoints, anything else an export alone.
+    """
+    directory = local_directory(config.model.name, config.model.revision)
+    model = skeleton(directory)
+    quantizable_layers(model, config.quant)
+    tokenizer = load_tokenizer(directory)
+    teacher = local_directory(config.teacher.name) if config.teacher.name else directory
+    if config.teacher.name:
+        _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
+    _payload_fits(config, len(tokenizer), common_vocabulary(directory, teacher))
+    _room(config, sum(p.numel() for p in model.parameters()), trains)
+    return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
+
+
+def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]:
+    """Training and held-out rows, as tokens."""
+    return load_run_data(checked.tokenizer, config, checked.context_length)
+
+
+def summary(data: ExampleSet) -> str:
+    """`200 rows of quickstart (train), 3 too long`."""
+    left_out = [f"{data.num_too_long} too long"] if data.num_too_long else []
+    if data.num_skipped:
+        left_out.append(f"{data.num_skipped} broken (first: {data.reasons[0]})")
+    return ", ".join([f"{len(data.examples)} rows of {data.source}", *left_out])
+
+
+def _same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    mine, its = ({i: token for token, i in vocabulary.items()} for vocabulary in (ours, theirs))
+    differing = sorted(i for i in mine.keys() | its.keys() if mine.get(i) != its.get(i))
+    examples = ", ".join(f"{i} is {mine.get(i)!r} here and {its.get(i)!r} there" for i in differing[:3])
+    raise ModelError(
+        f"student {config.model.name} and teacher {config.teacher.name} have different tokenizers "
+        f"({len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ: {examples}): "
+        "choose a teacher with the student's tokenizer"
+    )
+
+
+def _payload_fits(config: Config, num_tokens: int, vocab_size: int) -> None:
+    """`num_tokens` of the tokenizer, `vocab_size` ids that both heads have."""
+    if num_tokens > vocab_size:
+        raise ModelError(
+            f"the tokenizer of {config.model.name} has {num_tokens} tokens, but the output heads of student and "
+            f"teacher have only {vocab_size} ids in common: choose a teacher with the student's vocabulary"
+        )
+    if config.teacher.payload == "topk" and config.teacher.top_k > vocab_size:
+        raise ConfigError(
+            f"teacher.top_k={config.teacher.top_k} is above the {vocab_size} ids of the vocabulary: "
+            "lower it, or set teacher.payload to hidden, which is exact"
+        )
+
+
+def _room(config: Config, num_parameters: int, trains: bool) -> None:
+    """An export, and the checkpoints: adapters with two moments in float32, or the weights with theirs."""
+    trained = num_parameters if config.adapter.kind == "none" else num_parameters // 10
+    checkpoints = (config.checkpoint.keep + 1) * trained * 12 if trains else 0
+    needed = num_parameters * 2 + checkpoints
+    free = free_bytes(config.run_dir)
+    elsewhere = config.storage and (config.ray.address or os.environ.get("RAY_ADDRESS"))
+    if free < needed and not elsewhere:  # the learner's disk counts, which is seldom the driver's then
+        what = "checkpoints and export" if trains else "the export"
+        raise StorageError(
+            f"{config.run_dir} needs about {needed / 2**30:.1f} GiB for {what} and has "
+            f"{free / 2**30:.1f} GiB free: make room, or set runs_dir"
+        )

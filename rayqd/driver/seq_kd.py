@@ -1,0 +1,127 @@
+"""Sequence-level distillation: the teacher writes what the run's off-policy share trains on (Kim & Rush 2016).
+
+    plan ─► the examples that some step trains on off-policy ─► Writers, with the teacher ─► teacher.jsonl in the run's
+                                                                                             directory ─► examples
+
+One completion for each training prompt, drawn once, as exact token ids: they never become text. Examples that only the
+student answers keep the data's completion, which nobody looks at.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayqd.actors.batch_generation import Answers, Writers, writing_request
+from rayqd.actors.connection import Cluster
+from rayqd.config import Config
+from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.progress import Progress
+from rayqd.data import ExampleSet, plan_of
+from rayqd.data.answers import end_token_ids
+from rayqd.data.lines import Lines
+from rayqd.data.plan import off_policy_examples
+from rayqd.errors import RunError
+from rayqd.model.source import local_directory
+from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.storage.stored_run import COMPLETIONS
+from rayqd.types import Example, IntArray
+
+
+def with_teacher_completions(
+    training: ExampleSet,
+    tokenizer: Any,
+    config: Config,
+    cluster: Cluster,
+    progress: Progress,
+    make_engine: MakeEngine | None = None,
+) -> ExampleSet:
+    """`training` with the teacher's completions wherever the run trains on it off-policy; what is there stays."""
+    wanted = off_policy_examples(plan_of(config, len(training.examples)), config.learner.steps)
+    if not wanted:
+        share = f"with distill.lmbda={config.distill.lmbda:g} the student writes every completion itself"
+        progress.say(f"distill.seq_kd has no effect: {share}")
+        return training
+    examples = {training.examples[index].row: training.examples[index] for index in wanted}
+    with Lines(config.run_dir / COMPLETIONS) as lines:
+        completions = read_completions(lines, examples)
+        missing = [example for row, example in examples.items() if row not in completions]
+        if missing:
+            ends = end_token_ids(tokenizer, _teacher_directory(config))
+            with _teacher(config, cluster, make_engine) as writers:
+                progress.status("starting the teacher's engine")
+                progress.say(f"the teacher's engine ready after {writers.wait_until_ready():.0f} s")
+                writing = WritingProgress(progress, len(examples), len(completions))
+                completions |= write_completions(missing, ends, config, writers, lines, writing)
+            progress.say(
+                f"the teacher wrote {writing.num_written:,} completions, {writing.num_tokens:,} tokens, "
+                f"at {writing.num_tokens / writing.seconds:,.0f} tok/s"
+            )
+    return replace(training, examples=with_completions(training.examples, completions))
+
+
+def read_completions(lines: Lines, examples: Mapping[int, Example]) -> dict[int, IntArray]:
+    """Completions written earlier, by row of the source. Raises RunError where the data's prompts are others now."""
+    completions: dict[int, IntArray] = {}
+    for line in lines.rows():
+        example = examples.get(line["row"])
+        if example is None or line["prompt_crc32"] != _crc32(example.prompt_ids):
+            raise RunError(
+                f"{lines.path} answers other prompts than the data has now (row {line['row']}): "
+                "give this run another name, or remove the file"
+            )
+        completions[line["row"]] = np.asarray(line["completion_ids"], dtype=np.int32)
+    return completions
+
+
+def write_completions(
+    examples: Sequence[Example],
+    end_ids: tuple[int, ...],
+    config: Config,
+    writers: Answers,
+    lines: Lines,
+    writing: WritingProgress,
+) -> dict[int, IntArray]:
+    """The completion of each example, by row of its source; each is in `lines` as soon as it is there."""
+    completions: dict[int, IntArray] = {}
+    prompts = {example.row: example.prompt_ids for example in examples}
+
+    def keep(row: int, completion: IntArray) -> None:
+        ids = completion.tolist()
+        lines.append({"row": row, "prompt_crc32": _crc32(prompts[row]), "completion_ids": ids})
+        completions[row] = completion
+        writing.written(len(ids))
+
+    requests = ((row, writing_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
+    writers.write(requests, len(prompts), keep)
+    return completions
+
+
+def with_completions(examples: Sequence[Example], completions: Mapping[int, IntArray]) -> list[Example]:
+    """The same examples, with the completions that are there for their rows."""
+    return [replace(e, completion_ids=completions.get(e.row, e.completion_ids)) for e in examples]
+
+
+def _teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> Writers:
+    """No other role runs yet, so the share of a GPU that the student's engine is to take is not the teacher's limit."""
+    alone = config.model_copy(update={"rollout": config.rollout.model_copy(update={"gpu_memory_utilization": None})})
+    return Writers(
+        alone, cluster, model=config.teacher_name, revision=_teacher_revision(config), make_engine=make_engine
+    )
+
+
+def _teacher_directory(config: Config) -> Path:
+    return local_directory(config.teacher_name, _teacher_revision(config))
+
+
+def _teacher_revision(config: Config) -> str | None:
+    return None if config.teacher.name else config.model.revision
+
+
+def _crc32(prompt_ids: IntArray) -> int:
+    return zlib.crc32(prompt_ids.astype("<i4").tobytes())

@@ -1,0 +1,87 @@
+"""The learner's part of a run in its storage: `start/`, the newest checkpoints, `export/`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from rayqd.errors import StorageError
+from rayqd.learner.checkpoint import Checkpoints, step_of
+from rayqd.runs.storage.folder import Folder
+
+_ATTEMPTS = 3  # at the end, when no later checkpoint will try again
+
+
+class Mirror:
+    """Keeps the storage like this node's directory of the run, and before that the directory like the storage.
+
+    What is uploaded is whatever the storage lacks, so a failed upload is made good by the next one.
+    """
+
+    def __init__(self, folder: Folder, run_dir: Path, checkpoints: Checkpoints, tell: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._stored = folder.inside("checkpoints")
+        self._run_dir = run_dir
+        self._checkpoints = checkpoints
+        self._tell = tell
+
+    def fetch(self, *, is_first_worker: bool) -> None:
+        """Get what this node lacks, so that every worker starts from the same checkpoint. Raises StorageError.
+
+        The first worker must have done so before the others begin: it may have a checkpoint that never reached the
+        storage, and uploads it; to any other such a checkpoint is one that the run has forgotten.
+        """
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._run_dir / ".fetch.lock"):  # workers on one node share the directory
+            if is_first_worker:
+                self._folder.check_rights()
+            if not (self._run_dir / "start").is_dir() and "start" in self._folder.directories():
+                self._folder.get("start", self._run_dir / "start")
+            newest = max(self._stored_steps(), default=0)
+            ahead = [step for step in self._checkpoints.steps() if step > newest]
+            if ahead and is_first_worker:
+                self._upload()
+                return
+            for step in ahead:
+                shutil.rmtree(self._checkpoints.path(step))
+            path = self._checkpoints.path(newest)
+            if newest and not path.is_dir():
+                self._stored.get(path.name, path)
+
+    def update(self) -> None:
+        """Upload what the storage lacks and remove what is not kept any more; a failure is told, not raised."""
+        try:
+            self._upload()
+        except StorageError as error:
+            self._tell(f"{error}; it is kept in {self._run_dir}, and the next checkpoint tries again")
+
+    def finish(self) -> None:
+        """Upload the rest and the export. Raises StorageError when that fails again and again."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._upload()
+                self._folder.put(self._run_dir / "export", "export")
+            except StorageError as error:
+                if attempt == _ATTEMPTS:
+                    raise StorageError(f"{error}; mend that, and the same command finishes the run") from error
+                time.sleep(2.0**attempt)
+            else:
+                return
+
+    def _upload(self) -> None:
+        if (self._run_dir / "start").is_dir() and "start" not in self._folder.directories():
+            self._folder.put(self._run_dir / "start", "start")
+        own, stored = self._checkpoints.steps(), self._stored_steps()
+        for step in reversed(own):
+            if step not in stored:
+                self._stored.put(self._checkpoints.path(step), self._checkpoints.path(step).name)
+        for step in stored:
+            if own and step not in own and step < own[-1]:
+                self._stored.remove(self._checkpoints.path(step).name)
+
+    def _stored_steps(self) -> list[int]:
+        return [step for name in self._stored.directories() if (step := step_of(name)) is not None]

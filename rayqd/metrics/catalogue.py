@@ -1,0 +1,277 @@
+"""Every metric there is: what it is called, what it measures, and which field of which event it comes from.
+
+The series in Prometheus (`rayqd/actors/prometheus.py`), the Grafana dashboard, the line in the terminal, the curves of
+the report and the table in docs/dashboard.md are all made from METRICS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PREFIX = "rayqd_"
+ROLES = ("rollout", "teacher", "learner")
+STUDENT = "student"  # the arm that is trained, before and after its last step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A measured quantity; with several `fields`, one of each role."""
+
+    name: str  # of the series, without PREFIX
+    title: str  # for people
+    unit: str
+    help: str  # ASCII: Ray takes no other
+    group: str  # what it is looked at for
+    fields: Mapping[str, str]  # role -> the event's field
+    event: str = "step"
+    kind: Literal["gauge", "counter"] = "gauge"
+    counts_from: Literal["step", "start"] = "step"  # a counter's field: what this step added, or all since the start
+    by_arm: bool = False  # one value for each arm that is compared
+    rate: str = ""  # of a counter whose growth by the second says more: what that is
+    label: str = ""  # before the value in the terminal's line; "" keeps it out
+    form: str = ""  # how the terminal and the report write a value
+
+    @property
+    def series(self) -> str:
+        """What Ray's endpoint calls it: Ray puts "ray_" before, and "_total" after what counts."""
+        return f"ray_{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return ("run", "role", "arm") if self.by_arm else ("run", "role")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A value of a metric."""
+
+    metric: Metric
+    value: float
+    tags: dict[str, str] = field(default_factory=dict[str, str])  # all but the run
+
+
+def _of_learner(name: str) -> dict[str, str]:
+    return {"learner": name}
+
+
+def _of_roles(suffix: str) -> dict[str, str]:
+    return {role: f"{role}_{suffix}" for role in ROLES}
+
+
+METRICS = (
+    Metric(
+        name="step",
+        title="Step",
+        unit="steps",
+        help="Optimizer steps done.",
+        group="Progress",
+        fields=_of_learner("step"),
+        form=",.0f",
+    ),
+    Metric(
+        name="checkpoint_step",
+        title="Last checkpoint",
+        unit="steps",
+        help="The step that a run which dies now goes on from.",
+        group="Progress",
+        fields=_of_learner("step"),
+        event="checkpoint",
+        form=",.0f",
+    ),
+    Metric(
+        name="loss",
+        title="Loss",
+        unit="nats a token",
+        help="Divergence that the step trained on, over the tokens of the whole batch.",
+        group="Quality",
+        fields=_of_learner("loss"),
+        label="loss",
+        form=".4f",
+    ),
+    Metric(
+        name="kl_to_teacher",
+        title="KL to teacher",
+        unit="nats a token",
+        help="Forward KL of the student to the teacher on the held-out rows, over the full vocabulary.",
+        group="Quality",
+        fields=_of_learner("kl_to_teacher"),
+        event="eval",
+        by_arm=True,
+        form=".4f",
+    ),
+    Metric(
+        name="top1_agreement",
+        title="Same top-1 as the teacher",
+        unit="share",
+        help="Share of the held-out tokens at which the likeliest token is the teacher's.",
+        group="Quality",
+        fields=_of_learner("top1_agreement"),
+        event="eval",
+        by_arm=True,
+        form=".1%",
+    ),
+    Metric(
+        name="perplexity",
+        title="Perplexity",
+        unit="",
+        help="Perplexity on the held-out rows.",
+        group="Quality",
+        fields=_of_learner("perplexity"),
+        event="eval",
+        by_arm=True,
+        form=".3f",
+    ),
+    Metric(
+        name="learning_rate",
+        title="Learning rate",
+        unit="",
+        help="Learning rate that the step used.",
+        group="Quality",
+        fields=_of_learner("lr"),
+        form=".2g",
+    ),
+    Metric(
+        name="grad_norm",
+        title="Gradient norm",
+        unit="",
+        help="Norm of the gradient, before clipping.",
+        group="Quality",
+        fields=_of_learner("grad_norm"),
+        form=".3g",
+    ),
+    Metric(
+        name="tokens_per_second",
+        title="Tokens a second",
+        unit="tokens/s",
+        help="Tokens that a worker of the role writes, reads or trains on, in the time that it works.",
+        group="Speed",
+        fields=_of_roles("tokens_per_second"),
+        label="tok/s",
+        form=",.0f",
+    ),
+    Metric(
+        name="work_seconds",
+        title="Seconds of work",
+        unit="s",
+        help="Time worked for the steps, summed over the role's workers.",
+        group="Speed",
+        fields=_of_roles("seconds"),
+        kind="counter",
+        rate="Workers at work",
+        form=".1f",
+    ),
+    Metric(
+        name="wait_seconds",
+        title="Seconds of waiting",
+        unit="s",
+        help="Time that the learner waited for its batches.",
+        group="Speed",
+        fields=_of_learner("wait_seconds"),
+        kind="counter",
+        rate="Share of time that the learner waits",
+        form=".1f",
+    ),
+    Metric(
+        name="trained_tokens",
+        title="Trained tokens",
+        unit="tokens",
+        help="Completion tokens that the loss was taken over.",
+        group="Speed",
+        fields=_of_learner("num_loss_tokens"),
+        kind="counter",
+        rate="Trained tokens a second",
+        form=",.0f",
+    ),
+    Metric(
+        name="teacher_cache_hits",
+        title="Teacher cache hits",
+        unit="sequences",
+        help="Sequences of the data whose scores were kept from an earlier reading.",
+        group="Speed",
+        fields={"teacher": "teacher_cache_hits"},
+        kind="counter",
+        rate="Teacher cache hits a second",
+        form=",.0f",
+    ),
+    Metric(
+        name="teacher_cache_misses",
+        title="Teacher cache misses",
+        unit="sequences",
+        help="Sequences of the data that the teacher had to read.",
+        group="Speed",
+        fields={"teacher": "teacher_cache_misses"},
+        kind="counter",
+        rate="Teacher cache misses a second",
+        form=",.0f",
+    ),
+    Metric(
+        name="on_policy_sequences",
+        title="On-policy sequences",
+        unit="sequences",
+        help="Sequences of the step's batch that the student wrote.",
+        group="Data",
+        fields=_of_learner("num_on_policy"),
+        form=",.0f",
+    ),
+    Metric(
+        name="staleness",
+        title="Staleness",
+        unit="versions",
+        help="How far the oldest weights behind the step's rollouts lag behind the learner.",
+        group="Data",
+        fields=_of_learner("staleness"),
+        label="staleness",
+        form=",.0f",
+    ),
+    Metric(
+        name="retries",
+        title="Retries",
+        unit="calls",
+        help="Work asked for again because a rollout worker or teacher died, or its answer was lost.",
+        group="Trouble",
+        fields={"conductor": "num_retries"},
+        kind="counter",
+        counts_from="start",
+        label="retries",
+        form=",.0f",
+    ),
+    Metric(
+        name="quarantined_sequences",
+        title="Quarantined sequences",
+        unit="sequences",
+        help="Sequences left out of their step because the teacher answered inf or nan.",
+        group="Trouble",
+        fields={"conductor": "num_quarantined"},
+        kind="counter",
+        counts_from="start",
+        label="quarantined",
+        form=",.0f",
+    ),
+)
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def metric(name: str) -> Metric:
+    return _BY_NAME[name]
+
+
+def samples(event: Mapping[str, Any]) -> Iterator[Sample]:
+    """What `event` says of each metric; a run's last event holds an evaluation of every arm."""
+    if event["event"] == "finished":
+        for row in event["rows"]:
+            yield from samples({**row, "event": "eval"})
+        return
+    for each in METRICS:
+        if each.event == event["event"]:
+            tags = {"arm": arm_tag(event["arm"])} if each.by_arm else {}
+            for role, name in each.fields.items():
+                if (value := event.get(name)) is not None:
+                    yield Sample(metric=each, value=value, tags={"role": role, **tags})
+
+
+def arm_tag(arm: str) -> str:
+    """The student is one series, whatever its evaluations are called."""
+    return STUDENT if arm.startswith(("after step ", "distilled ")) else arm

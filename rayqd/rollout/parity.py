@@ -1,0 +1,97 @@
+"""What the kernels of an engine add to transformers' arithmetic, on the same tokens and the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rayqd.config import Config
+from rayqd.console.quiet import output_to
+from rayqd.export.verdict import Check
+from rayqd.rollout.weights import why_no_int4_kernel
+from rayqd.types import IntArray
+
+LOG_NAME = "verify.log"
+MAX_REASON_CHARACTERS = 300
+
+# What vLLM raises at a checkpoint that it cannot take, or on a machine without room for it.
+_REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+def why_not_vllm(kind: str, config: Config) -> str:
+    """Why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
+    if kind != "compressed-tensors":
+        return f"not asked: vLLM does not load {kind}"
+    if not _has_vllm():
+        return "not asked: vLLM is not installed"
+    if config.quant.format == "nvfp4" and not torch.cuda.is_available():
+        return "not asked: vLLM has no nvfp4 kernel for CPUs"
+    if config.quant.format == "int4" and (reason := why_no_int4_kernel(config)):
+        return f"not asked: {reason}"
+    return ""
+
+
+def vllm_change(
+    directory: Path, config: Config, sequences: Sequence[IntArray], expected: Sequence[Sequence[float]]
+) -> Check:
+    """vLLM's log-probabilities of `sequences` beside those `expected`, [T - 1] each; its messages go to verify.log.
+
+    Where vLLM cannot load the export the check says so, and has neither passed nor failed.
+    """
+    from rayqd.rollout.vllm import VLLMEngine
+
+    log = directory.absolute().parent / LOG_NAME
+    with output_to(log), _without_compiler():
+        try:
+            engine = VLLMEngine(
+                directory,
+                context_length=max(len(ids) for ids in sequences) + 1,
+                max_concurrent=len(sequences),
+                gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
+                dtype=config.model.dtype,
+                eager=True,
+            )
+        except _REFUSALS as error:
+            return Check(name="vLLM", text=f"vLLM could not load it: {_in_one_line(error)}; more in {log}")
+        served = [engine.prompt_logprobs(ids) for ids in sequences]
+    return kernel_change("vLLM", served, expected)
+
+
+def kernel_change(
+    name: str,
+    served: Sequence[Sequence[float]],
+    expected: Sequence[Sequence[float]],
+    what: str = "its kernels beside transformers'",
+) -> Check:
+    """How far log-probabilities are from those `expected`; reported, not judged."""
+    change = np.abs(np.concatenate([np.subtract(a, b) for a, b in zip(served, expected, strict=True)]))
+    text = f"{what}: mean |Δ log p| {change.mean():.4f}, at most {change.max():.3f}, on {len(change):,} tokens"
+    return Check(name=name, text=text, value=float(change.mean()))
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """For the engine's processes: compiling takes a minute, and computes the same."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+
+
+def _in_one_line(error: Exception) -> str:
+    words = f"{type(error).__name__}: {error}".split()
+    return textwrap.shorten(" ".join(words), MAX_REASON_CHARACTERS, placeholder=" ...")
+
+
+def _has_vllm() -> bool:
+    return importlib.util.find_spec("vllm") is not None

@@ -1,0 +1,151 @@
+"""The INT4 student in vLLM. The only file that imports vllm; written for vLLM 0.26 to 0.33, on GPUs and on CPUs.
+
+The engine starts from a checkpoint on disk and gets each version in place, as `rayqd.rollout.weights` says. vLLM's own
+layer-by-layer reload prepares them for its kernels: it repacks codes, and on a CPU dense weights too. Embedding and
+output head are never reloaded: where they are tied, vLLM's CPU backend packs the head once and would go on using the
+first one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.weights import Form, Packed
+from rayqd.types import IntArray, WireTensor
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, where its weights can be reached
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share the cores
+    "VLLM_CPU_INT4_W4A8": "0",  # 16-bit activations, as the learner computes them
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+_CPU_KV_CACHE_GIB = 1
+
+
+class VLLMEngine:
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        context_length: int,
+        max_concurrent: int,
+        gpu_memory_utilization: float,
+        dtype: str,
+        form: Form | None = None,
+        max_top_ids: int = 0,
+        eager: bool = False,
+    ) -> None:
+        """`max_top_ids`: the most that `generate_ranked` will be asked for.
+
+        `eager`: no compiler and no CUDA graphs, for few tokens; a CPU always is.
+        """
+        os.environ.update(_ENVIRONMENT)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
+        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
+        self._form = form or Packed()
+        self._context_length = context_length
+        self._llm = LLM(
+            model=str(checkpoint),
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            max_model_len=context_length,
+            max_num_seqs=max_concurrent,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=eager or current_platform.is_cpu(),
+            disable_log_stats=True,
+            max_logprobs=max(max_top_ids, 1),
+        )
+        self._warm_up(max_concurrent)
+
+    def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
+        """Put what the learner published into the engine, and drop its prefix cache."""
+        runner = self._model_runner
+        runner.reload_weights(weights_iterator=self._form.tensors(tensors, runner.device))
+        self._llm.reset_prefix_cache()
+
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+        """All requests at once; vLLM batches them continuously."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
+            [self._sampling(request) for request in requests],
+            use_tqdm=False,
+        )
+        return [_token_ids(output) for output in outputs]
+
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+        """By the model's own distribution, whatever temperature and minimum length the sampling has."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
+            [self._sampling(request, num_logprobs=k) for request in requests],
+            use_tqdm=False,
+        )
+        return [(_token_ids(output), _ranked_ids(output, k)) for output in outputs]
+
+    def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """What `LLM.generate` does, but for telling of each completion when it is there."""
+        engine = self._llm.llm_engine
+        for place, request in enumerate(requests):
+            prompt: Any = {"type": "token", "prompt_token_ids": request.prompt_ids.tolist()}
+            engine.add_request(str(place), prompt, self._sampling(request))
+        while engine.has_unfinished_requests():
+            outputs: list[Any] = [output for output in engine.step() if output.finished]
+            if outputs:
+                yield [(int(output.request_id), _token_ids(output)) for output in outputs]
+
+    def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
+        """Log-probability of every token but the first under the present weights, in nats."""
+        from vllm import SamplingParams
+
+        (output,) = self._llm.generate(
+            [{"prompt_token_ids": token_ids.tolist()}],
+            SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
+            use_tqdm=False,
+        )
+        assert output.prompt_logprobs is not None
+        return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
+
+    @property
+    def _model_runner(self) -> Any:
+        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner  # pyright: ignore
+
+    def _sampling(self, request: SamplingRequest, num_logprobs: int | None = None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        room = self._context_length - len(request.prompt_ids)
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            min_tokens=min(request.min_new_tokens, room),
+            max_tokens=min(request.max_new_tokens, room),
+            stop_token_ids=list(request.stop_token_ids),
+            logprobs=num_logprobs,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _warm_up(self, max_concurrent: int) -> None:
+        """The first batch compiles and allocates; better now, while the other roles start, than in the first step."""
+        prompt = np.arange(1, 17, dtype=np.int32)
+        request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
+        self.generate([request] * min(max_concurrent, 8))
+
+
+def _token_ids(output: Any) -> IntArray:
+    return np.asarray(output.outputs[0].token_ids, dtype=np.int32)
+
+
+def _ranked_ids(output: Any, k: int) -> IntArray:
+    """[C, k]. vLLM gives the sampled id too, of whatever rank."""
+    rows = [sorted((entry.rank, token) for token, entry in each.items())[:k] for each in output.outputs[0].logprobs]
+    return np.asarray([[token for _, token in row] for row in rows], dtype=np.int32).reshape(-1, k)

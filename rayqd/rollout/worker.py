@@ -1,0 +1,145 @@
+"""The rollout worker: an engine that always writes with the weights it is told to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rayqd.config import Config
+from rayqd.config.sections import Rollout as RolloutSettings
+from rayqd.pipeline import Weights
+from rayqd.rollout.engine import Engine, SamplingRequest
+from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
+
+MakeEngine = Callable[[], Engine]
+Fetch = Callable[[Any], Mapping[str, WireTensor]]
+
+
+class RolloutWorker:
+    """Writes completions. A worker that starts again fetches the asked-for weights before it serves anything."""
+
+    _rank = _version = -1  # Ray asks for the name of an actor also where __init__ failed
+
+    def __init__(
+        self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
+    ) -> None:
+        """`num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those."""
+        self._rank = rank
+        self._settings = settings
+        self._make_engine = make_engine
+        self._fetch = fetch
+        self._num_top_ids = num_top_ids
+        self._engine: Engine | None = None
+        self._version = -1  # the checkpoint on disk, which nobody asks for
+
+    def __repr__(self) -> str:
+        return f"RolloutWorker(rank={self._rank}, version={self._version})"
+
+    def start(self) -> float:
+        """Seconds it took to have an engine."""
+        began = time.perf_counter()
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return time.perf_counter() - began
+
+    def write(
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+    ) -> tuple[float, list[Rollout]]:
+        """Seconds spent, and a rollout for each planned sequence."""
+        self.start()
+        assert self._engine is not None
+        began = time.perf_counter()
+        if weights.version != self._version:
+            self._engine.load_weights(self._fetch(weights.tensors))
+            self._version = weights.version
+        requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
+        completions = self._completions(requests)
+        rollouts = [
+            Rollout(
+                step=sequence.step,
+                index=sequence.index,
+                on_policy=True,
+                prompt_ids=prompt.prompt_ids,
+                completion_ids=completion,
+                policy_version=self._version,
+                top_ids=top_ids,
+            )
+            for sequence, prompt, (completion, top_ids) in zip(sequences, prompts, completions, strict=True)
+        ]
+        return time.perf_counter() - began, rollouts
+
+    def _completions(self, requests: Sequence[SamplingRequest]) -> Sequence[tuple[IntArray, IntArray | None]]:
+        assert self._engine is not None
+        if self._num_top_ids:
+            return self._engine.generate_ranked(requests, self._num_top_ids)
+        return [(completion, None) for completion in self._engine.generate(requests)]
+
+    def answer(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """Completions by the keys of `requests`, as they are finished; by the checkpoint that the engine began with."""
+        self.start()
+        assert self._engine is not None
+        assert self._version == -1, "these are no longer the checkpoint's weights"
+        keys = list(requests)
+        for finished in self._engine.stream(list(requests.values())):
+            yield [(keys[place], completion) for place, completion in finished]
+
+    def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
+        return SamplingRequest(
+            prompt_ids=prompt.prompt_ids,
+            seed=sequence.seed,
+            temperature=self._settings.temperature,
+            min_new_tokens=self._settings.min_new_tokens,
+            max_new_tokens=self._settings.max_new_tokens,
+        )
+
+
+def num_top_ids(config: Config) -> int:
+    """How many of the student's own likeliest ids travel with each token: those that the teacher is to score."""
+    teacher = config.teacher
+    return teacher.top_k if teacher.payload == "topk" and teacher.top_k_of == "student" else 0
+
+
+def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
+    """Makes the real engine, in the process that calls it."""
+
+    def make() -> Engine:
+        from rayqd.model.load import context_length
+        from rayqd.model.source import local_directory
+        from rayqd.rollout.vllm import VLLMEngine
+        from rayqd.rollout.weights import form_for
+
+        directory = local_directory(config.model.name, config.model.revision)
+        form = form_for(config)
+        return VLLMEngine(
+            form.checkpoint(directory, config),
+            context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
+            max_concurrent=config.rollout.max_concurrent,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            dtype=config.model.dtype,
+            form=form,
+            max_top_ids=num_top_ids(config),
+        )
+
+    return make
+
+
+def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu_share: float) -> MakeEngine:
+    """Makes a real engine of a model as it lies on disk, 16-bit or an export, for prompts and completions that
+    together have at most `data.max_length` tokens."""
+
+    def make() -> Engine:
+        from rayqd.model.load import context_length
+        from rayqd.model.source import local_directory
+        from rayqd.rollout.vllm import VLLMEngine
+
+        directory = local_directory(name, revision)
+        return VLLMEngine(
+            directory,
+            context_length=min(context_length(directory), config.data.max_length),
+            max_concurrent=config.rollout.max_concurrent,
+            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            dtype=config.model.dtype,
+        )
+
+    return make

@@ -1,0 +1,95 @@
+"""A run as its storage has it, and how it becomes one with a run's directory."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from rayqd.config import Config
+from rayqd.errors import RunError
+from rayqd.runs.storage.folder import Folder
+
+RUN_ID = "run-id"
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
+LINES = (METRICS, COMPLETIONS, "quarantine.jsonl")  # files that only grow
+FILES = (CONFIG, *LINES, RESULT, "report.html")  # of the driver
+
+
+class StoredRun:
+    """`<storage>/<name>/`. Methods raise StorageError where the storage fails."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._uploaded: dict[str, tuple[int, int]] = {}  # bytes and time of change of each file
+
+    @classmethod
+    def of(cls, config: Config) -> StoredRun | None:
+        """None without `storage`."""
+        return cls(Folder.open(config.storage).inside(config.name)) if config.storage else None
+
+    @property
+    def run_id(self) -> str | None:
+        """What tells a run from a later one of the same name."""
+        found = self.folder.read(RUN_ID)
+        return found.decode() if found is not None else None
+
+    def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
+        """Bring `run_dir` up to what the storage has, before anything is started.
+
+        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is not
+        all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
+        written.
+        """
+        self.folder.check_rights()
+        stored = self.run_id
+        if stored is None:
+            return
+        own = _text(run_dir / RUN_ID)
+        if own != stored and (run_dir / CONFIG).exists():
+            raise RunError(
+                f"{run_dir} and {self.folder} hold different runs of the same name: "
+                "give this run another name, or remove the one that is not wanted"
+            )
+        grown = {name: content for name in LINES if (content := self.folder.read(name)) is not None}
+        if (config := self.folder.read(CONFIG)) is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                file = Path(scratch, CONFIG)
+                file.write_bytes(config)
+                refuse(str(self.folder), file, bool(grown or self.folder.directories()))
+        (run_dir / RUN_ID).write_text(stored)
+        for name, content in grown.items():
+            if content.count(b"\n") > (_text(run_dir / name) or "").count("\n"):
+                (run_dir / name).write_bytes(content)
+        for name in set(FILES) - {CONFIG, *LINES}:
+            if not (run_dir / name).exists() and (content := self.folder.read(name)) is not None:
+                (run_dir / name).write_bytes(content)
+
+    def begin(self, run_dir: Path) -> None:
+        """Give the run an id where it has none, and put it there with the configuration."""
+        if not (run_dir / RUN_ID).exists():
+            (run_dir / RUN_ID).write_text(uuid.uuid4().hex[:12])
+        if self.run_id is None:
+            self.folder.write(RUN_ID, (run_dir / RUN_ID).read_bytes())
+        self.folder.write(CONFIG, (run_dir / CONFIG).read_bytes())
+
+    def upload(self, run_dir: Path) -> None:
+        """The driver's files, as they are now; those that have changed since the last time."""
+        for file in (run_dir / name for name in FILES if (run_dir / name).is_file()):
+            state = (file.stat().st_size, file.stat().st_mtime_ns)
+            if self._uploaded.get(file.name) != state:
+                self.folder.write(file.name, file.read_bytes())
+                self._uploaded[file.name] = state
+
+    def upload_export(self, run_dir: Path) -> None:
+        """The export, unless one is there."""
+        if (run_dir / "export").is_dir() and "export" not in self.folder.directories():
+            self.folder.put(run_dir / "export", "export")
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text() if file.is_file() else None

@@ -1,0 +1,199 @@
+"""Whole runs on real actors and a real Ray Train learner; only the engine is fake and the model tiny."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from rayqd.commands.distill import distill
+from rayqd.config.resolved import to_toml
+from rayqd.errors import ConfigError, PlacementError, RunError
+from rayqd.rollout.fake import FakeEngine
+from rayqd.runs.record import read_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+SCRIPT = """
+import functools, signal, sys
+import rayqd.cli
+from rayqd.commands import distill
+from rayqd.rollout.fake import FakeEngine
+distill.distill = functools.partial(distill.distill, make_engine=functools.partial(FakeEngine, 128))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, their children too
+sys.exit(rayqd.cli.main(["distill", *sys.argv[1:]]))
+"""
+
+
+def run(config: Any) -> tuple[Any, str]:
+    output = io.StringIO()
+    result = distill(config, Console(file=output, width=160), make_engine=functools.partial(FakeEngine, 128))
+    return result, output.getvalue()
+
+
+def steps(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == "step"]
+
+
+def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Workers have working directories of their own: a relative path must still be the user's.
+    monkeypatch.chdir(tmp_path)
+    relative = Path("runs")
+    config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2})
+    result, output = run(config)
+
+    rows = steps(result.run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["num_on_policy"] for row in rows] == [2, 2, 2, 2]
+    assert {row["staleness"] for row in rows} == {0}
+    assert all(row["loss"] > 0 and row["rollout_tokens_per_second"] > 0 for row in rows)
+    assert [row["arm"] for row in result.rows] == ["teacher", "round-to-nearest INT4", "distilled INT4"]
+    teacher, rounded, distilled = result.rows
+    assert teacher["kl_to_teacher"] == 0
+    assert rounded["kl_to_teacher"] > 0
+    assert distilled["kl_to_teacher"] != rounded["kl_to_teacher"]
+    # 4 bits and a 16-bit scale for 64 weights
+    assert rounded["bits_per_weight"] == 4 + 16 / 64
+    assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
+    assert "vllm serve" in output
+    assert read_run(result.run_dir).state == "finished"
+
+    assert result.metrics() == [
+        json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert result.kl_to_teacher == {row["arm"]: row["kl_to_teacher"] for row in (rounded, distilled)}
+    kl = {arm: round(value, 4) for arm, value in result.kl_to_teacher.items()}
+    assert repr(result) == f"Result(name='tiny', kl_to_teacher={kl})"
+
+    again, output = run(config)
+    assert "has finished already" in output
+    assert again.rows == result.rows
+
+    exported = {path.name for path in (relative / "tiny" / "export").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
+
+    changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3})
+    with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
+        run(changed)
+
+
+def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not(
+    tiny_config: Any, tmp_path: Path
+) -> None:
+    gptq = {"init": "gptq", "calibration_tokens": 400}
+    expected, _ = run(tiny_config(name="whole", learner={"steps": 16}, quant=gptq))
+    arms = ["teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
+    assert [row["arm"] for row in expected.rows] == arms
+
+    interrupted = tiny_config(name="interrupted", learner={"steps": 16}, quant=gptq)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(interrupted))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, f"@{file}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(interrupted.run_dir / "checkpoints" / "step-000002", process)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - pressed < 15
+    assert process.returncode == 130, output
+    assert output.rstrip().splitlines()[-1].startswith("rayqd: stopped")
+    assert "Traceback" not in output
+    assert not (interrupted.run_dir / "result.json").exists()
+    assert processes_of(interrupted.run_dir) == []
+    assert read_run(interrupted.run_dir).state == "stopped"
+
+    resumed, output = run(interrupted)
+    assert "resuming after step" in output
+    assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 17))
+    left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_a_death_and_a_long_wait_are_told_while_they_last(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayqd.console.progress.SILENCE_SECONDS", (1.0, 600.0))
+    config = tiny_config(distill={"lmbda": 1.0})
+    output = io.StringIO()
+    distill(config, Console(file=output, width=160), make_engine=engine_that_dies_and_is_slow(tmp_path / "calls"))
+    lines = output.getvalue().splitlines()
+    (died,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 died ("))
+    (back,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 is back after "))
+    (second,) = (place for place, line in enumerate(lines) if line.startswith("step 2/4 "))
+    (third,) = (place for place, line in enumerate(lines) if line.startswith("step 3/4 "))
+    assert died < back < second < lines.index("step 3: waiting for rollout-0 for 1 s") < third
+
+
+def engine_that_dies_and_is_slow(calls: Path) -> Any:
+    """Dies at its second call and thinks long about its fourth. Calls are counted in a file, which outlives it."""
+
+    class Engine(FakeEngine):
+        def generate(self, requests: Any) -> Any:
+            with calls.open("a") as stream:
+                stream.write("x")
+            if calls.stat().st_size == 2:
+                os._exit(1)
+            if calls.stat().st_size == 4:
+                time.sleep(4)
+            return super().generate(requests)
+
+    return functools.partial(Engine, 128)
+
+
+def test_a_cluster_without_room_is_told_at_once(tiny_config: Any) -> None:
+    with pytest.raises(PlacementError, match=r"the cluster has .* CPUs and .* 900 rollout worker\(s\)"):
+        run(tiny_config(rollout={"num_workers": 900}))
+
+
+def test_an_error_in_a_worker_is_one_clear_line(tiny_config: Any) -> None:
+    config = tiny_config()
+
+    class Broken:
+        def __init__(self) -> None:
+            raise ConfigError("the engine does not like this")
+
+    with pytest.raises(ConfigError, match=r"^the engine does not like this$"):
+        distill(config, Console(file=io.StringIO()), make_engine=Broken)
+    record = read_run(config.run_dir)
+    assert (record.state, record.error, record.exit_code) == ("failed", "the engine does not like this", 2)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(6000):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not appear")
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Command lines of the processes of the Ray session that the run started: each has its log there open."""
+    time.sleep(2)
+    session = str((run_dir / "logs").readlink())
+    found: list[str] = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            files = [os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()]
+            if any(file.startswith(session) for file in files):
+                found.append(" ".join(process.cmdline()))
+    return found

@@ -1,0 +1,47 @@
+"""Where training starts: the students that are measured are the ones that training and resuming get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayqd.evals.fidelity import Fidelity
+from rayqd.learner.initialization import StartingPoint
+from rayqd.learner.loop import packed_codes, weights_on_the_wire
+from rayqd.model.student import Student
+from tests.model.calibrating import sequences
+
+
+@pytest.mark.parametrize(("init", "arm"), [("rtn", None), ("gptq", "GPTQ INT4"), ("awq", "AWQ INT4")])
+def test_the_student_that_is_loaded_is_the_one_that_was_measured(
+    init: str, arm: str | None, tiny_config: Any, tiny_model: Path
+) -> None:
+    config = tiny_config(quant={"init": init})
+    measured: list[dict[str, Tensor]] = []
+
+    def evaluate(student: Student) -> Fidelity:
+        measured.append({name: tensor.clone() for name, tensor in student.model.state_dict().items()})
+        return Fidelity(kl_to_teacher=0.5, total_variation=0.4, top1_agreement=0.7, perplexity=2.0, num_tokens=3)
+
+    start = StartingPoint(config)
+    told: list[str] = []
+    start.make(tiny_model, sequences(), evaluate, lambda arm, _: told.append(arm), lambda done, total: None)
+    assert told == ["round-to-nearest INT4", *([arm] if arm else [])] == list(start.arms)
+
+    loaded = StartingPoint(config).load_student(tiny_model).model.state_dict()
+    same = {name for name, tensor in loaded.items() if torch.equal(tensor, measured[-1][name])}
+    assert loaded.keys() == same  # the adapters' first values too
+    norm = "model.layers.0.input_layernorm.weight"
+    assert torch.equal(loaded[norm], measured[0][norm]) == (init != "awq")
+
+
+def test_rollout_workers_get_the_norms_only_where_awq_moved_them(tiny_config: Any, tiny_model: Path) -> None:
+    config = tiny_config(quant={"init": "awq"})
+    student = Student.load(tiny_model, config)
+    more = weights_on_the_wire(student, config).keys() - packed_codes(student).keys()
+    assert more == {name for name in student.dense() if "norm" in name}
+    assert weights_on_the_wire(student, tiny_config()).keys() == packed_codes(student).keys()

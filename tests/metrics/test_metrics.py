@@ -1,0 +1,140 @@
+"""The table of metrics, and what is made from it without Ray: samples, the terminal's line, the Grafana dashboard."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayqd.cli import main
+from rayqd.console.progress import step_line
+from rayqd.metrics.catalogue import METRICS, Metric, metric, samples
+from rayqd.metrics.grafana import dashboard
+
+STEP = {
+    "event": "step",
+    "step": 12,
+    "loss": 0.15321,
+    "grad_norm": 0.5,
+    "lr": 6e-4,
+    "num_tokens": 900,
+    "num_loss_tokens": 400,
+    "num_on_policy": 4,
+    "staleness": 1,
+    "wait_seconds": 2.5,
+    "learner_seconds": 5.0,
+    "learner_tokens_per_second": 180.0,
+    "num_retries": 0,
+    "rollout_seconds": 2.0,
+    "rollout_tokens_per_second": 340.4,
+    "teacher_seconds": 1.0,
+    "teacher_tokens_per_second": 1890.0,
+}
+
+
+def test_a_step_is_a_sample_of_each_metric_by_role() -> None:
+    found = {(s.metric.name, s.tags["role"]): s.value for s in samples(STEP)}
+    assert found["loss", "learner"] == 0.15321
+    assert found["tokens_per_second", "rollout"] == 340.4
+    assert found["work_seconds", "teacher"] == 1.0
+    assert found["wait_seconds", "learner"] == 2.5
+    assert found["retries", "conductor"] == 0
+    assert not {"kl_to_teacher", "checkpoint_step", "teacher_cache_hits"} & {name for name, _ in found}
+
+
+def test_the_student_is_one_series_whatever_its_evaluations_are_called() -> None:
+    fidelity = {"kl_to_teacher": 0.2, "perplexity": 20.0, "num_tokens": 9}
+    after = {"event": "eval", "step": 8, "arm": "after step 8", **fidelity}
+    arms = [{"arm": "teacher", **fidelity}, {"arm": "GPTQ INT4", **fidelity}, {"arm": "distilled INT4", **fidelity}]
+    assert {s.tags["arm"] for s in samples(after)} == {"student"}
+    finished = {s.tags["arm"] for s in samples({"event": "finished", "rows": arms})}
+    assert finished == {"teacher", "GPTQ INT4", "student"}
+
+
+def test_ray_takes_every_metric_of_the_table() -> None:
+    """Ray refuses names and texts, and counters that do not rise, where they are made or told: no cluster is needed."""
+    from rayqd.actors.prometheus import MetricSeries
+
+    series = MetricSeries("mine")
+    for event in (STEP, STEP | {"teacher_cache_hits": 3, "teacher_cache_misses": 0, "num_quarantined": 1}):
+        series.record(event)
+    series.record({"event": "checkpoint", "step": 12, "path": "somewhere"})
+
+
+def test_terminal_line_shows_trouble_only_where_there_is_some() -> None:
+    calm = "step 12/24  loss 0.1532  tok/s rollout 340 teacher 1,890 learner 180  staleness 1"
+    assert step_line(STEP, 24, None) == calm
+    assert step_line(STEP | {"num_retries": 2}, 24, 80.0) == f"{calm}  retries 2  eta 1:20"
+    off_policy = STEP | {"rollout_tokens_per_second": None, "num_quarantined": 1}
+    assert step_line(off_policy, 24, None).endswith("tok/s teacher 1,890 learner 180  staleness 1  quarantined 1")
+
+
+def test_dashboard_has_a_panel_for_every_metric_and_no_panel_lies_on_another() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        cell
+        for panel in panels
+        for cell in product(
+            range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"]),
+            range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"]),
+        )
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    queries = " ".join(target["expr"] for panel in panels for target in panel.get("targets", []))
+    assert [each.name for each in METRICS if f"{each.series}{{" not in queries] == []
+
+
+def test_counters_that_say_more_by_the_second_are_rates() -> None:
+    by_title = {panel["title"]: panel["targets"][0]["expr"] for panel in dashboard()["panels"] if "targets" in panel}
+    assert by_title["Workers at work"] == ('sum by (run, role) (rate(ray_rayqd_work_seconds_total{run=~"$run"}[5m]))')
+    assert by_title["Retries"] == 'sum by (run, role) (ray_rayqd_retries_total{run=~"$run"})'
+    assert metric("loss").series == "ray_rayqd_loss"
+
+
+def test_grafana_knows_every_field_of_the_dashboard() -> None:
+    """Grafana's own types, from its SDK, read the JSON and write it again; what they do not know would be lost."""
+    encoder, plugins, models = (
+        pytest.importorskip(f"grafana_foundation_sdk.{name}", reason="comes with the dev extra")
+        for name in ("cog.encoder", "cog.plugins", "models.dashboard")
+    )
+    plugins.register_default_plugins()
+    written = dashboard()
+    read = json.loads(encoder.JSONEncoder().encode(models.Dashboard.from_json(written)))
+    assert lost(written, read) == []
+
+
+def lost(left: Any, right: Any, place: str = "") -> list[str]:
+    """Where `right` lacks something of `left`; more it may have."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return [
+            line for key, value in left.items() for line in lost(value, right.get(key, "missing"), f"{place}/{key}")
+        ]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [line for i, pair in enumerate(zip(left, right, strict=True)) for line in lost(*pair, f"{place}/{i}")]
+    return [] if left == right else [place]
+
+
+def test_dashboard_command_writes_a_file_or_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rayqd.json"
+    assert main(["dashboard", "--out", str(file)]) == 0
+    assert str(file) in capsys.readouterr().out
+    assert main(["dashboard"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(file.read_text()) == dashboard()
+    assert main(["dashboard", "--out", str(tmp_path / "no" / "rayqd.json")]) == 1
+    assert "could not be written: No such file" in capsys.readouterr().err
+    assert main(["dashboard", "extra"]) == 2
+
+
+def test_documentation_lists_the_metrics_as_they_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("| `ray_rayqd_")] == [row(each) for each in METRICS]
+
+
+def row(each: Metric) -> str:
+    """As docs/dashboard.md has it: series, role, unit, what it is, from which fields of which event."""
+    roles = ", ".join(each.fields) + (", by arm" if each.by_arm else "")
+    fields = ", ".join(f"`{name}`" for name in each.fields.values())
+    return f"| `{each.series}` | {roles} | {each.unit or '–'} | {each.help} | {fields} of `{each.event}` |"

@@ -1,0 +1,156 @@
+"""What a real run exports, read where Prometheus would read it: at the endpoint of Ray's node."""
+
+import functools
+import io
+import json
+import os
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rayqd.commands.distill import distill
+from rayqd.metrics.catalogue import metric
+from rayqd.metrics.grafana import dashboard
+from rayqd.rollout.fake import FakeEngine
+
+pytest.importorskip("opentelemetry.exporter.prometheus", reason='Ray exports nothing without "ray[default]"')
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+Key = tuple[str, str, str]  # series, role, arm
+
+
+class Scraper(threading.Thread):
+    """Asks the endpoint for as long as the run takes, and keeps the values of rayqd's series."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.done = threading.Event()
+        self.values: dict[Key, float] = {}  # the last of each
+        self.together: set[str] = set()  # the series of the last answer that told of a step
+
+    def run(self) -> None:
+        import ray
+        from prometheus_client.parser import text_string_to_metric_families
+
+        while not self.done.wait(0.3):
+            try:
+                port = ray.nodes()[0]["MetricsExportPort"]
+                text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2).read().decode()
+            except (OSError, ray.exceptions.RaySystemError, IndexError):
+                continue  # before the run has started Ray, or after it has ended it
+            answer = [s for family in text_string_to_metric_families(text) for s in family.samples]
+            ours = [sample for sample in answer if sample.labels.get("run") == "tiny"]
+            self.values |= {(s.name, s.labels["role"], s.labels.get("arm", "")): s.value for s in ours}
+            if names := {sample.name for sample in ours if sample.name.startswith("ray_rayqd_")}:
+                self.together = names if "ray_rayqd_step" in names else self.together
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Any, Scraper]:
+    """A run in which the rollout worker dies once, and what was exported meanwhile."""
+    died = tmp_path_factory.mktemp("died") / "once"
+
+    class Mortal(FakeEngine):
+        def generate(self, requests: Any) -> Any:
+            if not died.exists():
+                died.touch()
+                os._exit(1)
+            return super().generate(requests)
+
+    config = request.getfixturevalue("tiny_run_config")
+    scraper = Scraper()
+    scraper.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # seconds are all that the run takes
+        result = distill(config, Console(file=io.StringIO()), make_engine=functools.partial(Mortal, 128))
+    scraper.done.set()
+    scraper.join()
+    return result, scraper
+
+
+@pytest.fixture(scope="module")
+def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> Any:
+    from rayqd.config import Config
+
+    return Config.model_validate(
+        {
+            "name": "tiny",
+            "runs_dir": tmp_path_factory.mktemp("runs"),
+            "model": {"name": str(tiny_model)},
+            "quant": {"group_size": 64, "init": "rtn"},
+            "adapter": {"rank": 4},
+            "data": {"source": str(tiny_data), "max_length": 128, "min_room": 8},
+            "eval": {"num_rows": 4, "every": 8},
+            "distill": {"lmbda": 0.5, "beta": 0.5},
+            "rollout": {"min_new_tokens": 4, "max_new_tokens": 12, "max_concurrent": 8},
+            "learner": {"steps": 24, "batch_size": 4, "lr": 1e-3},
+            "checkpoint": {"every": 8},
+        }
+    )
+
+
+def test_every_query_of_the_dashboard_names_a_series_that_the_run_exported(scraped: tuple[Any, Scraper]) -> None:
+    _, scraper = scraped
+    exported = {name for name, _, _ in scraper.values}
+    never_in_a_calm_run = {metric("quarantined_sequences").series}
+    asked = {
+        word
+        for panel in dashboard()["panels"]
+        for target in panel.get("targets", [])
+        for word in target["expr"].replace("{", " ").replace("(", " ").split()
+        if word.startswith("ray_")
+    }
+    assert asked - never_in_a_calm_run == exported
+    assert {role for name, role, _ in scraper.values if name == "ray_rayqd_tokens_per_second"} == {
+        "rollout",
+        "teacher",
+        "learner",
+    }
+
+
+def test_an_evaluation_is_told_until_the_next(scraped: tuple[Any, Scraper]) -> None:
+    """Ray forgets a gauge that is told once; this run's first evaluation is older than that at its last step."""
+    _, scraper = scraped
+    assert {"ray_rayqd_kl_to_teacher", "ray_rayqd_learning_rate"} <= scraper.together
+
+
+def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -> None:
+    result, scraper = scraped
+    events = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    seen = scraper.values
+    last = steps[int(seen["ray_rayqd_step", "learner", ""]) - 1]
+    assert seen["ray_rayqd_retries_total", "conductor", ""] == last["num_retries"] >= 1
+    evaluated = {event["arm"]: event["kl_to_teacher"] for event in events if event["event"] == "eval"}
+    assert seen["ray_rayqd_kl_to_teacher", "learner", "round-to-nearest INT4"] == pytest.approx(
+        evaluated["round-to-nearest INT4"]
+    )
+    assert ("ray_rayqd_kl_to_teacher", "learner", "student") in seen
+    so_far = steps[: last["step"]]
+    for role in ("rollout", "teacher", "learner"):
+        worked = sum(step[f"{role}_seconds"] for step in so_far)
+        assert seen["ray_rayqd_work_seconds_total", role, ""] == pytest.approx(worked, rel=1e-6)
+
+
+def test_the_run_left_a_report_of_itself(scraped: tuple[Any, Scraper]) -> None:
+    result, _ = scraped
+    page = (result.run_dir / "report.html").read_text()
+    assert "Not finished" not in page
+    for row in result.rows:
+        assert row["arm"] in page
+        assert f"{row['kl_to_teacher']:.4f}" in page
+    kept = json.loads((result.run_dir / "result.json").read_text())["environment"]
+    assert kept["versions"]["ray"] in page
+    assert kept["cluster"]["nodes"] == 1
+
+
+def test_logs_are_prefixed_with_run_role_and_rank(scraped: tuple[Any, Scraper]) -> None:
+    """Ray writes an actor's repr into its log: the prefix of its lines, the dashboard's Repr."""
+    result, _ = scraped
+    logs = "".join(file.read_text() for file in (result.run_dir / "logs").glob("worker-*.out"))
+    for name in ("RolloutWorker(tiny/rollout-0)", "TeacherWorker(tiny/teacher-0)", "Conductor(tiny)"):
+        assert f":actor_name:{name}\n" in logs

@@ -1,0 +1,139 @@
+"""vLLM after a publish computes with the learner's weights, to the bit. One engine serves the whole file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayqd.learner.loop import weights_on_the_wire
+from rayqd.model.student import Student
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.types import IntArray
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+@pytest.fixture(scope="module")
+def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An engine that started from version 0 and was then given a trained-looking student's codes, and that student."""
+    from rayqd.config import Config
+    from rayqd.export.initial import initial_checkpoint
+    from rayqd.rollout.vllm import VLLMEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYQD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        config = Config.model_validate({"quant": {"group_size": 64, "init": "awq"}, "adapter": {"rank": 4}})
+        engine = VLLMEngine(
+            initial_checkpoint(tiny_model, config),
+            context_length=128,
+            max_concurrent=8,
+            gpu_memory_utilization=0.5,
+            dtype="bfloat16",
+            max_top_ids=6,
+        )
+        student = Student.load(tiny_model, config)
+        before = engine.generate([request()])
+        generator = torch.Generator().manual_seed(1)
+        for parameter in student.parameters().values():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        for tensor in student.dense().values():
+            if tensor.dim() == 1:  # as AWQ moves the norms
+                tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
+        engine.load_weights(weights_on_the_wire(student, config))
+        yield engine, student, before
+
+
+def request(**changes: Any) -> SamplingRequest:
+    prompt: IntArray = np.arange(3, 19, dtype=np.int32)
+    fields = {"prompt_ids": prompt, "seed": 7, "temperature": 1.0, "min_new_tokens": 4, "max_new_tokens": 24}
+    return SamplingRequest(**(fields | changes))
+
+
+def test_every_norm_is_the_learners(published: Any) -> None:
+    engine, student, _ = published
+    norms = {name: tensor for name, tensor in student.dense().items() if tensor.dim() == 1}
+    own = dict(engine._model_runner.get_model().named_parameters())
+    assert len(norms) == 5  # two a layer, and the last
+    for name, tensor in norms.items():
+        assert torch.equal(own[name], tensor), name
+
+
+def test_every_weight_in_the_kernel_is_the_learners(published: Any) -> None:
+    engine, student, _ = published
+    expected = {name: student.grid.dequantize(q) for name, q in student.quantized()}
+    checked = 0
+    for name, module in engine._model_runner.get_model().named_modules():
+        parent, _, leaf = name.rpartition(".")
+        parts = [f"{parent}.{part}" for part in FUSED.get(leaf, [leaf])]
+        if parts[0] in expected:
+            # Each row of the identity picks one column of the weights, whatever the kernel's packing: no sum rounds it.
+            columns = module.quant_method.apply(module, torch.eye(module.input_size, dtype=torch.bfloat16))
+            assert torch.equal(columns.mT, torch.cat([expected[part] for part in parts])), name
+            checked += len(parts)
+    assert checked == len(expected) == 14
+
+
+def test_log_probabilities_equal_the_learners_to_16_bit_rounding(published: Any) -> None:
+    engine, student, _ = published
+    tokens = np.random.default_rng(0).integers(3, 128, 60, dtype=np.int32)
+    ids = torch.from_numpy(tokens.astype("int64"))[None]
+    picked = ids[0, 1:, None]
+
+    def learner_logprobs() -> torch.Tensor:
+        with torch.no_grad():
+            return student.model(ids).logits[0, :-1].float().log_softmax(-1).gather(-1, picked)[:, 0]
+
+    served = torch.tensor(engine.prompt_logprobs(tokens))
+    in_16_bit = learner_logprobs()
+    exact = {name: student.grid.dequantize(q).float() for name, q in student.quantized()}
+    student.model.float()
+    for name, layer in student.layers.items():
+        layer.forward = torch.nn.Linear(*reversed(exact[name].shape), bias=False).requires_grad_(False).forward  # type: ignore[method-assign]
+        layer.forward.__self__.weight.data = exact[name]  # type: ignore[attr-defined]
+    in_32_bit = learner_logprobs()
+    rounding = (in_16_bit - in_32_bit).abs().max()
+    assert (served - in_32_bit).abs().max() <= 2 * rounding
+    assert rounding < 0.2
+
+
+def test_the_new_weights_change_what_is_written(published: Any) -> None:
+    engine, _, before = published
+    assert not np.array_equal(engine.generate([request()])[0], before[0])
+
+
+def test_a_seed_decides_the_completion_whatever_else_is_in_the_batch(published: Any) -> None:
+    engine, _, _ = published
+    alone = engine.generate([request(seed=5)])[0]
+    together = engine.generate([request(seed=4), request(seed=5), request(seed=6)])
+    assert np.array_equal(alone, together[1])
+    assert not np.array_equal(together[0], together[2])
+
+
+def test_the_ids_that_it_found_likeliest_are_the_learners(published: Any) -> None:
+    """At every token, whatever the temperature; ids whose logits bfloat16 hardly tells apart may change places."""
+    engine, student, _ = published
+    asked = request(temperature=0.5, min_new_tokens=12)
+    ((completion, ranked),) = engine.generate_ranked([asked], 6)
+    assert np.array_equal(completion, engine.generate([asked])[0])
+    assert ranked.shape == (len(completion), 6)
+    whole = torch.from_numpy(np.concatenate([asked.prompt_ids, completion]).astype(np.int64))
+    with torch.no_grad():
+        logits = student.model(whole[None]).logits[0, len(asked.prompt_ids) - 1 : -1].float()
+    own = logits.gather(1, torch.from_numpy(ranked.astype(np.int64)))
+    assert all(len(set(row)) == 6 for row in ranked.tolist())
+    missed = logits.topk(6).values - own
+    assert missed.abs().max() < 0.5
+    assert missed.abs().mean() < 0.05
+    assert logits.amax() - logits.amin() > 5
+
+
+def test_lengths_are_kept(published: Any) -> None:
+    engine, _, _ = published
+    lengths = [len(engine.generate([request(seed=s, min_new_tokens=9, max_new_tokens=11)])[0]) for s in range(8)]
+    assert set(lengths) <= {9, 10, 11}
+    # 16 prompt tokens leave 112 of the context of 128
+    assert len(engine.generate([request(min_new_tokens=500, max_new_tokens=500)])[0]) == 112
