@@ -67,14 +67,14 @@ def test_a_layer_is_calibrated_on_the_outputs_of_the_quantized_layers_before_it(
 
 
 def test_the_batch_size_changes_memory_and_not_the_result(load: Callable[[], Any]) -> None:
-    one, other = load().float(), load().float()
-    grid = make_grid(QUANT, torch.float32)
+    one, other = load().double(), load().double()
+    grid = make_grid(QUANT, torch.float64)
     calibrate(one, QUANT, grid, sequences(), max_batch_tokens=10_000)
     calibrate(other, QUANT, grid, sequences(), max_batch_tokens=16)  # longer sequences run alone
     for name, linear in quantizable_layers(one, QUANT).items():
         same = grid.quantize(linear.weight).codes == grid.quantize(other.get_submodule(name).weight).codes
-        # the order of float32 sums tips a code here and there, and a tipped code moves the columns after it
-        assert same.float().mean() > 0.96, name
+        # in float64, where the order of sums tips no code: a tipped one would move the columns after it
+        assert same.float().mean() > 0.999, name
 
 
 def test_the_model_works_as_before_afterwards_and_progress_is_told(load: Callable[[], Any]) -> None:
