@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
-from rayqd.config.sections import Teacher as TeacherSettings
+from rayqd.config.sections import TeacherConfig
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
@@ -77,18 +77,18 @@ def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], re
 
 def _forms(
     vocab_size: int, rollouts: list[Rollout], own: list[Rollout]
-) -> Iterator[tuple[str, TeacherSettings, list[Rollout]]]:
+) -> Iterator[tuple[str, TeacherConfig, list[Rollout]]]:
     """A name, the settings, and what is read: the same rollouts, for the student's ids with them."""
-    yield "hidden", TeacherSettings(payload="hidden"), rollouts
-    yield "logits", TeacherSettings(payload="logits"), rollouts
+    yield "hidden", TeacherConfig(payload="hidden"), rollouts
+    yield "logits", TeacherConfig(payload="logits"), rollouts
     for k in TOP_K:
         if k <= vocab_size:
-            yield f"topk {k}", TeacherSettings(payload="topk", top_k=k), rollouts
+            yield f"topk {k}", TeacherConfig(payload="topk", top_k=k), rollouts
     for k in TOP_K:
         if k <= vocab_size:
             mine = [replace(each, top_ids=None if each.top_ids is None else each.top_ids[:, :k]) for each in own]
-            yield f"student's {k}", TeacherSettings(payload="topk", top_k=k, top_k_of="student"), mine
-    yield "sampled", TeacherSettings(payload="sampled"), rollouts
+            yield f"student's {k}", TeacherConfig(payload="topk", top_k=k, top_k_of="student"), mine
+    yield "sampled", TeacherConfig(payload="sampled"), rollouts
 
 
 def _rollouts(config: Config, num_tokens: int) -> list[Rollout]:

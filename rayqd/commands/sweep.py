@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from rayqd.actors.connection import connect
-from rayqd.config.sweep import SweepConfig
+from rayqd.config.sweep import SweepSpec
 from rayqd.console.progress import Progress
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ConfigError, RunError
@@ -36,7 +36,7 @@ _STARTED_AT_ONCE = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_
 
 
 def sweep(
-    config: SweepConfig, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
+    config: SweepSpec, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
 ) -> dict[str, Any]:
     """Run every trial that has not ended yet; returns the result, which `result.json` holds.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayqd.config import Config
-from rayqd.config.sections import Data
+from rayqd.config.sections import DataConfig
 from rayqd.data.sources import Message, Rows, read_rows
 from rayqd.data.template import tokenize_example
 from rayqd.errors import ConfigError, DataError
@@ -73,7 +73,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
 
 def load_examples(
     tokenizer: PreTrainedTokenizerBase,
-    data: Data,
+    data: DataConfig,
     *,
     seed: int,
     num_needed: int,
@@ -98,7 +98,7 @@ def _keep(
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     order: Iterable[int],
-    data: Data,
+    data: DataConfig,
     num_needed: int,
     context_length: int,
     exclude: int,
@@ -145,13 +145,13 @@ def _tokenize(
     return example
 
 
-def _fits(example: Example, data: Data) -> bool:
+def _fits(example: Example, data: DataConfig) -> bool:
     num_prompt_tokens = len(example.prompt_ids)
     has_room = num_prompt_tokens <= data.max_length - data.min_room
     return has_room and num_prompt_tokens + len(example.completion_ids) <= data.max_length
 
 
-def check_max_length(data: Data, context_length: int) -> None:
+def check_max_length(data: DataConfig, context_length: int) -> None:
     """Raises ConfigError if the model cannot take `data.max_length` tokens."""
     if data.max_length > context_length:
         raise ConfigError(
@@ -160,7 +160,7 @@ def check_max_length(data: Data, context_length: int) -> None:
         )
 
 
-def _nothing_kept(rows: Rows, data: Data, num_kept: int, num_too_long: int, exclude: int) -> str:
+def _nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_long: int, exclude: int) -> str:
     fate = (
         f"of its {len(rows)} rows {rows.num_skipped} are broken, {num_too_long} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rayqd.config.sections import Eval
+from rayqd.config.sections import EvalConfig
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
@@ -35,7 +35,7 @@ _MOST_EXAMPLES = 10_000  # of the few-shot examples, that a fingerprint reads
 class Benchmark:
     """A task, group or tag of lm-eval, by the name under which it was asked for."""
 
-    def __init__(self, name: str, loaded: Any, settings: Eval) -> None:
+    def __init__(self, name: str, loaded: Any, settings: EvalConfig) -> None:
         self.name = name
         self._loaded = loaded  # lm-eval's {"tasks": {name: Task}, "groups": {name: Group}}
         self._settings = settings
@@ -97,7 +97,7 @@ class Benchmark:
         return _scores(results, self._loaded)
 
 
-def open_benchmarks(settings: Eval, tokenizer: Any) -> list[Benchmark]:
+def open_benchmarks(settings: EvalConfig, tokenizer: Any) -> list[Benchmark]:
     """Those of `settings.tasks`, with their documents.
 
     Raises ConfigError at a name that there is not, a missing template or package, DataError at documents that cannot be
@@ -114,7 +114,7 @@ def open_benchmarks(settings: Eval, tokenizer: Any) -> list[Benchmark]:
         return [_opened(name, manager, settings) for name in dict.fromkeys(settings.tasks)]
 
 
-def _manager(settings: Eval) -> Any:
+def _manager(settings: EvalConfig) -> Any:
     """Of rayqd's and the user's tasks; of lm-eval's too, whose 14,000 files take seconds, where one is asked for."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Kind
@@ -132,7 +132,7 @@ def _manager(settings: Eval) -> Any:
     return manager
 
 
-def _opened(name: str, manager: Any, settings: Eval) -> Benchmark:
+def _opened(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
     from datasets.exceptions import DatasetsError
 
     try:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.aside import directory_bytes, written_aside
 from rayqd.export.parts import Parts
@@ -32,7 +32,7 @@ _STATE = "weight.quant_state.bitsandbytes__"
 _REQUIRED = ("weight.absmax", "weight.quant_map")
 
 
-def quantization_config(quant: Quant, *, dtype: torch.dtype, skipped: list[str]) -> dict[str, Any]:
+def quantization_config(quant: QuantConfig, *, dtype: torch.dtype, skipped: list[str]) -> dict[str, Any]:
     """The `quantization_config` of config.json; `skipped` are the layers that stay dense."""
     return {
         "quant_method": "bitsandbytes",
@@ -61,7 +61,7 @@ def write_parts(
     return written_bytes
 
 
-def layer_tensors(quantized: Quantized, quant: Quant, dtype: torch.dtype) -> dict[str, Tensor]:
+def layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer by what follows its name and a dot. A loader gets values in `dtype`."""
     packed = pack(quantized, quant.format)
     state: dict[str, Any] = {

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.aside import directory_bytes, written_aside
 from rayqd.export.parts import Parts
@@ -34,7 +34,7 @@ REQUIRED_PARTS = (
 PACKED_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
 
 
-def quantization_config(quant: Quant) -> dict[str, Any]:
+def quantization_config(quant: QuantConfig) -> dict[str, Any]:
     """The `quantization_config` of config.json.
 
     compressed-tensors compares whole names, so an entry of `quant.ignore` that may be the last parts of a name is
@@ -80,7 +80,7 @@ def write_checkpoint(
     generation_config: GenerationConfig | None,
     dense: Mapping[str, Tensor],
     quantized: Mapping[str, Quantized],
-    quant: Quant,
+    quant: QuantConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     directory: Path,
     dtype: torch.dtype | None = None,
@@ -132,7 +132,7 @@ def _packed_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"cannot read {file}: {error}; write it again") from error
 
 
-def _usual_dtype(dense: Mapping[str, Tensor], quantized: Mapping[str, Quantized], quant: Quant) -> torch.dtype:
+def _usual_dtype(dense: Mapping[str, Tensor], quantized: Mapping[str, Quantized], quant: QuantConfig) -> torch.dtype:
     if quant.format == "int4":
         return next(iter(quantized.values())).scales.dtype
     return next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())

@@ -21,7 +21,7 @@ from gguf.constants import MODEL_ARCH
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.aside import directory_bytes, written_aside
 from rayqd.export.gguf_tokenizer import add_tokenizer
@@ -51,7 +51,7 @@ class GGUFTensor:
     layer: str  # its name in the original model
 
 
-def check_gguf(quant: Quant, model_type: str) -> None:
+def check_gguf(quant: QuantConfig, model_type: str) -> None:
     """Raises ConfigError when a model with this grid and of this architecture has no place in a Q4_0 file."""
     if quant.format != "int4" or quant.rule == "asymmetric" or quant.group_size != BLOCK:
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.model.load import load_tokenizer
 from rayqd.quant import Quantized
 
@@ -29,13 +29,13 @@ class Parts:
     generation_config: GenerationConfig | None
     dense: Mapping[str, Tensor]  # by the names of the state dict
     quantized: Mapping[str, Quantized]  # by the layers' qualified names
-    quant: Quant
+    quant: QuantConfig
     dtype: torch.dtype  # floating tensors of `dense` are stored in it
     tokenizer: PreTrainedTokenizerBase | None
     card: str = ""  # the text of README.md; none is written without
 
     @classmethod
-    def of_student(cls, student: Student, source: Path, quant: Quant) -> Parts:
+    def of_student(cls, student: Student, source: Path, quant: QuantConfig) -> Parts:
         """With the tokenizer and chat template of `source`; the codes are those of the forward pass."""
         return cls(
             config=student.model.config,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rayqd.config import Config
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.card import model_card, write_card
@@ -27,7 +27,7 @@ _USUAL: Mapping[str, Kind] = {
 }
 
 
-def usual_kind(quant: Quant) -> Kind:
+def usual_kind(quant: QuantConfig) -> Kind:
     """What `quant.format` is written as unless something else is asked for."""
     return _USUAL[quant.format]
 

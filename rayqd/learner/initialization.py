@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.evals.fidelity import Fidelity
 from rayqd.model.calibration import OnLayer, calibrate
@@ -35,7 +35,7 @@ Evaluate = Callable[[Student], Fidelity]
 OnArm = Callable[[str, Fidelity], None]
 
 
-def arm_name(method: str, quant: Quant) -> str:
+def arm_name(method: str, quant: QuantConfig) -> str:
     """How a row of the result is called: `GPTQ INT4`."""
     return f"{_NAMES[method]} {quant.format.upper()}"
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Distill
+from rayqd.config.sections import DistillConfig
 from rayqd.errors import WorkerError
 from rayqd.losses import (
     chunked_generalized_jsd,
@@ -32,7 +32,7 @@ class Objective:
     Student and teacher are compared on the ids that both output heads have.
     """
 
-    def __init__(self, distill: Distill, student_head: Tensor, teacher_head: Tensor) -> None:
+    def __init__(self, distill: DistillConfig, student_head: Tensor, teacher_head: Tensor) -> None:
         """Heads [V, d] and [V, D]; they are views, of which no copy is made."""
         vocab_size = min(len(student_head), len(teacher_head))
         self._student_head, self._teacher_head = student_head[:vocab_size], teacher_head[:vocab_size]

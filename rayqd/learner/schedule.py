@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from rayqd.config.sections import Learner
+from rayqd.config.sections import LearnerConfig
 
 
-def learning_rate(step: int, settings: Learner) -> float:
+def learning_rate(step: int, settings: LearnerConfig) -> float:
     """Of step `step` (0-based): rises linearly over the warm-up, then follows `learner.schedule` down to zero.
 
     Step 0 has already risen once, and the last step has not yet fallen to zero: no step is wasted.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
-from rayqd.config.sections import Adapter
+from rayqd.config.sections import AdapterConfig
 from rayqd.errors import ConfigError
 from rayqd.model.grids import layer_grids
 from rayqd.model.layers import checkpoint_layers, uncompile_layers
@@ -161,7 +161,7 @@ def _is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def _adapted(linears: dict[str, nn.Linear], adapter: Adapter) -> set[str]:
+def _adapted(linears: dict[str, nn.Linear], adapter: AdapterConfig) -> set[str]:
     if adapter.kind == "none":
         return set()
     adapted = {name for name in linears if any(f".{name}".endswith(f".{target}") for target in adapter.targets)}
@@ -171,7 +171,7 @@ def _adapted(linears: dict[str, nn.Linear], adapter: Adapter) -> set[str]:
     return adapted
 
 
-def lora_config(adapter: Adapter, targets: list[str]) -> LoraConfig:
+def lora_config(adapter: AdapterConfig, targets: list[str]) -> LoraConfig:
     """PEFT's description of the adapter; no dropout, which a merged weight cannot have."""
     alpha = adapter.alpha if adapter.alpha is not None else 2 * adapter.rank
     config = LoraConfig(r=adapter.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)  # pyright: ignore

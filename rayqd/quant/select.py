@@ -7,13 +7,13 @@ from typing import cast
 
 from torch import nn
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
 
 USUAL_GROUP_SIZES = (32, 64, 128, 256)
 
 
-def quantizable_layers(model: nn.Module, quant: Quant) -> dict[str, nn.Linear]:
+def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Linear]:
     """The layers to quantize by qualified name, in the model's order; the model may be on the meta device.
 
     Raises ConfigError when nothing is left to quantize, when `quant.group_size` does not divide a layer's input

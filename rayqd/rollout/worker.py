@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rayqd.config import Config
-from rayqd.config.sections import Rollout as RolloutSettings
+from rayqd.config.sections import RolloutConfig
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
@@ -22,7 +22,7 @@ class RolloutWorker:
     _rank = _version = -1  # Ray asks for the name of an actor also where __init__ failed
 
     def __init__(
-        self, rank: int, settings: RolloutSettings, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
+        self, rank: int, settings: RolloutConfig, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
     ) -> None:
         """`num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those."""
         self._rank = rank

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
@@ -18,7 +18,7 @@ from rayqd.sweep.trials import Trial
 class SweepDirectory:
     """Opening it locks it. `config.toml` and `sweep.toml` are together the sweep; `trials.jsonl` is its ledger."""
 
-    def __init__(self, config: Config, sweep: Sweep) -> None:
+    def __init__(self, config: Config, sweep: SweepConfig) -> None:
         """Raises RunError where another process, another sweep, or something else has it."""
         self._run_dir = RunDirectory(config, "sweep")
         self.path = self._run_dir.path
@@ -72,7 +72,7 @@ class SweepDirectory:
     def close(self) -> None:
         self._run_dir.close()
 
-    def _refuse_other(self, sweep: Sweep) -> None:
+    def _refuse_other(self, sweep: SweepConfig) -> None:
         saved = self.path / "sweep.toml"
         if not saved.exists():
             return

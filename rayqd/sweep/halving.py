@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayqd.config import Config
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Halving:
         )
 
 
-def halving_of(sweep: Sweep, config: Config) -> Halving | None:
+def halving_of(sweep: SweepConfig, config: Config) -> Halving | None:
     """None where every trial runs to its end. Raises ConfigError where nothing could ever be stopped early."""
     if sweep.scheduler == "none":
         return None
@@ -59,7 +59,7 @@ def halving_of(sweep: Sweep, config: Config) -> Halving | None:
     return Halving(grace_steps=grace, reduction_factor=sweep.reduction_factor, num_steps=steps)
 
 
-def evaluations_every(sweep: Sweep, config: Config) -> int:
+def evaluations_every(sweep: SweepConfig, config: Config) -> int:
     """`eval.every` of the trials: as given, else at asha's first rung and its multiples."""
     if sweep.scheduler == "none" or "every" in config.eval.model_fields_set:
         return config.eval.every

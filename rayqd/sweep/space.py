@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayqd.config.sections.sweep import Span, Sweep
-from rayqd.config.sweep import SweepConfig
+from rayqd.config.sections.sweep import Span, SweepConfig
+from rayqd.config.sweep import SweepSpec
 from rayqd.errors import ConfigError
 from rayqd.sweep.trials import Trial
 
@@ -25,7 +25,7 @@ _MOST_CORNERS = 4096
 _MOST_DRAWS = 1000
 
 
-def num_trials(sweep: Sweep) -> int:
+def num_trials(sweep: SweepConfig) -> int:
     """How many trials the sweep has. Raises ConfigError if there are too many, or more than there can be."""
     combinations = num_combinations(sweep.over)
     if sweep.search == "grid":
@@ -46,7 +46,7 @@ def num_combinations(over: Over) -> float:
     return math.prod(_size(dimension) for dimension in over.values())
 
 
-def check_values(config: SweepConfig) -> None:
+def check_values(config: SweepSpec) -> None:
     """Raises ConfigError at a value, or a combination, that the settings refuse.
 
     Of a grid every combination is looked at, of other searches every list's values together with both ends of every

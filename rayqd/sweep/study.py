@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
-from rayqd.config.sweep import SweepConfig
+from rayqd.config.sweep import SweepSpec
 from rayqd.errors import ConfigError
 from rayqd.sweep.halving import evaluations_every, halving_of
 from rayqd.sweep.outcome import Outcome
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Study:
     """The trials of a sweep, and each as a run."""
 
-    def __init__(self, config: SweepConfig) -> None:
+    def __init__(self, config: SweepSpec) -> None:
         """Raises ConfigError at a value that the settings refuse, and at parts that do not go together."""
         self._config = config
         self.sweep = config.sweep

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.sweep.space import point_of, settings_at, tune_space
 from rayqd.sweep.trials import Trial
 
@@ -41,7 +41,7 @@ class Optuna:
     """Optuna's TPE, which learns from every trial that ended, also in an earlier session of the sweep."""
 
     def __init__(
-        self, sweep: Sweep, num_trials: int, ended: Sequence[tuple[Trial, float]], unfinished: Sequence[Trial]
+        self, sweep: SweepConfig, num_trials: int, ended: Sequence[tuple[Trial, float]], unfinished: Sequence[Trial]
     ) -> None:
         """`ended`: trials with their metric; `unfinished` ones come first."""
         import optuna

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Teacher as TeacherSettings
+from rayqd.config.sections import TeacherConfig
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.wire import to_wire
 from rayqd.types import HiddenScores, LogitScores, Rollout, SampledScores, TeacherScores, TopKScores
@@ -21,7 +21,7 @@ from rayqd.types import HiddenScores, LogitScores, Rollout, SampledScores, Teach
 Answer = Callable[[Tensor, Sequence[Rollout]], list[TeacherScores | None]]
 
 
-def make_answer(settings: TeacherSettings, head: Tensor, temperature: float) -> Answer:
+def make_answer(settings: TeacherConfig, head: Tensor, temperature: float) -> Answer:
     """The answer that `teacher.payload` names. `head` is the teacher's [V, d], `temperature` divides its logits."""
     match settings.payload:
         case "hidden":

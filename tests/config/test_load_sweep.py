@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rayqd.config import load_config, to_toml
-from rayqd.config.sections.sweep import Span, Sweep
-from rayqd.config.sweep import SweepConfig, load_sweep, sweep_differences, sweep_help, sweep_toml
+from rayqd.config.sections.sweep import Span, SweepConfig
+from rayqd.config.sweep import SweepSpec, load_sweep, sweep_differences, sweep_help, sweep_toml
 from rayqd.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,10 +25,10 @@ distill.lmbda = [0, 1]
 
 
 @pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SweepConfig]:
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SweepSpec]:
     monkeypatch.chdir(tmp_path)
 
-    def read_text(text: str, *flags: str) -> SweepConfig:
+    def read_text(text: str, *flags: str) -> SweepSpec:
         Path("s.toml").write_text(text)
         return load_sweep(["@s.toml", *flags])
 
@@ -36,7 +36,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
 
 
 @pytest.fixture
-def error(read: Callable[..., SweepConfig]) -> Callable[..., str]:
+def error(read: Callable[..., SweepSpec]) -> Callable[..., str]:
     def message(text: str, *flags: str) -> str:
         with pytest.raises(ConfigError) as caught:
             read(text, *flags)
@@ -231,8 +231,10 @@ def test_what_is_written_down_reads_back_to_the_same_sweep(read, text):
 
 
 def test_two_sweeps_are_told_apart_by_what_makes_other_trials():
-    old = Sweep(over={"learner.lr": [1e-4], "distill.beta": [0, 1]}, search="random", num_trials=4, max_concurrent=1)
-    new = Sweep(over={"learner.lr": [1e-4, 1e-3], "distill.lmbda": [0]}, search="random", num_trials=8)
+    old = SweepConfig(
+        over={"learner.lr": [1e-4], "distill.beta": [0, 1]}, search="random", num_trials=4, max_concurrent=1
+    )
+    new = SweepConfig(over={"learner.lr": [1e-4, 1e-3], "distill.lmbda": [0]}, search="random", num_trials=8)
     assert sweep_differences(old, new) == [
         "sweep.num_trials: 4 -> 8",
         "sweep.over.learner.lr: [0.0001] -> [0.0001, 0.001]",
@@ -242,5 +244,5 @@ def test_two_sweeps_are_told_apart_by_what_makes_other_trials():
 
 
 def test_the_help_names_every_setting_of_the_section():
-    for name in Sweep.model_fields:
+    for name in SweepConfig.model_fields:
         assert f"--sweep.{name}" in sweep_help()

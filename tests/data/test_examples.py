@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rayqd.config import Config
-from rayqd.config.sections import Data
+from rayqd.config.sections import DataConfig
 from rayqd.data import ExampleSet, load_examples, load_heldout, load_run_data
 from rayqd.errors import ConfigError, DataError
 
@@ -25,7 +25,7 @@ def _write(path: Path, lengths: list[tuple[int, int]]) -> str:
 
 def _load(tokenizer: PreTrainedTokenizerFast, source: str, **changes: Any) -> ExampleSet:
     on_bad_row = changes.pop("on_bad_row", "error")
-    data = Data(source=source, max_length=64, min_room=10, on_bad_row=on_bad_row)
+    data = DataConfig(source=source, max_length=64, min_room=10, on_bad_row=on_bad_row)
     return load_examples(tokenizer, data, **{"seed": 0, "num_needed": 100, "context_length": 1000} | changes)
 
 

@@ -172,12 +172,12 @@ def test_the_shipped_task_runs_offline_and_the_teacher_answers_once(
 
 
 def test_other_documents_in_the_same_file_are_asked_anew(tmp_path: Path, tasks_dir: Path) -> None:
-    from rayqd.config.sections import Eval
+    from rayqd.config.sections import EvalConfig
     from rayqd.evals.harness import open_benchmarks
 
     file = tmp_path / "rows.jsonl"
     (tmp_path / "mine.yaml").write_text(CHOICE.format(name="mine", file=file))
-    settings = Eval(tasks=["mine"], tasks_dir=tmp_path)
+    settings = EvalConfig(tasks=["mine"], tasks_dir=tmp_path)
     fingerprints = []
     for answer in (0, 0, 1):
         file.write_text(json.dumps({"question": "a", "choices": ["b", "c"], "answer": answer}) + "\n")

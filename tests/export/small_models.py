@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.export.parts import Parts
 from rayqd.quant import make_grid, quantizable_layers
 
@@ -83,7 +83,7 @@ def byte_tokenizer(*, split: str = "gpt-2") -> PreTrainedTokenizerFast:
     )
 
 
-def taken_apart(model: PreTrainedModel, quant: Quant, *, tokenizer: Any = None, card: str = "") -> Parts:
+def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = None, card: str = "") -> Parts:
     """`model`, rounded to nearest."""
     grid = make_grid(quant, model.dtype)
     return Parts(

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from small_models import assert_same_tensors, rounded, small_model, taken_apart
 from transformers import AutoModelForCausalLM
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.bitsandbytes import read_quantized, write_parts
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 
-def grid(form: str, *, double_quant: bool, **fields: object) -> Quant:
-    return Quant.model_validate({"format": form, "group_size": 32, "double_quant": double_quant, **fields})
+def grid(form: str, *, double_quant: bool, **fields: object) -> QuantConfig:
+    return QuantConfig.model_validate({"format": form, "group_size": 32, "double_quant": double_quant, **fields})
 
 
 @pytest.mark.parametrize("form", ["nf4", "fp4"])

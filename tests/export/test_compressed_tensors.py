@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError, StorageError
 from rayqd.export.compressed_tensors import quantization_config, read_quantized, write_checkpoint
 from rayqd.quant import Quantized, make_grid, quantizable_layers
@@ -65,13 +65,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def quantize(model: PreTrainedModel, quant: Quant, dtype: torch.dtype = torch.bfloat16) -> dict[str, Quantized]:
+def quantize(model: PreTrainedModel, quant: QuantConfig, dtype: torch.dtype = torch.bfloat16) -> dict[str, Quantized]:
     grid = make_grid(quant, dtype)
     return {name: grid.quantize(layer.weight) for name, layer in quantizable_layers(model, quant).items()}
 
 
 def write(
-    model: PreTrainedModel, quantized: dict[str, Quantized], quant: Quant, directory: Path, **options: Any
+    model: PreTrainedModel, quantized: dict[str, Quantized], quant: QuantConfig, directory: Path, **options: Any
 ) -> int:
     return write_checkpoint(
         config=model.config,
@@ -100,7 +100,7 @@ def assert_same(actual: Quantized, expected: Quantized) -> None:
 def test_transformers_loads_the_bits_that_were_quantized(
     tmp_path: Path, rule: str, architecture: str, tied: bool, dtype: torch.dtype
 ) -> None:
-    quant = Quant.model_validate({"rule": rule, "group_size": 32})
+    quant = QuantConfig.model_validate({"rule": rule, "group_size": 32})
     model = tiny_model(architecture, tied=tied, dtype=dtype)
     quantized = quantize(model, quant, dtype)
     write(model, quantized, quant, tmp_path / "export")
@@ -122,7 +122,7 @@ def test_transformers_loads_the_bits_that_were_quantized(
 
 
 def test_directory_holds_everything_a_loader_asks_for(tmp_path: Path) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True)
     directory = tmp_path / "deeper" / "export"
     num_bytes = write(model, quantize(model, quant), quant, directory)
@@ -145,7 +145,7 @@ def test_directory_holds_everything_a_loader_asks_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", ["signed", "asymmetric"])
 def test_codes_are_read_back_as_they_were_written(tmp_path: Path, rule: str) -> None:
-    quant = Quant.model_validate({"rule": rule, "group_size": 32})
+    quant = QuantConfig.model_validate({"rule": rule, "group_size": 32})
     model = tiny_model("qwen3", tied=True)
     quantized = quantize(model, quant)
     write(model, quantized, quant, tmp_path / "export")
@@ -156,7 +156,7 @@ def test_codes_are_read_back_as_they_were_written(tmp_path: Path, rule: str) -> 
 
 
 def test_float32_masters_are_stored_in_the_dtype_of_the_scales(tmp_path: Path) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True, dtype=torch.float32)
     write(model, quantize(model, quant, torch.float16), quant, tmp_path / "export")
     stored = load_file(tmp_path / "export" / "model.safetensors")
@@ -165,7 +165,7 @@ def test_float32_masters_are_stored_in_the_dtype_of_the_scales(tmp_path: Path) -
 
 
 def test_large_model_is_split_into_shards_with_an_index(tmp_path: Path) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=False)
     quantized = quantize(model, quant)
     write(model, quantized, quant, tmp_path / "whole")
@@ -188,7 +188,7 @@ def test_large_model_is_split_into_shards_with_an_index(tmp_path: Path) -> None:
 
 
 def test_ignored_layers_stay_dense_for_the_loader_too(tmp_path: Path) -> None:
-    quant = Quant(group_size=32, ignore=["lm_head", "self_attn.o_proj", "model.layers.1.mlp.down_proj"])
+    quant = QuantConfig(group_size=32, ignore=["lm_head", "self_attn.o_proj", "model.layers.1.mlp.down_proj"])
     model = tiny_model("llama", tied=True)
     quantized = quantize(model, quant)
     assert len(quantized) == 2 * 7 - 3
@@ -213,7 +213,7 @@ def files_no_larger_than(num_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("limit_bytes", [100, 20_000])  # config.json does not fit; the weights do not
 def test_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path, limit_bytes: int) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True)
     quantized = quantize(model, quant)
     old = {"one": quantized.pop("model.layers.0.mlp.up_proj")}
@@ -229,7 +229,7 @@ def test_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path: P
 
 def test_directory_under_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True)
     with pytest.raises(StorageError, match="cannot write the checkpoint"):
         write(model, quantize(model, quant), quant, tmp_path / "file" / "export")
@@ -241,7 +241,7 @@ def test_reading_a_directory_without_codes_is_a_model_error(tmp_path: Path) -> N
 
 
 def test_reading_a_truncated_file_is_a_model_error(tmp_path: Path) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True)
     write(model, quantize(model, quant), quant, tmp_path / "export")
     file = tmp_path / "export" / "model.safetensors"
@@ -251,7 +251,7 @@ def test_reading_a_truncated_file_is_a_model_error(tmp_path: Path) -> None:
 
 
 def test_reading_a_checkpoint_with_a_shard_missing_is_a_model_error(tmp_path: Path) -> None:
-    quant = Quant(group_size=32)
+    quant = QuantConfig(group_size=32)
     model = tiny_model("llama", tied=True)
     quantized = {"one": quantize(model, quant)["model.layers.0.mlp.up_proj"]}
     write(model, quantized, quant, tmp_path / "export", max_shard_bytes=1)

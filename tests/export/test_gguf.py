@@ -12,12 +12,12 @@ import torch
 from small_models import assert_same_tensors, byte_tokenizer, rounded, small_model, taken_apart
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.export.gguf import FILE_NAME, q4_0_blocks, write_gguf
 from rayqd.quant import Quantized, make_grid
 
-Q4_0 = Quant(group_size=32)
+Q4_0 = QuantConfig(group_size=32)
 TEXT = "the other 12 theses:\n\n  def f(x): return 'the'<|end|> héllo"
 
 
@@ -43,7 +43,7 @@ def test_transformers_loads_the_bits_and_computes_the_logits_that_were_trained(
     tmp_path: Path, architecture: str, tied: bool, changes: dict[str, int], dtype: torch.dtype, rule: str
 ) -> None:
     model = small_model(architecture, tied=tied, dtype=dtype, **changes)
-    parts = taken_apart(model, Quant.model_validate({"group_size": 32, "rule": rule}))
+    parts = taken_apart(model, QuantConfig.model_validate({"group_size": 32, "rule": rule}))
     write_gguf(parts, tmp_path / "export")
     loaded = load(tmp_path / "export", dtype)
     expected = rounded(model, parts)
@@ -134,12 +134,12 @@ def test_scale_that_float16_cannot_hold_is_an_error_that_names_the_layer(tmp_pat
 @pytest.mark.parametrize(
     ("quant", "message"),
     [
-        (Quant(group_size=64), "in groups of 32 without zero points, not int4 in groups of 64 by rule signed"),
-        (Quant(group_size=32, rule="asymmetric"), "by rule asymmetric"),
-        (Quant.model_validate({"format": "nf4", "group_size": 32}), "not nf4"),
+        (QuantConfig(group_size=64), "in groups of 32 without zero points, not int4 in groups of 64 by rule signed"),
+        (QuantConfig(group_size=32, rule="asymmetric"), "by rule asymmetric"),
+        (QuantConfig.model_validate({"format": "nf4", "group_size": 32}), "not nf4"),
     ],
 )
-def test_other_grid_is_one_clear_line(tmp_path: Path, quant: Quant, message: str) -> None:
+def test_other_grid_is_one_clear_line(tmp_path: Path, quant: QuantConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         write_gguf(replace(taken_apart(small_model("llama", tied=True), Q4_0), quant=quant), tmp_path / "export")
 

@@ -15,13 +15,13 @@ from small_models import assert_same_tensors, rounded, small_model, taken_apart
 from transformers import AutoModelForCausalLM
 
 from rayqd.config import Config
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.compressed_tensors import quantization_config, read_quantized, write_parts
 from rayqd.export.write import write
 from rayqd.quant import make_grid
 
-NVFP4 = Quant.model_validate({"format": "nvfp4"})
+NVFP4 = QuantConfig.model_validate({"format": "nvfp4"})
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("qwen3", False)])

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Distill
-from rayqd.config.sections import Teacher as TeacherSettings
+from rayqd.config.sections import DistillConfig, TeacherConfig
 from rayqd.errors import WorkerError
 from rayqd.learner.objective import Objective
 from rayqd.losses import generalized_jsd
@@ -38,7 +37,7 @@ def states() -> tuple[Tensor, Tensor]:
 
 
 def scored(states: Tensor, head: Tensor, rollouts: list[Rollout], temperature: float, **settings: Any) -> Any:
-    answers = make_answer(TeacherSettings(**settings), head, temperature)(states, rollouts)
+    answers = make_answer(TeacherConfig(**settings), head, temperature)(states, rollouts)
     return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, answers, strict=True)]
 
 
@@ -82,7 +81,7 @@ def test_every_form_that_says_all_gives_the_exact_divergence(
     tolerance: float,
 ) -> None:
     batch = scored(states[1], heads[1], make_rollouts(*LENGTHS), temperature, **settings)
-    distill = Distill(beta=beta, temperature=temperature, normalize=False)
+    distill = DistillConfig(beta=beta, temperature=temperature, normalize=False)
     loss, gradient = loss_and_gradient(Objective(distill, *heads), states[0], batch)
 
     leaf = states[0].double().requires_grad_()
@@ -97,7 +96,7 @@ def test_every_form_that_says_all_gives_the_exact_divergence(
 def test_fewer_ids_are_a_lower_bound_that_rises_with_k(
     heads: tuple[Tensor, Tensor], states: tuple[Tensor, Tensor], make_rollouts: Any
 ) -> None:
-    objective = Objective(Distill(beta=0.0), *heads)
+    objective = Objective(DistillConfig(beta=0.0), *heads)
     losses = []
     for k in (1, 4, 16, 64, V):
         batch = scored(states[1], heads[1], make_rollouts(*LENGTHS), 1.0, payload="topk", top_k=k)
@@ -137,7 +136,7 @@ def test_sampled_log_probabilities_are_those_of_the_completion(
     log_p = (leaf @ heads[0].double().t() / 0.7).log_softmax(-1).gather(1, tokens)[:, 0]
     log_q = (states[1].double() @ heads[1].double().t() / 0.7).log_softmax(-1).gather(1, tokens)[:, 0]
     ((log_p - log_q).detach() * log_p).sum().backward()
-    loss, gradient = loss_and_gradient(Objective(Distill(temperature=0.7), *heads), states[0], batch)
+    loss, gradient = loss_and_gradient(Objective(DistillConfig(temperature=0.7), *heads), states[0], batch)
     torch.testing.assert_close(loss.double(), (log_p - log_q).detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient.double(), leaf.grad, rtol=1e-4, atol=1e-4)
 
@@ -149,7 +148,7 @@ def test_rows_that_only_one_head_has_do_not_count(
     padded = torch.cat([heads[1], 50 * torch.randn(9, D)])
     settings = {"payload": payload, "top_k": 8}
     plain, wide = (
-        Objective(Distill(beta=0.5), heads[0], head)(
+        Objective(DistillConfig(beta=0.5), heads[0], head)(
             states[0], scored(states[1], head[:V], make_rollouts(*LENGTHS), 1.0, **settings)
         )
         for head in (heads[1], padded)
@@ -166,7 +165,7 @@ def test_normalized_gradients_are_of_one_size_over_beta(
     head = heads[1]  # the same on both sides: only the states differ, by a tenth
 
     def norms(*, normalize: bool) -> Tensor:
-        objectives = [Objective(Distill(beta=beta, normalize=normalize), head, head) for beta in betas]
+        objectives = [Objective(DistillConfig(beta=beta, normalize=normalize), head, head) for beta in betas]
         return torch.stack([loss_and_gradient(each, states[0], batch)[1].norm() for each in objectives])
 
     as_it_is, normalized = norms(normalize=False), norms(normalize=True)
@@ -180,7 +179,8 @@ def test_normalized_it_tends_to_the_kl_divergence_at_both_ends(
 ) -> None:
     batch = scored(states[1], heads[0], make_rollouts(*LENGTHS), 1.0, payload="hidden")
     close, limit = (
-        loss_and_gradient(Objective(Distill(beta=beta), heads[0], heads[0]), states[0], batch) for beta in (near, end)
+        loss_and_gradient(Objective(DistillConfig(beta=beta), heads[0], heads[0]), states[0], batch)
+        for beta in (near, end)
     )
     torch.testing.assert_close(close[0], limit[0], rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(close[1], limit[1], rtol=2e-2, atol=1e-3)
@@ -195,4 +195,4 @@ def test_answers_of_two_kinds_in_one_batch_are_refused(
     one = scored(states[1], heads[1], rollouts, 1.0, payload="topk")
     other = scored(states[1], heads[1], rollouts, 1.0, payload="sampled")
     with pytest.raises(WorkerError, match="mixes"):
-        Objective(Distill(), *heads)(states[0], [*one[:2], *other[2:]])
+        Objective(DistillConfig(), *heads)(states[0], [*one[:2], *other[2:]])

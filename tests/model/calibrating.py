@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.quant import Grid, make_grid, quantizable_layers
 from rayqd.types import IntArray
 
-QUANT = Quant(group_size=32)
+QUANT = QuantConfig(group_size=32)
 GRID = make_grid(QUANT, torch.bfloat16)
 
 
@@ -28,7 +28,7 @@ def logits(model: Any, ids: IntArray) -> Tensor:
         return model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float()
 
 
-def quantized(model: Any, quant: Quant = QUANT, grid: Grid = GRID) -> Any:
+def quantized(model: Any, quant: QuantConfig = QUANT, grid: Grid = GRID) -> Any:
     """The model with its codes' values as weights."""
     for linear in quantizable_layers(model, quant).values():
         linear.weight.data = grid.fake_quantize(linear.weight.data)

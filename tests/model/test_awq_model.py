@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.model.calibration import calibrate
 from rayqd.model.calibration.methods import AWQ
 from rayqd.model.calibration.producers import gain_offset
@@ -50,7 +50,7 @@ def small(kind: str, **changes: Any) -> Any:
 
 
 @torch.no_grad()
-def scale_all_layers(model: Any, quant: Quant = QUANT) -> set[str]:
+def scale_all_layers(model: Any, quant: QuantConfig = QUANT) -> set[str]:
     """AWQ's scales without clipping, each layer on what the original model gives it; what changed, by its name."""
     grid = make_grid(quant, torch.float32)
     names = {module: name for name, module in model.named_modules()}
@@ -98,7 +98,7 @@ def test_before_rounding_the_model_computes_what_it_did(kind: str, changes: dict
 
 
 def test_layers_that_stay_in_16_bits_are_scaled_with_the_others() -> None:
-    quant = Quant(group_size=32, ignore=["lm_head", "k_proj"])
+    quant = QuantConfig(group_size=32, ignore=["lm_head", "k_proj"])
     model, original = small("Llama"), small("Llama")
     assert "self_attn.k_proj" in of_layer(scale_all_layers(model, quant))
     torch.testing.assert_close(logits(model, sequences()[0]), logits(original, sequences()[0]), rtol=1e-4, atol=1e-4)
@@ -134,7 +134,7 @@ def test_awq_is_nearer_to_the_dense_model_than_rounding_and_says_what_it_changed
 
 @pytest.mark.parametrize("fields", [{"format": "nvfp4"}, {"format": "nf4", "group_size": 64}])
 def test_awq_takes_any_format(fields: dict[str, Any], tiny_model: Path) -> None:
-    quant = Quant.model_validate(fields)
+    quant = QuantConfig.model_validate(fields)
     assert quant.method == "awq"
     grid = make_grid(quant, torch.bfloat16)
     model = load_model(tiny_model, "bfloat16")

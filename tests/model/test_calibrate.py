@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.model.calibration import calibrate
 from rayqd.model.calibration.stream import HOST, home, moved
@@ -32,7 +32,7 @@ def test_the_calibrated_model_is_nearer_to_the_dense_one_than_the_rounded(load: 
 
 
 def test_only_weights_of_quantized_layers_change_and_they_keep_their_dtype(load: Callable[[], Any]) -> None:
-    quant = Quant(group_size=32, ignore=["lm_head", "k_proj"])
+    quant = QuantConfig(group_size=32, ignore=["lm_head", "k_proj"])
     model, before = load(), load().state_dict()
     calibrate(model, quant, GRID, sequences(), max_batch_tokens=512)
     after = model.state_dict()
@@ -101,7 +101,7 @@ def test_a_model_without_a_list_of_layers_is_one_clear_error(load: Callable[[], 
 def test_gptq_takes_act_order_and_damping_from_the_settings(load: Callable[[], Any]) -> None:
     weights: list[Tensor] = []
     for fields in ({}, {"act_order": False}, {"damping": 0.5}):
-        model, quant = load(), Quant.model_validate({"group_size": 32, **fields})
+        model, quant = load(), QuantConfig.model_validate({"group_size": 32, **fields})
         calibrate(model, quant, GRID, sequences(), max_batch_tokens=512)
         weights.append(model.base_model.layers[0].mlp.down_proj.weight)
     assert not torch.equal(weights[0], weights[1])
@@ -109,7 +109,7 @@ def test_gptq_takes_act_order_and_damping_from_the_settings(load: Callable[[], A
 
 
 def test_gptq_on_a_format_it_does_not_know_is_one_clear_error(load: Callable[[], Any]) -> None:
-    quant = Quant.model_validate({"format": "nf4", "group_size": 64})
+    quant = QuantConfig.model_validate({"format": "nf4", "group_size": 64})
     with pytest.raises(ConfigError, match=r"GPTQ needs quant\.format=int4, got nf4; use awq or rtn"):
         calibrate(load(), quant, make_grid(quant, torch.bfloat16), sequences(), max_batch_tokens=64)
 

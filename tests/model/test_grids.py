@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from rayqd.commands.quantize import quantize
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.loop import packed_codes
@@ -41,7 +41,7 @@ def linears(**largest: float) -> dict[str, nn.Linear]:
 
 def test_layers_with_one_input_share_the_scale_of_their_largest_with_room_to_double() -> None:
     layers = linears(attn__q_proj=2.0, attn__k_proj=10.5, attn__v_proj=0.1, attn__o_proj=2.0, mlp__up_proj=2688.0)
-    grids = layer_grids(layers, make_grid(Quant(format="nvfp4"), BFLOAT16))
+    grids = layer_grids(layers, make_grid(QuantConfig(format="nvfp4"), BFLOAT16))
     scales = {name.rpartition(".")[2]: grid.tensor_scale.item() for name, grid in grids.items()}
     # 10.5 / (448 · 6) = 2^-8 exactly, 2 / 2688 = 0.00074 < 2^-10; twice that is the room
     assert scales == {
@@ -55,12 +55,12 @@ def test_layers_with_one_input_share_the_scale_of_their_largest_with_room_to_dou
 
 def test_layers_of_different_blocks_do_not_share() -> None:
     layers = linears(q_proj=1.0) | {f"model.layers.1.{n[15:]}": v for n, v in linears(q_proj=64.0).items()}
-    grids = layer_grids(layers, make_grid(Quant(format="nvfp4"), BFLOAT16))
+    grids = layer_grids(layers, make_grid(QuantConfig(format="nvfp4"), BFLOAT16))
     assert len({grid.tensor_scale.item() for grid in grids.values()}) == 2
 
 
-@pytest.mark.parametrize("quant", [Quant(), Quant(format="nf4", group_size=64, rule="absmax")])
-def test_other_formats_have_one_grid_for_all_layers(quant: Quant) -> None:
+@pytest.mark.parametrize("quant", [QuantConfig(), QuantConfig(format="nf4", group_size=64, rule="absmax")])
+def test_other_formats_have_one_grid_for_all_layers(quant: QuantConfig) -> None:
     grid = make_grid(quant, BFLOAT16)
     assert set(layer_grids(linears(q_proj=1.0, o_proj=9.0), grid).values()) == {grid}
 
@@ -69,7 +69,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
     layers = linears(q_proj=1.0, k_proj=1.0)
     layers["model.layers.0.k_proj"].weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"model\.layers\.0\.k_proj holds 1 values that are inf or nan"):
-        layer_grids(layers, make_grid(Quant(format="nvfp4"), BFLOAT16))
+        layer_grids(layers, make_grid(QuantConfig(format="nvfp4"), BFLOAT16))
 
 
 def test_training_never_moves_the_tensor_scale_and_forward_uses_it(tiny_config: Any, tiny_model: Path) -> None:

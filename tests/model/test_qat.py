@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.model import rounding
 from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.quant import make_grid
@@ -18,7 +18,7 @@ def lora_layer(rule: str, dtype: torch.dtype = torch.float32) -> QATLoraLinear:
     torch.manual_seed(3)
     linear = nn.Linear(64, 24, bias=True).to(dtype).requires_grad_(False)
     layer = QATLoraLinear(linear, "default", config=LoraConfig(r=4, lora_alpha=12), r=4, lora_alpha=12)
-    layer.set_rounding(make_grid(Quant(group_size=32, rule=rule), dtype))  # type: ignore[arg-type]
+    layer.set_rounding(make_grid(QuantConfig(group_size=32, rule=rule), dtype))  # type: ignore[arg-type]
     nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     layer.lora_A["default"].float()
     layer.lora_B["default"].float()
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_merged_weight_where_its_code_lets_them_throu
 def test_full_qat_trains_the_weight_in_float32_through_the_rounding() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 16, bias=False).to(torch.bfloat16)
-    layer = QATLinear(linear, make_grid(Quant(group_size=32), torch.bfloat16), trainable=True)
+    layer = QATLinear(linear, make_grid(QuantConfig(group_size=32), torch.bfloat16), trainable=True)
     assert layer.weight.dtype == torch.float32
     x = torch.randn(9, 64, dtype=torch.bfloat16)
     layer(x).sum().backward()
@@ -72,7 +72,7 @@ def test_full_qat_trains_the_weight_in_float32_through_the_rounding() -> None:
 
 
 def test_a_frozen_layer_passes_gradients_on_and_takes_none() -> None:
-    layer = QATLinear(nn.Linear(64, 16), make_grid(Quant(group_size=32), torch.float32), trainable=False)
+    layer = QATLinear(nn.Linear(64, 16), make_grid(QuantConfig(group_size=32), torch.float32), trainable=False)
     x = torch.randn(3, 64, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad is not None

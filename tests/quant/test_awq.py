@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.quant import Grid, make_grid
 from rayqd.quant.awq import SHARES, clipped, output_error, scaled, search_scales
 
@@ -22,7 +22,7 @@ FORMATS: list[dict[str, Any]] = [
 
 
 def grid_of(dtype: torch.dtype = torch.bfloat16, **fields: Any) -> Grid:
-    return make_grid(Quant.model_validate(fields), dtype)
+    return make_grid(QuantConfig.model_validate(fields), dtype)
 
 
 def problem(num_rows: int = 12, num_columns: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.quant import Quantized, make_grid
 from rayqd.quant.blockwise import BlockwiseGrid, Codebook
@@ -30,7 +30,7 @@ INT_VIEW = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat
 def grid_of(
     form: str, *, group_size: int = 32, dtype: torch.dtype = torch.bfloat16, double_quant: bool = False
 ) -> BlockwiseGrid:
-    quant = Quant.model_validate({"format": form, "group_size": group_size, "double_quant": double_quant})
+    quant = QuantConfig.model_validate({"format": form, "group_size": group_size, "double_quant": double_quant})
     grid = make_grid(quant, dtype)
     assert isinstance(grid, BlockwiseGrid)
     return grid

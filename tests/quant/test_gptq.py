@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.quant import make_grid
 from rayqd.quant.gptq import gptq
@@ -19,7 +19,7 @@ G = 16
 
 
 def grid_of(rule: str, scale_dtype: torch.dtype = torch.bfloat16) -> Int4Grid:
-    grid = make_grid(Quant.model_validate({"rule": rule, "group_size": G}), scale_dtype)
+    grid = make_grid(QuantConfig.model_validate({"rule": rule, "group_size": G}), scale_dtype)
     assert isinstance(grid, Int4Grid)
     return grid
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.quant import Grid, Quantized, make_grid
 
@@ -18,7 +18,7 @@ INT_VIEW = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat
 
 
 def grid_of(rule: str, *, group_size: int = 32, scale_dtype: torch.dtype = torch.bfloat16) -> Grid:
-    return make_grid(Quant.model_validate({"rule": rule, "group_size": group_size}), scale_dtype)
+    return make_grid(QuantConfig.model_validate({"rule": rule, "group_size": group_size}), scale_dtype)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.quant import Quantized, make_grid
 
 INT4: Any = torch.__dict__["int4"]  # torch declares no type for it
@@ -39,7 +39,7 @@ def test_absmax_equals_torchao_except_for_ties_at_the_extreme(group_size: int) -
     linear.weight = torch.nn.Parameter(weight.clone())
     quantize_(linear, IntxWeightOnlyConfig(weight_dtype=INT4, granularity=PerGroup(group_size)))
     theirs: Any = linear.weight
-    grid = make_grid(Quant(rule="absmax", group_size=group_size), torch.float32)
+    grid = make_grid(QuantConfig(rule="absmax", group_size=group_size), torch.float32)
     ours = grid.quantize(weight)
     assert torch.equal(ours.scales, theirs.scale)
     # torchao multiplies by 1 / scale, we divide. The extreme is 7.5 steps from 0, so an ulp decides: -7 or -8.
@@ -61,7 +61,7 @@ def test_codes_on_bfloat16_scales_equal_torchao_except_for_ties(rule: str) -> No
     scales, zero_points = choose_qparams_affine(
         weight, mapping, BLOCK, torch.int8, **limits, scale_dtype=torch.bfloat16, keepdim=True
     )
-    ours = make_grid(Quant.model_validate({"rule": rule, "group_size": 64}), torch.bfloat16).quantize(weight)
+    ours = make_grid(QuantConfig.model_validate({"rule": rule, "group_size": 64}), torch.bfloat16).quantize(weight)
     assert torch.equal(ours.scales, scales)
     # Zero points: torchao divides by the scale before it is rounded to bfloat16, we by the one that is stored.
     zero_points = ours.zero_points if ours.zero_points is not None else zero_points
@@ -76,7 +76,7 @@ def test_asymmetric_zero_points_equal_torchao_on_float32_scales() -> None:
     scales, zero_points = choose_qparams_affine(
         weight, MappingType.ASYMMETRIC, BLOCK, torch.int8, quant_min=-8, quant_max=7, keepdim=True
     )
-    ours = make_grid(Quant(rule="asymmetric", group_size=64), torch.float32).quantize(weight)
+    ours = make_grid(QuantConfig(rule="asymmetric", group_size=64), torch.float32).quantize(weight)
     assert ours.zero_points is not None
     assert torch.equal(ours.scales, scales)
     assert torch.equal(ours.zero_points, zero_points.to(torch.int8))
@@ -99,7 +99,7 @@ def test_signed_equals_gguf_q4_0_except_for_exact_halves() -> None:
     weight[0, :32] = torch.tensor([-4.0, 4.0] * 16)  # equal extremes: the first gives the sign
     weight[1, :32] = torch.arange(-16, 16) / 4  # scale 0.5: every second element is a half step
     weight[2] = 0
-    grid = make_grid(Quant(rule="signed", group_size=32), torch.float16)
+    grid = make_grid(QuantConfig(rule="signed", group_size=32), torch.float16)
     ours, theirs = grid.quantize(weight), q4_0(weight)
     assert torch.equal(ours.scales, theirs.scales)
     differs = ours.codes != theirs.codes
@@ -113,7 +113,7 @@ def test_signed_equals_gguf_q4_0_except_for_exact_halves() -> None:
 def test_signed_differs_from_gguf_q4_0_only_where_rounding_the_scale_moves_a_weight_across_a_tie() -> None:
     # For float32 weights gguf takes its codes from the scale before float16, we from the stored scale: relative 2^-11.
     weight = random_weight(4)
-    ours = make_grid(Quant(rule="signed", group_size=32), torch.float16).quantize(weight)
+    ours = make_grid(QuantConfig(rule="signed", group_size=32), torch.float16).quantize(weight)
     theirs = q4_0(weight)
     assert torch.equal(ours.scales, theirs.scales)
     differs = ours.codes != theirs.codes

@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32, f32_to_f4_unpacked, unpack_uint4
 from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.quant import Quantized, make_grid
 from rayqd.quant.nvfp4 import E2M1, NVFP4Grid, choose_tensor_scale, round_to_e2m1
@@ -242,7 +242,7 @@ def test_a_weight_that_is_not_contiguous_is_quantized_as_its_copy() -> None:
 
 
 def test_four_and_a_half_bits_per_weight_in_groups_of_16() -> None:
-    grid = make_grid(Quant(format="nvfp4"), torch.bfloat16)
+    grid = make_grid(QuantConfig(format="nvfp4"), torch.bfloat16)
     assert isinstance(grid, NVFP4Grid)
     assert grid.bits_per_weight == 4 + 8 / 16
     assert grid.quant_group_size == grid.quantize(random_weight()).quant_group_size == 16

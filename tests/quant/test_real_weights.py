@@ -14,7 +14,7 @@ import torch
 from compressed_tensors.compressors.nvfp4 import NVFP4PackedCompressor
 from compressed_tensors.quantization import preset_name_to_scheme
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.model.source import EMBEDDED_PACKAGE
 from rayqd.quant import make_grid
 from rayqd.quant.packing import pack
@@ -43,13 +43,13 @@ GOLDEN = {
 
 @pytest.mark.parametrize("form", GOLDEN)
 def test_packed_tensors_have_the_bytes_they_always_had(weight: torch.Tensor, form: Any) -> None:
-    tensors = pack(make_grid(Quant(format=form), torch.bfloat16).quantize(weight), form)
+    tensors = pack(make_grid(QuantConfig(format=form), torch.bfloat16).quantize(weight), form)
     sums = {name: zlib.crc32(tensor.view(torch.uint8).numpy().tobytes()) for name, tensor in tensors.items()}
     assert sums == GOLDEN[form]
 
 
 def test_compressed_tensors_reads_the_values_of_nvfp4(weight: torch.Tensor) -> None:
-    grid = make_grid(Quant(format="nvfp4"), torch.bfloat16)
+    grid = make_grid(QuantConfig(format="nvfp4"), torch.bfloat16)
     scheme = preset_name_to_scheme("NVFP4A16", ["Linear"])
     theirs = NVFP4PackedCompressor.decompress(pack(grid.quantize(weight), "nvfp4"), scheme)["weight"]
     assert torch.equal(theirs.view(torch.int16), grid.fake_quantize(weight).view(torch.int16))
@@ -58,7 +58,7 @@ def test_compressed_tensors_reads_the_values_of_nvfp4(weight: torch.Tensor) -> N
 @pytest.mark.parametrize("form", ["nf4", "fp4"])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_bitsandbytes_has_the_same_values(weight: torch.Tensor, form: Any, double_quant: bool) -> None:
-    grid = make_grid(Quant(format=form, double_quant=double_quant), torch.bfloat16)
+    grid = make_grid(QuantConfig(format=form, double_quant=double_quant), torch.bfloat16)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type=form, compress_statistics=double_quant)
     assert torch.equal(grid.fake_quantize(weight), bnb.dequantize_4bit(packed, state))
 
@@ -66,6 +66,6 @@ def test_bitsandbytes_has_the_same_values(weight: torch.Tensor, form: Any, doubl
 @pytest.mark.parametrize(("form", "expected"), [("nvfp4", 0.0945), ("nf4", 0.0936), ("fp4", 0.1255)])
 def test_relative_error_is_what_the_format_is_known_for(weight: torch.Tensor, form: Any, expected: float) -> None:
     # Of Gaussian weights bitsandbytes gives 0.092 for NF4 and 0.122 for FP4 in blocks of 64.
-    values = make_grid(Quant(format=form), torch.bfloat16).fake_quantize(weight)
+    values = make_grid(QuantConfig(format=form), torch.bfloat16).fake_quantize(weight)
     error = (values.float() - weight.float()).norm() / weight.float().norm()
     assert error.item() == pytest.approx(expected, abs=5e-4)

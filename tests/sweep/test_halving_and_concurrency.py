@@ -5,7 +5,7 @@ import pytest
 from rayqd.actors.connection import Cluster
 from rayqd.cluster.nodes import NodeGroup, Nodes
 from rayqd.config import Config
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.errors import ConfigError, PlacementError
 from rayqd.sweep.concurrency import concurrency, placement_beside, side_by_side
 from rayqd.sweep.halving import Halving, evaluations_every, halving_of
@@ -38,22 +38,30 @@ def test_the_rungs_are_those_of_ray_tunes_scheduler(steps, grace, factor, rungs)
 
 
 def test_without_eval_every_trials_are_looked_at_where_asha_compares_them():
-    asha = Sweep(scheduler="asha")
+    asha = SweepConfig(scheduler="asha")
     assert halving_of(asha, config(54)).grace_steps == 6  # 54 / 3²
     assert evaluations_every(asha, config(54)) == 6
-    assert evaluations_every(Sweep(scheduler="asha", grace_steps=10), config(54)) == 10
+    assert evaluations_every(SweepConfig(scheduler="asha", grace_steps=10), config(54)) == 10
     assert evaluations_every(asha, config(54, eval={"every": 4})) == 4
-    assert evaluations_every(Sweep(), config(54)) == 0
-    assert halving_of(Sweep(), config(54)) is None
+    assert evaluations_every(SweepConfig(), config(54)) == 0
+    assert halving_of(SweepConfig(), config(54)) is None
 
 
 @pytest.mark.parametrize(
     ("sweep", "run", "message"),
     [
-        (Sweep(scheduler="asha"), config(54, eval={"every": 0}), "eval.every=0: asha compares trials while they train"),
-        (Sweep(scheduler="asha"), config(54, eval={"every": 54}), "evaluate every 1 to 53 steps"),
-        (Sweep(scheduler="asha", grace_steps=54), config(54), "sweep.grace_steps=54: must be below learner.steps=54"),
-        (Sweep(scheduler="asha"), config(1), "sweep.grace_steps=1: must be below learner.steps=1"),
+        (
+            SweepConfig(scheduler="asha"),
+            config(54, eval={"every": 0}),
+            "eval.every=0: asha compares trials while they train",
+        ),
+        (SweepConfig(scheduler="asha"), config(54, eval={"every": 54}), "evaluate every 1 to 53 steps"),
+        (
+            SweepConfig(scheduler="asha", grace_steps=54),
+            config(54),
+            "sweep.grace_steps=54: must be below learner.steps=54",
+        ),
+        (SweepConfig(scheduler="asha"), config(1), "sweep.grace_steps=1: must be below learner.steps=1"),
     ],
 )
 def test_an_asha_that_could_stop_nobody_is_refused(sweep, run, message):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rayqd.config import Config
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.sweep.shared import Shared, data_key, teacher_key
 from rayqd.sweep.suggest import Listed, Optuna, Suggestions
 from rayqd.sweep.trials import Trial
@@ -81,7 +81,7 @@ def test_a_refused_trial_is_passed_over():
     assert [suggestions.suggest("x") for _ in range(3)] == [{"number": 1}, {"number": 3}, suggestions.FINISHED]
 
 
-SPACE = Sweep(
+SPACE = SweepConfig(
     search="optuna", over={"learner.lr": Span(low=1e-6, high=1e-2, log=True), "distill.lmbda": [0.0, 0.5, 1.0]}
 )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rayqd.config import Config
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import ConfigError
 from rayqd.sweep.space import check_values, corners, drawn, grid, num_trials, point_of, settings_at, tune_space
@@ -120,11 +120,11 @@ def test_no_two_draws_are_alike_as_long_as_there_are_enough():
 @pytest.mark.parametrize(
     ("sweep", "expected"),
     [
-        (Sweep(over={"a": [1, 2], "b": [1, 2, 3]}), 6),
-        (Sweep(over={"a": LR}, search="random"), 16),
-        (Sweep(over={"a": LR}, search="optuna", num_trials=5), 5),
-        (Sweep(over={"a": [1, 2, 3]}, search="random"), 3),
-        (Sweep(over={"a": Span(low=1, high=4, integer=True)}, search="random", num_trials=4), 4),
+        (SweepConfig(over={"a": [1, 2], "b": [1, 2, 3]}), 6),
+        (SweepConfig(over={"a": LR}, search="random"), 16),
+        (SweepConfig(over={"a": LR}, search="optuna", num_trials=5), 5),
+        (SweepConfig(over={"a": [1, 2, 3]}, search="random"), 3),
+        (SweepConfig(over={"a": Span(low=1, high=4, integer=True)}, search="random", num_trials=4), 4),
     ],
 )
 def test_how_many_trials_there_are(sweep, expected):
@@ -133,9 +133,9 @@ def test_how_many_trials_there_are(sweep, expected):
 
 def test_more_trials_than_combinations_are_refused():
     with pytest.raises(ConfigError, match=r"there are only 4 combinations for 5 trials: set sweep.num_trials to 4"):
-        num_trials(Sweep(over={"a": [1, 2], "b": [1, 2]}, search="random", num_trials=5))
+        num_trials(SweepConfig(over={"a": [1, 2], "b": [1, 2]}, search="random", num_trials=5))
     with pytest.raises(ConfigError, match="the grid has 1,000,000 combinations"):
-        num_trials(Sweep(over={"a": list(range(1000)), "b": list(range(1000))}))
+        num_trials(SweepConfig(over={"a": list(range(1000)), "b": list(range(1000))}))
 
 
 def test_corners_are_values_with_both_ends_of_ranges():

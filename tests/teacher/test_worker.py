@@ -72,7 +72,7 @@ def test_sequences_without_numbers_are_named_and_never_remembered(tmp_path: Path
 
 @pytest.mark.parametrize("payload", ["hidden", "logits", "topk", "sampled"])
 def test_a_model_that_overflows_has_no_numbers(tiny_model: Path, make_rollouts: Any, payload: str) -> None:
-    from rayqd.config.sections import Teacher as Settings
+    from rayqd.config.sections import TeacherConfig
     from rayqd.model.load import output_head
     from rayqd.teacher.payloads import make_answer
 
@@ -85,7 +85,7 @@ def test_a_model_that_overflows_has_no_numbers(tiny_model: Path, make_rollouts: 
     bad.prompt_ids[2] = 77
     head = output_head(model).clone()
     head[77] = 0
-    teacher = Teacher(model, 8192, make_answer(Settings(payload=payload, top_k=4), head, 1.0))
+    teacher = Teacher(model, 8192, make_answer(TeacherConfig(payload=payload, top_k=4), head, 1.0))
     scores = teacher.score([good, bad])
     assert scores[0] is not None
     assert scores[1] is None

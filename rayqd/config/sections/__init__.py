@@ -11,26 +11,26 @@ from pydantic import Field, model_validator
 
 from rayqd.config.place import check_place
 from rayqd.config.sections.base import Section
-from rayqd.config.sections.models import Model, Teacher
-from rayqd.config.sections.operation import Checkpoint, Eval, RayCluster
-from rayqd.config.sections.quant import PROJECTIONS, Adapter, Quant
-from rayqd.config.sections.training import Data, Distill, Learner, Rollout
+from rayqd.config.sections.models import ModelConfig, TeacherConfig
+from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
+from rayqd.config.sections.quant import PROJECTIONS, AdapterConfig, QuantConfig
+from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig, RolloutConfig
 
 __all__ = [
     "PROJECTIONS",
-    "Adapter",
-    "Checkpoint",
+    "AdapterConfig",
+    "CheckpointConfig",
     "Config",
-    "Data",
-    "Distill",
-    "Eval",
-    "Learner",
-    "Model",
-    "Quant",
-    "RayCluster",
-    "Rollout",
+    "DataConfig",
+    "DistillConfig",
+    "EvalConfig",
+    "LearnerConfig",
+    "ModelConfig",
+    "QuantConfig",
+    "RayConfig",
+    "RolloutConfig",
     "Section",
-    "Teacher",
+    "TeacherConfig",
 ]
 
 
@@ -46,17 +46,17 @@ class Config(Section):
     From there it resumes on any machine, and no node needs a disk that others share."""
     seed: int = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
-    model: Model = Model()
-    teacher: Teacher = Teacher()
-    quant: Quant = Quant()
-    adapter: Adapter = Adapter()
-    data: Data = Data()
-    distill: Distill = Distill()
-    rollout: Rollout = Rollout()
-    learner: Learner = Learner()
-    eval: Eval = Eval()
-    checkpoint: Checkpoint = Checkpoint()
-    ray: RayCluster = RayCluster()
+    model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    quant: QuantConfig = QuantConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig = DataConfig()
+    distill: DistillConfig = DistillConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
     def _payload_allows(self) -> Config:

@@ -10,7 +10,7 @@ from pydantic import Field
 from rayqd.config.sections.base import Section
 
 
-class Model(Section):
+class ModelConfig(Section):
     """The model to make small: it is the student, and unless `teacher.name` says otherwise also the teacher."""
 
     name: str = "Qwen/Qwen3-4B-Instruct-2507"
@@ -24,7 +24,7 @@ class Model(Section):
     more at the start. Full QAT on several learner workers is not compiled."""
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
     """Who is imitated, and how it answers."""
 
     name: str | None = None

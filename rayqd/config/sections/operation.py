@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayqd.config.sections.base import Section
 
 
-class Eval(Section):
+class EvalConfig(Section):
     """What the held-out part is, and when it is looked at."""
 
     source: str | None = None
@@ -38,7 +38,7 @@ class Eval(Section):
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     """What survives."""
 
     every: int = Field(default=100, ge=1)
@@ -47,7 +47,7 @@ class Checkpoint(Section):
     """Newest checkpoints kept."""
 
 
-class RayCluster(Section):
+class RayConfig(Section):
     """Where it runs."""
 
     address: str | None = None
@@ -68,7 +68,7 @@ class RayCluster(Section):
     """Labels that a teacher's node must have."""
 
     @model_validator(mode="after")
-    def _labels_are_pairs(self) -> RayCluster:
+    def _labels_are_pairs(self) -> RayConfig:
         for role in ("learner", "rollout", "teacher"):
             for label in self._labels(role):
                 key, _, value = label.partition("=")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayqd.config.sections.base import Section
 
 
-class Quant(Section):
+class QuantConfig(Section):
     """The 4-bit grid. One definition serves training, rollouts and export."""
 
     format: Literal["int4", "nvfp4", "nf4", "fp4"] = "int4"
@@ -48,7 +48,7 @@ class Quant(Section):
         return usual | fields  # pyright: ignore[reportUnknownVariableType]
 
     @model_validator(mode="after")
-    def _format_allows(self) -> Quant:
+    def _format_allows(self) -> QuantConfig:
         if self.format == "nvfp4" and self.group_size != 16:
             raise ValueError(f"group_size={self.group_size}: nvfp4 has groups of 16; leave group_size out")
         if self.format in ("nf4", "fp4") and self.group_size not in _BNB_BLOCK_SIZES:
@@ -70,7 +70,7 @@ _BNB_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-class Adapter(Section):
+class AdapterConfig(Section):
     """What is trained: low-rank adapters inside the rounding, Q(W + s·BA), or all weights."""
 
     kind: Literal["lora", "none"] = "lora"

@@ -31,7 +31,7 @@ class Span(Section):
         return self
 
 
-class Sweep(Section):
+class SweepConfig(Section):
     """Many runs that differ in a few settings, and which of them is best."""
 
     search: Literal["grid", "random", "optuna"] = "grid"

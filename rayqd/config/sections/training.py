@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rayqd.config.sections.base import Section
 
 
-class Data(Section):
+class DataConfig(Section):
     """Where prompts, and off-policy completions, come from."""
 
     source: str = "allenai/tulu-3-sft-mixture"
@@ -25,7 +25,7 @@ class Data(Section):
     of yours, skip in a data set of the hub."""
 
 
-class Distill(Section):
+class DistillConfig(Section):
     """The objective."""
 
     lmbda: float = Field(default=1.0, ge=0, le=1)
@@ -43,7 +43,7 @@ class Distill(Section):
     of the data's own (sequence-level distillation). rollout.* says how it samples."""
 
 
-class Rollout(Section):
+class RolloutConfig(Section):
     """How the student writes."""
 
     num_workers: int = Field(default=1, ge=1)
@@ -62,13 +62,13 @@ class Rollout(Section):
     """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
 
     @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> Rollout:
+    def _min_is_not_above_max(self) -> RolloutConfig:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}")
         return self
 
 
-class Learner(Section):
+class LearnerConfig(Section):
     """How the student learns."""
 
     num_workers: int = Field(default=1, ge=1)

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from rayqd.config.load import Assignment
 from rayqd.config.sections import Config
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.settings import nearest, section_names, settings, value_text
 from rayqd.config.sweep.fields import OVER, sweep_settings
 
@@ -65,7 +65,7 @@ def explain(error: ErrorDetails, final: Mapping[str, Assignment], places: Mappin
     return f"{place}: must be a list of values, or a range {{low = NUMBER, high = NUMBER, log = true}}"
 
 
-def problems_of(sweep: Sweep, places: Mapping[str, str]) -> Iterator[str]:
+def problems_of(sweep: SweepConfig, places: Mapping[str, str]) -> Iterator[str]:
     """What does not go together in `sweep`, whose settings were given in `places`."""
     if not sweep.over:
         yield "a sweep needs settings to try: [sweep.over] in its file, or --sweep.over.learner.lr 1e-4,3e-4"
@@ -82,7 +82,7 @@ def problems_of(sweep: Sweep, places: Mapping[str, str]) -> Iterator[str]:
             yield f"{places[key]}: {problem}"
 
 
-def _problem_of_span(key: str, sweep: Sweep) -> str | None:
+def _problem_of_span(key: str, sweep: SweepConfig) -> str | None:
     if settings()[key].kind not in ("number", "integer"):
         return f"{key} is no number: give a list of values"
     if sweep.search == "grid":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.settings import Group, Setting, group_of, settings
 
 OVER = "sweep.over."
@@ -14,7 +14,9 @@ PARTS_OF_A_SPAN = tuple(Span.model_fields)
 @cache
 def sweep_group() -> Group:
     """`over` excepted, whose names are those of all other settings."""
-    return group_of("sweep", Sweep, {name: field for name, field in Sweep.model_fields.items() if name != "over"})
+    return group_of(
+        "sweep", SweepConfig, {name: field for name, field in SweepConfig.model_fields.items() if name != "over"}
+    )
 
 
 @cache

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from rayqd.config.arguments import Flag, read_arguments
 from rayqd.config.load import Assignment, assignments, first_of, parsed, resolve, short, unexpected
 from rayqd.config.sections import Config
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.settings import settings, value_text
 from rayqd.config.sweep.checks import explain, not_swept, problems_of, unknown
 from rayqd.config.sweep.fields import OVER, is_own, split, sweep_settings
@@ -21,10 +21,10 @@ from rayqd.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SweepConfig:
+class SweepSpec:
     """What all trials have in common, and what they differ in."""
 
-    sweep: Sweep
+    sweep: SweepConfig
     common: tuple[Assignment, ...]
 
     def config(self, values: Mapping[str, object] | None = None) -> Config:
@@ -36,7 +36,7 @@ class SweepConfig:
         return resolve([*self.common, *over])
 
 
-def load_sweep(argv_parts: Sequence[str]) -> SweepConfig:
+def load_sweep(argv_parts: Sequence[str]) -> SweepSpec:
     """The sweep that `[@file.toml ...] [--section.field VALUE ...]` describes.
 
     Raises ConfigError, in one line, as `load_config` does, and at a setting to be swept that there is not.
@@ -51,7 +51,7 @@ def load_sweep(argv_parts: Sequence[str]) -> SweepConfig:
     if not any(each.key == "name" for each in common):
         common.append(Assignment(key="name", value="sweep", place="name"))
     config = resolve(common)
-    return SweepConfig(sweep=_sweep(own, config), common=tuple(common))
+    return SweepSpec(sweep=_sweep(own, config), common=tuple(common))
 
 
 def _none(key: str, value: object) -> object:
@@ -82,14 +82,14 @@ def _flag_value(flag: Flag) -> object:
     return [word if word == "none" else parsed(word, settings()[key]) for word in words]  # TOML has no other none
 
 
-def _sweep(own: Sequence[Assignment], config: Config) -> Sweep:
+def _sweep(own: Sequence[Assignment], config: Config) -> SweepConfig:
     final = {each.key: each for each in own}
     over, places = _over(own)
     problems = [problem for each in own if (problem := unknown(each))]
     problems += [f"{places[key]}: {problem}" for key in over for problem in not_swept(key, config)]
     fields = {key.removeprefix("sweep."): each.value for key, each in final.items() if key in sweep_settings()}
     try:
-        sweep = Sweep.model_validate(fields | {"over": over}, strict=True)
+        sweep = SweepConfig.model_validate(fields | {"over": over}, strict=True)
     except ValidationError as error:
         problems += [explain(each, final, places) for each in error.errors() if _is_meant(each, over)]
     else:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayqd.config.help import group_help
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.settings import value_text
 from rayqd.config.sweep.fields import OVER, sweep_group, sweep_settings
 
 _WITHOUT_EFFECT = ("sweep.max_concurrent",)
 
 
-def sweep_toml(sweep: Sweep) -> str:
+def sweep_toml(sweep: SweepConfig) -> str:
     """`sweep` as TOML that `load_sweep` reads back. Unset settings are left out."""
     values = {key: getattr(sweep, key.removeprefix("sweep.")) for key in sweep_settings()}
     lines = [
@@ -31,7 +31,7 @@ def dimension_text(dimension: Sequence[Any] | Span) -> str:
     return f"{{{', '.join([f'low = {value_text(dimension.low)}', f'high = {value_text(dimension.high)}', *switches])}}}"
 
 
-def sweep_differences(old: Sweep, new: Sweep) -> list[str]:
+def sweep_differences(old: SweepConfig, new: SweepConfig) -> list[str]:
     """What differs and makes other trials, as "sweep.num_trials: 8 -> 16"."""
     before, after = _texts(old), _texts(new)
     return [
@@ -53,7 +53,7 @@ def sweep_help() -> str:
     )
 
 
-def _texts(sweep: Sweep) -> dict[str, str]:
+def _texts(sweep: SweepConfig) -> dict[str, str]:
     texts = {key: value_text(getattr(sweep, key.removeprefix("sweep."))) for key in sweep_settings()}
     texts |= {f"{OVER}{key}": dimension_text(dimension) for key, dimension in sweep.over.items()}
     return {key: text for key, text in texts.items() if key not in _WITHOUT_EFFECT}

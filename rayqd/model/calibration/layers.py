@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rayqd.config.sections import Quant
+from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
 from rayqd.model.calibration.statistics import input_statistics
@@ -31,7 +31,7 @@ OnLayer = Callable[[int, int], None]  # decoder layers done, of how many
 @torch.no_grad()
 def calibrate(
     model: PreTrainedModel,
-    quant: Quant,
+    quant: QuantConfig,
     grid: Grid,
     sequences: Sequence[IntArray],
     *,
@@ -69,13 +69,13 @@ def calibrate(
     return changed
 
 
-def check_method(method: str, quant: Quant) -> None:
+def check_method(method: str, quant: QuantConfig) -> None:
     """Raises ConfigError when `method` cannot round to the format."""
     if method == "gptq" and quant.format != "int4":
         raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
 
 
-def _method(method: str, quant: Quant, grid: Grid) -> Method:
+def _method(method: str, quant: QuantConfig, grid: Grid) -> Method:
     check_method(method, quant)
     if method == "awq":
         return AWQ(grid)

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rayqd.config.sections.sweep import Span, Sweep
+from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.report.page import joined
 from rayqd.sweep.outcome import Outcome
 from rayqd.sweep.report.axis import Axis, metric_axis, setting_axis
@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT = 400, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 388, 10, 180
 
 
-def effect(key: str, sweep: Sweep, marks: Marks, metric_title: str) -> Markup:
+def effect(key: str, sweep: SweepConfig, marks: Marks, metric_title: str) -> Markup:
     """Trials that differ in this setting alone are joined by a line."""
     labels = short_labels(list(sweep.over))
     across = setting_axis(labels[key], sweep.over[key])
@@ -56,7 +56,7 @@ def _marks_below(across: Axis) -> list[Markup]:
     return [text.format(_x(share), _BOTTOM + 18, name) for share, name in across.ticks]
 
 
-def _alike(key: str, sweep: Sweep, outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+def _alike(key: str, sweep: SweepConfig, outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Trials by their other settings, each group by its own; without ranges, of which no two trials share a value."""
     if any(isinstance(dimension, Span) for name, dimension in sweep.over.items() if name != key):
         return []

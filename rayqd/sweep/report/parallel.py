@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.report.page import joined
 from rayqd.sweep.report.axis import Axis, metric_axis, setting_axis
 from rayqd.sweep.report.marks import Marks, spoken
@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT = 1000, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 930, 44, 280
 
 
-def parallel_coordinates(sweep: Sweep, marks: Marks, metric_title: str) -> Markup:
+def parallel_coordinates(sweep: SweepConfig, marks: Marks, metric_title: str) -> Markup:
     labels = short_labels(list(sweep.over))
     axes = [setting_axis(labels[key], dimension) for key, dimension in sweep.over.items()]
     axes.append(metric_axis(metric_title, [marks.value(outcome) for outcome in marks.outcomes]))

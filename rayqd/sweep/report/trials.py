@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from rayqd.config.sections.sweep import Sweep
+from rayqd.config.sections.sweep import SweepConfig
 from rayqd.console.progress import duration
 from rayqd.report import page
 from rayqd.report.page import joined
@@ -15,7 +15,7 @@ from rayqd.sweep.report.marks import Marks
 from rayqd.sweep.trials import short_labels, value_label
 
 
-def trials_table(outcomes: Sequence[Outcome], sweep: Sweep, marks: Marks, num_steps: int) -> Markup:
+def trials_table(outcomes: Sequence[Outcome], sweep: SweepConfig, marks: Marks, num_steps: int) -> Markup:
     """A row a trial, the best first; its number leads to its own page."""
     labels = short_labels(list(sweep.over))
     titles = ["", *labels.values(), "KL to teacher", "", "perplexity", "steps", "time", ""]
