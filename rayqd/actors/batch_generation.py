@@ -27,7 +27,7 @@ from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrapped
 from rayqd.actors.pool import Pool
 from rayqd.actors.remote import start_writers
-from rayqd.cluster.placement import place_writers
+from rayqd.cluster.placement import place_rollout_workers
 from rayqd.config import Config
 from rayqd.data.plan import writing_seed
 from rayqd.errors import PlacementError
@@ -62,9 +62,9 @@ class Writers:
         make_engine: MakeEngine | None = None,
     ) -> None:
         """Starts `rollout.num_workers` of them with the model of that name; PlacementError where there is no room."""
-        placement = place_writers(config, cluster.nodes)
+        placement = place_rollout_workers(config, cluster.nodes)
         make_engine = make_engine or checkpoint_engine_maker(
-            model, revision, config, placement.gpus_each["rollout"] or 1.0
+            model, revision, config, placement.gpus_per_worker["rollout"] or 1.0
         )
         self._actors = start_writers(config, placement, make_engine)
         self._pool = Pool("writer", self._actors, config.ray.placement_timeout_seconds)

@@ -18,7 +18,7 @@ from ray.job_config import JobConfig
 
 from rayqd.actors.runtime_env import runtime_environment
 from rayqd.actors.topology import nodes_of_the_cluster, nodes_of_this_machine
-from rayqd.cluster.check import checked_cluster_file
+from rayqd.cluster.check import load_valid_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
 from rayqd.console.quiet import unheard
@@ -51,7 +51,7 @@ def connect(config: Config) -> Iterator[Cluster]:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if config.ray.dashboard and not address:
         _check_dashboard()
-    named = checked_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
+    named = load_valid_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
     try:
         with _own_stop_signal():
             context: Any = ray.init(

@@ -104,7 +104,7 @@ class ConductorFeed:
 
 def make_trainer(config: Config, conductor: Any, placement: Placement, storage: Path) -> TorchTrainer:
     """The Ray Train run; each worker runs `learn`."""
-    gpus = placement.gpus_each["learner"]
+    gpus = placement.gpus_per_worker["learner"]
     return TorchTrainer(
         learn,
         train_loop_config={"config": config, "conductor": conductor},
@@ -112,13 +112,13 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": placement.cpus_each} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker={"CPU": placement.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
             label_selector=placement.selectors["learner"][: config.learner.num_workers],
         ),
         run_config=train.RunConfig(
             name=f"{config.run_dir.name}-{time.time_ns()}",
             storage_path=str(storage),
-            worker_runtime_env={"env_vars": placement.environment},
+            worker_runtime_env={"env_vars": placement.env_vars},
         ),
     )
 

@@ -56,7 +56,7 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     """The rollout workers' handles; none when nothing is on-policy. Each begins to build its engine at once."""
     if config.distill.lmbda == 0:
         return []
-    make_engine = make_engine or vllm_engine_maker(config, placement.gpus_each["rollout"] or 1.0)
+    make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
     return [
         actor.remote(rank, config.rollout, make_engine, ray.get, num_top_ids(config))
         for rank, actor in enumerate(_role("rollout", RolloutActor, config, placement))
@@ -105,11 +105,11 @@ def _role(
 ) -> list[Any]:
     """The actor class once for each worker, with its name (the role's, unless `called`), its share, and its place."""
     actor: Any = ray.remote(
-        num_cpus=placement.cpus_each,
-        num_gpus=placement.gpus_each[role],
+        num_cpus=placement.cpus_per_worker,
+        num_gpus=placement.gpus_per_worker[role],
         max_restarts=-1,
         max_task_retries=0,
-        runtime_env={"env_vars": placement.environment},
+        runtime_env={"env_vars": placement.env_vars},
         scheduling_strategy=strategy,
     )(cls)
     return [

@@ -46,7 +46,7 @@ class Roles:
         self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
         self._starting = {_start(actor): name for name, actor in actors.items()}
         self._places: dict[str, str] = {}
-        self.nodes_to_start = dict(placement.seating.started)  # before everybody has room, by group
+        self.nodes_to_start = dict(placement.plan.nodes_to_start)  # before everybody has room, by group
         self.conductor = start_conductor(config, cluster.node_id, rollouts, teachers)
         self._training = self.conductor.train.remote(placement)
         self._own = [self.conductor, *rollouts, *own_teachers]

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import ray
 
-from rayqd.cluster.files import ClusterFile, nodes_of, read_cluster_file
+from rayqd.cluster.files import ClusterFile, parse_nodes, read_cluster_file
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes
 
 NODE_ID = "ray.io/node-id"
@@ -32,7 +32,7 @@ def nodes_of_the_cluster(named: ClusterFile | None) -> Nodes:
     running = _running()
     if file is None:
         return Nodes(groups=running, may_be_more=True)
-    promised = nodes_of(file)
+    promised = parse_nodes(file)
     counts: Counter[str] = Counter()
     for group in running:
         counts[group.name] += group.running

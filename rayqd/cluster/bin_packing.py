@@ -1,4 +1,4 @@
-"""Workers onto nodes, one after the other, GPU by GPU; nodes that do not run yet are started where that is allowed.
+"""First-fit bin packing of workers onto nodes, GPU by GPU; nodes that do not run yet are started where that is allowed.
 
 Spot nodes can be taken away at any moment. The learner holds the run's state, so it goes to one only where there is no
 other; rollouts and teachers, whose work can be asked for again, go there first.
@@ -18,8 +18,8 @@ _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """The workers of one role."""
+class RoleRequest:
+    """The workers of one role, before they have a node."""
 
     role: str
     num_workers: int
@@ -28,23 +28,24 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """How finely nodes are divided."""
+    """The CPUs and the fraction of a GPU that a worker gets."""
 
     cpus: float  # of every worker
     per_gpu: int  # workers that share a GPU; 0 without GPUs
     whole_gpu: frozenset[str] = frozenset()  # roles that share theirs with nobody
 
-    def parts(self, role: str) -> int:
-        """What a worker takes of a GPU, in `per_gpu`-ths."""
+    def gpu_parts(self, role: str) -> int:
+        """Return how many of a GPU's `per_gpu` equal parts a worker takes."""
         return self.per_gpu if role in self.whole_gpu else min(1, self.per_gpu)
 
     def gpus(self, role: str) -> float:
-        return self.parts(role) / self.per_gpu if self.per_gpu else 0
+        """Return a worker's GPUs as Ray counts them: 1, a fraction, or 0."""
+        return self.gpu_parts(role) / self.per_gpu if self.per_gpu else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """A worker's place."""
+class PlacedWorker:
+    """A worker and the kind of node that it has room on."""
 
     role: str
     rank: int
@@ -53,48 +54,50 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seating:
+class PlacementPlan:
+    """Which workers go where, who finds no room, and which nodes must be started."""
+
     share: Share
-    seats: tuple[Seat, ...]
-    missing: Counter[str]  # workers without a place, by role
-    started: Counter[str]  # nodes that must be started first, by group
+    workers: tuple[PlacedWorker, ...]
+    unplaced: Counter[str]  # workers without room, by role
+    nodes_to_start: Counter[str]  # before all placed workers have room, by group
 
-    def of(self, role: str) -> list[Seat]:
-        return [seat for seat in self.seats if seat.role == role]
+    def of_role(self, role: str) -> list[PlacedWorker]:
+        """Return the placed workers of a role by rank."""
+        return [worker for worker in self.workers if worker.role == role]
 
 
-def seat(wishes: Sequence[Wish], nodes: Nodes, share: Share) -> Seating:
-    """As many workers as find room at this `share`; who asks for particular nodes chooses before who does not."""
-    rooms = _Rooms(nodes, share)
-    seats: list[Seat] = []
-    missing: Counter[str] = Counter()
-    for wish in sorted(wishes, key=lambda wish: (not wish.selector, ROLES.index(wish.role))):
-        able = [group for group in nodes.groups if group.matches(wish.selector) and _holds_one(group, share)]
-        choice = _in_order_of_preference(wish.role, able)
-        for rank in range(wish.num_workers):
-            group = next((each for each in choice if rooms.take(each, share.parts(wish.role))), None)
+def pack(requests: Sequence[RoleRequest], nodes: Nodes, share: Share) -> PlacementPlan:
+    """Place as many workers as find room at this `share`; who asks for particular nodes chooses before who does not."""
+    capacity = _Capacity(nodes, share)
+    workers: list[PlacedWorker] = []
+    unplaced: Counter[str] = Counter()
+    for request in sorted(requests, key=lambda request: (not request.selector, ROLES.index(request.role))):
+        able = [group for group in nodes.groups if group.matches(request.selector) and _holds_one(group, share)]
+        choice = _order_by_preference(request.role, able)
+        for rank in range(request.num_workers):
+            group = next((group for group in choice if capacity.take(group, share.gpu_parts(request.role))), None)
             if group is None:
-                missing[wish.role] += wish.num_workers - rank
+                unplaced[request.role] += request.num_workers - rank
                 break
-            seats.append(
-                Seat(role=wish.role, rank=rank, group=group, selector=wish.selector | _market(wish, group, able))
-            )
-    return Seating(share=share, seats=tuple(seats), missing=missing, started=rooms.started)
+            selector = request.selector | _market_selector(request, group, able)
+            workers.append(PlacedWorker(role=request.role, rank=rank, group=group, selector=selector))
+    return PlacementPlan(share=share, workers=tuple(workers), unplaced=unplaced, nodes_to_start=capacity.nodes_to_start)
 
 
 def _holds_one(group: NodeGroup, share: Share) -> bool:
     return group.size > 0 and group.cpus + _TOLERANCE >= share.cpus and (group.gpus > 0 or not share.per_gpu)
 
 
-def _in_order_of_preference(role: str, groups: list[NodeGroup]) -> list[NodeGroup]:
+def _order_by_preference(role: str, groups: list[NodeGroup]) -> list[NodeGroup]:
     if role == "learner":
         return [group for group in groups if not group.is_spot] or groups
     return sorted(groups, key=lambda group: not group.is_spot)
 
 
-def _market(wish: Wish, group: NodeGroup, able: list[NodeGroup]) -> Selector:
-    """Only where there is a choice, and the configuration has not made it."""
-    if MARKET in wish.selector or len({each.is_spot for each in able}) == 1:
+def _market_selector(request: RoleRequest, group: NodeGroup, able: list[NodeGroup]) -> Selector:
+    """Select spot or not, only where there is a choice and the configuration has not made it."""
+    if MARKET in request.selector or len({other.is_spot for other in able}) == 1:
         return {}
     return {MARKET: SPOT if group.is_spot else f"!{SPOT}"}
 
@@ -103,36 +106,41 @@ class _Node:
     def __init__(self, group: NodeGroup, share: Share) -> None:
         self.group = group
         self._cpus = group.cpus
-        self._gpus = [share.per_gpu] * group.gpus  # parts that are free of each
+        self._free_parts = [share.per_gpu] * group.gpus  # of each GPU
 
     def take(self, cpus: float, parts: int) -> bool:
-        """Give a worker its place, if there is one; its parts are of one GPU."""
+        """Take a worker's CPUs and its parts of one GPU, if they are free; return whether they were."""
         if self._cpus + _TOLERANCE < cpus:
             return False
         if parts:
-            gpu = next((i for i, free in enumerate(self._gpus) if free >= parts), None)
+            gpu = next((i for i, free in enumerate(self._free_parts) if free >= parts), None)
             if gpu is None:
                 return False
-            self._gpus[gpu] -= parts
+            self._free_parts[gpu] -= parts
         self._cpus -= cpus
         return True
 
 
-class _Rooms:
-    """The nodes in use."""
+class _Capacity:
+    """What is free on the nodes that run and on those that had to be started."""
 
     def __init__(self, nodes: Nodes, share: Share) -> None:
         self._share = share
         self._nodes = [_Node(group, share) for group in nodes.groups for _ in range(group.running)]
         self._new_nodes_left = math.inf if nodes.max_new_nodes is None else nodes.max_new_nodes
-        self.started: Counter[str] = Counter()
+        self.nodes_to_start: Counter[str] = Counter()
 
     def take(self, group: NodeGroup, parts: int) -> bool:
+        """Take a worker's share of a node of `group`, starting one if need be; return whether there was room."""
         if any(node.take(self._share.cpus, parts) for node in self._nodes if node.group is group):
             return True
-        if self.started[group.name] >= group.startable or self.started.total() >= self._new_nodes_left:
+        if not self._may_start(group):
             return False
         node = _Node(group, self._share)
         self._nodes.append(node)
-        self.started[group.name] += 1
+        self.nodes_to_start[group.name] += 1
         return node.take(self._share.cpus, parts)
+
+    def _may_start(self, group: NodeGroup) -> bool:
+        started = self.nodes_to_start
+        return started[group.name] < group.startable and started.total() < self._new_nodes_left

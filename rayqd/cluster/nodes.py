@@ -25,20 +25,22 @@ class NodeGroup:
 
     @property
     def size(self) -> int:
+        """Return the number of nodes that run or may be started."""
         return self.running + self.startable
 
     @property
     def is_spot(self) -> bool:
+        """Return whether the cloud may take these nodes away."""
         return self.labels.get(MARKET) == SPOT
 
     def matches(self, selector: Selector) -> bool:
-        """Whether Ray would put an actor with this label selector here; a missing label matches what is negated."""
+        """Return whether Ray would put an actor with this label selector here; a missing label matches a negation."""
         return all(_allows(value, self.labels.get(label)) for label, value in selector.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """All of a cluster."""
+    """All nodes of a cluster."""
 
     groups: tuple[NodeGroup, ...]
     max_new_nodes: int | None = None  # over all groups; None: no limit but the groups' own
@@ -46,18 +48,21 @@ class Nodes:
 
     @property
     def cpus(self) -> float:
+        """Return the CPUs of all nodes that run or may be started."""
         return sum(group.cpus * group.size for group in self.groups)
 
     @property
     def gpus(self) -> int:
+        """Return the GPUs of all nodes that run or may be started."""
         return sum(group.gpus * group.size for group in self.groups)
 
     @property
     def can_grow(self) -> bool:
+        """Return whether an autoscaler may start nodes."""
         return any(group.startable for group in self.groups)
 
 
 def _allows(value: str, label: str | None) -> bool:
     wanted = value.removeprefix("!")
     allowed = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
-    return (label in [each.strip() for each in allowed]) != value.startswith("!")
+    return (label in [name.strip() for name in allowed]) != value.startswith("!")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rayqd.cluster.documents import YamlMapping, YamlValue
 
 Keys = tuple[str | int, ...]
 _FEW = 8
@@ -13,28 +15,30 @@ _FEW = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
+    """A key of a file, and what is wrong with it."""
+
     keys: Keys  # where
     text: str
 
     def __str__(self) -> str:
-        return f"{dotted(self.keys)}: {self.text}" if self.keys else self.text
+        return f"{dotted_key(self.keys)}: {self.text}" if self.keys else self.text
 
 
-def dotted(keys: Keys) -> str:
-    """`spec.workerGroupSpecs[0].groupName`"""
+def dotted_key(keys: Keys) -> str:
+    """Return a key as `spec.workerGroupSpecs[0].groupName`."""
     parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys]
     return "".join(parts).removeprefix(".")
 
 
-def schema_problems(document: Any, schema: Mapping[str, Any]) -> list[Problem]:
-    """Every violation; what hides in an alternative of the schema counts as the alternative's."""
+def check_schema(document: Any, schema: YamlMapping) -> list[Problem]:
+    """Return every violation; what hides in an alternative of the schema counts as the alternative's."""
     from jsonschema import Draft7Validator
 
     return [problem for error in Draft7Validator(schema).iter_errors(document) for problem in _explain(error)]
 
 
-def unknown(key: str, known: Sequence[str]) -> str:
-    """What to say of a key that nobody knows."""
+def describe_unknown_key(key: str, known: Sequence[str]) -> str:
+    """Say what a key that nobody knows should have been: the nearest of `known`, or all if they are few."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean {near[0]}?"
@@ -48,21 +52,21 @@ def _explain(error: Any) -> Iterator[Problem]:
         case "additionalProperties" if isinstance(value, dict):
             known = list(error.schema.get("properties", {}))
             for key in sorted(set(value) - set(known), key=str):
-                yield Problem(keys=(*keys, str(key)), text=unknown(str(key), known))
+                yield Problem(keys=(*keys, str(key)), text=describe_unknown_key(str(key), known))
         case "required":
-            absent = next(each for each in error.validator_value if each not in value and repr(each) in error.message)
+            absent = next(key for key in error.validator_value if key not in value and repr(key) in error.message)
             yield Problem(keys=(*keys, absent), text="is missing")
         case "type":
             names = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
             wanted = " or ".join(_NOUNS.get(name, name) for name in names)
-            yield Problem(keys=keys, text=f"{_shown(value)} must be {wanted}")
+            yield Problem(keys=keys, text=f"{_abbreviate(value)} must be {wanted}")
         case "enum":
-            choices = [str(each) for each in error.validator_value]
+            choices = [str(choice) for choice in error.validator_value]
             near = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            yield Problem(keys=keys, text=f"{_shown(value)} must be one of {', '.join(choices)}{hint}")
+            yield Problem(keys=keys, text=f"{_abbreviate(value)} must be one of {', '.join(choices)}{hint}")
         case "anyOf" if error.schema.get("x-kubernetes-int-or-string"):
-            yield Problem(keys=keys, text=f"{_shown(value)} must be a number or a quantity")
+            yield Problem(keys=keys, text=f"{_abbreviate(value)} must be a number or a quantity")
         case _:
             yield Problem(keys=keys, text=error.message)
 
@@ -77,6 +81,6 @@ _NOUNS = {
 }
 
 
-def _shown(value: object) -> str:
+def _abbreviate(value: YamlValue) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rayqd.cluster.bin_packing import ROLES, Seating
-from rayqd.cluster.check import checked_cluster_file, doubts
-from rayqd.cluster.files import ClusterFile, nodes_of
+from rayqd.cluster.bin_packing import ROLES, PlacementPlan
+from rayqd.cluster.check import find_warnings, load_valid_cluster_file
+from rayqd.cluster.files import ClusterFile, parse_nodes
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes, Selector
-from rayqd.cluster.placement import best_seating, nodes_text, num_workers, place
+from rayqd.cluster.placement import best_plan, format_nodes, num_workers, place
 from rayqd.config import Config
 
 _MANY = 10_000
@@ -20,22 +20,22 @@ _SLOW_TO_START_SECONDS = 600  # a machine of a cloud, its driver and its package
 
 
 def validate(path: Path, config: Config, console: Console) -> int:
-    """Prints nodes and roles; raises ConfigError at a wrong key, PlacementError if the run can never fit."""
-    file = checked_cluster_file(path)
-    nodes = nodes_of(file)
-    seating = best_seating(config, nodes)
-    console.print(_node_table(file, nodes, seating))
-    console.print(_role_table(config, seating))
-    for keys, text in dict.fromkeys((file.place(*doubt.keys), str(doubt)) for doubt in doubts(file)):
-        _say(console, f"look at {keys}: {text}")
+    """Print nodes and roles; raises ConfigError at a wrong key, PlacementError if the run can never fit."""
+    file = load_valid_cluster_file(path)
+    nodes = parse_nodes(file)
+    plan = best_plan(config, nodes)
+    console.print(_node_table(file, nodes, plan))
+    console.print(_role_table(config, plan))
+    for warning in dict.fromkeys(f"{file.location(*doubt.keys)}: {doubt}" for doubt in find_warnings(file)):
+        _say(console, f"look at {warning}")
     place(config, nodes)
-    _say(console, _verdict(config, seating))
+    _say(console, _verdict(config, plan))
     return 0
 
 
-def _node_table(file: ClusterFile, nodes: Nodes, seating: Seating) -> Table:
+def _node_table(file: ClusterFile, nodes: Nodes, plan: PlacementPlan) -> Table:
     most = "" if nodes.max_new_nodes is None else f", at most {nodes.max_new_nodes} beside the head"
-    table = Table(title=f"{file.path}: {_flavour(file)}{most}", title_justify="left")
+    table = Table(title=f"{file.path}: {_describe_kind(file)}{most}", title_justify="left")
     for heading in ("node type", "CPUs", "GPUs", "nodes", "market", "this run starts"):
         table.add_column(
             heading, justify="right" if heading in ("CPUs", "GPUs", "nodes", "this run starts") else "left"
@@ -47,12 +47,12 @@ def _node_table(file: ClusterFile, nodes: Nodes, seating: Seating) -> Table:
             f"{group.gpus}",
             _range(group),
             group.labels.get(MARKET, "-"),
-            "-" if group.running else str(seating.started[group.name]),
+            "-" if group.running else str(plan.nodes_to_start[group.name]),
         )
     return table
 
 
-def _role_table(config: Config, seating: Seating) -> Table:
+def _role_table(config: Config, plan: PlacementPlan) -> Table:
     table = Table(title=f"{config.name}: what its roles ask for, and where they land", title_justify="left")
     for heading in ("role", "workers", "each asks for", "on nodes with", "lands on"):
         table.add_column(heading, justify="right" if heading == "workers" else "left")
@@ -60,40 +60,40 @@ def _role_table(config: Config, seating: Seating) -> Table:
         count = num_workers(config)[role]
         if not count:
             continue
-        seats = seating.of(role)
-        landing = Counter(seat.group.name for seat in seats)
-        selectors = dict.fromkeys(_labels(seat.selector) for seat in seats)
+        workers = plan.of_role(role)
+        landing = Counter(worker.group.name for worker in workers)
+        selectors = dict.fromkeys(_labels(worker.selector) for worker in workers)
         places = [f"{name} ({number})" for name, number in landing.items()]
-        if seating.missing[role]:
-            places.append(f"no room ({seating.missing[role]})")
-        table.add_row(role, str(count), _asks(role, seating), " or ".join(selectors) or "-", ", ".join(places))
+        if plan.unplaced[role]:
+            places.append(f"no room ({plan.unplaced[role]})")
+        table.add_row(role, str(count), _asks(role, plan), " or ".join(selectors) or "-", ", ".join(places))
     return table
 
 
-def _asks(role: str, seating: Seating) -> str:
-    share = seating.share
+def _asks(role: str, plan: PlacementPlan) -> str:
+    share = plan.share
     gpus = share.gpus(role)
-    shown = "" if not gpus else ", 1 GPU" if gpus == 1 else f", 1/{share.per_gpu} GPU"
-    return f"{share.cpus:g} CPU{shown}"
+    gpu = "" if not gpus else ", 1 GPU" if gpus == 1 else f", 1/{share.per_gpu} GPU"
+    return f"{share.cpus:g} CPU{gpu}"
 
 
 def _labels(selector: Selector) -> str:
     return ", ".join(f"{key.removeprefix('ray.io/')}={value}" for key, value in selector.items()) or "any"
 
 
-def _verdict(config: Config, seating: Seating) -> str:
-    if not seating.started:
+def _verdict(config: Config, plan: PlacementPlan) -> str:
+    if not plan.nodes_to_start:
         return "every role fits on nodes that run already"
     timeout = config.ray.placement_timeout_seconds
-    waits = f"waits for {nodes_text(seating.started)}, ray.placement_timeout_seconds={timeout:g} at most"
+    waits = f"waits for {format_nodes(plan.nodes_to_start)}, ray.placement_timeout_seconds={timeout:g} at most"
     text = f"every role fits; the run {waits}"
     if timeout < _SLOW_TO_START_SECONDS:
         text += ": a cloud's GPU machine takes minutes to start, so give it more"
     return text
 
 
-def _flavour(file: ClusterFile) -> str:
-    return f"ray up, {file.document['provider']['type']}" if file.kind == "ray up" else f"KubeRay's {file.kind}"
+def _describe_kind(file: ClusterFile) -> str:
+    return f"ray up, {file.ray_up['provider']['type']}" if file.kind == "ray up" else f"KubeRay's {file.kind}"
 
 
 def _range(group: NodeGroup) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rayqd.actors.connection import connect
 from rayqd.actors.roles import Roles
-from rayqd.cluster.placement import nodes_text
+from rayqd.cluster.placement import format_nodes
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
@@ -95,7 +95,7 @@ def _run(
                 seconds["writing"] = time.monotonic() - started
             roles = Roles(config, cluster, make_engine)
             if roles.nodes_to_start:
-                progress.say(f"waiting for the cluster to start {nodes_text(roles.nodes_to_start)}")
+                progress.say(f"waiting for the cluster to start {format_nodes(roles.nodes_to_start)}")
             roles.set_data(training, heldout)
             follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
             finished = follower.until("finished")

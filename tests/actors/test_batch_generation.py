@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError
 from rayqd.actors.batch_generation import Writers, _Blocks
 from rayqd.actors.connection import Cluster
 from rayqd.cluster.nodes import NodeGroup, Nodes
-from rayqd.cluster.placement import place_writers
+from rayqd.cluster.placement import place_rollout_workers
 from rayqd.config import Config
 from rayqd.errors import DataError, PlacementError
 from rayqd.rollout.engine import SamplingRequest
@@ -138,11 +138,11 @@ def test_writers_divide_the_cluster(
     cpus: int, gpus: int, cores: int, workers: int, expected: tuple[float, float, int]
 ) -> None:
     config = Config.model_validate({"rollout": {"num_workers": workers}})
-    placement = place_writers(config, nodes(cores, gpus, num_nodes=cpus // cores))
-    assert (placement.cpus_each, placement.gpus_each["rollout"], placement.threads_each) == expected
+    placement = place_rollout_workers(config, nodes(cores, gpus, num_nodes=cpus // cores))
+    assert (placement.cpus_per_worker, placement.gpus_per_worker["rollout"], placement.threads_per_worker) == expected
 
 
 def test_too_many_writers_are_refused() -> None:
     config = Config.model_validate({"rollout": {"num_workers": 50}})
     with pytest.raises(PlacementError, match="2 CPUs and 0 GPUs, too few for 50 rollout workers"):
-        place_writers(config, nodes(2, 0))
+        place_rollout_workers(config, nodes(2, 0))

@@ -13,8 +13,8 @@ from packaging.version import Version
 from ray.runtime_env import RuntimeEnv
 
 from rayqd.cli import main
-from rayqd.cluster.check import problems
-from rayqd.cluster.files import nodes_of, read_cluster_file
+from rayqd.cluster.check import find_errors
+from rayqd.cluster.files import parse_nodes, read_cluster_file
 
 ROOT = Path(__file__).parents[2]
 AWS = ROOT / "cluster.yaml"
@@ -152,7 +152,7 @@ def test_a_spot_machine_without_the_label_is_pointed_out(edited: Any, capsys: py
 def test_a_fixed_ray_cluster_of_kuberay_has_its_replicas_and_no_more(edited: Any) -> None:
     fixed = ("enableInTreeAutoscaling: true", "enableInTreeAutoscaling: false")
     file = edited(KUBERAY, fixed, ("replicas: 0", "replicas: 2"))
-    assert [group.startable for group in nodes_of(read_cluster_file(file)).groups] == [0, 2, 2]
+    assert [group.startable for group in parse_nodes(read_cluster_file(file)).groups] == [0, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_nodes_of_a_file_are_those_that_ray_s_autoscaler_reads() -> None:
 
     whole = prepare_config(yaml.safe_load(AWS.read_text()))
     read = AutoscalingConfig(whole, skip_content_hash=True).get_node_type_configs()
-    ours = {group.name: group for group in nodes_of(read_cluster_file(AWS)).groups}
+    ours = {group.name: group for group in parse_nodes(read_cluster_file(AWS)).groups}
     assert ours.keys() == read.keys()
     for name, theirs in read.items():
         assert (ours[name].cpus, ours[name].gpus) == (theirs.resources["CPU"], theirs.resources.get("GPU", 0))
         assert ours[name].labels == theirs.labels
         assert ours[name].size == theirs.max_worker_nodes
-    assert problems(read_cluster_file(AWS)) == []
+    assert find_errors(read_cluster_file(AWS)) == []
 
 
 def pins() -> dict[str, str]:

@@ -32,38 +32,38 @@ def on(*groups: NodeGroup, max_new_nodes: int | None = None) -> Nodes:
 
 def landing(placement: Placement) -> dict[str, dict[str, int]]:
     return {
-        role: dict(Counter(seat.group.name for seat in placement.seating.of(role)))
+        role: dict(Counter(worker.group.name for worker in placement.plan.of_role(role)))
         for role in ("learner", "teacher", "rollout")
     }
 
 
 def test_without_gpus_the_roles_share_the_cpus_and_all_cores() -> None:
     placement = place(config(), on(group("here", cpus=2)))
-    assert placement.cpus_each == 0.66  # 2 / 3, rounded down
-    assert placement.threads_each == 2
-    assert set(placement.gpus_each.values()) == {0}
+    assert placement.cpus_per_worker == 0.66  # 2 / 3, rounded down
+    assert placement.threads_per_worker == 2
+    assert set(placement.gpus_per_worker.values()) == {0}
     assert placement.selectors == {"learner": [{}], "teacher": [{}], "rollout": [{}]}
 
 
 def test_no_worker_s_share_of_cpus_reaches_over_two_nodes() -> None:
     # Two nodes of one core, three workers: 2 / 3 of a core would fit once on each, half a core fits twice.
-    assert place(config(), on(group("small", cpus=1, running=2))).cpus_each == 0.5
+    assert place(config(), on(group("small", cpus=1, running=2))).cpus_per_worker == 0.5
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(1, 1 / 3), (2, 1 / 2), (3, 1), (8, 1)])
 def test_no_worker_s_share_of_a_gpu_reaches_over_two(gpus: int, share: float) -> None:
-    assert set(place(config(), on(group("here", cpus=16, gpus=gpus))).gpus_each.values()) == {share}
+    assert set(place(config(), on(group("here", cpus=16, gpus=gpus))).gpus_per_worker.values()) == {share}
 
 
 def test_a_machine_with_fewer_cores_than_workers_beside_its_gpu_still_holds_them() -> None:
     placement = place(config(), on(group("notebook", cpus=2, gpus=1)))
-    assert (placement.cpus_each, placement.threads_each) == (0.5, 1)
+    assert (placement.cpus_per_worker, placement.threads_per_worker) == (0.5, 1)
 
 
 def test_several_learner_workers_share_no_gpu_with_each_other() -> None:
     # Three GPUs: one for each learner worker, the third for teacher and rollout worker.
     placement = place(config(learner=2), on(group("here", cpus=16, gpus=3)))
-    assert placement.gpus_each == {"learner": 1, "teacher": 1 / 2, "rollout": 1 / 2}
+    assert placement.gpus_per_worker == {"learner": 1, "teacher": 1 / 2, "rollout": 1 / 2}
     with pytest.raises(PlacementError, match=r"no room for 1 of 1 rollout worker\(s\), 1 of 1 teacher worker\(s\)"):
         place(config(learner=2), on(group("here", cpus=16, gpus=2)))
 
@@ -96,7 +96,7 @@ def test_the_learner_stays_off_spot_nodes_and_the_others_go_there() -> None:
         "teacher": [{MARKET: "spot"}],
         "rollout": [{MARKET: "spot"}] * 3,
     }
-    assert placement.seating.started == {"gpu-learner": 1, "gpu-spot": 4}
+    assert placement.plan.nodes_to_start == {"gpu-learner": 1, "gpu-spot": 4}
     assert all(not validate_label_selector(each) for role in placement.selectors.values() for each in role)
 
 
@@ -104,7 +104,7 @@ def test_what_spot_nodes_have_no_room_for_goes_beside_the_learner() -> None:
     # Two GPUs for six workers: three share each. Three of five go to the spot node, two beside the learner.
     spot = group("gpu-spot", 8, 1, market="spot", running=0, startable=1)
     placement = place(config(rollout=4), on(HEAD, STEADY, spot))
-    assert placement.gpus_each["rollout"] == 1 / 3
+    assert placement.gpus_per_worker["rollout"] == 1 / 3
     assert landing(placement)["rollout"] == {"gpu-spot": 2, "gpu-learner": 2}
     assert placement.selectors["rollout"] == [{MARKET: "spot"}] * 2 + [{MARKET: "!spot"}] * 2
 
@@ -182,7 +182,7 @@ def test_no_gpu_holds_more_than_one_whole(gpus: list[int], workers: tuple[int, i
     except PlacementError:
         return
     for each in groups:
-        seats = [seat for seat in placement.seating.seats if seat.group is each]
-        assert sum(placement.gpus_each[seat.role] for seat in seats) <= each.gpus + 1e-9
-        assert len(seats) * placement.cpus_each <= each.cpus + 1e-9
-    assert len(placement.seating.seats) == rollout + teacher + learner
+        placed = [worker for worker in placement.plan.workers if worker.group is each]
+        assert sum(placement.gpus_per_worker[worker.role] for worker in placed) <= each.gpus + 1e-9
+        assert len(placed) * placement.cpus_per_worker <= each.cpus + 1e-9
+    assert len(placement.plan.workers) == rollout + teacher + learner

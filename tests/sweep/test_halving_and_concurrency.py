@@ -128,14 +128,14 @@ def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
     large = config(4, distill={"lmbda": 0.5}, learner={"steps": 4, "num_workers": 2}, rollout={"num_workers": 2})
     placement = placement_beside([OFF_POLICY, large], 3, where)
     workers = {"learner": 3 * 2, "rollout": 3 * 2, "teacher": 1}
-    assert sum(workers.values()) * placement.cpus_each <= where.nodes.cpus
-    assert sum(count * placement.gpus_each[role] for role, count in workers.items()) <= where.nodes.gpus + 1e-9
+    assert sum(workers.values()) * placement.cpus_per_worker <= where.nodes.cpus
+    assert sum(count * placement.gpus_per_worker[role] for role, count in workers.items()) <= where.nodes.gpus + 1e-9
 
 
 def test_trials_of_one_learner_worker_share_a_gpu_and_those_of_two_do_not():
     """The workers of one trial talk to each other, which NCCL refuses on one GPU; those of two trials do not."""
     one = placement_beside([ON_POLICY], 2, cluster(16, gpus=1))
-    assert one.gpus_each["learner"] == one.gpus_each["rollout"] == 1 / 5
+    assert one.gpus_per_worker["learner"] == one.gpus_per_worker["rollout"] == 1 / 5
     with pytest.raises(PlacementError, match="share no GPU"):
         placement_beside([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2))
 
