@@ -51,10 +51,10 @@ class RolloutRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRef:
-    """A rollout and its teacher scores, both somewhere in the cluster."""
+    """A rollout and the teacher's payload for it, both somewhere in the cluster."""
 
     rollout: RolloutRef
-    scores: Ref
+    payload: Ref
 
 
 class LostError(Exception):
@@ -73,7 +73,7 @@ class Rollouts(Protocol):
 
 class Teachers(Protocol):
     async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Ref | None]:
-        """The teacher's answers; None for a rollout that it has no numbers for. `exact`: as hidden states."""
+        """Return a payload for each rollout; None for one that it has no numbers for. `exact`: as hidden states."""
         ...
 
 
@@ -135,8 +135,8 @@ class Pipeline:
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
         """The teacher's view of rows that are never trained on."""
         rollouts = [self._from_data(-1, index, example) for index, example in enumerate(examples)]
-        scores = await self._teachers.score(rollouts, exact=True)
-        return [ScoredRef(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+        payloads = await self._teachers.score(rollouts, exact=True)
+        return [ScoredRef(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
     async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
         """The step, made again where a node takes parts of it along before it is whole."""
@@ -157,11 +157,11 @@ class Pipeline:
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
         scored: list[ScoredRef] = []
-        for rollout, scores in zip(rollouts, await self._teachers.score(rollouts), strict=True):
-            if scores is None:
+        for rollout, payload in zip(rollouts, await self._teachers.score(rollouts), strict=True):
+            if payload is None:
                 await self._quarantine(rollout)
             else:
-                scored.append(ScoredRef(rollout=rollout, scores=scores))
+                scored.append(ScoredRef(rollout=rollout, payload=payload))
         if not scored:
             raise WorkerError(f"the teacher answered inf or nan to every sequence of step {rollouts[0].step + 1}")
         return scored

@@ -2,12 +2,12 @@
 
 Shapes: P prompt tokens, C completion tokens, d hidden width, V vocabulary, k ids given at each token.
 
-    Example --plan--> PlannedSequence --rollout or data--> Rollout --teacher--> TeacherScores --> Batch
+    Example --plan--> PlannedSequence --rollout or data--> Rollout --teacher--> ScoredRollout --> Batch
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -78,21 +78,34 @@ class WireTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HiddenScores:
+class TeacherPayload:
+    """What a teacher sends of one completion.
+
+    Every field of a subclass is an array or a WireTensor that has a row for each completion token, [C, ...].
+    """
+
+    @property
+    def num_bytes(self) -> int:
+        parts: list[WireTensor | NDArray[Any]] = [getattr(self, field.name) for field in fields(self)]
+        return sum(part.bits.nbytes if isinstance(part, WireTensor) else part.nbytes for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenPayload(TeacherPayload):
     """The states from which the teacher's next-token distributions follow exactly: 2·d bytes a token in 16 bits."""
 
     hidden: WireTensor  # [C, d] last hidden state after the final norm, at the positions that predict completion_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LogitScores:
+class LogitsPayload(TeacherPayload):
     """The teacher's logits over the whole vocabulary: 2·V bytes a token."""
 
     logits: WireTensor  # [C, V] float16, less the largest of each row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopKScores:
+class TopKPayload(TeacherPayload):
     """The teacher's log-probabilities of k ids at each token, over its whole vocabulary: 8·k bytes a token."""
 
     ids: IntArray  # [C, k]
@@ -100,13 +113,10 @@ class TopKScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampledScores:
+class SampledPayload(TeacherPayload):
     """The teacher's log-probability of each completion token: 4 bytes a token."""
 
     logprobs: NDArray[np.float32]  # [C] nats, at distill.temperature
-
-
-TeacherScores = HiddenScores | LogitScores | TopKScores | SampledScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +124,7 @@ class ScoredRollout:
     """One training sequence, complete."""
 
     rollout: Rollout
-    scores: TeacherScores
+    payload: TeacherPayload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

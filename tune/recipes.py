@@ -64,7 +64,7 @@ class Study:
             return load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length).examples
 
         self.training = examples("train")
-        self.scores = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
+        self.payloads = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
         self.heldout = {name: _scored(examples(name), teacher) for name in HELDOUT}
         self._moved: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -93,7 +93,7 @@ class Study:
     def share(self, config: Config, step: int) -> list[ScoredRollout]:
         plan = self._plan(config).step(step)
         return [
-            ScoredRollout(rollout=_rollout(self.training[s.example], step, s.index), scores=self.scores[s.example])
+            ScoredRollout(rollout=_rollout(self.training[s.example], step, s.index), payload=self.payloads[s.example])
             for s in plan
         ]
 
@@ -143,7 +143,7 @@ def _rollout(example: Example, step: int, index: int) -> Rollout:
 
 def _scored(examples: list[Example], teacher: Teacher) -> list[ScoredRollout]:
     rollouts = [_rollout(example, -1, i) for i, example in enumerate(examples)]
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher.hidden(rollouts), strict=True)]
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, teacher.hidden(rollouts), strict=True)]
 
 
 def main() -> None:

@@ -196,7 +196,7 @@ def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
 def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
     """What the references stand for; None if some of it is gone with its node."""
     try:
-        values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.scores)])
+        values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.payload)])
     except ObjectLostError:
         return None
-    return [ScoredRollout(rollout=values[2 * i], scores=values[2 * i + 1]) for i in range(len(refs))]
+    return [ScoredRollout(rollout=values[2 * i], payload=values[2 * i + 1]) for i in range(len(refs))]

@@ -27,7 +27,7 @@ from rayqd.model.rounding import rounded
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers
-from rayqd.types import HiddenScores, Rollout, ScoredRollout
+from rayqd.types import HiddenPayload, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,7 +141,7 @@ def _batch(model: PreTrainedModel, sequences: int, length: int, dtype: str) -> l
             step=0, index=i, on_policy=False, prompt_ids=ids[:1], completion_ids=ids[1:], policy_version=None
         )
         hidden = torch.randn(length - 1, width, dtype=torch_dtype(dtype))
-        batch.append(ScoredRollout(rollout=rollout, scores=HiddenScores(hidden=to_wire(hidden))))
+        batch.append(ScoredRollout(rollout=rollout, payload=HiddenPayload(hidden=to_wire(hidden))))
     return batch
 
 

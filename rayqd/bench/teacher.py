@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from rayqd.model.states import completion_states
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
 from rayqd.teacher.payloads import make_answer
-from rayqd.types import Rollout, ScoredRollout, TeacherScores, WireTensor
+from rayqd.types import Rollout, ScoredRollout
 
 TOP_K = (1, 8, 32, 64, 256, 1024)
 
@@ -61,15 +60,15 @@ def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], re
         answer = make_answer(settings, head[:vocab_size], config.distill.temperature)
         teacher = Teacher(model, config.teacher.max_batch_tokens, answer)
         timing = measure(lambda teacher=teacher, read=read: teacher.score(read), device(), repeats=repeats)
-        scores = [each for each in teacher.score(read) if each is not None]
-        batch = [ScoredRollout(rollout=r, scores=s) for r, s in zip(read, scores, strict=True)]
+        payloads = [payload for payload in teacher.score(read) if payload is not None]
+        batch = [ScoredRollout(rollout=r, payload=p) for r, p in zip(read, payloads, strict=True)]
         found = {} if settings.payload == "sampled" else _losses(config, hidden, student_head, head, batch, betas)
         exact = exact or found
         yield Answering(
             arm=arm,
             timing=timing,
             num_tokens=sum(r.num_tokens for r in read),
-            bytes_per_token=sum(map(_num_bytes, scores)) / sum(r.num_loss_tokens for r in read),
+            bytes_per_token=sum(payload.num_bytes for payload in payloads) / sum(r.num_loss_tokens for r in read),
             loss={beta: loss for beta, (loss, _) in found.items()},
             cosine={beta: _cosine(gradient, exact[beta][1]) for beta, (_, gradient) in found.items()},
         )
@@ -132,8 +131,3 @@ def _losses(
 
 def _cosine(a: Tensor, b: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0).item()
-
-
-def _num_bytes(scores: TeacherScores) -> int:
-    parts: list[Any] = [getattr(scores, name) for name in scores.__dataclass_fields__]
-    return sum(part.bits.nbytes if isinstance(part, WireTensor) else part.nbytes for part in parts)

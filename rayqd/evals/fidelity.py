@@ -34,7 +34,7 @@ class Fidelity:
 def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
     """Held-out rows with what the teacher makes of them."""
     rollouts = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, teacher.hidden(rollouts), strict=True)]
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, teacher.hidden(rollouts), strict=True)]
 
 
 @torch.no_grad()

@@ -70,8 +70,8 @@ def divergence(
     trained: PreTrainedModel, exported: PreTrainedModel, rollouts: Sequence[Rollout], max_tokens: int
 ) -> tuple[float, int]:
     """KL(trained‖exported) in nats a token over the completions of `rollouts`, and how many tokens those are."""
-    scores = Teacher(trained, max_tokens).hidden(rollouts)
-    rows = [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+    payloads = Teacher(trained, max_tokens).hidden(rollouts)
+    rows = [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
     fidelity = student_fidelity(exported, output_head(exported), output_head(trained), rows, max_tokens)
     return fidelity.kl_to_teacher, fidelity.num_tokens
 

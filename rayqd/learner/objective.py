@@ -1,4 +1,4 @@
-"""What the student is trained on: the divergence from whatever the teacher answered, token by token."""
+"""What the student is trained on: the divergence from the teacher's payload, token by token."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rayqd.losses import (
 )
 from rayqd.model.states import teacher_states
 from rayqd.model.wire import from_wire
-from rayqd.types import HiddenScores, LogitScores, SampledScores, ScoredRollout, TopKScores
+from rayqd.types import HiddenPayload, LogitsPayload, SampledPayload, ScoredRollout, TopKPayload
 
-Scores = TypeVar("Scores", HiddenScores, LogitScores, TopKScores, SampledScores)
+Payload = TypeVar("Payload", HiddenPayload, LogitsPayload, TopKPayload, SampledPayload)
 
 
 class Objective:
@@ -44,8 +44,8 @@ class Objective:
         return self._scale * self._per_token(hidden, batch)
 
     def _per_token(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
-        match batch[0].scores:
-            case HiddenScores():
+        match batch[0].payload:
+            case HiddenPayload():
                 return chunked_generalized_jsd(
                     hidden,
                     self._student_head,
@@ -54,15 +54,17 @@ class Objective:
                     beta=self._beta,
                     temperature=self._temperature,
                 )
-            case LogitScores():
+            case LogitsPayload():
                 return self._of_logits(hidden, batch)
-            case TopKScores():
+            case TopKPayload():
                 return self._of_topk(hidden, batch)
-            case SampledScores():
+            case SampledPayload():
                 return self._of_sampled(hidden, batch)
+            case payload:
+                raise WorkerError(f"there is no loss on a {type(payload).__name__}")
 
     def _of_logits(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
-        teacher = torch.cat([from_wire(scores.logits) for scores in _all(batch, LogitScores)]).to(hidden.device)
+        teacher = torch.cat([from_wire(payload.logits) for payload in _all(batch, LogitsPayload)]).to(hidden.device)
 
         def loss(logits: Tensor, rows: slice) -> Tensor:
             return generalized_jsd(logits, teacher[rows], beta=self._beta, temperature=self._temperature)
@@ -70,9 +72,9 @@ class Objective:
         return chunked_rowwise(hidden, self._student_head, loss)
 
     def _of_topk(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
-        scores = _all(batch, TopKScores)
-        ids = _joined([each.ids for each in scores], hidden.device)
-        logprobs = _joined([each.logprobs for each in scores], hidden.device)
+        payloads = _all(batch, TopKPayload)
+        ids = _joined([payload.ids for payload in payloads], hidden.device)
+        logprobs = _joined([payload.logprobs for payload in payloads], hidden.device)
 
         def loss(logits: Tensor, rows: slice) -> Tensor:
             # The teacher's log-probabilities are at this temperature already.
@@ -81,7 +83,7 @@ class Objective:
         return chunked_rowwise(hidden, self._student_head, loss)
 
     def _of_sampled(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
-        teacher = _joined([each.logprobs for each in _all(batch, SampledScores)], hidden.device)
+        teacher = _joined([payload.logprobs for payload in _all(batch, SampledPayload)], hidden.device)
         tokens = _joined([each.rollout.completion_ids for each in batch], hidden.device).long()
 
         def loss(logits: Tensor, rows: slice) -> Tensor:
@@ -91,11 +93,11 @@ class Objective:
         return chunked_rowwise(hidden, self._student_head, loss)
 
 
-def _all(batch: Sequence[ScoredRollout], kind: type[Scores]) -> list[Scores]:
-    scores = [each.scores for each in batch]
-    if not all(isinstance(each, kind) for each in scores):
-        raise WorkerError(f"a batch mixes {kind.__name__} with other answers of the teacher")
-    return cast("list[Scores]", scores)
+def _all(batch: Sequence[ScoredRollout], kind: type[Payload]) -> list[Payload]:
+    payloads = [each.payload for each in batch]
+    if not all(isinstance(payload, kind) for payload in payloads):
+        raise WorkerError(f"a batch mixes {kind.__name__} with other payloads of the teacher")
+    return cast("list[Payload]", payloads)
 
 
 def _joined(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayqd.model import packed
 from rayqd.model.wire import from_wire
-from rayqd.types import HiddenScores, Rollout, ScoredRollout
+from rayqd.types import HiddenPayload, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,10 +57,10 @@ def batches_of(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
 
 
 def teacher_states(scored: Sequence[ScoredRollout], device: torch.device) -> Tensor:
-    """The same states as the teacher sent them, [sum of C, d]; the scores must be hidden states."""
-    scores = [each.scores for each in scored if isinstance(each.scores, HiddenScores)]
-    assert len(scores) == len(scored)
-    return torch.cat([from_wire(each.hidden) for each in scores]).to(device)
+    """The same states as the teacher sent them, [sum of C, d]; the payloads must be hidden states."""
+    payloads = [each.payload for each in scored if isinstance(each.payload, HiddenPayload)]
+    assert len(payloads) == len(scored)
+    return torch.cat([from_wire(payload.hidden) for payload in payloads]).to(device)
 
 
 def _predicts(rollout: Rollout) -> NDArray[np.bool_]:

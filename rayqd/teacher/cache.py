@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rayqd.errors import StorageError
-from rayqd.types import HiddenScores, LogitScores, Rollout, SampledScores, TeacherScores, TopKScores, WireTensor
+from rayqd.types import HiddenPayload, LogitsPayload, Rollout, SampledPayload, TeacherPayload, TopKPayload, WireTensor
 
 _KEPT_AFTER_PRUNING = 0.9  # of the limit, so that not every write looks through the whole directory
 _BETWEEN_SCANS = 64  # writes, after which it is seen what other processes wrote
@@ -45,7 +45,7 @@ class ScoreCache:
             ) from error
         self._num_bytes = sum(size for _, size, _ in self._entries())
 
-    def get(self, key: str) -> TeacherScores | None:
+    def get(self, key: str) -> TeacherPayload | None:
         """The entry of this key, which now is the one used last; None if there is none, or none that is whole."""
         path = self._path(key)
         try:
@@ -63,7 +63,7 @@ class ScoreCache:
             return None
         return scores
 
-    def put(self, key: str, scores: TeacherScores) -> None:
+    def put(self, key: str, scores: TeacherPayload) -> None:
         """Keep `scores`, and forget the least recently used ones that no longer fit."""
         kinds, arrays = _parts(scores)
         path = self._path(key)
@@ -120,27 +120,27 @@ def score_key(answers: str, rollout: Rollout) -> str:
     return key.hexdigest()
 
 
-def _parts(scores: TeacherScores) -> tuple[dict[str, str], dict[str, NDArray[np.generic]]]:
+def _parts(scores: TeacherPayload) -> tuple[dict[str, str], dict[str, NDArray[np.generic]]]:
     """What kind of scores, and their arrays."""
     match scores:
-        case HiddenScores(hidden=wire) | LogitScores(logits=wire):
+        case HiddenPayload(hidden=wire) | LogitsPayload(logits=wire):
             return {"kind": type(scores).__name__, "dtype": wire.dtype}, {"bits": wire.bits}
-        case TopKScores(ids=ids, logprobs=logprobs):
-            return {"kind": "TopKScores"}, {"ids": ids, "logprobs": logprobs}
-        case SampledScores(logprobs=logprobs):
-            return {"kind": "SampledScores"}, {"logprobs": logprobs}
+        case TopKPayload(ids=ids, logprobs=logprobs):
+            return {"kind": "TopKPayload"}, {"ids": ids, "logprobs": logprobs}
+        case SampledPayload(logprobs=logprobs):
+            return {"kind": "SampledPayload"}, {"logprobs": logprobs}
 
 
-def _scores(kinds: dict[str, str], arrays: dict[str, NDArray[np.generic]]) -> TeacherScores:
+def _scores(kinds: dict[str, str], arrays: dict[str, NDArray[np.generic]]) -> TeacherPayload:
     match kinds["kind"]:
-        case "HiddenScores":
-            return HiddenScores(hidden=WireTensor(dtype=kinds["dtype"], bits=arrays["bits"]))
-        case "LogitScores":
-            return LogitScores(logits=WireTensor(dtype=kinds["dtype"], bits=arrays["bits"]))
-        case "TopKScores":
-            return TopKScores(ids=arrays["ids"], logprobs=arrays["logprobs"])  # pyright: ignore[reportArgumentType]
-        case "SampledScores":
-            return SampledScores(logprobs=arrays["logprobs"])  # pyright: ignore[reportArgumentType]
+        case "HiddenPayload":
+            return HiddenPayload(hidden=WireTensor(dtype=kinds["dtype"], bits=arrays["bits"]))
+        case "LogitsPayload":
+            return LogitsPayload(logits=WireTensor(dtype=kinds["dtype"], bits=arrays["bits"]))
+        case "TopKPayload":
+            return TopKPayload(ids=arrays["ids"], logprobs=arrays["logprobs"])  # pyright: ignore[reportArgumentType]
+        case "SampledPayload":
+            return SampledPayload(logprobs=arrays["logprobs"])  # pyright: ignore[reportArgumentType]
         case other:
             raise ValueError(f"entry of an unknown kind {other}")
 

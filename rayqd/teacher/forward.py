@@ -10,7 +10,7 @@ import torch
 from rayqd.errors import ModelError
 from rayqd.model.states import by_tokens, completion_states
 from rayqd.teacher.payloads import Answer, hidden_states
-from rayqd.types import HiddenScores, Rollout, TeacherScores
+from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,17 +24,17 @@ class Teacher:
         self._max_batch_tokens = max_batch_tokens
         self._answer = answer
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
         """In the form that the teacher answers in; None where its numbers are inf or nan."""
         return self._read(rollouts, self._answer)
 
-    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenScores]:
+    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]:
         """The states from which every distribution follows exactly, whatever form it answers in else.
 
         Raises ModelError where they are not finite.
         """
         scores = self._read(rollouts, hidden_states)
-        found = [each for each in scores if isinstance(each, HiddenScores)]
+        found = [each for each in scores if isinstance(each, HiddenPayload)]
         if len(found) < len(scores):
             raise ModelError(
                 f"the teacher's hidden states of {len(scores) - len(found)} of {len(scores)} sequences are inf or nan: "
@@ -43,8 +43,8 @@ class Teacher:
         return found
 
     @torch.inference_mode()
-    def _read(self, rollouts: Sequence[Rollout], answer: Answer) -> list[TeacherScores | None]:
-        scores: dict[int, TeacherScores | None] = {}
+    def _read(self, rollouts: Sequence[Rollout], answer: Answer) -> list[TeacherPayload | None]:
+        scores: dict[int, TeacherPayload | None] = {}
         for indices in by_tokens(rollouts, self._max_batch_tokens):
             batch = [rollouts[i] for i in indices]
             scores |= dict(zip(indices, answer(completion_states(self._model, batch), batch), strict=True))

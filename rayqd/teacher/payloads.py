@@ -15,10 +15,10 @@ from torch import Tensor
 from rayqd.config.sections import TeacherConfig
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.wire import to_wire
-from rayqd.types import HiddenScores, LogitScores, Rollout, SampledScores, TeacherScores, TopKScores
+from rayqd.types import HiddenPayload, LogitsPayload, Rollout, SampledPayload, TeacherPayload, TopKPayload
 
 # Scores of each rollout, from the states [sum of C, d] that predict their completions; None where they are not numbers.
-Answer = Callable[[Tensor, Sequence[Rollout]], list[TeacherScores | None]]
+Answer = Callable[[Tensor, Sequence[Rollout]], list[TeacherPayload | None]]
 
 
 def make_answer(settings: TeacherConfig, head: Tensor, temperature: float) -> Answer:
@@ -34,21 +34,21 @@ def make_answer(settings: TeacherConfig, head: Tensor, temperature: float) -> An
             return _Sampled(head, temperature)
 
 
-def hidden_states(states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
+def hidden_states(states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
     """The states themselves."""
-    return [HiddenScores(hidden=to_wire(own)) if _finite(own) else None for own in _split(states, rollouts)]
+    return [HiddenPayload(hidden=to_wire(own)) if _finite(own) else None for own in _split(states, rollouts)]
 
 
 class _Logits:
     def __init__(self, head: Tensor) -> None:
         self._head = head
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
-        scores: list[TeacherScores | None] = []
+    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
+        scores: list[TeacherPayload | None] = []
         for own in _split(states, rollouts):
             rows = [(each - each.amax(-1, keepdim=True)).half() for each in _logits(own, self._head)]
             logits = torch.cat(rows)
-            scores.append(None if logits.isnan().any() else LogitScores(logits=to_wire(logits)))
+            scores.append(None if logits.isnan().any() else LogitsPayload(logits=to_wire(logits)))
         return scores
 
 
@@ -56,11 +56,11 @@ class _TopK:
     def __init__(self, head: Tensor, k: int, temperature: float, *, of_student: bool) -> None:
         self._head, self._k, self._temperature, self._of_student = head, k, temperature, of_student
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
+    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
         pairs = zip(_split(states, rollouts), rollouts, strict=True)
         return [self._scores(own, rollout.top_ids if self._of_student else None) for own, rollout in pairs]
 
-    def _scores(self, states: Tensor, wanted: np.ndarray | None) -> TopKScores | None:
+    def _scores(self, states: Tensor, wanted: np.ndarray | None) -> TopKPayload | None:
         ids: list[Tensor] = []
         logprobs: list[Tensor] = []
         start = 0
@@ -78,18 +78,18 @@ class _TopK:
         found = torch.cat(logprobs)
         if found.isnan().any():
             return None
-        return TopKScores(ids=torch.cat(ids).int().cpu().numpy(), logprobs=found.cpu().numpy())
+        return TopKPayload(ids=torch.cat(ids).int().cpu().numpy(), logprobs=found.cpu().numpy())
 
 
 class _Sampled:
     def __init__(self, head: Tensor, temperature: float) -> None:
         self._head, self._temperature = head, temperature
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
+    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
         pairs = zip(_split(states, rollouts), rollouts, strict=True)
         return [self._scores(own, torch.from_numpy(r.completion_ids.astype(np.int64))) for own, r in pairs]
 
-    def _scores(self, states: Tensor, targets: Tensor) -> SampledScores | None:
+    def _scores(self, states: Tensor, targets: Tensor) -> SampledPayload | None:
         found: list[Tensor] = []
         start = 0
         for logits in _logits(states, self._head):
@@ -97,7 +97,7 @@ class _Sampled:
             found.append((logits / self._temperature).log_softmax(-1).gather(1, own[:, None])[:, 0])
             start += len(logits)
         logprobs = torch.cat(found)
-        return None if logprobs.isnan().any() else SampledScores(logprobs=logprobs.cpu().numpy())
+        return None if logprobs.isnan().any() else SampledPayload(logprobs=logprobs.cpu().numpy())
 
 
 def _split(states: Tensor, rollouts: Sequence[Rollout]) -> Iterator[Tensor]:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from rayqd.config import Config
 from rayqd.errors import StorageError
-from rayqd.types import HiddenScores, Rollout, TeacherScores
+from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
     from rayqd.teacher.cache import ScoreCache
 
 
-Scores = list[TeacherScores | None]  # None where the teacher's numbers are inf or nan
+Scores = list[TeacherPayload | None]  # None where the teacher's numbers are inf or nan
 Read = Callable[[Sequence[Rollout]], Scores]
 
 
 class Scorer(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> Scores: ...
-    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenScores]: ...
+    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +108,13 @@ class TeacherWorker:
 
         return {i: score_key(answers, rollouts[i]) for i in from_data}
 
-    def _remembered(self, keys: dict[int, str]) -> dict[int, TeacherScores | None]:
+    def _remembered(self, keys: dict[int, str]) -> dict[int, TeacherPayload | None]:
         cache = self._started().cache
         if cache is None:
             return {}
         return {i: scores for i, key in keys.items() if (scores := cache.get(key)) is not None}
 
-    def _remember(self, fresh: dict[str, TeacherScores | None]) -> None:
+    def _remember(self, fresh: dict[str, TeacherPayload | None]) -> None:
         cache = self._started().cache
         for key, scores in fresh.items():
             if cache is not None and scores is not None:

@@ -167,7 +167,7 @@ async def test_work_whose_argument_is_lost_is_not_tried_again_but_told() -> None
 
 
 def conductor(num_lost: int) -> Any:
-    """Has steps of two rollouts whose scores are lost at the first `num_lost` attempts; counts the attempts."""
+    """Has steps of two rollouts whose payloads are lost at the first `num_lost` attempts; counts the attempts."""
     lost = lost_object()
 
     class Conductor:
@@ -186,7 +186,7 @@ def conductor(num_lost: int) -> Any:
                         policy_version=None,
                         rollout=ray.put((index, attempt)),
                     ),
-                    scores=lost if attempt < num_lost else ray.put("scores"),
+                    payload=lost if attempt < num_lost else ray.put("payload"),
                 )
                 for index in range(2)
             ]

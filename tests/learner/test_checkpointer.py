@@ -50,8 +50,8 @@ class Feed:
 @pytest.fixture
 def batch(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
     rollouts = make_rollouts((5, 9), (7, 3))
-    scores = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 
 @pytest.fixture

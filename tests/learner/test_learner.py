@@ -19,7 +19,7 @@ from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.forward import Teacher
-from rayqd.types import HiddenScores, ScoredRollout
+from rayqd.types import HiddenPayload, ScoredRollout
 
 LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 
@@ -27,8 +27,8 @@ LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 @pytest.fixture
 def batch(tiny_model: Any, make_rollouts: Any) -> list[ScoredRollout]:
     rollouts = make_rollouts(*LENGTHS)
-    scores = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 
 def make(tiny_model: Any, config: Config, **settings: Any) -> Learner:
@@ -186,7 +186,7 @@ def test_what_is_trained_is_float32_whatever_the_model_computes_in(
     assert {p.dtype for p in learner.student.model.parameters() if not p.requires_grad} == {torch.bfloat16}
     before = {name: p.detach().clone() for name, p in learner.student.parameters().items()}
     learner.settings = learner.settings.model_copy(update={"lr": 1e-6, "warmup_ratio": 0.0})
-    hidden = [dataclasses.replace(s, scores=_in_bfloat16(s)) for s in batch]
+    hidden = [dataclasses.replace(s, payload=_in_bfloat16(s)) for s in batch]
     learner.step(0, hidden, 35)
     for name, parameter in learner.student.parameters().items():
         assert parameter.dtype == torch.float32
@@ -196,8 +196,8 @@ def test_what_is_trained_is_float32_whatever_the_model_computes_in(
             assert not torch.equal(parameter, before[name])  # in 16 bits a step this small rounds to nothing
 
 
-def _in_bfloat16(scored: ScoredRollout) -> HiddenScores:
-    return HiddenScores(hidden=to_wire(from_wire(scored.scores.hidden).bfloat16()))
+def _in_bfloat16(scored: ScoredRollout) -> HiddenPayload:
+    return HiddenPayload(hidden=to_wire(from_wire(scored.payload.hidden).bfloat16()))
 
 
 def test_adapters_start_alike_on_every_worker_whatever_ran_before(tiny_model: Any, tiny_config: Any) -> None:

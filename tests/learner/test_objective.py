@@ -1,4 +1,4 @@
-"""What is trained on, for every form in which a teacher answers: against whole logits in float64."""
+"""What is trained on, for every payload of a teacher: against whole logits in float64."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def states() -> tuple[Tensor, Tensor]:
 
 
 def scored(states: Tensor, head: Tensor, rollouts: list[Rollout], temperature: float, **settings: Any) -> Any:
-    answers = make_answer(TeacherConfig(**settings), head, temperature)(states, rollouts)
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, answers, strict=True)]
+    payloads = make_answer(TeacherConfig(**settings), head, temperature)(states, rollouts)
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 
 def loss_and_gradient(objective: Objective, hidden: Tensor, batch: list[ScoredRollout]) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def reference(student: Tensor, teacher: Tensor, beta: float, temperature: float)
         ({"payload": "topk", "top_k": V}, 1e-4),  # whose log-probabilities are rounded to float32
     ],
 )
-def test_every_form_that_says_all_gives_the_exact_divergence(
+def test_every_payload_that_says_all_gives_the_exact_divergence(
     heads: tuple[Tensor, Tensor],
     states: tuple[Tensor, Tensor],
     make_rollouts: Any,
@@ -100,7 +100,7 @@ def test_fewer_ids_are_a_lower_bound_that_rises_with_k(
     losses = []
     for k in (1, 4, 16, 64, V):
         batch = scored(states[1], heads[1], make_rollouts(*LENGTHS), 1.0, payload="topk", top_k=k)
-        assert batch[0].scores.ids.shape == (LENGTHS[0][1], k)
+        assert batch[0].payload.ids.shape == (LENGTHS[0][1], k)
         losses.append(objective(states[0], batch))
     for fewer, more in itertools.pairwise(losses):
         assert (fewer <= more + 1e-5).all()
@@ -122,8 +122,8 @@ def test_the_student_s_own_ids_are_the_ones_scored(
     batch = scored(states[1], heads[1], rollouts, 1.0, payload="topk", top_k=8, top_k_of="student")
     log_q = (states[1] @ heads[1].t()).double().log_softmax(-1).split([c for _, c in LENGTHS])
     for each, ids, whole in zip(batch, own, log_q, strict=True):
-        assert np.array_equal(each.scores.ids, ids.numpy())
-        np.testing.assert_allclose(each.scores.logprobs, whole.gather(1, ids).numpy(), atol=1e-5)
+        assert np.array_equal(each.payload.ids, ids.numpy())
+        np.testing.assert_allclose(each.payload.logprobs, whole.gather(1, ids).numpy(), atol=1e-5)
 
 
 def test_sampled_log_probabilities_are_those_of_the_completion(
@@ -188,7 +188,7 @@ def test_normalized_it_tends_to_the_kl_divergence_at_both_ends(
     torch.testing.assert_close(limit[0], exact, rtol=1e-4, atol=1e-5)
 
 
-def test_answers_of_two_kinds_in_one_batch_are_refused(
+def test_payloads_of_two_kinds_in_one_batch_are_refused(
     heads: tuple[Tensor, Tensor], states: tuple[Tensor, Tensor], make_rollouts: Any
 ) -> None:
     rollouts = make_rollouts(*LENGTHS)

@@ -14,7 +14,7 @@ from rayqd.config import Config
 from rayqd.model.load import load_model
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.forward import Teacher
-from rayqd.types import HiddenScores, ScoredRollout
+from rayqd.types import HiddenPayload, ScoredRollout
 from tests.learner.sharded_workers import alone, alone_from_the_checkpoint_of_two, one_of_two, spawn
 
 pytestmark = pytest.mark.slow
@@ -48,8 +48,8 @@ def configs(tiny_model: Path, tiny_data: Path) -> dict[str, Config]:
 @pytest.fixture(scope="module")
 def batch(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
     rollouts = make_rollouts((5, 9), (17, 3), (2, 1), (30, 14), (8, 8))
-    scores = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, scores=s) for r, s in zip(rollouts, scores, strict=True)]
+    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def two(given: dict[str, Any], directory: Path, one: dict[str, Any]) -> list[dic
 def of_dtype(batch: list[ScoredRollout], config: Config) -> list[ScoredRollout]:
     """The teacher's states as a teacher of that dtype sends them."""
     dtype = getattr(torch, config.model.dtype)
-    return [replace(s, scores=HiddenScores(hidden=to_wire(from_wire(s.scores.hidden).to(dtype)))) for s in batch]
+    return [replace(s, payload=HiddenPayload(hidden=to_wire(from_wire(s.payload.hidden).to(dtype)))) for s in batch]
 
 
 @pytest.mark.parametrize("name", ["plain", "recomputed", "bfloat16"])

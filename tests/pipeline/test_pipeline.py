@@ -44,7 +44,7 @@ class RecordingTeachers:
 
     async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
         self.log.append(("score", rollouts[0].step, "written" if rollouts[0].policy_version is not None else "data"))
-        kind = "hidden" if exact else "scores"
+        kind = "hidden" if exact else "payload"
         return [None if (r.step, r.index) in self.unscored else (kind, r.rollout) for r in rollouts]
 
 
@@ -101,7 +101,7 @@ async def test_every_planned_sequence_is_in_its_step_s_batch_once_and_in_order()
     for step, batch in enumerate(batches):
         for planned, scored in zip(plan.step(step), batch, strict=True):
             assert (scored.rollout.policy_version is not None) == planned.on_policy
-            assert scored.scores == ("scores", scored.rollout.rollout)
+            assert scored.payload == ("payload", scored.rollout.rollout)
             if planned.on_policy:
                 assert scored.rollout.rollout == ("written", step, planned.index, planned.seed, planned.example)
 
@@ -154,7 +154,7 @@ async def test_heldout_rows_are_scored_as_they_stand() -> None:
     ]
     scored = await pipeline.heldout(rows)
     assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
-    assert {s.scores[0] for s in scored} == {"hidden"}
+    assert {s.payload[0] for s in scored} == {"hidden"}
     rollouts: list[Rollout] = [s.rollout.rollout for s in scored]
     assert all(np.array_equal(r.completion_ids, row.completion_ids) for r, row in zip(rollouts, rows, strict=True))
 
@@ -179,7 +179,7 @@ async def test_what_the_teacher_has_no_numbers_for_is_left_out_and_told() -> Non
     assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [(1, 2), (3, 0), (3, 1)]
 
 
-async def test_a_step_without_any_scores_ends_the_run() -> None:
+async def test_a_step_without_any_payload_ends_the_run() -> None:
     pipeline, _ = make()
     pipeline._teachers.unscored = {(2, index) for index in range(4)}
     with pytest.raises(WorkerError, match="every sequence of step 3"):

@@ -13,9 +13,9 @@ import torch
 from rayqd.errors import StorageError
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.cache import ScoreCache, score_key, weights_digest
-from rayqd.types import HiddenScores, LogitScores, SampledScores, TeacherScores, TopKScores
+from rayqd.types import HiddenPayload, LogitsPayload, SampledPayload, TeacherPayload, TopKPayload
 
-HIDDEN = HiddenScores(hidden=to_wire(torch.randn(7, 32).bfloat16()))
+HIDDEN = HiddenPayload(hidden=to_wire(torch.randn(7, 32).bfloat16()))
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def cache(tmp_path: Path) -> ScoreCache:
     "scores",
     [
         HIDDEN,
-        HiddenScores(hidden=to_wire(torch.randn(3, 8))),
-        LogitScores(logits=to_wire(torch.randn(3, 50).half())),
-        TopKScores(ids=np.arange(12, dtype=np.int32).reshape(3, 4), logprobs=np.random.rand(3, 4).astype(np.float32)),
-        SampledScores(logprobs=np.float32([-1.5, -np.inf, 0.0])),
+        HiddenPayload(hidden=to_wire(torch.randn(3, 8))),
+        LogitsPayload(logits=to_wire(torch.randn(3, 50).half())),
+        TopKPayload(ids=np.arange(12, dtype=np.int32).reshape(3, 4), logprobs=np.random.rand(3, 4).astype(np.float32)),
+        SampledPayload(logprobs=np.float32([-1.5, -np.inf, 0.0])),
     ],
 )
-def test_what_comes_back_is_what_was_put(tmp_path: Path, cache: ScoreCache, scores: TeacherScores) -> None:
+def test_what_comes_back_is_what_was_put(tmp_path: Path, cache: ScoreCache, scores: TeacherPayload) -> None:
     cache.put("ab12", scores)
     again = ScoreCache(cache.directory, 10**9).get("ab12")
     assert type(again) is type(scores)
@@ -86,7 +86,7 @@ def test_another_teacher_form_or_text_has_another_key(tmp_path: Path, tiny_model
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    scores = HiddenScores(hidden=to_wire(torch.zeros(100, 100)))
+    scores = HiddenPayload(hidden=to_wire(torch.zeros(100, 100)))
     cache = ScoreCache(tmp_path, 10 * 40_500)
     for i in range(10):
         cache.put(f"{i:02}xx", scores)

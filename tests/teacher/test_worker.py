@@ -16,7 +16,7 @@ from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.cache import ScoreCache
 from rayqd.teacher.forward import Teacher
 from rayqd.teacher.worker import LoadedTeacher, TeacherWorker, teacher_loader
-from rayqd.types import HiddenScores, Rollout, TeacherScores
+from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 
 class CountingScorer:
@@ -25,12 +25,12 @@ class CountingScorer:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores | None]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
         return [None if r.num_loss_tokens == 13 else s for r, s in zip(rollouts, self.hidden(rollouts), strict=True)]
 
-    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenScores]:
+    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]:
         self.asked += [r.num_tokens for r in rollouts]
-        return [HiddenScores(hidden=to_wire(torch.full((r.num_loss_tokens, 2), r.num_loss_tokens))) for r in rollouts]
+        return [HiddenPayload(hidden=to_wire(torch.full((r.num_loss_tokens, 2), r.num_loss_tokens))) for r in rollouts]
 
 
 def worker(scorer: CountingScorer, cache: ScoreCache | None) -> TeacherWorker:
