@@ -33,11 +33,11 @@ _PATIENCE_SECONDS = 6 * 3600  # the others wait for the first worker to calibrat
 class ConductorFeed:
     """What the learner asks of the conductor, and tells it."""
 
-    def __init__(self, conductor: Any, rank: int, world_size: int, everybody: Callable[[bool], bool] = bool) -> None:
+    def __init__(self, conductor: Any, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool) -> None:
         self._conductor = conductor
         self._rank = rank
         self._world_size = world_size
-        self._everybody = everybody  # whether it is true of every learner worker; all of them ask at the same time
+        self._all_true = all_true  # collective of the learner's workers
         self._published: Any = None
 
     def batch(self, step: int) -> Batch:
@@ -50,7 +50,7 @@ class ConductorFeed:
             refs = ray.get(self._conductor.batch.remote(step, attempt))
             mine = balanced_shares([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
             share = _fetch([refs[i] for i in mine])
-            if self._everybody(share is not None):
+            if self._all_true(share is not None):
                 return _batch(refs, share or [])
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
@@ -126,58 +126,58 @@ def make_trainer(config: Config, conductor: Any, placement: Placement, storage: 
 def learn(settings: dict[str, Any]) -> None:
     """The whole life of one learner worker; rank 0 also evaluates, keeps checkpoints and exports.
 
-    Where the student is divided among the workers, the others help it to.
+    Where the student is sharded, the others join its collectives.
     """
     from rayqd.learner.checkpoint import Checkpoints
-    from rayqd.learner.distributed import ManyWorkers, Workers
+    from rayqd.learner.distributed import DistributedGroup, SingleProcess
     from rayqd.learner.finish import Heldout, finish, help_to_finish
     from rayqd.learner.initialization import StartingPoint
     from rayqd.learner.learner import Learner
     from rayqd.learner.loop import train as train_loop
-    from rayqd.learner.upload import Mirror
+    from rayqd.learner.upload import CheckpointUploader
     from rayqd.model.load import device, load_head
     from rayqd.model.source import local_directory
 
     config: Config = on_this_node(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    workers = Workers()
+    group = SingleProcess()
     if world_size > 1:
-        workers = ManyWorkers(device(), is_sharded=config.adapter.kind == "none")
-    feed = ConductorFeed(settings["conductor"], rank, world_size, workers.everybody)
+        group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
+    feed = ConductorFeed(settings["conductor"], rank, world_size, group.all_true)
     source = local_directory(config.model.name, config.model.revision)
     teacher_head = None
     if config.teacher.name:
         teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
     start = StartingPoint(config)
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
-    mirror = None
+    uploader = None
     if stored := StoredRun.of(config):
-        mirror = Mirror(stored.folder, config.run_dir, checkpoints, feed.notice)
-    if mirror and rank == 0:
-        mirror.fetch(is_first_worker=True)
-        checkpoints.on_saved = mirror.update
+        uploader = CheckpointUploader(stored.folder, config.run_dir, checkpoints, feed.notice)
+    if uploader and rank == 0:
+        uploader.fetch(is_rank0=True)
+        checkpoints.on_saved = uploader.update
     step = max([-1 if start.is_new else 0, *checkpoints.steps()])
     feed.report({"event": "ready", "role": "learner", "step": step, "place": whereabouts()})
-    rows = feed.heldout() if workers.takes_part else []
+    rows = feed.heldout() if group.joins_collectives else []
     heldout = Heldout(rows, teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
         start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
-        if mirror:
-            mirror.update()
-    workers.wait()
-    if mirror and rank > 0:
-        mirror.fetch(is_first_worker=False)
-    student = start.load_student(source, workers.mesh)
-    learner = Learner(student, student.head if teacher_head is None else teacher_head, config, workers)
+        if uploader:
+            uploader.update()
+    group.barrier()
+    if uploader and rank > 0:
+        uploader.fetch(is_rank0=False)
+    student = start.load_student(source, group.mesh)
+    learner = Learner(student, student.head if teacher_head is None else teacher_head, config, group)
     train_loop(learner, feed, checkpoints, config, evaluate=lambda: heldout.student(student))
     if rank == 0:
         feed.report({"event": "status", "text": "evaluating and exporting"})
         results = finish(learner, heldout, start.arms, source, config)
-        if mirror:
-            mirror.finish()
+        if uploader:
+            uploader.finish()
         feed.report({"event": "finished", "rows": results})
-    elif workers.takes_part:
+    elif group.joins_collectives:
         help_to_finish(learner, heldout)
     forget(settings["config"], config)
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rayqd.model.sharding import whole
+from rayqd.model.sharding import full_tensor
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 
 
-def digests(student: Student, gather: Callable[[Tensor], Tensor] = whole) -> dict[str, Tensor]:
+def digests(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) -> dict[str, Tensor]:
     """SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model.
 
-    Collective: `gather` makes a weight whole where workers have rows of it.
+    Collective: `gather` returns the full tensor of a sharded weight.
     """
     return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized(gather)}
 

@@ -4,14 +4,14 @@
         a stop may save      │         a stop waits       │       a stop may save    │
 
 What a checkpoint holds changes only while the optimizer steps, so a stop need not wait for a whole step, which may take
-longer than whoever stops a job is ready to wait. Workers that have a share of the student each hold back the same step.
+longer than whoever stops a job is ready to wait. Workers that hold shards of the student all hold back the same step.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,63 +19,62 @@ from torch import Tensor
 
 from rayqd.export.digest import digests
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints
-from rayqd.learner.distributed import States
 from rayqd.learner.learner import Learner
 
-_PATIENCE_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
-class Keeper:
-    """Of a learner that has done `num_steps` steps."""
+class Checkpointer:
+    """Writes the checkpoints of a learner that has done `num_steps` steps."""
 
     def __init__(self, learner: Learner, checkpoints: Checkpoints, num_steps: int) -> None:
         self._learner = learner
         self._checkpoints = checkpoints
         self._num_steps = num_steps
-        self._changing = threading.Lock()
-        learner.optimizer.register_step_pre_hook(self._begin_to_change)
+        self._weights_lock = threading.Lock()  # held from the optimizer's step to the end of `step`
+        learner.optimizer.register_step_pre_hook(self._lock_weights)
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around computing step `number`, counted from 1, and whatever else must see the weights that it made."""
+        """Enclose step `number`, counted from 1, and whatever else must see the weights that it made."""
         yield
         self._num_steps = number
-        self._changing.release()
+        self._weights_lock.release()
 
     def save(self, step: int) -> Path | None:
-        """Keep a checkpoint of the learner as it is after `step`; all who take part call it, the first writes."""
-        student = self._learner.student
-        state = self._learner.workers.whole(self._learner.state_dict())
-        return self._write(step, state, digests(student))
+        """Write a checkpoint of the learner as it is after `step`; collective, and rank 0 writes."""
+        state = self._learner.group.gather_full(self._learner.state_dict())
+        return self._write(step, state, digests(self._learner.student))
 
     def stop(self) -> int:
-        """From any thread: keep the last step that was done, and let no further one change the weights.
+        """Save the last step that was done, from any thread, and let no further one change the weights.
 
-        Every worker that takes part does. Returns the step's number. Raises StorageError when it could not be written.
+        Every worker that joins collectives does. Returns the step's number. Raises StorageError when it could not be
+        written.
         """
-        workers = self._learner.workers
+        group = self._learner.group
         self._hold_back()
-        is_kept = not self._num_steps or self._num_steps in self._checkpoints.steps()
-        if not workers.all_aside(is_kept)[0]:  # only the first worker's directory is sure to have them all
-            state = workers.whole(self._learner.state_dict(), aside=True)
-            self._write(self._num_steps, state, digests(self._learner.student, workers.whole_aside))
+        is_saved = not self._num_steps or self._num_steps in self._checkpoints.steps()
+        if not group.all_gather_object(is_saved)[0]:  # only rank 0's directory is sure to have them all
+            state = group.gather_full(self._learner.state_dict(), on_side_group=True)
+            self._write(self._num_steps, state, digests(self._learner.student, group.gather_on_side_group))
         return self._num_steps
 
     def _hold_back(self) -> None:
-        """The next change, for good: on every worker the one of the same step, which any of them may have begun."""
+        """Keep the lock for good, on every worker before the same step, which any of them may have begun."""
         while True:
-            held = self._changing.acquire(timeout=_PATIENCE_SECONDS)
-            seen = self._learner.workers.all_aside(self._num_steps if held else None)
-            if held and set(seen) == {self._num_steps}:
+            is_locked = self._weights_lock.acquire(timeout=_POLL_SECONDS)
+            steps = self._learner.group.all_gather_object(self._num_steps if is_locked else None)
+            if is_locked and set(steps) == {self._num_steps}:
                 return
-            if held:
-                self._changing.release()
-                time.sleep(_PATIENCE_SECONDS)  # for the step that another worker is in
+            if is_locked:
+                self._weights_lock.release()
+                time.sleep(_POLL_SECONDS)  # for the step that another worker is in
 
-    def _write(self, step: int, state: States, fingerprints: dict[str, Tensor]) -> Path | None:
-        if not self._learner.workers.is_first:
+    def _write(self, step: int, state: Mapping[str, dict[str, Tensor]], fingerprints: dict[str, Tensor]) -> Path | None:
+        if not self._learner.group.is_rank0:
             return None
-        return self._checkpoints.save(step, state | {DIGESTS: fingerprints})
+        return self._checkpoints.save(step, {**state, DIGESTS: fingerprints})
 
-    def _begin_to_change(self, *_: object) -> None:
-        self._changing.acquire()
+    def _lock_weights(self, *_: object) -> None:
+        self._weights_lock.acquire()

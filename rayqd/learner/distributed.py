@@ -1,114 +1,116 @@
-"""The workers of a learner, as one of them sees the others.
+"""Collectives of the learner's workers: gradients of adapters are summed, sharded weights gathered.
 
-Adapters: every worker has the whole student, and gradients are added up. Full QAT: each worker has some rows of every
-weight (see `rayqd.model.sharding`), so whatever needs whole weights, from evaluation to a checkpoint, is done by all of
-them at the same time, and only the first one writes.
+Adapters: every worker has the whole student, and gradients are all-reduced. Full QAT: each worker has some rows of
+every weight (see `rayqd.model.sharding`), so whatever needs full weights, from evaluation to a checkpoint, is done by
+all of them at the same time, and only rank 0 writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from rayqd.model.sharding import whole, whole_over
+from rayqd.model.sharding import full_tensor, full_tensor_over
 
-States = dict[str, dict[str, Tensor]]
+StateDicts = Mapping[str, Mapping[str, Tensor]]  # named sets of tensors, as `Learner.state_dict` returns them
+
+Value = TypeVar("Value")
 
 
-class Workers:
-    """A worker that is alone: it has nothing to add, and nobody to wait for."""
+class SingleProcess:
+    """The collectives of a worker that is alone; the interface of all groups.
 
-    is_first = True
+    Methods of the side group are called from another thread than the one that trains, and use connections of their own.
+    """
+
+    is_rank0 = True
     is_sharded = False
-    mesh: DeviceMesh | None = None  # over which the student is divided
+    mesh: DeviceMesh | None = None  # over which the student is sharded
 
     @property
-    def takes_part(self) -> bool:
-        """Whether this one does what needs the student's whole weights."""
-        return self.is_first or self.is_sharded
+    def joins_collectives(self) -> bool:
+        """Whether this worker does what needs the student's full weights."""
+        return self.is_rank0 or self.is_sharded
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """In place, over all workers."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all workers."""
 
-    def largest(self, number: int) -> int:
-        """Of all workers' numbers."""
+    def all_reduce_max(self, number: int) -> int:
+        """Return the largest of all workers' numbers."""
         return number
 
-    def everybody(self, mine: bool) -> bool:
-        """Whether it is true of every worker."""
-        return mine
+    def all_true(self, flag: bool) -> bool:
+        """Return whether `flag` is true on every worker."""
+        return flag
 
-    def wait(self) -> None:
-        """Until every worker has come this far."""
+    def barrier(self) -> None:
+        """Wait until every worker has come this far."""
 
-    def whole(self, states: Mapping[str, Mapping[str, Tensor]], *, aside: bool = False) -> States:
-        """`states` with whole tensors, on the first worker; the others help, and get nothing.
+    def gather_full(self, states: StateDicts, *, on_side_group: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Return `states` with full tensors on rank 0, and without tensors on the others."""
+        del on_side_group
+        return {name: dict(tensors) for name, tensors in states.items()}
 
-        `aside`: from another thread than the one that trains, and by way of connections of its own.
-        """
-        del aside
-        return {name: dict(group) for name, group in states.items()}
-
-    def whole_aside(self, tensor: Tensor) -> Tensor:
-        """A tensor that is divided among the workers, from another thread than the one that trains."""
+    def gather_on_side_group(self, tensor: Tensor) -> Tensor:
+        """Return the full tensor, on the CPU if it was sharded; of all workers at the same time."""
         return tensor
 
-    def all_aside(self, value: Any) -> list[Any]:
-        """Every worker's value, in their order; from another thread than the one that trains."""
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """Return every worker's value by rank, over the side group."""
         return [value]
 
 
-class ManyWorkers(Workers):
-    """Over the default process group of torch.distributed."""
+class DistributedGroup(SingleProcess):
+    """The default process group of torch.distributed; where weights are sharded, with a side group on gloo."""
 
     def __init__(self, device: torch.device, *, is_sharded: bool) -> None:
-        self.is_first = distributed.get_rank() == 0
+        self.is_rank0 = distributed.get_rank() == 0
         self.is_sharded = is_sharded
         self._device = device
         if is_sharded:
             self.mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-            self._aside: Any = distributed.new_group(backend="gloo")
-            self._mesh_aside = DeviceMesh.from_group(self._aside, "cpu")
+            self._side_group = distributed.new_group(backend="gloo")
+            self._side_mesh = DeviceMesh.from_group(self._side_group, "cpu")
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """At once: adapters are hundreds of small tensors."""
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
+        """In one collective: adapters are hundreds of small tensors."""
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         numbers = torch.tensor(int(number), device=self._device)
         distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
         return int(numbers)
 
-    def everybody(self, mine: bool) -> bool:
-        return self.largest(not mine) == 0
+    def all_true(self, flag: bool) -> bool:
+        return self.all_reduce_max(not flag) == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         distributed.barrier()
 
-    def whole(self, states: Mapping[str, Mapping[str, Tensor]], *, aside: bool = False) -> States:
-        """Tensor by tensor, so that no more than one is whole on a GPU."""
-        gather = self.whole_aside if aside else whole
-        found: States = {name: {} for name in states}
-        for group, tensors in states.items():
+    def gather_full(self, states: StateDicts, *, on_side_group: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Tensor by tensor, so that no more than one is full on a GPU."""
+        gather = self.gather_on_side_group if on_side_group else full_tensor
+        full: dict[str, dict[str, Tensor]] = {name: {} for name in states}
+        for part, tensors in states.items():
             for name, tensor in tensors.items():
                 gathered = gather(tensor)
-                if self.is_first:
-                    found[group][name] = gathered.cpu() if gathered is not tensor else tensor
-        return found
+                if self.is_rank0:
+                    full[part][name] = gathered.cpu() if gathered is not tensor else tensor
+        return full
 
-    def whole_aside(self, tensor: Tensor) -> Tensor:
-        return whole_over(self._mesh_aside, tensor)
+    def gather_on_side_group(self, tensor: Tensor) -> Tensor:
+        return full_tensor_over(self._side_mesh, tensor)
 
-    def all_aside(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Value) -> list[Value]:
         if not self.is_sharded:
             return [value]
-        values: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(values, value, group=self._aside)
+        values: list[Value] = [value] * distributed.get_world_size()
+        distributed.all_gather_object(values, value, group=self._side_group)
         return values

@@ -40,7 +40,7 @@ def finish(
 ) -> list[dict[str, Any]]:
     """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one.
 
-    Of the first worker; where the weights are divided, the others call `help_to_finish`.
+    Of rank 0; where the weights are sharded, the others call `help_to_finish`.
     """
     directory = config.run_dir / "export"
     export(learner.student, source, config, directory)

@@ -85,7 +85,7 @@ class StartingPoint:
         self._keep(arms, weights)
 
     def load_student(self, source: Path, mesh: DeviceMesh | None = None) -> Student:
-        """The untrained student, its weights where `make` left them, and divided over `mesh` if one is given."""
+        """The untrained student, its weights where `make` left them, and sharded over `mesh` if one is given."""
         student_model = load_model(source, self._config.model.dtype)
         if self._config.quant.init != "rtn":
             self._move(student_model)

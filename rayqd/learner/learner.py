@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rayqd.config import Config
 from rayqd.errors import ModelError
-from rayqd.learner.distributed import Workers
+from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
 from rayqd.model.layers import compile_layers
-from rayqd.model.sharding import divided_like, whole
+from rayqd.model.sharding import full_tensor, shard_like
 from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.student import Student
 from rayqd.types import Rollout, ScoredRollout
@@ -37,7 +37,7 @@ class Learner:
     """Student and optimizer.
 
     The loss of a step is the sum over its trained tokens divided by their number in the whole global batch, so neither
-    microbatches nor the number of `workers` change what a step means.
+    microbatches nor the number of workers change what a step means.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Learner:
         student: Student,
         teacher_head: Tensor,
         config: Config,
-        workers: Workers | None = None,
+        group: SingleProcess | None = None,
     ) -> None:
         self.student = student
         self.teacher_head = teacher_head
         self.settings = config.learner
         self._objective = Objective(config.distill, student.head, teacher_head)
-        self.workers = workers or Workers()
-        if config.model.compile and student.head.is_cuda and not self.workers.is_sharded:
+        self.group = group or SingleProcess()
+        if config.model.compile and student.head.is_cuda and not self.group.is_sharded:
             compile_layers(student.model)
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(
@@ -71,20 +71,20 @@ class Learner:
         for indices in microbatches:
             loss += self._backward([share[i] for i in indices], num_loss_tokens)
         for _ in range(len(microbatches), num_rounds):
-            self._lend_a_hand()
+            self._run_idle_microbatch()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
-        self.workers.add_up([loss, *([] if self.workers.is_sharded else gradients)])
+        self.group.all_reduce_sum([loss, *([] if self.group.is_sharded else gradients)])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
         if not torch.isfinite(norm):
             raise ModelError(
                 f"step {step + 1}: the gradient is inf or nan (loss {loss.item():g}): lower learner.lr, or choose "
                 "another model.dtype; the same command goes on from the last checkpoint"
             )
         lr = learning_rate(step, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = lr
         self.optimizer.step()
         return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr)
 
@@ -96,17 +96,17 @@ class Learner:
 
     def _num_rounds(self, num_microbatches: int) -> int:
         """Microbatches that this worker goes through: as many as any, where each needs all workers for the weights."""
-        return self.workers.largest(num_microbatches) if self.workers.is_sharded else num_microbatches
+        return self.group.all_reduce_max(num_microbatches) if self.group.is_sharded else num_microbatches
 
-    def _lend_a_hand(self) -> None:
-        """Go through the model beside the others, and add nothing to the gradient."""
+    def _run_idle_microbatch(self) -> None:
+        """Take part in the all-gathers of the others' microbatch, and add nothing to the gradient."""
         states = completion_states(self.student.model, [_IDLE])
         states.backward(torch.zeros_like(states))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`.
 
-        Of a divided student this worker's rows; `workers.whole` puts them together, which `load_state_dict` takes.
+        Of a sharded student this worker's rows; `load_state_dict` takes what `group.gather_full` makes of them.
         """
         moments: dict[str, Tensor] = {}
         for name, parameter in self.student.parameters().items():
@@ -126,5 +126,5 @@ class Learner:
     def _placed(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
         """Moments are where their parameter is; AdamW's step count is on the CPU, unless the optimizer is fused."""
         if key != "step":
-            return divided_like(parameter, value)
+            return shard_like(parameter, value)
         return value.to(parameter.device) if self.optimizer.defaults["fused"] else value

@@ -1,4 +1,4 @@
-"""The learner's life: resume, train to the last step, keep checkpoints, tell everybody the new weights."""
+"""The training loop: resume, step to the last step, save checkpoints, publish the new weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import Fidelity
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.checkpointer import Keeper
+from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
@@ -23,8 +23,8 @@ class Feed(Protocol):
     """The learner's view of the rest of the run."""
 
     def batch(self, step: int) -> Batch: ...
-    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...  # of the first worker
-    def report(self, event: dict[str, Any]) -> None: ...  # of the first worker
+    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...  # rank 0 alone
+    def report(self, event: dict[str, Any]) -> None: ...  # rank 0 alone
     def when_stopping(self, stop: Callable[[], int]) -> None: ...
 
 
@@ -38,28 +38,28 @@ def train(
 ) -> None:
     """Train from the last checkpoint, if there is one, to the last step.
 
-    Only the first worker writes, publishes and evaluates; where the weights are divided, the others help it to.
+    Only rank 0 writes, publishes and evaluates; where the weights are sharded, the others join its collectives.
     """
     start = _resume(learner, checkpoints)
-    keeper = Keeper(learner, checkpoints, start)
-    takes_part = learner.workers.takes_part
-    if takes_part:
-        feed.when_stopping(keeper.stop)
+    checkpointer = Checkpointer(learner, checkpoints, start)
+    joins = learner.group.joins_collectives
+    if joins:
+        feed.when_stopping(checkpointer.stop)
     feed.report({"event": "start", "step": start})
-    publishes = takes_part and config.distill.lmbda > 0
+    publishes = joins and config.distill.lmbda > 0
     if publishes:
         feed.publish(start, weights_on_the_wire(learner.student, config))
     for step in range(start, config.learner.steps):
         version = step + 1
         last = version == config.learner.steps
-        with keeper.step(version):
+        with checkpointer.step(version):
             _one_step(learner, feed, config, step)
             if publishes and not last:
                 feed.publish(version, weights_on_the_wire(learner.student, config))
-            if takes_part and (last or version % config.checkpoint.every == 0):
-                path = keeper.save(version)
+            if joins and (last or version % config.checkpoint.every == 0):
+                path = checkpointer.save(version)
                 feed.report({"event": "checkpoint", "step": version, "path": str(path)})
-        if takes_part and config.eval.every and version % config.eval.every == 0 and not last:
+        if joins and config.eval.every and version % config.eval.every == 0 and not last:
             feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
 
 

@@ -16,7 +16,7 @@ from rayqd.runs.storage.folder import Folder
 _ATTEMPTS = 3  # at the end, when no later checkpoint will try again
 
 
-class Mirror:
+class CheckpointUploader:
     """Keeps the storage like this node's directory of the run, and before that the directory like the storage.
 
     What is uploaded is whatever the storage lacks, so a failed upload is made good by the next one.
@@ -29,21 +29,21 @@ class Mirror:
         self._checkpoints = checkpoints
         self._tell = tell
 
-    def fetch(self, *, is_first_worker: bool) -> None:
+    def fetch(self, *, is_rank0: bool) -> None:
         """Get what this node lacks, so that every worker starts from the same checkpoint. Raises StorageError.
 
-        The first worker must have done so before the others begin: it may have a checkpoint that never reached the
+        Rank 0 must have done so before the others begin: it may have a checkpoint that never reached the
         storage, and uploads it; to any other such a checkpoint is one that the run has forgotten.
         """
         self._run_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(self._run_dir / ".fetch.lock"):  # workers on one node share the directory
-            if is_first_worker:
+            if is_rank0:
                 self._folder.check_rights()
             if not (self._run_dir / "start").is_dir() and "start" in self._folder.directories():
                 self._folder.get("start", self._run_dir / "start")
             newest = max(self._stored_steps(), default=0)
             ahead = [step for step in self._checkpoints.steps() if step > newest]
-            if ahead and is_first_worker:
+            if ahead and is_rank0:
                 self._upload()
                 return
             for step in ahead:

@@ -1,7 +1,7 @@
 """Full QAT over several workers: each holds some rows of every trained weight, of its gradient and its moments (FSDP2).
 
-    forward    gather layer i, compute, forget ─► gather layer i + 1 ...
-    backward   gather layer i, compute, forget; add up its gradient over all workers, keep own rows ─► layer i - 1 ...
+    forward    all-gather layer i, compute, free ─► all-gather layer i + 1 ...
+    backward   all-gather layer i, compute, free; reduce-scatter its gradient ─► layer i - 1 ...
 
 A decoder layer is gathered whole and in float32, so whole groups of the very same numbers are rounded as on one worker.
 What is not trained stays whole on every worker: norms, the embedding, and the output head, which the loss needs where
@@ -36,7 +36,7 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
     if outside := [name for name, layer in layers.items() if layer not in within]:
         raise ConfigError(
             f"adapter.kind=none leaves {outside[0]} to be trained, which is outside the decoder and cannot be "
-            "divided among learner workers: add it to quant.ignore, or set learner.num_workers=1"
+            "sharded over learner workers: add it to quant.ignore, or set learner.num_workers=1"
         )
     blocks = getattr(decoder, "layers", ())
     for unit in (*blocks, decoder):
@@ -45,20 +45,20 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
             if layer in own and not layer.weight.requires_grad:
                 assert isinstance(layer.weight, Tensor)
                 layer.weight = nn.Parameter(layer.weight.detach().float())
-        divided = fully_shard(unit, mesh=mesh, ignored_params={p for p in unit.parameters() if not p.requires_grad})
-        divided.set_gradient_divide_factor(1.0)  # gradients are added up: the loss has the global denominator already
-        divided.set_force_sum_reduction_for_comms(True)  # gloo knows no other way of dividing by one
+        unit_fsdp = fully_shard(unit, mesh=mesh, ignored_params={p for p in unit.parameters() if not p.requires_grad})
+        unit_fsdp.set_gradient_divide_factor(1.0)  # gradients are added up: the loss has the global denominator already
+        unit_fsdp.set_force_sum_reduction_for_comms(True)  # gloo knows no other way of dividing by one
     trained = dict(model.named_parameters())
     return {name: trained[name] for name in weights}
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """What the workers' rows make together; any other tensor as it is. Of all workers at the same time."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather the rows of a sharded tensor, all workers at the same time; return any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_over(mesh: DeviceMesh, tensor: Tensor) -> Tensor:
-    """`whole`, on the CPU and by way of `mesh`, a mesh of CPUs that no other thread uses."""
+def full_tensor_over(mesh: DeviceMesh, tensor: Tensor) -> Tensor:
+    """Gather `tensor` on the CPU over `mesh`, a mesh of CPUs that no other thread uses."""
     if not isinstance(tensor, DTensor):
         return tensor
     rows = tensor.to_local().detach().cpu()
@@ -67,8 +67,8 @@ def whole_over(mesh: DeviceMesh, tensor: Tensor) -> Tensor:
     ).full_tensor()
 
 
-def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value`, whole on every worker, as `parameter` is: on its device, and divided among the workers if it is."""
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Move `value`, full on every worker, to the device of `parameter`, and shard it if that is sharded."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value
@@ -77,5 +77,5 @@ def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give `parameter` the numbers of `value`, which is whole."""
-    parameter.copy_(divided_like(parameter, value))
+    """Copy `value`, full on every worker, into `parameter`."""
+    parameter.copy_(shard_like(parameter, value))

@@ -19,7 +19,7 @@ from rayqd.model.grids import layer_grids
 from rayqd.model.layers import checkpoint_layers, uncompile_layers
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
-from rayqd.model.sharding import assign, shard, whole
+from rayqd.model.sharding import assign, full_tensor, shard
 from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Student:
     ) -> None:
         """Not `trainable`: the weights that would be trained stay as they are, in the model's own dtype.
 
-        `mesh`: the workers among which full QAT divides those weights; the methods marked "collective" are then called
-        by all of them at the same time.
+        `mesh`: the workers over which full QAT shards those weights; the methods marked "collective" are then called by
+        all of them at the same time.
         """
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
@@ -56,15 +56,15 @@ class Student:
         return output_head(self.model)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name; of a divided student this worker's rows, as DTensors."""
+        """What is trained, by name; of a sharded student this worker's rows, as DTensors."""
         if self._shards is not None:
             return dict(self._shards)  # the model has others in their place while it computes
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def quantized(self, gather: Callable[[Tensor], Tensor] = whole) -> Iterator[tuple[str, Quantized]]:
+    def quantized(self, gather: Callable[[Tensor], Tensor] = full_tensor) -> Iterator[tuple[str, Quantized]]:
         """Codes and scales of every quantized layer, by its name in the original model; exactly what forward uses.
 
-        Collective; `gather` makes a weight whole where workers have rows of it.
+        Collective; `gather` returns the full tensor of a sharded weight.
         """
         for name, layer in self.layers.items():
             if self._shards is None:
@@ -110,7 +110,7 @@ class Student:
     def state_dict(self) -> dict[str, Tensor]:
         """What is trained, as it goes into a checkpoint: adapters under PEFT's names, all else under its own.
 
-        Of a divided student this worker's rows; `load_state_dict` takes whole tensors.
+        Of a sharded student this worker's rows; `load_state_dict` takes full tensors.
         """
         state = {name: p.detach() for name, p in self.parameters().items() if not _is_adapter(name)}
         if self.adapter.kind == "lora":

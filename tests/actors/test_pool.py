@@ -209,5 +209,5 @@ def test_a_step_that_is_lost_is_asked_for_anew() -> None:
 def test_a_learner_worker_drops_its_share_where_another_worker_lost_his() -> None:
     where = conductor(num_lost=0)
     votes = iter([False, True])
-    batch = ConductorFeed(where, rank=0, world_size=2, everybody=lambda mine: mine and next(votes)).batch(0)
+    batch = ConductorFeed(where, rank=0, world_size=2, all_true=lambda flag: flag and next(votes)).batch(0)
     assert [scored.rollout for scored in batch.share] == [(0, 1)]

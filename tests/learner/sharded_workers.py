@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.distributed import ManyWorkers, Workers
+from rayqd.learner.distributed import DistributedGroup, SingleProcess
 from rayqd.learner.finish import Heldout
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import packed_codes, train
@@ -31,9 +31,9 @@ SHARES = [([0, 1, 2], [3]), ([4, 0], []), ([], [1])]
 ORDERS = [[0, 3, 1, 2], [4, 0], [1]]
 
 
-def make(directory: Path, config: Config, workers: Workers) -> Learner:
-    student = Student(load_model(directory, config.model.dtype), config, mesh=workers.mesh)
-    return Learner(student, student.head, config, workers)
+def make(directory: Path, config: Config, group: SingleProcess) -> Learner:
+    student = Student(load_model(directory, config.model.dtype), config, mesh=group.mesh)
+    return Learner(student, student.head, config, group)
 
 
 def steps(
@@ -65,10 +65,10 @@ class Feed:
     def report(self, event: dict[str, Any]) -> None: ...
 
     def when_stopping(self, stop: Callable[[], int]) -> None:
-        self._keeper_stop = stop
+        self._stop_training = stop
 
     def _stop(self) -> None:
-        self.kept = self._keeper_stop()
+        self.kept = self._stop_training()
         self.stopped.set()
 
 
@@ -92,7 +92,7 @@ def alone(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, config in given["configs"].items():
         batch = given["batches"][name]
-        learner = make(given["model"], config, Workers())
+        learner = make(given["model"], config, SingleProcess())
         results = steps(learner, batch, {0: ORDERS[0]}, 35)
         if name == "plain":
             Checkpoints(directory / "one-worker", keep=1).save(1, learner.state_dict())
@@ -110,7 +110,7 @@ def alone(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
 def alone_from_the_checkpoint_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The third step, after the two that the others had done when they were stopped."""
     del rank
-    learner = make(given["model"], given["configs"]["plain"], Workers())
+    learner = make(given["model"], given["configs"]["plain"], SingleProcess())
     checkpoint = load_checkpoint(directory / "stopped" / "0" / "step-000002")
     learner.load_state_dict(checkpoint)
     steps(learner, given["batches"]["plain"], {2: ORDERS[2]}, 35)
@@ -123,50 +123,50 @@ def alone_from_the_checkpoint_of_two(rank: int, directory: Path, given: dict[str
 
 def one_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
     distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    workers = ManyWorkers(torch.device("cpu"), is_sharded=True)
-    found = {name: _scenario(rank, workers, given, name) for name in given["configs"]}
-    found["resumed"] = _resumed(rank, workers, given, directory)
-    found["stopped"] = _stopped(rank, workers, given, directory / "stopped")
-    found["stopped apart"] = _stopped(rank, workers, given, directory / "apart", late_seconds=0.5 * rank)
-    workers.wait()
+    group = DistributedGroup(torch.device("cpu"), is_sharded=True)
+    found = {name: _scenario(rank, group, given, name) for name in given["configs"]}
+    found["resumed"] = _resumed(rank, group, given, directory)
+    found["stopped"] = _stopped(rank, group, given, directory / "stopped")
+    found["stopped apart"] = _stopped(rank, group, given, directory / "apart", late_seconds=0.5 * rank)
+    group.barrier()
     distributed.destroy_process_group()
     return found
 
 
-def _scenario(rank: int, workers: Workers, given: dict[str, Any], name: str) -> dict[str, Any]:
+def _scenario(rank: int, group: SingleProcess, given: dict[str, Any], name: str) -> dict[str, Any]:
     batch = given["batches"][name]
-    learner = make(given["model"], given["configs"][name], workers)
+    learner = make(given["model"], given["configs"][name], group)
     shares = {step: share[rank] for step, share in enumerate(SHARES)}
     results = steps(learner, batch, shares, 35)
     own_bytes = sum(p.to_local().nbytes for p in learner.student.parameters().values())
     return {
         "results": results,
-        "state": workers.whole(learner.state_dict()),
+        "state": group.gather_full(learner.state_dict()),
         "codes": packed_codes(learner.student),
         "fidelity": Heldout(batch, None, 40).student(learner.student),
         "own_bytes": own_bytes,
     }
 
 
-def _resumed(rank: int, workers: Workers, given: dict[str, Any], directory: Path) -> dict[str, dict[str, Tensor]]:
+def _resumed(rank: int, group: SingleProcess, given: dict[str, Any], directory: Path) -> dict[str, dict[str, Tensor]]:
     """From one worker's checkpoint of the first step."""
-    learner = make(given["model"], given["configs"]["plain"], workers)
+    learner = make(given["model"], given["configs"]["plain"], group)
     learner.load_state_dict(load_checkpoint(directory / "one-worker" / "step-000001"))
     steps(learner, given["batches"]["plain"], {step: SHARES[step][rank] for step in (1, 2)}, 35)
-    return workers.whole(learner.state_dict())
+    return group.gather_full(learner.state_dict())
 
 
 def _stopped(
-    rank: int, workers: Workers, given: dict[str, Any], directory: Path, late_seconds: float = 0.0
+    rank: int, group: SingleProcess, given: dict[str, Any], directory: Path, late_seconds: float = 0.0
 ) -> dict[str, Any]:
     """Both are told in the middle of step 3, one perhaps when that is past; both stay where they are."""
     checkpoints = Checkpoints(directory / str(rank), keep=2)
-    learner = make(given["model"], given["configs"]["plain"], workers)
+    learner = make(given["model"], given["configs"]["plain"], group)
     feed = Feed(given["batches"]["plain"], rank, late_seconds)
     options: dict[str, Any] = {"evaluate": lambda: None}
     arguments = (learner, feed, checkpoints, given["configs"]["plain"])
     training = threading.Thread(target=train, args=arguments, kwargs=options, daemon=True)
     training.start()
     assert feed.stopped.wait(60)
-    workers.all_aside(None)  # the connections are free again
+    group.all_gather_object(None)  # the side group is free again
     return {"kept": feed.kept, "steps": checkpoints.steps(), "published": sorted(feed.published)}

@@ -73,8 +73,8 @@ def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
     yield run
     for feed, thread in started:
         if thread.is_alive():  # a process may not end while torch is at work in it
-            keeper: Any = feed.stop
-            keeper.__self__._changing.release()
+            stop: Any = feed.stop
+            stop.__self__._weights_lock.release()
             thread.join(60)
 
 

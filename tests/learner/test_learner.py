@@ -11,7 +11,7 @@ from trl.experimental.gkd import GKDTrainer
 
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.distributed import Workers
+from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.initialization import StartingPoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
@@ -107,21 +107,19 @@ def test_workers_that_share_a_batch_get_the_gradient_of_one_that_has_it_all(
     assert_close({name: parts[0][name] + parts[1][name] for name in whole}, whole)
 
 
-def test_the_workers_add_up_loss_and_every_gradient(
-    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
-) -> None:
+def test_loss_and_every_gradient_are_all_reduced(tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]) -> None:
     seen: list[int] = []
 
-    class Counting(Workers):
-        def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    class Counting(SingleProcess):
+        def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
             seen.append(len(tensors))
 
-    learner = make(tiny_model, config_of(tiny_config), workers=Counting())
+    learner = make(tiny_model, config_of(tiny_config), group=Counting())
     learner.step(0, batch, 35)
     assert seen == [1 + len(learner.student.parameters())]
 
 
-def test_a_worker_without_sequences_still_takes_part(tiny_model: Any, tiny_config: Any) -> None:
+def test_a_worker_without_sequences_still_joins_the_step(tiny_model: Any, tiny_config: Any) -> None:
     learner = make(tiny_model, config_of(tiny_config))
     assert learner.step(0, [], 35).loss == 0.0
 

@@ -11,7 +11,7 @@ import torch
 import rayqd.learner.upload
 from rayqd.errors import StorageError
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.upload import Mirror
+from rayqd.learner.upload import CheckpointUploader
 from rayqd.runs.storage.folder import Folder
 
 
@@ -22,8 +22,8 @@ class Node:
         self.run_dir = run_dir
         self.told: list[str] = []
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep)
-        self.mirror = Mirror(Folder.open(f"file://{store}"), run_dir, self.checkpoints, self.told.append)
-        self.checkpoints.on_saved = self.mirror.update
+        self.uploader = CheckpointUploader(Folder.open(f"file://{store}"), run_dir, self.checkpoints, self.told.append)
+        self.checkpoints.on_saved = self.uploader.update
 
     def save(self, *steps: int) -> None:
         for step in steps:
@@ -60,7 +60,7 @@ def test_an_empty_machine_goes_on_from_the_newest(node: Node, store: Path, tmp_p
     node.has("start")
     node.save(2, 4)
     other = Node(tmp_path / "other", store)
-    other.mirror.fetch(is_first_worker=True)
+    other.uploader.fetch(is_rank0=True)
     assert other.checkpoints.steps() == [4]
     assert load_checkpoint(other.checkpoints.path(4))["student"]["a"].tolist() == [4, 4, 4]
     assert (other.run_dir / "start" / "file").read_text() == "start"
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_never_reached_the_storage_does_so_before_training_goe
     node.save(2)
     node.checkpoints.on_saved = None  # the process dies before the upload
     node.save(4)
-    node.mirror.fetch(is_first_worker=True)
+    node.uploader.fetch(is_rank0=True)
     assert stored_steps(store) == ["step-000002", "step-000004"]
 
 
@@ -97,9 +97,9 @@ def test_another_worker_forgets_a_step_that_the_run_does_not_know(node: Node, st
     other.save(2)
     other.checkpoints.on_saved = None
     other.save(8)  # once the first worker was here, and the node was lost before the upload
-    node.mirror.fetch(is_first_worker=True)
+    node.uploader.fetch(is_rank0=True)
     node.save(4)
-    other.mirror.fetch(is_first_worker=False)
+    other.uploader.fetch(is_rank0=False)
     assert other.checkpoints.steps() == [2, 4]
 
 
@@ -107,7 +107,7 @@ def test_an_upload_that_broke_off_is_not_taken_for_a_checkpoint(node: Node, stor
     node.save(2, 4)
     (store / "checkpoints" / "step-000004" / "manifest.json").unlink()
     other = Node(tmp_path / "other", store)
-    other.mirror.fetch(is_first_worker=True)
+    other.uploader.fetch(is_rank0=True)
     assert other.checkpoints.steps() == [2]
 
 
@@ -115,11 +115,11 @@ def test_the_end_uploads_the_export_and_insists(node: Node, store: Path, monkeyp
     pauses: list[float] = []
     monkeypatch.setattr(rayqd.learner.upload.time, "sleep", pauses.append)
     node.has("export")
-    node.mirror.finish()
+    node.uploader.finish()
     assert (store / "export" / "file").read_text() == "export"
     assert pauses == []
     shutil.rmtree(store)
     store.write_text("in the way")
     with pytest.raises(StorageError, match=r"; mend that, and the same command finishes the run$"):
-        node.mirror.finish()
+        node.uploader.finish()
     assert len(pauses) == 2  # three attempts
