@@ -74,6 +74,7 @@ class DistributedGroup(SingleProcess):
         if is_sharded:
             self.mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
             self._side_group = distributed.new_group(backend="gloo")
+            assert isinstance(self._side_group, distributed.ProcessGroup)  # torch's hint allows for non-members
             self._side_mesh = DeviceMesh.from_group(self._side_group, "cpu")
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
