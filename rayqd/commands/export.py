@@ -17,13 +17,13 @@ from torch import Tensor
 from rayqd.config import Config, differences, load_config
 from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
-from rayqd.export.aside import directory_bytes
 from rayqd.export.digest import others
 from rayqd.export.load import kind_of, load_export, read_parts
 from rayqd.export.parts import Parts
 from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
 from rayqd.export.verify import MAX_KL, compare, divergence, token_logprobs
 from rayqd.export.write import Kind, check_kind, export, kind_named, usual_kind, write
+from rayqd.files import directory_bytes
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.initialization import StartingPoint
 from rayqd.model.load import context_length, load_tokenizer, torch_dtype

@@ -15,7 +15,8 @@ from typing import Any
 from rayqd.data.lines import Lines, Row
 from rayqd.data.prompts import Prompts
 from rayqd.data.sources import CUT, FINISH_REASON
-from rayqd.errors import RunError, StorageError
+from rayqd.errors import RunError
+from rayqd.files import write_text
 
 _WRITTEN_BY = "rayqd generate"
 
@@ -132,12 +133,7 @@ class AnswerFile:
             "summary": asdict(self.summary),
             "left_out": self._left_out,
         }
-        aside = self._about_path.with_name(f".{self._about_path.name}.partial")
-        try:
-            aside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-            aside.replace(self._about_path)
-        except OSError as error:
-            raise StorageError(f"{self._about_path} could not be written: {error.strerror}") from error
+        write_text(self._about_path, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
 def _refuse_other(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rayqd.errors import RunError, StorageError
+from rayqd.files import replace_file
 
 Row = dict[str, Any]
 
@@ -61,17 +62,14 @@ class Lines:
     def sort(self, key: Callable[[Row], int]) -> None:
         """Puts the lines in the order of `key`, in a new file that takes this one's place at once; nothing follows."""
         places = sorted((key(row), start, length) for row, start, length in self._places())
-        aside = self.path.with_name(f".{self.path.name}.partial")
         try:
-            with self.path.open("rb") as stream, aside.open("wb") as ordered:
+            with replace_file(self.path) as partial, self.path.open("rb") as stream, partial.open("wb") as ordered:
                 for _, start, length in places:
                     stream.seek(start)
                     ordered.write(stream.read(length))
                 ordered.flush()
                 os.fsync(ordered.fileno())
-            aside.replace(self.path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise self._failed(error) from error
 
     def _places(self) -> Iterator[tuple[Row, int, int]]:

@@ -10,10 +10,10 @@ from typing import Any
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.errors import ConfigError, ModelError, StorageError
+from rayqd.files import free_bytes
 from rayqd.model.load import common_vocabulary, context_length, load_tokenizer, skeleton
 from rayqd.model.source import local_directory
 from rayqd.quant import quantizable_layers
-from rayqd.runs.directory import free_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

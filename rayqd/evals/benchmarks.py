@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rayqd.evals.harness import Benchmark
 from rayqd.evals.paired import Difference, mean_difference, resampled_difference, weighted_difference
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
+from rayqd.files import replace_file
 from rayqd.model.source import cache_dir
 
 if TYPE_CHECKING:
@@ -143,10 +144,7 @@ def _kept(file: Path) -> Scores | None:
 
 def _keep(file: Path, scores: Scores) -> None:
     """A full disk costs only the time to measure again."""
-    aside = file.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(scores.to_json()))
-        aside.replace(file)
-    except OSError:
-        aside.unlink(missing_ok=True)
+        with replace_file(file, concurrent=True) as partial:
+            partial.write_text(json.dumps(scores.to_json()))

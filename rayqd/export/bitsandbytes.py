@@ -18,9 +18,10 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.export.aside import directory_bytes, written_aside
+from rayqd.export.destination import export_directory
 from rayqd.export.parts import Parts
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
+from rayqd.files import directory_bytes
 from rayqd.quant import Quantized
 from rayqd.quant.fp4 import FP4
 from rayqd.quant.nested import BLOCK_SIZE, make_dynamic_map
@@ -53,7 +54,7 @@ def write_parts(
     dense = parts.stored_dense()
     num_bytes = sum(t.numel() * parts.dtype.itemsize for t in dense.values())
     num_bytes += sum(q.codes.numel() // 2 + q.scales.nbytes for q in parts.quantized.values())
-    with written_aside(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
+    with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
         config = quantization_config(parts.quant, dtype=parts.dtype, skipped=_skipped(parts))
         parts.save_around(scratch, config)
         write_shards(_tensors(dense, parts), scratch, max_shard_bytes)

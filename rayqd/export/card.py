@@ -12,7 +12,7 @@ from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.settings import value_text
 from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
-from rayqd.errors import StorageError
+from rayqd.files import write_text
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
 
 CARD_NAME = "README.md"
@@ -72,12 +72,7 @@ def model_card(
 
 def write_card(directory: Path, text: str) -> None:
     """Put `text` in place of the card of an export; StorageError when that fails."""
-    aside = directory / f".{CARD_NAME}.partial"
-    try:
-        aside.write_text(text)
-        aside.replace(directory / CARD_NAME)
-    except OSError as error:
-        raise StorageError(f"{directory / CARD_NAME} could not be written: {error.strerror}") from error
+    write_text(directory / CARD_NAME, text)
 
 
 def base_model(name: str) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.export.aside import directory_bytes, written_aside
+from rayqd.export.destination import export_directory
 from rayqd.export.parts import Parts
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
+from rayqd.files import directory_bytes
 from rayqd.quant.grid import Quantized
 from rayqd.quant.packing import pack, unpack
 
@@ -67,7 +68,7 @@ def write_parts(
     """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
     dense = parts.stored_dense()
     num_bytes = sum(_stored_bytes(dense, parts))
-    with written_aside(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
+    with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
         parts.save_around(scratch, quantization_config(parts.quant))
         write_shards(_tensors(dense, parts), scratch, max_shard_bytes)
         written_bytes = directory_bytes(scratch)

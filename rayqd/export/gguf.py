@@ -23,9 +23,10 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.export.aside import directory_bytes, written_aside
+from rayqd.export.destination import export_directory
 from rayqd.export.gguf_tokenizer import add_tokenizer
 from rayqd.export.parts import Parts
+from rayqd.files import directory_bytes
 from rayqd.quant import Quantized
 
 FILE_NAME = "model-Q4_0.gguf"
@@ -72,7 +73,7 @@ def write_gguf(parts: Parts, directory: Path, *, overwrite: bool = True) -> int:
     dense = parts.stored_dense()
     tensors = list(_tensors(parts, dense))
     num_bytes = sum(int(np.prod(tensor.shape)) for tensor in tensors)
-    with written_aside(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
+    with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
         parts.save_card(scratch)
         writer = GGUFWriter(scratch / FILE_NAME, parts.config.model_type)
         _add_metadata(writer, parts)

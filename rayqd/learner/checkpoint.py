@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written aside, then renamed."""
+"""Checkpoints, which are whole or absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rayqd.errors import RunError, StorageError
-from rayqd.runs.directory import free_bytes
+from rayqd.files import free_bytes, replace_directory
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 
@@ -46,18 +46,13 @@ class Checkpoints:
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
         """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were."""
-        aside = self.directory / f".step-{step:06d}.partial"
         needed = sum(t.nbytes for group in tensors.values() for t in group.values())
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            for name, group in tensors.items():
-                save_file({k: t.detach().cpu().contiguous() for k, t in group.items()}, aside / f"{name}.safetensors")
-            if self.path(step).exists():
-                shutil.rmtree(self.path(step))
-            aside.rename(self.path(step))
+            with replace_directory(self.path(step)) as partial:
+                for name, group in tensors.items():
+                    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
+                    save_file(contiguous, partial / f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise StorageError(_storage_message(self.path(step), needed, error)) from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.path(old), ignore_errors=True)

@@ -6,7 +6,6 @@ Made once a run, before the first step, and kept in the run's directory: a resum
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.evals.fidelity import Fidelity
+from rayqd.files import replace_directory
 from rayqd.model.calibration import OnLayer, calibrate
 from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
@@ -107,14 +107,10 @@ class StartingPoint:
             own[name].copy_(tensor)
 
     def _keep(self, arms: Mapping[str, Fidelity], weights: Mapping[str, object]) -> None:
-        aside = self._directory.with_name(".start.partial")
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            aside.mkdir(parents=True)
-            (aside / "arms.json").write_text(json.dumps({arm: asdict(f) for arm, f in arms.items()}, indent=2))
-            if weights:
-                save_file(dict(weights), aside / "weights.safetensors")  # pyright: ignore[reportArgumentType]
-            aside.rename(self._directory)
+            with replace_directory(self._directory) as partial:
+                (partial / "arms.json").write_text(json.dumps({arm: asdict(f) for arm, f in arms.items()}, indent=2))
+                if weights:
+                    save_file(dict(weights), partial / "weights.safetensors")  # pyright: ignore[reportArgumentType]
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise StorageError(f"{self._directory} could not be written: {error}; make room and run again") from error

@@ -10,12 +10,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import struct
-import tempfile
 from pathlib import Path
 
 from rayqd.errors import ModelError
+from rayqd.files import replace_directory
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,20 +52,12 @@ def _embedded_gguf() -> Path | None:
 
 
 def _converted(gguf: Path) -> Path:
-    """The dense checkpoint made from `gguf`; written aside and renamed, so that no process sees half of it."""
+    """The dense checkpoint made from `gguf`; no process ever sees half of it."""
     target = cache_dir() / "models" / f"{EMBEDDED_NAME}-{gguf.stat().st_size}"
     if target.exists():
         return _complete(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
-    try:
-        _convert(gguf, aside)
-        aside.rename(target)
-    except OSError:
-        if not target.exists():  # otherwise another process was first
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with replace_directory(target, concurrent=True) as partial:
+        _convert(gguf, partial)
     return target
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rayqd.config import Config, load_config
-from rayqd.errors import StorageError
+from rayqd.files import write_text
 from rayqd.report.run import Run, run_page
 
 REPORT = "report.html"
@@ -38,12 +37,7 @@ class Report:
                 benchmarks=benchmarks_of_export(directory),
             )
         )
-        aside = directory / f".{REPORT}.partial"
-        try:
-            aside.write_text(page, encoding="utf-8")
-            os.replace(aside, directory / REPORT)
-        except OSError as error:
-            raise StorageError(f"{directory / REPORT} could not be written: {error.strerror}") from error
+        write_text(directory / REPORT, page)
         return directory / REPORT
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
+from rayqd.files import write_text
 from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
 
 STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
@@ -56,7 +55,7 @@ class RunDirectory:
         if self.metrics.exists():
             rows = [line for line in self.metrics.read_text().split("\n") if line]
             kept = [row for row in rows if json.loads(row)["step"] <= step]
-            _write_whole(self.metrics, "".join(row + "\n" for row in kept))
+            write_text(self.metrics, "".join(row + "\n" for row in kept))
 
     def link_logs(self, logs: Path | None) -> None:
         """`logs` leads to what the processes of this run print."""
@@ -66,7 +65,7 @@ class RunDirectory:
             link.symlink_to(logs)
 
     def finish(self, result: dict[str, Any]) -> None:
-        _write_whole(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
     @property
     def export(self) -> str:
@@ -106,7 +105,7 @@ class RunDirectory:
             self._stored = StoredRun.of(config)
             if self._stored:
                 self._stored.join(self.path, lambda place, file, begun: self._refuse_other(place, file, begun, config))
-            _write_whole(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
+            write_text(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
             if self._stored:
                 self._stored.begin(self.path)
         except RayqdError:
@@ -123,11 +122,6 @@ class RunDirectory:
     def _read(self, name: str) -> dict[str, Any] | None:
         file = self.path / name
         return json.loads(file.read_text()) if file.exists() else None
-
-
-def free_bytes(path: Path) -> int:
-    """Free space where `path` is, or will be."""
-    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
 def _refuse_other_command(place: str, saved: Path, command: str) -> None:
@@ -147,12 +141,3 @@ def _refuse_other(place: str, old: Config, new: Config) -> None:
             f"{place} belongs to another configuration ({'; '.join(changed)}): "
             "give this run another name, or remove the directory"
         )
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config, load_config
+from rayqd.files import replace_directory
 from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.shared import Key, data_key
 
@@ -33,10 +34,8 @@ def _key(config: Config) -> Key:
 
 def _copy(source: Path, destination: Path) -> None:
     """Linked where the disk can: nobody writes to these files, and the weights may be large."""
-    aside = destination.with_name(".start.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, copy_function=_link)
-    aside.rename(destination)
+    with replace_directory(destination) as partial:
+        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, destination: str) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rayqd.errors import StorageError
+from rayqd.files import replace_file
 from rayqd.types import HiddenPayload, LogitsPayload, Rollout, SampledPayload, TeacherPayload, TopKPayload, WireTensor
 
 _KEPT_AFTER_PRUNING = 0.9  # of the limit, so that not every write looks through the whole directory
@@ -67,14 +68,11 @@ class ScoreCache:
         """Keep `scores`, and forget the least recently used ones that no longer fit."""
         kinds, arrays = _parts(scores)
         path = self._path(key)
-        aside = path.with_suffix(f".{os.getpid()}.partial")
-        try:
+        with contextlib.suppress(OSError, SafetensorError):  # a full disk costs only the time to compute them again
             path.parent.mkdir(exist_ok=True)
-            save_file(arrays, aside, metadata=kinds | {"digest": _digest(arrays)})
-            os.replace(aside, path)
+            with replace_file(path, concurrent=True) as partial:
+                save_file(arrays, partial, metadata=kinds | {"digest": _digest(arrays)})
             self._num_bytes += path.stat().st_size
-        except (OSError, SafetensorError):
-            aside.unlink(missing_ok=True)
         self._num_writes += 1
         if self._num_bytes > self.max_bytes or self._num_writes % _BETWEEN_SCANS == 0:
             self._prune()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.errors import StorageError
+from rayqd.files import replace_directory
 
 MANIFEST = "manifest.json"
 
@@ -112,17 +112,12 @@ class Folder:
         manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise StorageError(f"{self}/{name}: is not there, or was never finished")
-        aside = directory.with_name(f".{directory.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        with _explained(f"{self}/{name}", f"downloaded to {directory}"):
-            aside.mkdir(parents=True)
-            copy_files(f"{self._path}/{name}", str(aside), self._filesystem, LocalFileSystem())
+        with _explained(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
+            copy_files(f"{self._path}/{name}", str(partial), self._filesystem, LocalFileSystem())
             for file, size in json.loads(manifest)["files"].items():
-                if (found := (aside / file).stat().st_size) != size:
-                    raise StorageError(f"{self}/{name}/{file}: has {found} bytes of {size}; remove {self}/{name}")
-            (aside / MANIFEST).unlink()
-            shutil.rmtree(directory, ignore_errors=True)
-            aside.rename(directory)
+                if (num_bytes := (partial / file).stat().st_size) != size:
+                    raise StorageError(f"{self}/{name}/{file}: has {num_bytes} bytes of {size}; remove {self}/{name}")
+            (partial / MANIFEST).unlink()
 
     def remove(self, name: str) -> None:
         """Remove a directory, whole or not; nothing happens where there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -16,6 +15,7 @@ from rayqd.config.sections.sweep import Span
 from rayqd.config.sweep import sweep_toml
 from rayqd.console.progress import duration
 from rayqd.console.result_table import short_path
+from rayqd.files import write_text
 from rayqd.report import page
 from rayqd.report.chart import charts
 from rayqd.report.page import Figure
@@ -78,9 +78,7 @@ def write_page(study: Study, outcomes: Sequence[Outcome], directory: Path) -> No
     """report.html in `directory`, in place of the one before."""
     made = datetime.datetime.now().astimezone()
     text = sweep_page(Page(study=study, outcomes=outcomes, directory=short_path(directory), made=made))
-    aside = directory / ".report.html.partial"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, directory / "report.html")
+    write_text(directory / "report.html", text)
 
 
 def _header(shown: Page) -> Markup:

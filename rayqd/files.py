@@ -1,0 +1,85 @@
+"""Files and directories that are whole or absent: written beside their place under a passing name, then renamed.
+
+A process may be killed at any moment; whoever looks meanwhile sees the old content or the new, never half of either.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rayqd.errors import StorageError
+
+
+@contextmanager
+def replace_file(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Yield the path to write to; it becomes `path` when the block ends, and is removed when the block raises.
+
+    The passing name is the same each time, so that what a killed process left is overwritten by the next attempt.
+    `concurrent`: other processes may write `path` at the same moment, so each has a passing name of its own.
+    """
+    owner = f".{os.getpid()}" if concurrent else ""
+    partial = path.with_name(f".{path.name}{owner}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text`, as UTF-8, in place of `path`; raises StorageError when that fails."""
+    try:
+        with replace_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} could not be written: {error.strerror}") from error
+
+
+@contextmanager
+def replace_directory(directory: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Yield an empty directory to fill; it takes the place of `directory` when the block ends, and goes when it raises.
+
+    Parents are made. What was there before comes back where the last rename fails. `concurrent`: other processes may
+    make the same directory at the same moment; the first one's stays, and the others' go.
+    """
+    directory = directory.absolute()
+    owner = f".{os.getpid()}" if concurrent else ""
+    partial = directory.with_name(f".{directory.name}{owner}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if not (concurrent and directory.exists()):
+            _swap_in(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space where `path` is, or will be."""
+    return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free
+
+
+def directory_bytes(directory: Path) -> int:
+    """Return the bytes of all files under `directory`."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def _swap_in(partial: Path, directory: Path) -> None:
+    if not directory.exists():
+        partial.rename(directory)
+        return
+    retired = directory.with_name(f"{partial.name}.retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    directory.rename(retired)
+    try:
+        partial.rename(directory)
+    except OSError:
+        retired.rename(directory)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
