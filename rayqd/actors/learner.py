@@ -136,7 +136,7 @@ def learn(settings: dict[str, Any]) -> None:
     from rayqd.learner.loop import train as train_loop
     from rayqd.learner.upload import CheckpointUploader
     from rayqd.model.load import device, load_head
-    from rayqd.model.source import local_directory
+    from rayqd.model.source import student_directory, teacher_directory
 
     config: Config = on_this_node(settings["config"])
     context = train.get_context()
@@ -145,10 +145,10 @@ def learn(settings: dict[str, Any]) -> None:
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
     feed = ConductorFeed(settings["conductor"], rank, world_size, group.all_true)
-    source = local_directory(config.model.name, config.model.revision)
+    source = student_directory(config)
     teacher_head = None
     if config.teacher.name:
-        teacher_head = load_head(local_directory(config.teacher.name), config.model.dtype).to(device())
+        teacher_head = load_head(teacher_directory(config), config.model.dtype).to(device())
     start = StartingPoint(config)
     checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
     uploader = None

@@ -54,7 +54,7 @@ class TeacherActor(TeacherWorker):
 
 def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine | None = None) -> list[Any]:
     """The rollout workers' handles; none when nothing is on-policy. Each begins to build its engine at once."""
-    if config.distill.lmbda == 0:
+    if not config.is_on_policy:
         return []
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
     return [

@@ -18,7 +18,7 @@ from rayqd.config.sections import TeacherConfig
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
-from rayqd.model.source import local_directory
+from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.states import completion_states
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
@@ -43,15 +43,14 @@ class Answering:
 
 def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], repeats: int) -> Iterator[Answering]:
     """Hidden states first. Reads held-out rows until they have `num_tokens` tokens."""
-    directory = local_directory(config.model.name, config.model.revision)
-    teacher_directory = local_directory(config.teacher.name) if config.teacher.name else directory
+    directory = student_directory(config)
     rollouts = _rollouts(config, num_tokens)
     student = Student.load(directory, config)
     with torch.no_grad():
         hidden = completion_states(student.model, rollouts)
     student_head = student.head.detach().clone()
     del student
-    model = load_model(teacher_directory, config.model.dtype)
+    model = load_model(teacher_directory(config), config.model.dtype)
     head = output_head(model)
     vocab_size = min(len(student_head), len(head))
     own = _own_ids(hidden, student_head[:vocab_size], max(k for k in TOP_K if k <= vocab_size), rollouts)
@@ -91,7 +90,7 @@ def _forms(
 
 
 def _rollouts(config: Config, num_tokens: int) -> list[Rollout]:
-    directory = local_directory(config.model.name, config.model.revision)
+    directory = student_directory(config)
     heldout = load_heldout(load_tokenizer(directory), config, context_length(directory))
     rollouts: list[Rollout] = []
     for example in heldout.examples:

@@ -20,6 +20,7 @@ from rayqd.bench.shapes import SHAPES
 from rayqd.bench.step import ARMS, USUAL_ARMS, bench_step
 from rayqd.bench.teacher import bench_teacher
 from rayqd.config import Config
+from rayqd.console.say import say
 from rayqd.errors import ConfigError
 
 BETAS = (0.0, 0.5, 1.0)
@@ -55,7 +56,7 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
         del row["_timing"]
     if "json" in switches:
         Path(switches["json"]).write_text(json.dumps(result, indent=2) + "\n")
-        console.print(f"written to {switches['json']}", highlight=False, soft_wrap=True)
+        say(console, f"written to {switches['json']}")
     return result
 
 

@@ -14,6 +14,7 @@ from rayqd.cluster.files import ClusterFile, parse_nodes
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes, Selector
 from rayqd.cluster.placement import best_plan, format_nodes, num_workers, place
 from rayqd.config import Config
+from rayqd.console.say import say
 
 _MANY = 10_000
 _SLOW_TO_START_SECONDS = 600  # a machine of a cloud, its driver and its packages
@@ -27,9 +28,9 @@ def validate(path: Path, config: Config, console: Console) -> int:
     console.print(_node_table(file, nodes, plan))
     console.print(_role_table(config, plan))
     for warning in dict.fromkeys(f"{file.location(*doubt.keys)}: {doubt}" for doubt in find_warnings(file)):
-        _say(console, f"look at {warning}")
+        say(console, f"look at {warning}")
     place(config, nodes)
-    _say(console, _verdict(config, plan))
+    say(console, _verdict(config, plan))
     return 0
 
 
@@ -102,7 +103,3 @@ def _range(group: NodeGroup) -> str:
     if group.startable >= _MANY:
         return f"{group.always} or more"
     return f"{group.always}-{group.startable}" if group.always != group.startable else str(group.startable)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from rayqd.commands.runs import plain_console
 from rayqd.config.resolved import setting_value
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
+from rayqd.console.say import say
 from rayqd.runs.record import RunRecord, find_run, read_run
 
 _OF_THE_RUN_ITSELF = ("name", "runs_dir")  # always differ, and say nothing
@@ -43,7 +44,7 @@ def compare(words: Sequence[str], runs_dir: Path, *, as_json: bool = False, cons
     for some in _that_fit(records, blocks, console.width):
         console.print(_table(some, records, blocks))
     for note in notes(records):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(console, note)
 
 
 def comparison(records: Sequence[RunRecord]) -> dict[str, Any]:

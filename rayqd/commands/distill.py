@@ -21,6 +21,7 @@ from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
+from rayqd.console.say import say
 from rayqd.driver.monitor import Follower
 from rayqd.driver.preflight import check, load_data, summary
 from rayqd.driver.seq_kd import with_teacher_completions
@@ -57,7 +58,7 @@ def distill(
                 run_dir.finish(result)
             Report(config, "distill", result["environment"]).write(result)
         else:
-            console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+            say(console, f"{run_dir.path} has finished already; this is its result")
         cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
         print_result(console, result, run_dir.path, title=cost)
         run_dir.upload(export=True)

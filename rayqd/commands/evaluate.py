@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayqd.config import Config, load_config
 from rayqd.console.benchmark_table import print_benchmarks
+from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, Arm, Bench
@@ -24,7 +25,7 @@ from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.initialization import StartingPoint, arm_name
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
-from rayqd.model.source import local_directory
+from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
 from rayqd.report.write import benchmarks_of_export, command_of, write_again
 from rayqd.teacher.cache import weights_digest
@@ -82,7 +83,7 @@ class _Evaluation:
     def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Tensor, Fidelity]:
         """The held-out rows with its scores, its head, and how it does itself; its benchmarks are in `_arms` then."""
         config = self._config
-        directory = local_directory(config.teacher.name) if config.teacher.name else self._checked.directory
+        directory = teacher_directory(config)
         teacher = load_model(directory, config.model.dtype)
         rows = score(examples, Teacher(teacher, config.teacher.max_batch_tokens))
         if self._bench:
@@ -123,7 +124,7 @@ class _Evaluation:
         return {"path": result["path"], "lm_eval": version("lm_eval"), **asked, "rows": result["benchmarks"]}
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(self._console, line)
 
 
 def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benchmark]:
@@ -133,11 +134,10 @@ def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benc
     benchmarks = open_benchmarks(config.eval, tokenizer)
     answering = [each.name for each in benchmarks if each.generates]
     if answering and tokenizer.chat_template and not config.eval.apply_chat_template:
-        console.print(
+        say(
+            console,
             f"{', '.join(answering)}: asked without the model's chat template; an instruction-tuned model answers "
             "better with --eval.apply_chat_template",
-            highlight=False,
-            soft_wrap=True,
         )
     return benchmarks
 
@@ -146,9 +146,7 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
     """What is at `path`; of a checkpoint what would be exported, so the adapter is merged wherever it was trained."""
     if (path / "student.safetensors").is_file():
         inside = config.adapter.model_copy(update={"placement": "inside"})
-        student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(
-            local_directory(config.model.name, config.model.revision)
-        )
+        student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.as_plain_model()
     directory = directory_of(path)

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rayqd.config import Config, differences, load_config
+from rayqd.console.say import say
 from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from rayqd.export.digest import others
@@ -27,7 +28,7 @@ from rayqd.files import directory_bytes
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.initialization import StartingPoint
 from rayqd.model.load import context_length, load_tokenizer, torch_dtype
-from rayqd.model.source import local_directory
+from rayqd.model.source import student_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.rollout.parity import kernel_change, vllm_change, why_not_vllm
@@ -67,11 +68,11 @@ def export_run(
         _check_replaceable(directory, overwrite)
     trained = load_trained(run_dir, config)
     if only_verify:
-        _say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
+        say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
     else:
         _write(run_dir, config, trained, directory, kind, overwrite)
         of = f"step {trained.step}" if trained else f"{run_dir / 'export'}"
-        _say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
+        say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
     if not verify:
         return 0
     verdict = verify_export(run_dir, config, trained, directory)
@@ -86,7 +87,7 @@ def load_trained(run_dir: Path, config: Config) -> Trained | None:
     steps = checkpoints.steps()
     if not steps:
         return None
-    source = local_directory(config.model.name, config.model.revision)
+    source = student_directory(config)
     student = StartingPoint(config).load_student(source)
     checkpoint = load_checkpoint(checkpoints.path(steps[-1]))
     student.load_state_dict(checkpoint["student"])
@@ -208,7 +209,7 @@ def _as_trained(trained: Trained, model: Any) -> Check:
 def _heldout(config: Config) -> tuple[list[Rollout], str]:
     """Some held-out rows; or none, and why."""
     try:
-        source = local_directory(config.model.name, config.model.revision)
+        source = student_directory(config)
         _, heldout = load_run_data(load_tokenizer(source), config, context_length(source))
     except (DataError, ModelError) as error:
         return [], f"not measured: {error}"
@@ -232,7 +233,3 @@ def _divergence(
 def _sequences(rollouts: Sequence[Rollout]) -> list[IntArray]:
     whole = [np.concatenate([r.prompt_ids, r.completion_ids]) for r in rollouts[:NUM_SEQUENCES]]
     return [ids[:MAX_SEQUENCE_TOKENS] for ids in whole]
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -19,6 +19,7 @@ from rayqd.config import Config
 from rayqd.config.resolved import setting_value, with_absolute_paths
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress, duration
+from rayqd.console.say import say
 from rayqd.data.answer_file import AnswerFile, Summary
 from rayqd.data.answers import AnswerWriter, end_token_ids
 from rayqd.data.prompts import Prompt, Prompts
@@ -95,8 +96,7 @@ def generate(
 def who_answers(model: str, config: Config) -> Model:
     """What `--model` means. Raises ModelError for a run that has no export."""
     if model == "teacher":
-        revision = None if config.teacher.name else config.model.revision
-        return Model(label="teacher", name=config.teacher_name, revision=revision)
+        return Model(label="teacher", name=config.teacher_name, revision=config.teacher_revision)
     path = config.run_dir if model == "student" else Path(model).expanduser()
     if (path / "export").is_dir():
         label = "student" if model == "student" else path.absolute().name
@@ -200,7 +200,7 @@ def _print_summary(console: Console, file: AnswerFile, prompts: Prompts, config:
         lines.append(f"left out: {', '.join(f'{number:,} {what}' for what, number in left_out.items() if number)}")
     lines.append(f"train on it  rayqd distill --data.source {file.path}")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _no_prompts(prompts: Prompts, config: Config) -> str:

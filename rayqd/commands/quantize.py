@@ -17,6 +17,7 @@ from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
+from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
 from rayqd.driver.preflight import Checked, check, load_data, summary
 from rayqd.evals.fidelity import Fidelity, score
@@ -25,7 +26,7 @@ from rayqd.learner.finish import Heldout, result_row
 from rayqd.learner.initialization import arm_name
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
-from rayqd.model.source import local_directory
+from rayqd.model.source import teacher_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.report.write import Report
@@ -55,7 +56,7 @@ def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
                 run_dir.finish(result)
             Report(config, "quantize", result["environment"]).write(result)
         else:
-            console.print(f"{run_dir.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+            say(console, f"{run_dir.path} has finished already; this is its result")
         print_result(console, result, run_dir.path, title="what 4 bits cost")
         run_dir.upload(export=True)
     finally:
@@ -102,7 +103,7 @@ class _Quantizing:
     def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, dict[str, Any]]:
         """The scored held-out rows, and the teacher's own row of the result."""
         config = self._config
-        directory = local_directory(config.teacher.name) if config.teacher.name else checked.directory
+        directory = teacher_directory(config)
         with self._timed("teacher", "the teacher reads the held-out rows"):
             model = load_model(directory, config.model.dtype)
             rows = score(examples, Teacher(model, config.teacher.max_batch_tokens))

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rayqd.console.say import say
 from rayqd.errors import RunError
 from rayqd.runs.record import RunRecord, read_run
 
@@ -26,12 +27,12 @@ def show_runs(
         return
     console = console or plain_console()
     if not records:
-        console.print(f"no runs in {directory}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"no runs in {directory}")
         return
     console.print(_table(records, time.time()))
     for record in records:
         if text := record.error or record.problem:
-            console.print(f"{record.name}: {text}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"{record.name}: {text}")
 
 
 def find_runs(directory: Path) -> list[RunRecord]:

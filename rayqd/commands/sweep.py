@@ -16,6 +16,7 @@ from rich.console import Console
 from rayqd.actors.connection import connect
 from rayqd.config.sweep import SweepSpec
 from rayqd.console.progress import Progress
+from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ConfigError, RunError
 from rayqd.rollout.worker import MakeEngine
@@ -54,7 +55,7 @@ def sweep(
         if sum(outcome.ended for outcome in before) < study.num_trials:
             _run(study, before, directory, data, console, make_engine)
         else:
-            console.print(f"{directory.path} has finished already; this is its result", highlight=False, soft_wrap=True)
+            say(console, f"{directory.path} has finished already; this is its result")
         return conclude(study, directory, console)
     finally:
         directory.close()

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rayqd.console.progress import Progress, duration, eval_line, headline
 from rayqd.console.result_table import print_result
+from rayqd.console.say import say
 from rayqd.runs.metrics_file import MetricsTail
 from rayqd.runs.record import RunRecord, is_running, read_run
 
@@ -24,7 +25,7 @@ def watch(path: Path, console: Console | None = None, *, sleep: Callable[[float]
     console = console or Console()
     record = read_run(path)
     if record.config:
-        console.print(headline(record.config), markup=False, highlight=False, soft_wrap=True)
+        say(console, headline(record.config))
     _follow(record, console, sleep)
     return _tell_end(read_run(path), console)
 
@@ -70,7 +71,7 @@ def _tell_end(record: RunRecord, console: Console) -> int:
         print_result(console, record.result, record.path.absolute(), title="the result")
         return 0
     if record.result is not None:
-        console.print(f"{record.name} has finished", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{record.name} has finished")
         return 0
     where = f"{record.name} at step {record.step}" if record.trains else record.name
     if record.state == "failed":

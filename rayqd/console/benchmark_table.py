@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rayqd.console.say import say
+
 Row = Mapping[str, Any]
 
 
@@ -27,7 +29,7 @@ def print_benchmarks(console: Console, rows: Sequence[Row]) -> None:
     console.print()
     console.print(table)
     for line in (*NOTES, *chance(shown)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 NOTES = (

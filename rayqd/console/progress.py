@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rayqd.config import Config
+from rayqd.console.say import say
 from rayqd.metrics.catalogue import METRICS
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
@@ -45,7 +46,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
     def status(self, text: str) -> None:
         """What is going on; replaces the last status in a terminal, is silent elsewhere."""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rayqd.config import load_config
 from rayqd.console.progress import duration
+from rayqd.console.say import say
 from rayqd.runs.storage.folder import shown
 
 
@@ -50,7 +51,7 @@ def print_result(
         _who_runs_it(config.quant.format, export if here.is_dir() else "A_COPY_OF_THE_EXPORT"),
     ]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _who_runs_it(quant_format: str, export: str) -> str:

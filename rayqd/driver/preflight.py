@@ -12,7 +12,7 @@ from rayqd.data import ExampleSet, load_run_data
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.model.load import common_vocabulary, context_length, load_tokenizer, skeleton
-from rayqd.model.source import local_directory
+from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
 
 
@@ -30,11 +30,11 @@ def check(config: Config, *, trains: bool = True) -> Checked:
 
     What `trains` writes checkpoints, anything else an export alone.
     """
-    directory = local_directory(config.model.name, config.model.revision)
+    directory = student_directory(config)
     model = skeleton(directory)
     quantizable_layers(model, config.quant)
     tokenizer = load_tokenizer(directory)
-    teacher = local_directory(config.teacher.name) if config.teacher.name else directory
+    teacher = teacher_directory(config)
     if config.teacher.name:
         _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
     _payload_fits(config, len(tokenizer), common_vocabulary(directory, teacher))

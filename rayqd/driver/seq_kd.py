@@ -12,7 +12,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from rayqd.data.answers import end_token_ids
 from rayqd.data.lines import Lines
 from rayqd.data.plan import off_policy_examples
 from rayqd.errors import RunError
-from rayqd.model.source import local_directory
+from rayqd.model.source import teacher_directory
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.storage.stored_run import COMPLETIONS
 from rayqd.types import Example, IntArray
@@ -52,7 +51,7 @@ def with_teacher_completions(
         completions = read_completions(lines, examples)
         missing = [example for row, example in examples.items() if row not in completions]
         if missing:
-            ends = end_token_ids(tokenizer, _teacher_directory(config))
+            ends = end_token_ids(tokenizer, teacher_directory(config))
             with _teacher(config, cluster, make_engine) as writers:
                 progress.status("starting the teacher's engine")
                 progress.say(f"the teacher's engine ready after {writers.wait_until_ready():.0f} s")
@@ -110,17 +109,7 @@ def with_completions(examples: Sequence[Example], completions: Mapping[int, IntA
 def _teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> Writers:
     """No other role runs yet, so the share of a GPU that the student's engine is to take is not the teacher's limit."""
     alone = config.model_copy(update={"rollout": config.rollout.model_copy(update={"gpu_memory_utilization": None})})
-    return Writers(
-        alone, cluster, model=config.teacher_name, revision=_teacher_revision(config), make_engine=make_engine
-    )
-
-
-def _teacher_directory(config: Config) -> Path:
-    return local_directory(config.teacher_name, _teacher_revision(config))
-
-
-def _teacher_revision(config: Config) -> str | None:
-    return None if config.teacher.name else config.model.revision
+    return Writers(alone, cluster, model=config.teacher_name, revision=config.teacher_revision, make_engine=make_engine)
 
 
 def _crc32(prompt_ids: IntArray) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rayqd.console.say import say
 from rayqd.errors import StorageError
 
 FILE_NAME = "verify.json"
@@ -50,7 +51,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     console.print(table, highlight=False)
     differing = [line for check in verdict.checks for line in check.differing]
     for line in differing[:NUM_NAMED]:
-        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+        say(console, f"  {line}")
     if len(differing) > NUM_NAMED:
         console.print(f"  and {len(differing) - NUM_NAMED} more, in {FILE_NAME}", highlight=False)
 

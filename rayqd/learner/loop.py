@@ -46,7 +46,7 @@ def train(
     if joins:
         feed.when_stopping(checkpointer.stop)
     feed.report({"event": "start", "step": start})
-    publishes = joins and config.distill.lmbda > 0
+    publishes = joins and config.is_on_policy
     if publishes:
         feed.publish(start, weights_on_the_wire(learner.student, config))
     for step in range(start, config.learner.steps):

@@ -13,6 +13,7 @@ import os
 import struct
 from pathlib import Path
 
+from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.files import replace_directory
 
@@ -24,7 +25,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
 def local_directory(name: str, revision: str | None = None) -> Path:
-    """The directory of `name`'s checkpoint, complete; raises ModelError when it is missing or half there."""
+    """Return the directory of `name`'s checkpoint; raises ModelError when it is missing or incomplete."""
     if name == EMBEDDED_NAME:
         gguf = _embedded_gguf()
         if gguf is not None:
@@ -34,6 +35,16 @@ def local_directory(name: str, revision: str | None = None) -> Path:
     if path.exists() or name.startswith((".", "/", "~")):
         return _complete(path)
     return _complete(_downloaded(name, revision))
+
+
+def student_directory(config: Config) -> Path:
+    """Return the complete directory of the model that is quantized; raises as `local_directory`."""
+    return local_directory(config.model.name, config.model.revision)
+
+
+def teacher_directory(config: Config) -> Path:
+    """Return the complete directory of the teacher, by default the model itself; raises as `local_directory`."""
+    return local_directory(config.teacher_name, config.teacher_revision)
 
 
 def cache_dir() -> Path:

@@ -105,11 +105,11 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
 
     def make() -> Engine:
         from rayqd.model.load import context_length
-        from rayqd.model.source import local_directory
+        from rayqd.model.source import student_directory
         from rayqd.rollout.vllm import VLLMEngine
         from rayqd.rollout.weights import form_for
 
-        directory = local_directory(config.model.name, config.model.revision)
+        directory = student_directory(config)
         form = form_for(config)
         return VLLMEngine(
             form.checkpoint(directory, config),

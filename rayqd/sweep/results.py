@@ -12,6 +12,7 @@ from rich.table import Table
 from rayqd.config import to_toml
 from rayqd.console.progress import duration
 from rayqd.console.result_table import short_path
+from rayqd.console.say import say
 from rayqd.sweep.outcome import Outcome, best_of, by_metric
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import short_labels, value_label
@@ -64,7 +65,7 @@ def print_outcomes(console: Console, study: Study, outcomes: Sequence[Outcome], 
         lines.append(f"best      {best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}")
     lines += [f"report    {short_path(path / 'report.html')}", f"result    {short_path(path / 'result.json')}"]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -127,13 +127,13 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
     def load() -> LoadedTeacher:
         from rayqd.model.layers import compile_layers
         from rayqd.model.load import common_vocabulary, load_model, output_head
-        from rayqd.model.source import local_directory
+        from rayqd.model.source import student_directory, teacher_directory
         from rayqd.teacher.cache import weights_digest
         from rayqd.teacher.forward import Teacher
         from rayqd.teacher.payloads import make_answer
 
-        student = local_directory(config.model.name, config.model.revision)
-        directory = local_directory(config.teacher.name) if config.teacher.name else student
+        student = student_directory(config)
+        directory = teacher_directory(config)
         model = load_model(directory, config.model.dtype)
         if config.model.compile and output_head(model).is_cuda:
             compile_layers(model)

@@ -90,5 +90,15 @@ class Config(Section):
         return self.teacher.name or self.model.name
 
     @property
+    def teacher_revision(self) -> str | None:
+        """The revision of the teacher's hub id; `model.revision` is of the model alone."""
+        return None if self.teacher.name else self.model.revision
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the student writes any of what it is trained on, so that there are rollout workers."""
+        return self.distill.lmbda > 0
+
+    @property
     def score_cache_dir(self) -> Path:
         return (self.teacher.cache_dir or self.runs_dir / ".teacher-scores").absolute()
