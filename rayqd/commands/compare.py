@@ -14,12 +14,12 @@ from rich.text import Text
 
 from rayqd.commands.runs import plain_console
 from rayqd.config.resolved import setting_value
+from rayqd.config.sections.markers import RunIdentity
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.say import say
 from rayqd.runs.record import RunRecord, find_run, read_run
 
-_OF_THE_RUN_ITSELF = ("name", "runs_dir")  # always differ, and say nothing
 _LONGEST_VALUE = 28  # characters of a setting; of longer ones, which are paths, the end is shown
 
 
@@ -65,9 +65,11 @@ def comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
 def differing_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """The settings that not all runs share, with each run's value; null where its config.toml cannot be read."""
     found: dict[str, list[Any]] = {}
-    for key in settings():
+    for key, setting in settings().items():
+        if setting.marker(RunIdentity):
+            continue
         values = [setting_value(record.config, key) if record.config else None for record in records]
-        if key not in _OF_THE_RUN_ITSELF and any(value != values[0] for value in values):
+        if any(value != values[0] for value in values):
             found[key] = values
     return found
 

@@ -12,6 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from rayqd.config import Config, load_config
+from rayqd.config.resolved import setting_value
+from rayqd.config.sections.markers import ChangesBenchmarks
+from rayqd.config.settings import settings_with
 from rayqd.console.benchmark_table import print_benchmarks
 from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
@@ -118,9 +121,9 @@ class _Evaluation:
                 _tell(run_dir)
 
     def _benchmarks_file(self, result: dict[str, Any]) -> dict[str, Any]:
-        asked = self._config.eval.model_dump(
-            include={"tasks", "num_fewshot", "task_limit", "task_batch_size", "apply_chat_template"}
-        )
+        asked = {
+            key.removeprefix("eval."): setting_value(self._config, key) for key in settings_with(ChangesBenchmarks)
+        }
         return {"path": result["path"], "lm_eval": version("lm_eval"), **asked, "rows": result["benchmarks"]}
 
     def _say(self, line: str) -> None:

@@ -17,6 +17,8 @@ from rayqd.actors.batch_generation import Answers, Writers, writing_request
 from rayqd.actors.connection import connect
 from rayqd.config import Config
 from rayqd.config.resolved import setting_value, with_absolute_paths
+from rayqd.config.sections.markers import ChangesAnswers
+from rayqd.config.settings import settings_with
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress, duration
 from rayqd.console.say import say
@@ -31,18 +33,6 @@ from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.worker import MakeEngine
 from rayqd.teacher.cache import weights_digest
 from rayqd.types import IntArray
-
-# What an answer depends on, beside the model and the prompt.
-_SETTINGS = (
-    "seed",
-    "model.dtype",
-    "data.split",
-    "data.max_length",
-    "data.min_room",
-    "rollout.min_new_tokens",
-    "rollout.max_new_tokens",
-    "rollout.temperature",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +171,7 @@ def _settings(who: Model, directory: Path, config: Config) -> dict[str, Any]:
     settings = {"model": Path(who.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
     settings |= {"data.source": source.name if source.is_file() else config.data.source}
-    return settings | {key: setting_value(config, key) for key in _SETTINGS}
+    return settings | {key: setting_value(config, key) for key in settings_with(ChangesAnswers)}
 
 
 def _print_summary(console: Console, file: AnswerFile, prompts: Prompts, config: Config) -> None:

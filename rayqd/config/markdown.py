@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rayqd.config.resolved import has_effect
+from rayqd.config.sections.markers import SameResult
 from rayqd.config.settings import Group, Setting, groups, value_text
 from rayqd.config.sweep.fields import sweep_group
 
@@ -54,7 +54,7 @@ def _section(group: Group) -> Iterator[str]:
     yield "| setting | default | must be | |"
     yield "| --- | --- | --- | --- |"
     for setting in group.settings:
-        cells = (f"`{setting.key}`{'' if has_effect(setting) else ' ↻'}", _default(setting), _must_be(setting))
+        cells = (f"`{setting.key}`{' ↻' if setting.marker(SameResult) else ''}", _default(setting), _must_be(setting))
         yield f"| {' | '.join((*cells, _cell(setting.text)))} |"
     yield ""
 

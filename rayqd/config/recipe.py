@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rayqd.config.resolved import setting_value
 from rayqd.config.sections import Config
-from rayqd.config.settings import settings, value_text
-
-_UNHEEDED = {
-    "distill": ("quant.method",),
-    "quantize": ("quant.init", "adapter.", "distill.", "rollout.", "learner."),
-}
+from rayqd.config.sections.markers import IgnoredBy, Marker
+from rayqd.config.settings import settings, settings_with, value_text
 
 
-def given_settings(config: Config, command: str, left_out: tuple[str, ...] = ()) -> dict[str, object]:
-    """The settings that `command` heeds and that are not the default, in their order.
+def given_settings(config: Config, command: str, without: Sequence[type[Marker]] = ()) -> dict[str, object]:
+    """Return the settings that `command` reads and that are not the default, in their order.
 
-    `left_out` holds keys, and sections with a dot behind them.
+    Those that carry a marker of a kind in `without` are left out.
     """
     default = Config()
-    unheeded = (*left_out, *_UNHEEDED.get(command, ()))
+    left_out = settings_with(*without)
     return {
         key: value
-        for key in settings()
-        if not _is_in(key, unheeded) and (value := setting_value(config, key)) != setting_value(default, key)
+        for key, setting in settings().items()
+        if key not in left_out
+        and IgnoredBy(command) not in setting.markers
+        and (value := setting_value(config, key)) != setting_value(default, key)
     }
 
 
 def command_line(given: Iterable[tuple[str, object]], command: str) -> str:
-    """`rayqd COMMAND --key value ...`, a flag a line."""
+    """Return `rayqd COMMAND --key value ...`, a flag a line."""
     flags = [f"--{key} {shlex.quote(_flag_text(value))}" for key, value in given]
     return " \\\n  ".join([f"rayqd {command}", *flags])
-
-
-def _is_in(key: str, names: tuple[str, ...]) -> bool:
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
 
 
 def _flag_text(value: object) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from rayqd.config.sections import Config
+from rayqd.config.sections.markers import Marker
+
+M = TypeVar("M", bound=Marker)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,11 @@ class Setting:
     choices: tuple[str, ...]  # every value there is, if they can be listed
     must_be: str  # "a number above 0"; completes "learner.lr must be"
     default: object
+    markers: tuple[Marker, ...]  # of its field, then of its section's
+
+    def marker(self, kind: type[M]) -> M | None:
+        """Return the first marker of `kind`, None if the setting carries none."""
+        return next((marker for marker in self.markers if isinstance(marker, kind)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +49,22 @@ class Group:
 def groups() -> tuple[Group, ...]:
     """Config's sections in their order, the settings outside of any first."""
     top = group_of("", Config, Config.model_fields)
-    return (top, *(group_of(name, section, section.model_fields) for name, section in _sections().items()))
+    sections = (
+        group_of(name, section, section.model_fields, _markers(Config.model_fields[name]))
+        for name, section in _sections().items()
+    )
+    return (top, *sections)
 
 
 @cache
 def settings() -> dict[str, Setting]:
     """Every setting by its dotted key."""
     return {setting.key: setting for group in groups() for setting in group.settings}
+
+
+def settings_with(*kinds: type[Marker]) -> list[str]:
+    """Return the keys of the settings that carry a marker of one of `kinds`, in the order of the sections."""
+    return [key for key, setting in settings().items() if any(setting.marker(kind) for kind in kinds)]
 
 
 def section_names() -> list[str]:
@@ -83,8 +102,10 @@ def _sections() -> dict[str, type[BaseModel]]:
     }
 
 
-def group_of(name: str, model: type[BaseModel], fields: dict[str, Any]) -> Group:
-    """The settings that `fields` of `model` are, as a section called `name`."""
+def group_of(
+    name: str, model: type[BaseModel], fields: Mapping[str, FieldInfo], markers: tuple[Marker, ...] = ()
+) -> Group:
+    """Return the settings that `fields` of `model` are, as a section called `name` that carries `markers` itself."""
     schema = model.model_json_schema()["properties"]
     leaves = [field for field in fields if name or field not in _sections()]
     text = (model.__doc__ or "").strip()
@@ -92,11 +113,18 @@ def group_of(name: str, model: type[BaseModel], fields: dict[str, Any]) -> Group
     return Group(
         name=name,
         text=text,
-        settings=tuple(_setting(prefix + leaf, schema[leaf], fields[leaf].default) for leaf in leaves),
+        settings=tuple(
+            _setting(prefix + leaf, schema[leaf], fields[leaf].default, (*_markers(fields[leaf]), *markers))
+            for leaf in leaves
+        ),
     )
 
 
-def _setting(key: str, schema: dict[str, Any], default: object) -> Setting:
+def _markers(field: FieldInfo) -> tuple[Marker, ...]:
+    return tuple(marker for marker in field.metadata if isinstance(marker, Marker))
+
+
+def _setting(key: str, schema: dict[str, Any], default: object, markers: tuple[Marker, ...]) -> Setting:
     variants: list[dict[str, Any]] = schema.get("anyOf", [schema])
     value = next(variant for variant in variants if variant.get("type") != "null")
     optional = len(variants) > 1
@@ -109,6 +137,7 @@ def _setting(key: str, schema: dict[str, Any], default: object) -> Setting:
         choices=choices,
         must_be=_must_be(value, choices) + (", or none" if optional else ""),
         default=default,
+        markers=markers,
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
-from rayqd.config.settings import value_text
+from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, RunIdentity, UsersMachine
+from rayqd.config.settings import settings_with, value_text
 from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 from rayqd.files import write_text
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
@@ -18,8 +19,6 @@ from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
 CARD_NAME = "README.md"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PLACES = ("model.name", "teacher.name", "data.source", "eval.source")
-_LEFT_OUT = ("name", "runs_dir", "ray.", "checkpoint.")
 
 _LIBRARY = {"compressed-tensors": "transformers", "bitsandbytes": "transformers", "gguf": "gguf"}
 _SERVE = {
@@ -111,8 +110,9 @@ def _data(config: Config, command: str) -> str:
 
 def _given(config: Config, command: str) -> dict[str, object]:
     """The recipe; places without the way to them."""
-    given = given_settings(config, command, _LEFT_OUT)
-    return {k: _place(v) if k in _PLACES and isinstance(v, str) else v for k, v in given.items()}
+    paths = settings_with(HubIdOrPath)
+    given = given_settings(config, command, [RunIdentity, UsersMachine, Housekeeping])
+    return {k: _place(v) if k in paths and isinstance(v, str) else v for k, v in given.items()}
 
 
 def _recipe(config: Config, command: str) -> str:

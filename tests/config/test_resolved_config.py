@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayqd.config import Config, differences, load_config, to_toml
-from rayqd.config.resolved import SECTIONS_WITHOUT_EFFECT, WITHOUT_EFFECT
+from rayqd.config.resolved import with_absolute_paths, with_values
 from rayqd.config.settings import settings, value_text
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.toml"
@@ -78,6 +78,24 @@ def test_where_and_how_fast_a_run_goes_is_no_difference():
     assert differences(Config(), load_config(faster)) == []
 
 
-def test_every_setting_said_to_have_no_effect_exists():
-    assert set(settings()) >= WITHOUT_EFFECT
-    assert all(any(key.startswith(section) for key in settings()) for section in SECTIONS_WITHOUT_EFFECT)
+def test_values_are_put_in_place_by_dotted_key():
+    config = with_values(Config(), {"seed": 1, "learner.lr": 1e-3, "learner.steps": 7, "eval.every": 2})
+    assert config == load_config(["--seed=1", "--learner.lr=1e-3", "--learner.steps=7", "--eval.every=2"])
+
+
+def test_paths_that_are_there_become_absolute_and_other_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    given = ["model.name=model", "teacher.name=owner/model", "data.source=rows.jsonl", "eval.source=model"]
+    given += ["teacher.cache_dir=scores", "eval.tasks_dir=~/tasks", "ray.cluster_file=cluster.yaml", "storage=kept/"]
+    config = with_absolute_paths(load_config([f"--{each}" for each in given]))
+    assert config.model.name == str(tmp_path / "model")
+    assert config.teacher.name == "owner/model"
+    assert config.data.source == str(tmp_path / "rows.jsonl")
+    assert config.eval.source == "model"  # a directory is no data set
+    assert config.teacher.cache_dir == tmp_path / "scores"
+    assert config.eval.tasks_dir == Path.home() / "tasks"
+    assert config.ray.cluster_file == Path("cluster.yaml")
+    assert (config.runs_dir, config.storage) == (tmp_path / "runs", str(tmp_path / "kept"))
+    assert with_absolute_paths(load_config(["--storage=s3://bucket/runs"])).storage == "s3://bucket/runs"

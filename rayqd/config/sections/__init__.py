@@ -6,11 +6,24 @@ Defaults are those of the study this tool grew out of (Qwen3-4B, INT4, rank 32, 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from rayqd.config.place import check_place
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import (
+    AbsolutePath,
+    ChangesAnswers,
+    ChangesHeldOut,
+    Housekeeping,
+    IgnoredBy,
+    NotSwept,
+    OnlyMeasured,
+    RunIdentity,
+    SameResult,
+    UsersMachine,
+)
 from rayqd.config.sections.models import ModelConfig, TeacherConfig
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
 from rayqd.config.sections.quant import PROJECTIONS, AdapterConfig, QuantConfig
@@ -33,30 +46,43 @@ __all__ = [
     "TeacherConfig",
 ]
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$"
+
 
 class Config(Section):
     """A run: everything that decides its result, and where it runs."""
 
-    name: str = Field(default="distill", pattern=r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$")
+    name: Annotated[str, RunIdentity(), NotSwept("each trial has a name of its own")] = Field(
+        default="distill", pattern=_NAME
+    )
     """Name of the run, and of its directory; that of a sweep's trial is the sweep's name, a slash, and its own."""
-    runs_dir: Path = Path("runs")
+    runs_dir: Annotated[
+        Path,
+        AbsolutePath(lasting=True),
+        SameResult(),
+        RunIdentity(),
+        UsersMachine(),
+        NotSwept("all trials lie in the sweep's directory"),
+    ] = Path("runs")
     """Directory of the runs' directories."""
-    storage: str | None = None
+    storage: Annotated[str | None, AbsolutePath(lasting=True), SameResult()] = None
     """Where a run is kept beside its directory, as storage/name: s3://bucket/runs, gs://..., file:///..., or a path.
     From there it resumes on any machine, and no node needs a disk that others share."""
-    seed: int = Field(default=42, ge=0)
+    seed: Annotated[int, ChangesHeldOut(), ChangesAnswers()] = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
     model: ModelConfig = ModelConfig()
     teacher: TeacherConfig = TeacherConfig()
     quant: QuantConfig = QuantConfig()
-    adapter: AdapterConfig = AdapterConfig()
+    adapter: Annotated[AdapterConfig, IgnoredBy("quantize")] = AdapterConfig()
     data: DataConfig = DataConfig()
-    distill: DistillConfig = DistillConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    learner: LearnerConfig = LearnerConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    ray: RayConfig = RayConfig()
+    distill: Annotated[DistillConfig, IgnoredBy("quantize")] = DistillConfig()
+    rollout: Annotated[RolloutConfig, IgnoredBy("quantize")] = RolloutConfig()
+    learner: Annotated[LearnerConfig, IgnoredBy("quantize")] = LearnerConfig()
+    eval: Annotated[EvalConfig, OnlyMeasured(), NotSwept("all trials must be measured on the same rows")] = EvalConfig()
+    checkpoint: Annotated[CheckpointConfig, SameResult(), Housekeeping()] = CheckpointConfig()
+    ray: Annotated[RayConfig, SameResult(), UsersMachine(), NotSwept("all trials run on the sweep's cluster")] = (
+        RayConfig()
+    )
 
     @model_validator(mode="after")
     def _payload_allows(self) -> Config:

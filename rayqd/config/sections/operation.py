@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import AbsolutePath, ChangesBenchmarks, HubIdOrPath, SameResult
 
 
 class EvalConfig(Section):
     """What the held-out part is, and when it is looked at."""
 
-    source: str | None = None
+    source: Annotated[str | None, HubIdOrPath(only_files=True)] = None
     """A .jsonl file, a data set id, or "quickstart"; none keeps the first `num_rows` rows of the shuffled data from
     training."""
     split: str = "test"
     """Split of a hub data set."""
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
-    every: int = Field(default=0, ge=0)
+    every: Annotated[int, SameResult()] = Field(default=0, ge=0)
     """Steps between evaluations; 0 looks only before the first and after the last step."""
-    tasks: list[str] = Field(default=[])
+    tasks: Annotated[list[str], SameResult(), ChangesBenchmarks()] = Field(default=[])
     """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network."""
-    tasks_dir: Path | None = None
+    tasks_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
     """`rayqd eval`: a directory of task files (YAML) of your own, whose names `tasks` may then have."""
-    num_fewshot: int | None = Field(default=None, ge=0)
+    num_fewshot: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=0)
     """`rayqd eval`: solved examples before each document of a benchmark; none: as many as its task says."""
-    task_limit: int | None = Field(default=None, ge=1)
+    task_limit: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=1)
     """`rayqd eval`: documents of each benchmark, the first ones; none takes all of them."""
-    task_batch_size: int = Field(default=16, ge=1)
+    task_batch_size: Annotated[int, SameResult(), ChangesBenchmarks()] = Field(default=16, ge=1)
     """`rayqd eval`: sequences of a benchmark that run at once."""
-    apply_chat_template: bool = False
+    apply_chat_template: Annotated[bool, SameResult(), ChangesBenchmarks()] = False
     """`rayqd eval`: ask the benchmarks' questions in the model's chat template, which an instruction-tuned model
     needs for tasks that it answers in its own words."""
-    rtn: bool = True
+    rtn: Annotated[bool, SameResult()] = True
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import IgnoredBy
 
 
 class QuantConfig(Section):
@@ -23,10 +24,10 @@ class QuantConfig(Section):
     The formats other than int4 know absmax alone, and take it unless told."""
     double_quant: bool = False
     """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
-    method: Literal["rtn", "gptq", "awq"] = "gptq"
+    method: Annotated[Literal["rtn", "gptq", "awq"], IgnoredBy("distill")] = "gptq"
     """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling. Unless given: gptq for
     int4, else awq."""
-    init: Literal["rtn", "gptq", "awq"] = "gptq"
+    init: Annotated[Literal["rtn", "gptq", "awq"], IgnoredBy("quantize")] = "gptq"
     """Where training starts: rtn: the weights as they are; gptq, awq: moved, by calibration, to where that method's
     codes are. Unless given: gptq for int4, else rtn."""
     calibration_tokens: int = Field(default=16384, ge=1)

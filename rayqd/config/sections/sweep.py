@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import SameResult
 
 
 class Span(Section):
@@ -45,7 +46,7 @@ class SweepConfig(Section):
     """asha: steps that every trial may do; none: learner.steps / reduction_factor²."""
     reduction_factor: int = Field(default=3, ge=2)
     """asha: the best 1 in so many goes on from grace_steps, from grace_steps · reduction_factor, and so forth."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: Annotated[int | None, SameResult()] = Field(default=None, ge=1)
     """Trials at a time; none: as many as have room beside each other."""
     metric: Literal["kl_to_teacher", "perplexity"] = "kl_to_teacher"
     """What is to be small, on the held-out rows."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
+from rayqd.config.sections.markers import ChangesAnswers, ChangesHeldOut, HubIdOrPath, SameResult
 
 
 class DataConfig(Section):
     """Where prompts, and off-policy completions, come from."""
 
-    source: str = "allenai/tulu-3-sft-mixture"
+    source: Annotated[str, ChangesHeldOut(), HubIdOrPath(only_files=True)] = "allenai/tulu-3-sft-mixture"
     """A .jsonl file, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
-    split: str = "train"
+    split: Annotated[str, ChangesHeldOut(), ChangesAnswers()] = "train"
     """Split of a hub data set."""
-    max_length: int = Field(default=1024, ge=64)
+    max_length: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesAnswers()] = Field(default=1024, ge=64)
     """Tokens of prompt and completion together; longer prompts are left out, longer completions too."""
-    min_room: int = Field(default=32, ge=1)
+    min_room: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesAnswers()] = Field(default=32, ge=1)
     """A prompt must leave at least this many tokens for its completion."""
-    on_bad_row: Literal["auto", "error", "skip"] = "auto"
+    on_bad_row: Annotated[Literal["auto", "error", "skip"], ChangesHeldOut()] = "auto"
     """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file
     of yours, skip in a data set of the hub."""
 
@@ -46,19 +47,19 @@ class DistillConfig(Section):
 class RolloutConfig(Section):
     """How the student writes."""
 
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Rollout workers; none are started when distill.lmbda is 0."""
-    min_new_tokens: int = Field(default=16, ge=0)
+    min_new_tokens: Annotated[int, ChangesAnswers()] = Field(default=16, ge=0)
     """No end of text before this many tokens."""
-    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens: Annotated[int, ChangesAnswers()] = Field(default=128, ge=1)
     """Completions are cut here."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Annotated[float, ChangesAnswers()] = Field(default=1.0, ge=0)
     """Of the sampling; 0 is greedy."""
     max_staleness: int = Field(default=0, ge=0)
     """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
-    max_concurrent: int = Field(default=64, ge=1)
+    max_concurrent: Annotated[int, SameResult()] = Field(default=64, ge=1)
     """Completions that one worker writes at a time."""
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    gpu_memory_utilization: Annotated[float | None, SameResult()] = Field(default=None, gt=0, le=1)
     """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
 
     @model_validator(mode="after")
@@ -71,14 +72,14 @@ class RolloutConfig(Section):
 class LearnerConfig(Section):
     """How the student learns."""
 
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Ray Train workers; each takes its share of every step. With adapters every one has the whole student; with
     adapter.kind none they divide weights, gradients and moments among them, so that models fit that fit on no GPU."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=8, ge=1)
     """Sequences a step, over all workers."""
-    microbatch_tokens: int = Field(default=4096, ge=1)
+    microbatch_tokens: Annotated[int, SameResult()] = Field(default=4096, ge=1)
     """Tokens that go through the model at once; changes memory and speed, not the result."""
     lr: float = Field(default=5e-6, gt=0)
     """Peak learning rate of AdamW."""
@@ -90,5 +91,5 @@ class LearnerConfig(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Recompute activations in the backward pass: less memory, a third more time."""

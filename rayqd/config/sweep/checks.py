@@ -9,20 +9,12 @@ from pydantic_core import ErrorDetails
 
 from rayqd.config.load import Assignment
 from rayqd.config.sections import Config
+from rayqd.config.sections.markers import ChangesHeldOut, NotSwept
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.config.settings import nearest, section_names, settings, value_text
+from rayqd.config.settings import Setting, nearest, section_names, settings, value_text
 from rayqd.config.sweep.fields import OVER, sweep_settings
 
-_ALIKE = "all trials must be measured on the same rows"
-_NEVER_SWEPT = {
-    "name": "each trial has a name of its own",
-    "runs_dir": "all trials lie in the sweep's directory",
-    "eval.": _ALIKE,
-    "ray.": "all trials run on the sweep's cluster",
-    "data.max_length": f"it changes which are held out, and {_ALIKE}",
-    "data.min_room": f"it changes which are held out, and {_ALIKE}",
-}
-_CHANGE_WHAT_IS_HELD_OUT = ("seed", "data.source", "data.split", "data.on_bad_row")  # unless eval.source names it
+_ONE_HELD_OUT = "all trials must be measured on the same rows"
 
 
 def unknown(each: Assignment) -> str | None:
@@ -44,10 +36,19 @@ def not_swept(key: str, config: Config) -> Iterator[str]:
     elif key not in settings():
         near = nearest(key)
         yield f"unknown setting {key}; " + (f"did you mean {near}?" if near else "`rayqd config` lists every setting")
-    elif why := next((why for name, why in _NEVER_SWEPT.items() if key == name or key.startswith(name)), None):
+    elif why := _why_never(settings()[key]):
         yield f"{key} cannot be swept: {why}"
-    elif key in _CHANGE_WHAT_IS_HELD_OUT and config.eval.source is None:
-        yield f"{key} changes which rows are held out, and {_ALIKE}: name an eval.source"
+    elif settings()[key].marker(ChangesHeldOut) and config.eval.source is None:
+        yield f"{key} changes which rows are held out, and {_ONE_HELD_OUT}: name an eval.source"
+
+
+def _why_never(setting: Setting) -> str | None:
+    if never := setting.marker(NotSwept):
+        return never.why
+    held_out = setting.marker(ChangesHeldOut)
+    if held_out and held_out.of_eval_source_too:
+        return f"it changes which are held out, and {_ONE_HELD_OUT}"
+    return None
 
 
 def explain(error: ErrorDetails, final: Mapping[str, Assignment], places: Mapping[str, str]) -> str:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rayqd.config.help import group_help
+from rayqd.config.sections.markers import SameResult
 from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.settings import value_text
 from rayqd.config.sweep.fields import OVER, sweep_group, sweep_settings
-
-_WITHOUT_EFFECT = ("sweep.max_concurrent",)
 
 
 def sweep_toml(sweep: SweepConfig) -> str:
@@ -54,6 +53,9 @@ def sweep_help() -> str:
 
 
 def _texts(sweep: SweepConfig) -> dict[str, str]:
-    texts = {key: value_text(getattr(sweep, key.removeprefix("sweep."))) for key in sweep_settings()}
-    texts |= {f"{OVER}{key}": dimension_text(dimension) for key, dimension in sweep.over.items()}
-    return {key: text for key, text in texts.items() if key not in _WITHOUT_EFFECT}
+    texts = {
+        key: value_text(getattr(sweep, key.removeprefix("sweep.")))
+        for key, setting in sweep_settings().items()
+        if not setting.marker(SameResult)
+    }
+    return texts | {f"{OVER}{key}": dimension_text(dimension) for key, dimension in sweep.over.items()}
