@@ -6,17 +6,17 @@ Shapes: T tokens, V vocabulary, d and D hidden widths of student and teacher, C 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rayqd.losses.closed_form import loss_and_slope, slope_factor
 from rayqd.losses.divergence import check_parameters
+from rayqd.losses.gradient import HeadGradient, attach_gradient
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.losses.shapes import check_sides
 
@@ -31,7 +31,7 @@ def chunked_generalized_jsd(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, " T"]:
-    """`generalized_jsd` of the logits `hidden @ head.T`: per token, nats, float32, exact over the full vocabulary.
+    """Return `generalized_jsd` of the logits `hidden @ head.T`: per token, nats, float32, over the full vocabulary.
 
     The products run in the dtype of hidden state and head, and are rounded to it; all that follows is float32. In
     bfloat16 that rounding alone is worth about 1e-3 nats where logits reach 16 to 32; float32 inputs do without it.
@@ -51,9 +51,14 @@ def chunked_generalized_jsd(
     check_sides(student_hidden, student_head, teacher_hidden, teacher_head)
     size = student_head.element_size() + teacher_head.element_size()
     chunk_tokens = chunk_size(chunk_tokens, len(student_head), size, student_head.device, len(student_hidden))
-    with_gradient = torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad)
     sides = _Sides(student_hidden, student_head, teacher_hidden.detach(), teacher_head.detach())
-    return _ChunkedJSD.apply(*sides, _Objective(beta, temperature, chunk_tokens), with_gradient)  # type: ignore[no-any-return]
+    objective = _Objective(beta, temperature, chunk_tokens)
+    with_slope = torch.is_grad_enabled() and student_hidden.requires_grad
+    loss, slope = _loss_and_hidden_gradient(sides, objective, with_slope=with_slope)
+    head = None
+    if torch.is_grad_enabled() and student_head.requires_grad:
+        head = HeadGradient(head=student_head, compute=partial(_head_gradient, objective), saved=tuple(sides))
+    return attach_gradient(loss, student_hidden, slope, head=head)
 
 
 class _Sides(NamedTuple):
@@ -78,41 +83,24 @@ class _Chunk(NamedTuple):
     factor: Tensor  # [C, 1] float32: d loss / d logits = slope * factor
 
 
-class _ChunkedJSD(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        sides, objective, with_gradient = _Sides(*args[:4]), args[4], args[5]
-        hidden, head = sides.student_hidden, sides.student_head
-        wants_hidden = with_gradient and ctx.needs_input_grad[0]
-        wants_head = with_gradient and ctx.needs_input_grad[1]
-        loss = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        grad_rows = torch.empty_like(hidden) if wants_hidden else None
-        for chunk in _chunks(sides, objective, with_slope=wants_hidden):
-            loss[chunk.rows] = chunk.loss
-            if grad_rows is not None:
-                torch.mm(chunk.slope, head, out=grad_rows[chunk.rows]).mul_(chunk.factor)
-        ctx.objective = objective
-        ctx.save_for_backward(grad_rows, *(sides if wants_head else ()))
-        return loss
-
-    @staticmethod
-    @once_differentiable  # untyped, and so seems to rename ctx
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        (grad_loss,) = grad_outputs
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
-        grad_rows, sides = saved[0], saved[1:]
-        grad_hidden = grad_head = None
-        if grad_rows is not None:
-            grad_hidden = (grad_rows * grad_loss[:, None]).to(grad_rows.dtype)
-        if sides:
-            grad_head = _head_gradient(_Sides(*cast("tuple[Tensor, ...]", sides)), ctx.objective, grad_loss)
-        return grad_hidden, grad_head, None, None, None, None
+@torch.no_grad()
+def _loss_and_hidden_gradient(
+    sides: _Sides, objective: _Objective, *, with_slope: bool
+) -> tuple[Float[Tensor, " T"], Float[Tensor, "T d"] | None]:
+    """Return the loss, and d loss_t / d hidden_t of each token when asked for."""
+    hidden = sides.student_hidden
+    loss = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    gradient = torch.empty_like(hidden) if with_slope else None
+    for chunk in _chunks(sides, objective, with_slope=with_slope):
+        loss[chunk.rows] = chunk.loss
+        if gradient is not None:
+            torch.mm(chunk.slope, sides.student_head, out=gradient[chunk.rows]).mul_(chunk.factor)
+    return loss, gradient
 
 
-def _head_gradient(sides: _Sides, objective: _Objective, grad_loss: Tensor) -> Tensor:
-    """sum_t grad_loss_t (d loss_t / d logits_t) hidden_t^T, [V, d]; added up in float32 over the chunks."""
+def _head_gradient(objective: _Objective, *tensors: Tensor) -> Float[Tensor, "V d"]:
+    """Add up sum_t grad_loss_t (d loss_t / d logits_t) hidden_t^T in float32 over the chunks."""
+    sides, grad_loss = _Sides(*tensors[:4]), tensors[4]
     total = torch.zeros_like(sides.student_head, dtype=torch.float32)
     for chunk in _chunks(sides, objective, with_slope=True):
         weighted = sides.student_hidden[chunk.rows] * (grad_loss[chunk.rows, None] * chunk.factor)
@@ -121,7 +109,7 @@ def _head_gradient(sides: _Sides, objective: _Objective, grad_loss: Tensor) -> T
 
 
 def _chunks(sides: _Sides, objective: _Objective, *, with_slope: bool) -> Iterator[_Chunk]:
-    """Loss and slope of one chunk after another, in the same two buffers; slopes take the student logits' place."""
+    """Yield loss and slope chunk by chunk, in the same two buffers; slopes take the student logits' place."""
     num_tokens, vocab_size = len(sides.student_hidden), len(sides.student_head)
     size = min(objective.chunk_tokens, num_tokens)
     student_buffer = sides.student_hidden.new_empty(size, vocab_size)
@@ -140,9 +128,9 @@ def _chunks(sides: _Sides, objective: _Objective, *, with_slope: bool) -> Iterat
 def loss_and_slope_in_place(
     student: Tensor, teacher: Tensor, beta: float, temperature: float, *, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """Loss [C], and the factor [C, 1] of the slope, which takes the place of the student's logits. Uses up both sides.
+    """Return the loss [C] and the factor [C, 1] of the slope, which takes the place of the student's logits.
 
-    A GPU has a kernel for it, `rows_triton`. Without Triton it takes the CPU's way, block by block.
+    Both sides are used up. A GPU has a kernel for it, `rows_triton`; without Triton it takes the CPU's way, in blocks.
     """
     if student.is_cuda and _has_triton():
         from rayqd.losses import rows_triton
@@ -170,14 +158,14 @@ def _has_triton() -> bool:
 
 
 def _divide(logits: Tensor, temperature: float, out: Tensor) -> None:
-    """Logits divided by the temperature, in float32."""
+    """Write the logits divided by the temperature to `out`, in float32."""
     out.copy_(logits)
     if temperature != 1.0:
         out.div_(temperature)
 
 
 def _store(slope: Tensor, out: Tensor, factor: Tensor) -> None:
-    """Rounds a slope to the dtype of `out`; in float16 each row is scaled first, or its small entries would be lost."""
+    """Round a slope to the dtype of `out`; in float16 each row is scaled first, or its small entries would be lost."""
     if out.dtype == torch.float16:
         peak = slope.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
         slope.div_(peak)

@@ -31,20 +31,25 @@ MASKED_LOGIT = -1e30
 INFINITE_LOSS = 1e20  # and above: what such a logit against a real one has added up to
 
 
-def divided(logits: Tensor, temperature: float) -> Tensor:
-    """A float32 copy, divided by the temperature, without -inf, and with 0 as each row's largest: or else what the
-    logits have in common would take digits from the logsumexp, and with it from log q - log p."""
+def scale_logits(logits: Tensor, temperature: float) -> Tensor:
+    """Return a float32 copy, divided by the temperature, without -inf, and with 0 as each row's largest.
+
+    Or else what the logits have in common would take digits from the logsumexp, and with it from log q - log p.
+    """
     logits = (logits.float() / temperature).clamp_(min=MASKED_LOGIT)
     return logits.sub_(logits.amax(-1, keepdim=True))
 
 
 def slope_factor(beta: float, temperature: float) -> float:
-    """What a slope is to be multiplied by to be the gradient with respect to the undivided logits."""
+    """Return what makes a slope the gradient with respect to the logits before their division by the temperature."""
     return (1.0 - beta if 0.0 < beta < 1.0 else 1.0) / temperature
 
 
 def largest_log_ratio(far_weight: float) -> float:
-    """Beyond it near is below e^-20 of what far adds to m, and both sides' terms are at their limits."""
+    """Return the log ratio to clamp at.
+
+    Beyond it near is below e^-20 of what far adds to m, and both sides' terms are at their limits.
+    """
     return min(20.0 - math.log(far_weight), 85.0) if far_weight > 0.0 else 85.0
 
 
@@ -56,7 +61,7 @@ def loss_and_slope(
     with_slope: bool,
     scratch: tuple[Float[Tensor, "R V"], Float[Tensor, "R V"]] | None = None,
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"] | None]:
-    """The loss of each row in nats, and its slope when asked for. Both inputs must be float32 and are overwritten.
+    """Return each row's loss in nats, and its slope when asked for. Both inputs must be float32 and are overwritten.
 
     So is the float32 `scratch`, of which the slope is a part then; without it memory is asked for.
     """
@@ -102,7 +107,7 @@ def _between(
 
 
 def softmax_and_logsumexp(logits: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """softmax [R, V], in `out` if given, and logsumexp [R].
+    """Return softmax [R, V], in `out` if given, and logsumexp [R].
 
     On CPU the fused softmax costs less than exp: the rest follows from it.
     """

@@ -1,21 +1,22 @@
-"""Any per-token loss of the student's logits, from hidden states and output head, without ever holding [T, V] logits.
+"""Any per-token loss of logits, from hidden states and output heads, without ever holding [T, V] logits.
 
-Shapes: T tokens, V vocabulary, d hidden width, C tokens of a chunk.
+Shapes: T tokens, V vocabulary, d and D hidden widths of student and teacher, C tokens of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from rayqd.losses.gradient import attach_gradient
 from rayqd.losses.rows import chunk_size, slices
+from rayqd.losses.shapes import check_sides
 
 LossOfRows = Callable[[Tensor, slice], Tensor]  # logits [C, V] of the student, and which rows they are -> loss [C]
+LossOfLogits = Callable[[Tensor, Tensor], Tensor]  # logits [C, V] of student and teacher -> loss [C]
 
 _FLOAT32_COPIES = 4  # of a chunk's logits, that a loss and its gradient may hold at a time
 
@@ -27,49 +28,58 @@ def chunked_rowwise(
     *,
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, " T"]:
-    """`loss_of_rows(hidden @ head.T)`, chunk by chunk: one float32 number a token.
+    """Return `loss_of_rows(hidden @ head.T)`, computed chunk by chunk: one float32 number a token.
 
     Row t of the loss must depend on row t of the logits alone. The forward pass therefore computes d loss_t / d
     hidden_t with autograd while a chunk's logits exist, and the backward pass multiplies its rows by what comes from
     above. Differentiable once, with respect to `student_hidden` alone; the product runs in the dtype of hidden state
-    and head. For the exact divergence `chunked_generalized_jsd` is faster.
+    and head. For the generalized Jensen-Shannon divergence `chunked_generalized_jsd` is faster.
 
     Raises ConfigError for a chunk_tokens below 1, and what `loss_of_rows` raises.
     """
     bytes_per_id = student_head.element_size() + 4 * _FLOAT32_COPIES
     chunk_tokens = chunk_size(chunk_tokens, len(student_head), bytes_per_id, student_head.device)
     with_gradient = torch.is_grad_enabled() and student_hidden.requires_grad
-    return _ChunkedRowwise.apply(student_hidden, student_head.detach(), loss_of_rows, chunk_tokens, with_gradient)  # type: ignore[no-any-return]
+    with torch.no_grad():
+        loss = torch.empty(len(student_hidden), dtype=torch.float32, device=student_hidden.device)
+        slope = torch.empty_like(student_hidden) if with_gradient else None
+        for rows in slices(len(student_hidden), chunk_tokens):
+            logits = student_hidden[rows] @ student_head.t()
+            if slope is None:
+                loss[rows] = loss_of_rows(logits, rows)
+            else:
+                loss[rows], grad_logits = _loss_and_gradient(logits, rows, loss_of_rows)
+                slope[rows] = grad_logits @ student_head
+    return attach_gradient(loss, student_hidden, slope)
 
 
-class _ChunkedRowwise(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        loss_of_rows: LossOfRows,
-        chunk_tokens: int,
-        with_gradient: bool,
-    ) -> Tensor:
-        loss = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        grad_rows = torch.empty_like(hidden) if with_gradient else None
-        for rows in slices(len(hidden), chunk_tokens):
-            logits = (hidden[rows] @ head.t()).requires_grad_(with_gradient)
-            with torch.set_grad_enabled(with_gradient):
-                chunk = loss_of_rows(logits, rows)
-                if grad_rows is not None:
-                    (slope,) = torch.autograd.grad(chunk.sum(), logits)
-                    grad_rows[rows] = slope @ head
-            loss[rows] = chunk.detach()
-        if grad_rows is not None:
-            ctx.save_for_backward(grad_rows)
-        return loss
+def _loss_and_gradient(logits: Tensor, rows: slice, loss_of_rows: LossOfRows) -> tuple[Tensor, Tensor]:
+    """Return the loss [C] of a chunk, and d loss_t / d logits_t [C, V] by autograd."""
+    with torch.enable_grad():
+        loss = loss_of_rows(logits.requires_grad_(), rows)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    return loss.detach(), gradient
 
-    @staticmethod
-    @once_differentiable  # untyped, and so seems to rename ctx
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        (grad_rows,), (grad_loss,) = ctx.saved_tensors, grad_outputs
-        return (grad_rows * grad_loss[:, None]).to(grad_rows.dtype), None, None, None, None
+
+def chunked_loss(
+    student_hidden: Float[Tensor, "T d"],
+    student_head: Float[Tensor, "V d"],
+    teacher_hidden: Float[Tensor, "T D"],
+    teacher_head: Float[Tensor, "V D"],
+    loss_of_logits: LossOfLogits,
+    *,
+    chunk_tokens: int | None = None,
+) -> Float[Tensor, " T"]:
+    """Return `loss_of_logits` of both sides' logits `hidden @ head.T`, chunk by chunk as `chunked_rowwise` does.
+
+    Raises ModelError for shapes or dtypes that do not fit one another, ConfigError for a chunk_tokens below 1.
+    """
+    check_sides(student_hidden, student_head, teacher_hidden, teacher_head)
+    teacher_hidden, teacher_head = teacher_hidden.detach(), teacher_head.detach()
+    bytes_per_id = student_head.element_size() + teacher_head.element_size() + 4 * (_FLOAT32_COPIES + 1)
+    chunk_tokens = chunk_size(chunk_tokens, len(student_head), bytes_per_id, student_head.device)
+
+    def loss_of_rows(logits: Tensor, rows: slice) -> Tensor:
+        return loss_of_logits(logits, teacher_hidden[rows] @ teacher_head.t())
+
+    return chunked_rowwise(student_hidden, student_head, loss_of_rows, chunk_tokens=chunk_tokens)

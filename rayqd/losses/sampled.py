@@ -12,14 +12,12 @@ of the reverse KL; from k3 the gradient of the *forward* KL (E_p[(1 - r) grad lo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rayqd.errors import ModelError
+from rayqd.losses.gradient import attach_gradient
 
 # Nothing but a guard against overflow: an estimate with a ratio of e^60 is finite, but worth nothing.
 _MAX_LOG_RATIO = 60.0
@@ -30,7 +28,7 @@ def sampled_reverse_kl(
     teacher_logprobs: Float[Tensor, " T"],
     sampling_logprobs: Float[Tensor, " T"] | None = None,
 ) -> Float[Tensor, " T"]:
-    """An unbiased estimate of KL(student || teacher) at each sampled token: nats, float32, of value and of gradient.
+    """Return an unbiased estimate of KL(student || teacher) at each sampled token: nats, float32, value and gradient.
 
     The value is w k1 = w (log p - log q), of either sign. The gradient is the score-function (REINFORCE) estimator
     w (log p - log q) grad log p, with w and (log p - log q) as constants: policy gradient with log q - log p as reward.
@@ -52,47 +50,36 @@ def sampled_reverse_kl(
     _check(student_logprobs, teacher_logprobs, sampling_logprobs)
     log_p, log_q = student_logprobs.detach().float(), teacher_logprobs.detach().float()
     estimate = _weighted(log_p - log_q, log_p, sampling_logprobs)
-    return _WithScore.apply(student_logprobs.float(), estimate)  # type: ignore[no-any-return]
+    slope = estimate if torch.is_grad_enabled() and student_logprobs.requires_grad else None
+    return attach_gradient(estimate, student_logprobs, slope)
 
 
-@torch.no_grad()
 def sampled_reverse_kl_k3(
     student_logprobs: Float[Tensor, " T"],
     teacher_logprobs: Float[Tensor, " T"],
     sampling_logprobs: Float[Tensor, " T"] | None = None,
 ) -> Float[Tensor, " T"]:
-    """w k3, an estimate of KL(student || teacher) at each sampled token in nats, float32, >= 0: a metric, no gradient.
+    """Return w k3 at each sampled token, an estimate of KL(student || teacher) in nats, float32, never negative.
 
-    Unbiased under the same conditions as `sampled_reverse_kl` if besides p(x) > 0 wherever q(x) > 0, and of a far lower
-    variance where the two are close. Tokens with log-probabilities of -inf count as there; a ratio q / p above e^60
-    counts as e^60. Raises ModelError for unequal shapes.
+    The value is unbiased under the same conditions as `sampled_reverse_kl` if besides p(x) > 0 wherever q(x) > 0, and
+    of a far lower variance where the two are close. The gradient is that of k3 itself, w (1 - r) grad log p with w as a
+    constant, as GRPO differentiates its KL penalty: in expectation that of the *forward* KL(teacher || student).
+
+    Tokens with log-probabilities of -inf count as there; a ratio q / p above e^60 counts as e^60. Differentiable once,
+    with respect to `student_logprobs`. Raises ModelError for unequal shapes.
     """
     _check(student_logprobs, teacher_logprobs, sampling_logprobs)
-    log_p, log_q = student_logprobs.float(), teacher_logprobs.float()
+    log_p, log_q = student_logprobs.detach().float(), teacher_logprobs.detach().float()
     log_r = (log_q - log_p).clamp(max=_MAX_LOG_RATIO)
     # Rounding may leave expm1(r) a hair below r.
-    return _weighted((log_r.expm1() - log_r).clamp(min=0.0), log_p, sampling_logprobs)
-
-
-class _WithScore(torch.autograd.Function):
-    """The estimate as value, and the estimate times the gradient of the log-probability as gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logprobs: Tensor, estimate: Tensor) -> Tensor:
-        ctx.save_for_backward(estimate)
-        return estimate.clone()
-
-    @staticmethod
-    @once_differentiable  # untyped, and so seems to rename ctx
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        (estimate,), (grad_loss,) = ctx.saved_tensors, grad_outputs
-        return grad_loss * estimate, None
+    estimate = _weighted((log_r.expm1() - log_r).clamp(min=0.0), log_p, sampling_logprobs)
+    if not (torch.is_grad_enabled() and student_logprobs.requires_grad):
+        return estimate
+    return attach_gradient(estimate, student_logprobs, _weighted(-log_r.expm1(), log_p, sampling_logprobs))
 
 
 def _weighted(estimate: Tensor, log_p: Tensor, sampling_logprobs: Tensor | None) -> Tensor:
-    """w times the estimate; 0 where w is, or where the student cannot have sampled the token, infinite or not."""
+    """Return w times the estimate; 0, also of inf, where w is 0 or where the student cannot have sampled the token."""
     impossible = log_p == -torch.inf
     if sampling_logprobs is None:
         return estimate.masked_fill(impossible, 0.0)

@@ -18,17 +18,16 @@ and the gradients with respect to the student's logits are (1 / temperature) tim
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rayqd.errors import ConfigError
-from rayqd.losses.closed_form import divided, loss_and_slope, softmax_and_logsumexp
+from rayqd.losses.closed_form import loss_and_slope, softmax_and_logsumexp
 from rayqd.losses.divergence import check_parameters
-from rayqd.losses.rows import row_blocks
+from rayqd.losses.gradient import loss_of_logits
 from rayqd.losses.shapes import check_logits
 
 _MAX_EXPONENT = 80.0  # e^80 is still a float32
@@ -41,7 +40,7 @@ def skew_kl(
     alpha: float,
     temperature: float = 1.0,
 ) -> Float[Tensor, " T"]:
-    """KL(teacher || alpha teacher + (1 - alpha) student) at each token in nats, float32, over the full vocabulary.
+    """Return KL(teacher || alpha teacher + (1 - alpha) student) of each token in nats, float32, over the vocabulary.
 
     At most -log(alpha), whatever is masked with -inf on either side; alpha = 0 is the forward KL, `generalized_jsd` at
     beta = 0, and has its limits. Towards alpha = 1 it falls as (1 - alpha)^2, its rounding as 1e-7 (1 - alpha).
@@ -60,7 +59,7 @@ def skew_reverse_kl(
     alpha: float,
     temperature: float = 1.0,
 ) -> Float[Tensor, " T"]:
-    """KL(student || alpha student + (1 - alpha) teacher) at each token in nats, float32, over the full vocabulary.
+    """Return KL(student || alpha student + (1 - alpha) teacher) of each token in nats, float32, over the vocabulary.
 
     At most -log(alpha); alpha = 0 is the reverse KL, `generalized_jsd` at beta = 1. All else as for `skew_kl`.
     """
@@ -72,51 +71,14 @@ def _skew(student: Tensor, teacher: Tensor, alpha: float, temperature: float, *,
         raise ConfigError(f"alpha={alpha} is outside [0, 1); 0 is the plain KL, and at 1 the skew KL is 0 everywhere")
     check_parameters(float(reverse), temperature)
     check_logits(student, teacher)
-    with_gradient = torch.is_grad_enabled() and student.requires_grad
-    return _SkewKL.apply(student, teacher.detach(), alpha, temperature, reverse, with_gradient)  # type: ignore[no-any-return]
-
-
-class _SkewKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        alpha: float,
-        temperature: float,
-        reverse: bool,
-        with_gradient: bool,
-    ) -> Tensor:
-        loss = torch.empty(len(student), dtype=torch.float32, device=student.device)
-        slope = torch.empty_like(student, dtype=torch.float32) if with_gradient else None
-        for rows in row_blocks(len(student), student.shape[1], student.device):
-            loss[rows], block = _loss_and_slope(
-                divided(student[rows], temperature),
-                divided(teacher[rows], temperature),
-                alpha,
-                reverse=reverse,
-                with_slope=with_gradient,
-            )
-            if slope is not None and block is not None:
-                slope[rows] = block
-        if slope is not None:
-            ctx.save_for_backward(slope)
-            ctx.temperature, ctx.dtype = temperature, student.dtype
-        return loss
-
-    @staticmethod
-    @once_differentiable  # untyped, and so seems to rename ctx
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        (slope,), (grad_loss,) = ctx.saved_tensors, grad_outputs
-        return (slope * (grad_loss / ctx.temperature)[:, None]).to(ctx.dtype), None, None, None, None, None
+    function = partial(_loss_and_slope, alpha=alpha, reverse=reverse)
+    return loss_of_logits(student, teacher, temperature, function, factor=1.0 / temperature)
 
 
 def _loss_and_slope(
-    student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"], alpha: float, *, reverse: bool, with_slope: bool
+    student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"], *, alpha: float, reverse: bool, with_slope: bool
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"] | None]:
-    """The loss of each row and its gradient with respect to the divided logits. May overwrite its inputs."""
+    """Return the loss of each row and its gradient with respect to the divided logits. May overwrite its inputs."""
     if alpha == 0.0:
         return loss_and_slope(student, teacher, float(reverse), with_slope=with_slope)
     x_logits, y_logits = (student, teacher) if reverse else (teacher, student)
@@ -136,7 +98,7 @@ def _loss_and_slope(
 
 
 def _log_mix(log_ratio: Tensor, alpha: float) -> Tensor:
-    """log(alpha + (1 - alpha) e^r), to float32's precision relative to itself: also where r is near 0, or huge."""
+    """Return log(alpha + (1 - alpha) e^r) to float32's precision relative to itself, r near 0 or huge."""
     # r is cut off only where x is below e^-80
     near = log_ratio.clamp(max=_MAX_EXPONENT).expm1_().mul_(1.0 - alpha).log1p_()
     if alpha > 0.5:

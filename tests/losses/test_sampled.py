@@ -48,11 +48,11 @@ def test_value_and_gradient_are_unbiased(seed, off_policy):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("off_policy", [False, True])
-def test_k3_is_unbiased_never_negative_and_without_gradient(seed, off_policy):
+def test_k3_is_unbiased_never_negative_and_has_the_gradient_of_the_forward_kl(seed, off_policy):
     student, teacher, sampler = logits(seed)
     value, grad = expectation(sampled_reverse_kl_k3, student, teacher, sampler if off_policy else None)
     assert value == pytest.approx(full_reverse_kl(student, teacher)[0], rel=1e-6, abs=1e-6)
-    assert grad is None
+    torch.testing.assert_close(grad, student.softmax(0) - teacher.softmax(0), rtol=1e-5, atol=1e-6)
     assert (sampled_reverse_kl_k3(student.log_softmax(0), teacher.log_softmax(0)) >= 0).all()
 
 
@@ -101,6 +101,9 @@ def test_the_numbers_of_one_token():
     assert loss.item() == pytest.approx(2 * math.log(4), rel=1e-6)
     assert torch.autograd.grad(3 * loss.sum(), p)[0].item() == pytest.approx(6 * math.log(4), rel=1e-6)
     assert sampled_reverse_kl_k3(p, q).item() == pytest.approx(math.log(4) - 0.75, rel=1e-6)
+    # d k3 / d log p = 1 - q / p = 3/4, and w = 2 times that
+    assert torch.autograd.grad(sampled_reverse_kl_k3(p, q).sum(), p)[0].item() == pytest.approx(0.75, rel=1e-6)
+    assert torch.autograd.grad(sampled_reverse_kl_k3(p, q, s).sum(), p)[0].item() == pytest.approx(1.5, rel=1e-6)
     assert sampled_reverse_kl_k3(p, q, s).item() == pytest.approx(2 * math.log(4) - 1.5, rel=1e-6)
 
 
@@ -123,7 +126,9 @@ def test_log_probabilities_of_minus_ten_thousand_stay_finite():
         loss = sampled_reverse_kl(p, q, sampling)
         assert loss.isfinite().all()
         assert torch.autograd.grad(loss.sum(), p)[0].isfinite().all()
-        assert sampled_reverse_kl_k3(p, q, sampling).isfinite().all()
+        k3 = sampled_reverse_kl_k3(p, q, sampling)
+        assert k3.isfinite().all()
+        assert torch.autograd.grad(k3.sum(), p)[0].isfinite().all()
     assert sampled_reverse_kl(p, q)[2].item() == 1e4
 
 
@@ -134,7 +139,10 @@ def test_a_token_the_student_cannot_sample_counts_nothing_and_one_the_teacher_ca
     for sampling, expected in ((None, [0, 0, INF, INF]), (s, [0, 0, INF, 0])):
         loss = sampled_reverse_kl(p, q, sampling)
         assert loss.tolist() == expected
-        assert sampled_reverse_kl_k3(p, q, sampling).tolist() == expected
+        k3 = sampled_reverse_kl_k3(p, q, sampling)
+        assert k3.tolist() == expected
+        # Of an id that the teacher cannot have, 1 - q / p is 1; of one that counts nothing, 0.
+        assert torch.autograd.grad(k3.sum(), p)[0].tolist() == [float(value == INF) for value in expected]
         assert torch.autograd.grad(loss.sum(), p)[0].tolist() == expected
 
 

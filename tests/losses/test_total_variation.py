@@ -1,12 +1,17 @@
-"""The total variation distance against a float64 loop, and the chunked form against that of the logits."""
+"""The total variation distance and its gradient against float64, and the chunked form against that of the logits."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from rayqd.errors import ConfigError, ModelError
-from rayqd.losses import chunked_total_variation, generalized_jsd, total_variation
+from rayqd.losses import chunked_loss, generalized_jsd, total_variation
+
+
+def chunked_total_variation(*inputs, temperature=1.0, chunk_tokens=None):
+    return chunked_loss(*inputs, partial(total_variation, temperature=temperature), chunk_tokens=chunk_tokens)
 
 
 def logits(num_tokens=6, vocab_size=60):
@@ -40,6 +45,25 @@ def test_value_is_the_definition_and_at_most_what_pinsker_allows(temperature):
     assert distance.tolist() == by_definition(student, teacher, temperature)
     kl = generalized_jsd(student, teacher, beta=0.0, temperature=temperature)
     assert (distance <= (kl / 2).sqrt()).all()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_gradient_is_that_of_float64_autograd(temperature):
+    student, teacher = logits()
+    weights = torch.linspace(-1, 2, len(student))
+    student.requires_grad_()
+    (grad,) = torch.autograd.grad((total_variation(student, teacher, temperature=temperature) * weights).sum(), student)
+    exact = student.detach().double().requires_grad_()
+    p, q = ((side / temperature).softmax(-1) for side in (exact, teacher.double()))
+    (expected,) = torch.autograd.grad(((p - q).abs().sum(-1) / 2 * weights).sum(), exact)
+    # Where one id has nearly all of p, sign - sum p sign loses digits.
+    assert (grad - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
+def test_the_sides_that_agree_have_no_gradient():
+    student, _ = logits()
+    distance = total_variation(student.requires_grad_(), student.detach().clone())
+    assert (torch.autograd.grad(distance.sum(), student)[0] == 0).all()
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 100, None])
@@ -79,8 +103,11 @@ def test_the_ends_are_zero_and_one():
 
 def test_no_gradient_no_tokens_one_token_one_id():
     student, teacher = logits()
-    assert not total_variation(student.requires_grad_(), teacher).requires_grad
-    assert not chunked_total_variation(*(x.requires_grad_() for x in sides())).requires_grad
+    expected = total_variation(student.requires_grad_(), teacher.requires_grad_())
+    assert torch.autograd.grad(expected.sum(), [student, teacher], allow_unused=True)[1] is None
+    with torch.no_grad():
+        assert torch.equal(total_variation(student, teacher), expected)
+        assert not chunked_total_variation(*(x.requires_grad_() for x in sides())).requires_grad
     assert total_variation(student[:0], teacher[:0]).shape == (0,)
     assert total_variation(student[:1], teacher[:1]).shape == (1,)
     assert total_variation(student[:, :1], teacher[:, :1]).tolist() == [0.0] * 6
