@@ -62,22 +62,37 @@ class LostError(Exception):
 
 
 def lost_for_good(what: str) -> str:
+    """Return the message of the error that ends a run after `MAX_ATTEMPTS` at `what`."""
     return f"{what} was lost with its node {MAX_ATTEMPTS} times: nodes go faster than they come, start again later"
 
 
 class Rollouts(Protocol):
+    """The rollout workers, as the pipeline sees them."""
+
     async def write(
         self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
-    ) -> list[RolloutRef]: ...
+    ) -> list[RolloutRef]:
+        """Write a completion for each of `sequences`, whose prompts are `prompts`, with the student at `weights`.
+
+        Raises LostError where the weights were lost with their node.
+        """
+        ...
 
 
 class Teachers(Protocol):
+    """The teachers, as the pipeline sees them."""
+
     async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Ref | None]:
-        """Return a payload for each rollout; None for one that it has no numbers for. `exact`: as hidden states."""
+        """Return a payload for each rollout, hidden states if `exact`; None for one that would be inf or nan.
+
+        Raises LostError where a rollout was lost with its node.
+        """
         ...
 
 
 class Pipeline:
+    """What every step trains on, made ahead of the learner's demand by at most `max_staleness` steps."""
+
     def __init__(
         self,
         *,
@@ -90,8 +105,11 @@ class Pipeline:
         put: Callable[[Rollout], Ref],
         quarantine: Callable[[RolloutRef], Awaitable[None]],
     ) -> None:
-        """`put` keeps a rollout that comes from the data where others can refer to it; `quarantine` hears of every
-        rollout that the teacher has no numbers for, and may raise to end the run."""
+        """Hold what makes a step.
+
+        `put` stores a rollout that comes from the data where others can refer to it; `quarantine` is called with every
+        rollout whose payload would be inf or nan, and may raise to end the run.
+        """
         self._plan = plan
         self._examples = examples
         self._num_steps = num_steps
@@ -106,7 +124,7 @@ class Pipeline:
         self._attempts: dict[int, int] = {}  # of the steps that were lost
 
     def publish(self, weights: Weights) -> None:
-        """From now on rollouts start with these. A learner that went back to a checkpoint gets everything made anew."""
+        """Start rollouts with these from now on; a learner that went back to a checkpoint gets every step made anew."""
         if weights.version <= self._weights.version:
             for task in self._tasks.values():
                 task.cancel()
@@ -116,10 +134,10 @@ class Pipeline:
         self._published = asyncio.Event()
 
     async def batch(self, step: int, attempt: int = 0) -> list[ScoredRef]:
-        """Everything the learner trains on at `step`, by index; starts the work of the steps it may run ahead of.
+        """Return all that the learner trains on at `step`, by index; start the work of the steps it may run ahead of.
 
         Waits for version `step` of the weights: one learner worker may ask before another has published them. A higher
-        `attempt` than before says that what the last one gave is lost; all learner workers take the same attempt.
+        `attempt` than before says that what the last one returned is lost; all learner workers make the same attempt.
         """
         while self._plan.lmbda > 0 and self._weights.version < step:
             await self._published.wait()
@@ -133,20 +151,20 @@ class Pipeline:
         return await self._tasks[step]
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
-        """The teacher's view of rows that are never trained on."""
+        """Return the teacher's payloads, exact, for rows that are never trained on."""
         rollouts = [self._from_data(-1, index, example) for index, example in enumerate(examples)]
         payloads = await self._teachers.score(rollouts, exact=True)
         return [ScoredRef(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
     async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
-        """The step, made again where a node takes parts of it along before it is whole."""
+        """Make the step, again where parts of it are lost with a node before it is complete."""
         for _ in range(MAX_ATTEMPTS):
             with contextlib.suppress(LostError):
                 return await self._make_once(step, weights)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     async def _make_once(self, step: int, weights: Weights) -> list[ScoredRef]:
-        """The teacher reads all of a step at once: where roles share cores, it and the rollouts slow each other."""
+        """Write, then score: where roles share cores, the teacher and rollouts slow each other."""
         planned = self._plan.step(step)
         on_policy = [s for s in planned if s.on_policy]
         rollouts = [self._from_data(step, s.index, self._examples[s.example]) for s in planned if not s.on_policy]

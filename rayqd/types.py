@@ -50,7 +50,7 @@ class Rollout:
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
-        """The data's own completion."""
+        """Make the rollout whose completion is the data's own."""
         return cls(
             step=step,
             index=index,
@@ -62,10 +62,12 @@ class Rollout:
 
     @property
     def num_loss_tokens(self) -> int:
+        """Completion tokens: C."""
         return len(self.completion_ids)
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that a model reads: P + C."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
 

@@ -1,4 +1,4 @@
-"""Rollout workers before there is a student: they hold a model as it lies on disk, and answer prompts with it.
+"""Batch generation over the cluster: rollout workers that hold a model as it lies on disk, and complete prompts.
 
               guided blocks                completions, as they are finished
     requests ───────────────► Pool.stream ─────────────────────────────────► on_completion, in the caller's process
@@ -24,9 +24,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayqd.actors.connection import Cluster
-from rayqd.actors.failures import unwrapped
+from rayqd.actors.failures import unwrap_error
 from rayqd.actors.pool import Pool
-from rayqd.actors.remote import start_writers
+from rayqd.actors.remote import start_generation_workers
 from rayqd.cluster.placement import place_rollout_workers
 from rayqd.config import Config
 from rayqd.data.plan import writing_seed
@@ -41,16 +41,18 @@ _END_SECONDS = 60.0
 OnCompletion = Callable[[int, IntArray], None]
 
 
-class Answers(Protocol):
-    """Whatever completes prompts: `Writers`, or in a test an engine in this process."""
+class CompletionSource(Protocol):
+    """Whatever completes prompts: `BatchGenerator`, or in a test an engine in this process."""
 
-    def write(
+    def generate(
         self, requests: Iterator[tuple[int, SamplingRequest]], num_requests: int, on_completion: OnCompletion
-    ) -> None: ...
+    ) -> None:
+        """Complete all of `requests`; see `BatchGenerator.generate`."""
+        ...
 
 
-class Writers:
-    """To be used in a `with`; at its end every process of theirs is gone, and with it the memory that it held."""
+class BatchGenerator:
+    """Rollout workers for the length of a `with`; at its end their processes and their memory are gone."""
 
     def __init__(
         self,
@@ -61,33 +63,33 @@ class Writers:
         revision: str | None = None,
         make_engine: MakeEngine | None = None,
     ) -> None:
-        """Starts `rollout.num_workers` of them with the model of that name; PlacementError where there is no room."""
+        """Start `rollout.num_workers` workers with the model of that name; PlacementError where there is no room."""
         placement = place_rollout_workers(config, cluster.nodes)
         make_engine = make_engine or checkpoint_engine_maker(
             model, revision, config, placement.gpus_per_worker["rollout"] or 1.0
         )
-        self._actors = start_writers(config, placement, make_engine)
-        self._pool = Pool("writer", self._actors, config.ray.placement_timeout_seconds)
+        self._actors = start_generation_workers(config, placement, make_engine)
+        self._pool = Pool("generator", self._actors, config.ray.placement_timeout_seconds)
         self._batch_size = config.rollout.max_concurrent
         self._placement_seconds = config.ray.placement_timeout_seconds
 
-    def __enter__(self) -> Writers:
+    def __enter__(self) -> BatchGenerator:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        gone: list[Any] = []
+        process_ends: list[Any] = []
         for actor in self._actors:
             if kind is None:  # otherwise it may be busy, and nobody waits for what it holds
                 with contextlib.suppress(RayError):  # one that is just being restarted holds nothing yet
-                    gone.append(_is_gone(*ray.get(actor.process.remote(), timeout=_END_SECONDS)))
+                    process_ends.append(_watch_for_end(*ray.get(actor.process.remote(), timeout=_END_SECONDS)))
             ray.kill(actor)
         with contextlib.suppress(RayError):  # a node that went away took its workers with it
-            ray.get(gone)
+            ray.get(process_ends)
 
     def wait_until_ready(self) -> float:
-        """Seconds that the slowest one's engine took; PlacementError when the cluster makes no room in time."""
+        """Return the seconds that the slowest engine took; PlacementError if the cluster makes no room in time."""
         processes = [actor.process.remote() for actor in self._actors]
         _, unplaced = ray.wait(processes, num_returns=len(processes), timeout=self._placement_seconds)
         if unplaced:
@@ -102,64 +104,64 @@ class Writers:
             try:
                 seconds = max(seconds, float(ray.get(ref)))
             except RayError as error:
-                raise unwrapped(error, f"writer-{rank}") from None
+                raise unwrap_error(error, f"generator-{rank}") from None
         return seconds
 
-    def write(
+    def generate(
         self, requests: Iterator[tuple[int, SamplingRequest]], num_requests: int, on_completion: OnCompletion
     ) -> None:
-        """Answer all of `requests`, about `num_requests` pairs of a key and a request; the keys come back in any order.
+        """Complete all of `requests`, about `num_requests` pairs of key and request; the keys come back in any order.
 
         Takes from `requests` as workers become free, so it may be long. Raises what a worker or `on_completion` raised.
         """
-        asyncio.run(self._write(_Blocks(requests, num_requests, len(self._actors), self._batch_size), on_completion))
+        asyncio.run(self._generate(_Blocks(requests, num_requests, len(self._actors), self._batch_size), on_completion))
 
-    async def _write(self, blocks: _Blocks, on_completion: OnCompletion) -> None:
-        async def one_worker() -> None:
+    async def _generate(self, blocks: _Blocks, on_completion: OnCompletion) -> None:
+        async def feed_worker() -> None:
             while block := blocks.next():
                 async for key, completion in self._pool.stream("answer", block):
                     on_completion(key, completion)
 
-        await asyncio.gather(*(one_worker() for _ in self._actors))
+        await asyncio.gather(*(feed_worker() for _ in self._actors))
 
 
-def writing_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...]) -> SamplingRequest:
-    """What a model is asked to write for row `row` of the data: as a rollout, and no longer than data may be."""
+def sampling_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...]) -> SamplingRequest:
+    """Return the request for row `row` of the data: sampled as a rollout, and no longer than data may be."""
     rollout = config.rollout
-    longest = min(rollout.max_new_tokens, config.data.max_length - len(prompt_ids))
+    max_new_tokens = min(rollout.max_new_tokens, config.data.max_length - len(prompt_ids))
     return SamplingRequest(
         prompt_ids=prompt_ids,
         seed=writing_seed(config.seed, row),
         temperature=rollout.temperature,
-        min_new_tokens=min(rollout.min_new_tokens, longest),
-        max_new_tokens=longest,
+        min_new_tokens=min(rollout.min_new_tokens, max_new_tokens),
+        max_new_tokens=max_new_tokens,
         stop_token_ids=end_ids,
     )
 
 
 class _Blocks:
-    """Work cut as it is asked for: half of what is left over all workers, but whole batches of an engine."""
+    """Requests in blocks for one worker each: half of what is left over all workers, but whole batches of an engine."""
 
     def __init__(
         self, requests: Iterator[tuple[int, SamplingRequest]], num_requests: int, num_workers: int, batch_size: int
     ) -> None:
         self._requests = requests
-        self._left = num_requests
-        self._shares = 1 if num_workers == 1 else 2 * num_workers
+        self._num_left = num_requests
+        self._num_shares = 1 if num_workers == 1 else 2 * num_workers
         self._batch_size = batch_size
 
     def next(self) -> dict[int, SamplingRequest]:
-        share = math.ceil(self._left / self._shares)
+        share = math.ceil(self._num_left / self._num_shares)
         size = min(max(share, self._batch_size), _MAX_BATCHES_A_BLOCK * self._batch_size)
-        self._left = max(0, self._left - size)
+        self._num_left = max(0, self._num_left - size)
         return dict(islice(self._requests, size))
 
 
-def _is_gone(node: str, pid: int) -> Any:
-    """A reference that is there when process `pid` of `node` is not."""
+def _watch_for_end(node: str, pid: int) -> Any:
+    """Return a reference that is ready once process `pid` of `node` has ended."""
     task: Any = ray.remote(_wait_for_end)
-    where = NodeAffinitySchedulingStrategy(node, soft=False)
-    return task.options(num_cpus=0, scheduling_strategy=where).remote(pid)
+    affinity = NodeAffinitySchedulingStrategy(node, soft=False)
+    return task.options(num_cpus=0, scheduling_strategy=affinity).remote(pid)
 
 
 def _wait_for_end(pid: int) -> None:

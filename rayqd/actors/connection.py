@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from rayqd.actors.runtime_env import runtime_environment
-from rayqd.actors.topology import nodes_of_the_cluster, nodes_of_this_machine
+from rayqd.actors.runtime_env import make_runtime_env
+from rayqd.actors.topology import list_cluster_nodes, list_local_nodes
 from rayqd.cluster.check import load_valid_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
@@ -27,6 +27,8 @@ from rayqd.errors import ConfigError, PlacementError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
+    """The Ray cluster that this process is connected to."""
+
     nodes: Nodes  # those that run, and those that its autoscaler would start
     node_id: str  # where the driver is, which outlives every other node as far as the run is concerned
     accelerators: tuple[str, ...]  # what Ray calls the GPUs of those that run: "H100"
@@ -35,7 +37,7 @@ class Cluster:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The nodes that run, for the run's records, as JSON."""
+        """Return the nodes that run, for the run's records, as JSON."""
         groups = self.nodes.groups
         return {
             "nodes": sum(group.running for group in groups),
@@ -47,13 +49,13 @@ class Cluster:
 
 @contextmanager
 def connect(config: Config) -> Iterator[Cluster]:
-    """Ray, for the length of a `with`; leaving it ends every process of the run."""
+    """Connect to Ray for the length of a `with`; leaving it ends every process of the run."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if config.ray.dashboard and not address:
         _check_dashboard()
-    named = load_valid_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
+    cluster_file = load_valid_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
     try:
-        with _own_stop_signal():
+        with _keep_stop_signal():
             context: Any = ray.init(
                 address=address or "local",
                 namespace="rayqd",
@@ -61,16 +63,18 @@ def connect(config: Config) -> Iterator[Cluster]:
                 job_config=_job_config(config, address),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=runtime_environment(config, ships_package=address is not None),
+                runtime_env=make_runtime_env(config, ships_package=address is not None),
             )
     except (ConnectionError, ValueError, RayError) as error:
-        raise PlacementError(f"no Ray cluster answers at {address}: {_why(error)}") from error
+        raise PlacementError(f"no Ray cluster answers at {address}: {_explain(error)}") from error
     try:
-        kinds = [name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
+        accelerators = [
+            name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")
+        ]
         yield Cluster(
-            nodes=nodes_of_the_cluster(named) if address else nodes_of_this_machine(),
+            nodes=list_cluster_nodes(cluster_file) if address else list_local_nodes(),
             node_id=ray.get_runtime_context().get_node_id(),
-            accelerators=tuple(sorted(kinds)),
+            accelerators=tuple(sorted(accelerators)),
             dashboard=context.dashboard_url or "",
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
@@ -79,7 +83,7 @@ def connect(config: Config) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _why(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     if "InvalidAuthToken" in f"{error} {error.__cause__}":
         return "it wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
     return str(error).strip().partition("\n")[0]
@@ -95,14 +99,14 @@ def _check_dashboard() -> None:
 
 
 def _job_config(config: Config, address: str | None) -> Any:
-    """What the dashboard's list of jobs says of this driver; None through Ray Client, which has no place for it."""
+    """Return what the dashboard's list of jobs says of this driver; None through Ray Client, which lacks it."""
     if address and "://" in address:
         return None
     return JobConfig(metadata=_metadata(config))
 
 
 def _metadata(config: Config) -> dict[str, str]:
-    """What the dashboard and `ray list jobs --detail` tell of the run; a submitted job's own metadata wins."""
+    """Return what the dashboard and `ray list jobs --detail` tell of the run; a submitted job's own metadata wins."""
     return {
         "job_name": config.name,
         "run_directory": str(config.run_dir),
@@ -114,8 +118,8 @@ def _metadata(config: Config) -> dict[str, str]:
 
 
 @contextmanager
-def _own_stop_signal() -> Iterator[None]:
-    """What SIGTERM does stays what it was: Ray puts a handler of its own, which ends the process without a word.
+def _keep_stop_signal() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray puts a handler of its own, which ends the process without a word.
 
     One that comes while Ray starts is met by that handler; it counts as Ctrl-C all the same.
     """

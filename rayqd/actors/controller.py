@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from rayqd.actors.node import on_this_node
+from rayqd.actors.node import localize_run_dir
 from rayqd.actors.pool import Pool
 from rayqd.actors.pooled import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.prometheus import MetricSeries
@@ -23,7 +23,7 @@ from rayqd.types import Example, IntArray
 Event = dict[str, Any]
 
 
-class Conductor:
+class Controller:
     """An asynchronous actor: a method that waits keeps none of the others waiting."""
 
     _step = 0  # optimizer steps done
@@ -31,39 +31,41 @@ class Conductor:
     def __init__(self, config: Config, rollout_actors: Sequence[Any], teacher_actors: Sequence[Any]) -> None:
         self._config = config
         actors = {"rollout": rollout_actors, "teacher": teacher_actors}
-        patience = config.ray.placement_timeout_seconds
-        self._pools = {role: Pool(role, each, patience, self.notice) for role, each in actors.items()}
+        timeout = config.ray.placement_timeout_seconds
+        self._pools = {role: Pool(role, workers, timeout, self.notice) for role, workers in actors.items()}
         self._clocks = {role: RoleClock() for role in self._pools}
         self._cache = CacheCounts()
         self._quarantine = Quarantine(config, self.report)
         self._events: list[Event] = []
         self._series = MetricSeries(config.name)
-        self._news = asyncio.Condition()
+        self._new_event = asyncio.Condition()
         self._has_data = asyncio.Event()
-        self._stop = asyncio.Event()
-        self._num_asking = 0  # learner workers that wait for a batch
+        self._stop_requested = asyncio.Event()
+        self._num_waiting = 0  # learner workers that wait for a batch
         self._training: list[Example] = []
         self._pipeline: Pipeline | None = None
         self._heldout: Sequence[Example] = []
         self._scored_heldout: asyncio.Task[list[ScoredRef]] | None = None
 
     def __repr__(self) -> str:
-        return f"Conductor({self._config.name}{f', step={self._step}' if self._step else ''})"
+        return f"Controller({self._config.name}{f', step={self._step}' if self._step else ''})"
 
     async def train(self, placement: Placement) -> None:
         """Run the learner in Ray Train until it ends; raises what ended it."""
         from rayqd.actors.learner import make_trainer
 
-        me = ray.get_runtime_context().current_actor
-        trainer = make_trainer(self._config, me, placement, on_this_node(self._config).run_dir / "ray_train")
-        series = asyncio.create_task(self._series.stay())
+        own_handle = ray.get_runtime_context().current_actor
+        trainer = make_trainer(
+            self._config, own_handle, placement, localize_run_dir(self._config).run_dir / "ray_train"
+        )
+        series = asyncio.create_task(self._series.keep_alive())
         try:
             await asyncio.to_thread(trainer.fit)
         finally:
             series.cancel()
 
     async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
-        """The rows of the run; the teacher starts on the held-out ones at once."""
+        """Take the rows of the run; the teacher starts on the held-out ones at once."""
         config = self._config
         self._pipeline = Pipeline(
             plan=plan_of(config, len(training.examples)),
@@ -81,69 +83,73 @@ class Conductor:
         self._has_data.set()
 
     async def heldout(self, attempt: int) -> list[ScoredRef]:
-        """The teacher's view of the held-out rows; anew where an earlier attempt's was lost."""
-        pipeline = await self._running_pipeline()
+        """Return the held-out rows with the teacher's payloads, anew where an earlier attempt's were lost."""
+        pipeline = await self._wait_for_pipeline()
         if attempt:
             return await pipeline.heldout(self._heldout)
         assert self._scored_heldout is not None
         return await self._scored_heldout
 
     async def calibration(self) -> list[IntArray]:
-        """The first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
+        """Return the first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
         await self._has_data.wait()
         return calibration_sequences(self._training, self._config.quant.calibration_tokens)
 
     async def batch(self, step: int, attempt: int) -> list[ScoredRef]:
-        self._num_asking += 1
+        """Return all that the learner trains on at `step`; see `Pipeline.batch`."""
+        self._num_waiting += 1
         try:
-            return await (await self._running_pipeline()).batch(step, attempt)
+            return await (await self._wait_for_pipeline()).batch(step, attempt)
         finally:
-            self._num_asking -= 1
+            self._num_waiting -= 1
 
-    async def awaited(self) -> list[str]:
-        """Whom the learner waits for; nobody while it is at work itself."""
-        return [name for pool in self._pools.values() for name in pool.busy] if self._num_asking else []
+    async def list_awaited_workers(self) -> list[str]:
+        """Return the workers that the learner waits for; none while it is at work itself."""
+        return [name for pool in self._pools.values() for name in pool.busy_workers] if self._num_waiting else []
 
     async def publish(self, version: int, tensors: list[Any]) -> None:
-        """`tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes."""
-        (await self._running_pipeline()).publish(Weights(version=version, tensors=tensors[0]))
+        """Write rollouts with these weights from now on.
+
+        `tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes.
+        """
+        (await self._wait_for_pipeline()).publish(Weights(version=version, tensors=tensors[0]))
 
     async def report(self, event: Event) -> None:
-        """Keep an event for the driver; to a step's event is added what rollouts and teachers did for it."""
+        """Keep an event for the driver; a step's event also gets what rollout workers and teachers did for it."""
         if event["event"] == "step":
             self._step = event["step"]
             event = event | self._role_metrics(self._step - 1)  # sequences count their step from 0
         self._series.record(event)
-        async with self._news:
+        async with self._new_event:
             self._events.append(event | {"time": time.time()})
-            self._news.notify_all()
+            self._new_event.notify_all()
 
     async def notice(self, text: str) -> None:
-        """Something that the user should read, and that does not end the run."""
+        """Keep a message that the user should read, and that does not end the run."""
         await self.report({"event": "notice", "text": text})
 
     async def events(self, after: int, timeout_seconds: float) -> list[Event]:
-        """Events from number `after` on; waits at most `timeout_seconds` for one."""
-        async with self._news:
+        """Return the events from number `after` on; waits at most `timeout_seconds` for one."""
+        async with self._new_event:
             try:
-                await asyncio.wait_for(self._news.wait_for(lambda: len(self._events) > after), timeout_seconds)
+                await asyncio.wait_for(self._new_event.wait_for(lambda: len(self._events) > after), timeout_seconds)
             except TimeoutError:
                 return []
             return self._events[after:]
 
     async def stop(self) -> None:
-        """Ask the learner to keep its last step and to go no further; a `stopped` event says that it has."""
-        self._stop.set()
+        """Ask the learner to save its last step and to go no further; a `stopped` event says that it has."""
+        self._stop_requested.set()
 
-    async def stopping(self) -> None:
-        """Returns once the run is to stop."""
-        await self._stop.wait()
+    async def wait_for_stop(self) -> None:
+        """Return once the run is to stop."""
+        await self._stop_requested.wait()
 
     async def role_seconds(self) -> dict[str, float]:
-        """Seconds of work of rollout workers and teachers."""
+        """Return the seconds of work so far of rollout workers and teachers."""
         return {role: clock.total_seconds for role, clock in self._clocks.items()}
 
-    async def _running_pipeline(self) -> Pipeline:
+    async def _wait_for_pipeline(self) -> Pipeline:
         await self._has_data.wait()
         assert self._pipeline is not None
         return self._pipeline

@@ -8,17 +8,17 @@ from ray.train import ControllerError, WorkerGroupError
 from rayqd.errors import RayqdError, WorkerError
 
 
-def unwrapped(error: BaseException, who: str) -> RayqdError:
-    """The error of ours inside `error`; else a WorkerError that names `who`, with its last line."""
+def unwrap_error(error: BaseException, who: str) -> RayqdError:
+    """Return the error of ours inside `error`; else a WorkerError that names `who`, with its last line."""
     inner = error
-    while (deeper := _inside(inner)) is not None:
-        inner = deeper
+    while (cause := _find_cause(inner)) is not None:
+        inner = cause
     if isinstance(inner, RayqdError):
         return inner
-    return WorkerError(f"{who} failed: {type(inner).__name__}: {_summary(inner)}")
+    return WorkerError(f"{who} failed: {type(inner).__name__}: {_last_line(inner)}")
 
 
-def _inside(error: BaseException) -> BaseException | None:
+def _find_cause(error: BaseException) -> BaseException | None:
     match error:
         case RayTaskError():
             # Ray makes its error an instance of the cause's class as well, so the cause is asked for first.
@@ -31,6 +31,6 @@ def _inside(error: BaseException) -> BaseException | None:
             return getattr(error, "_base_exc", None)  # Ray Train's wrapper around an exception of the user's code
 
 
-def _summary(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

@@ -14,9 +14,9 @@ from ray import train
 from ray.exceptions import ObjectLostError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from rayqd.actors.balance import balanced_shares
-from rayqd.actors.node import forget, on_this_node
-from rayqd.actors.topology import whereabouts
+from rayqd.actors.balance import split_evenly
+from rayqd.actors.node import localize_run_dir, remove_local_run_dir
+from rayqd.actors.topology import describe_node
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
@@ -27,70 +27,77 @@ from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 if TYPE_CHECKING:
     from rayqd.evals.fidelity import Fidelity
 
-_PATIENCE_SECONDS = 6 * 3600  # the others wait for the first worker to calibrate; Ray ends them where one is lost
+_COLLECTIVE_TIMEOUT_SECONDS = 6 * 3600  # others wait for rank 0 to calibrate; Ray ends them where one is lost
 
 
-class ConductorFeed:
-    """What the learner asks of the conductor, and tells it."""
+class ControllerFeed:
+    """The learner's view of the run: what it asks of the controller, and reports to it."""
 
-    def __init__(self, conductor: Any, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool) -> None:
-        self._conductor = conductor
+    def __init__(self, controller: Any, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool) -> None:
+        self._controller = controller
         self._rank = rank
         self._world_size = world_size
         self._all_true = all_true  # collective of the learner's workers
         self._published: Any = None
 
     def batch(self, step: int) -> Batch:
-        """This worker's share; of the other shares only the counts travel here.
+        """Return this worker's share; of the other shares only the counts travel here.
 
-        Where a node took a part of the step along, every worker drops its share and asks for the step made anew, so
+        Where a part of the step was lost with a node, every worker drops its share and asks for the step made anew, so
         that all train on the same one.
         """
         for attempt in range(MAX_ATTEMPTS):
-            refs = ray.get(self._conductor.batch.remote(step, attempt))
-            mine = balanced_shares([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
-            share = _fetch([refs[i] for i in mine])
+            refs = ray.get(self._controller.batch.remote(step, attempt))
+            indices = split_evenly([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
+            share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
                 return _batch(refs, share or [])
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
+        """Return the held-out rows with the teacher's payloads."""
         for attempt in range(MAX_ATTEMPTS):
-            scored = _fetch(ray.get(self._conductor.heldout.remote(attempt)))
+            scored = _fetch(ray.get(self._controller.heldout.remote(attempt)))
             if scored is not None:
                 return scored
         raise WorkerError(lost_for_good("the teacher's view of the held-out rows"))
 
     def calibration(self) -> list[IntArray]:
-        """Token ids of training rows, for what needs to see data before the first step."""
-        return ray.get(self._conductor.calibration.remote())
+        """Return token ids of training rows, for what needs to see data before the first step."""
+        return ray.get(self._controller.calibration.remote())
 
     def untrained_arm(self, arm: str, fidelity: Fidelity) -> None:
+        """Report the evaluation of an arm that was not trained."""
         self.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
 
     def calibrated_layer(self, done: int, total: int) -> None:
+        """Report how far calibration is."""
         self.report({"event": "status", "text": f"calibrating, layer {done} of {total}"})
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
-        """Held until the next publish: the object lives as long as somebody here refers to it."""
+        """Have rollouts written with `tensors` from now on.
+
+        They are held until the next publish: the object lives as long as this process refers to it.
+        """
         if self._rank > 0:
             return
         self._published = ray.put(dict(tensors))
-        ray.get(self._conductor.publish.remote(version, [self._published]))
+        ray.get(self._controller.publish.remote(version, [self._published]))
 
     def report(self, event: dict[str, Any]) -> None:
+        """Tell the controller of `event`, if this is rank 0."""
         if self._rank == 0:
-            ray.get(self._conductor.report.remote(event))
+            ray.get(self._controller.report.remote(event))
 
     def notice(self, text: str) -> None:
-        """Something that the user should read, and that does not end the run."""
+        """Report a message that the user should read, and that does not end the run."""
         self.report({"event": "notice", "text": text})
 
     def when_stopping(self, stop: Callable[[], int]) -> None:
-        """Have `stop` called, in a thread of its own, once the run is to end before its time."""
+        """Call `stop`, in a thread of its own, once the run is to end before its last step."""
 
         def wait() -> None:
-            ray.get(self._conductor.stopping.remote())
+            ray.get(self._controller.wait_for_stop.remote())
             step = None
             try:
                 step = stop()
@@ -102,13 +109,13 @@ class ConductorFeed:
         threading.Thread(target=wait, name="stop", daemon=True).start()
 
 
-def make_trainer(config: Config, conductor: Any, placement: Placement, storage: Path) -> TorchTrainer:
-    """The Ray Train run; each worker runs `learn`."""
+def make_trainer(config: Config, controller: Any, placement: Placement, storage: Path) -> TorchTrainer:
+    """Return the Ray Train run; each worker runs `learn`."""
     gpus = placement.gpus_per_worker["learner"]
     return TorchTrainer(
         learn,
-        train_loop_config={"config": config, "conductor": conductor},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_PATIENCE_SECONDS),
+        train_loop_config={"config": config, "controller": controller},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
             use_gpu=gpus > 0,
@@ -138,13 +145,13 @@ def learn(settings: dict[str, Any]) -> None:
     from rayqd.model.load import device, load_head
     from rayqd.model.source import student_directory, teacher_directory
 
-    config: Config = on_this_node(settings["config"])
+    config: Config = localize_run_dir(settings["config"])
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     group = SingleProcess()
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
-    feed = ConductorFeed(settings["conductor"], rank, world_size, group.all_true)
+    feed = ControllerFeed(settings["controller"], rank, world_size, group.all_true)
     source = student_directory(config)
     teacher_head = None
     if config.teacher.name:
@@ -158,7 +165,7 @@ def learn(settings: dict[str, Any]) -> None:
         uploader.fetch(is_rank0=True)
         checkpoints.on_saved = uploader.update
     step = max([-1 if start.is_new else 0, *checkpoints.steps()])
-    feed.report({"event": "ready", "role": "learner", "step": step, "place": whereabouts()})
+    feed.report({"event": "ready", "role": "learner", "step": step, "place": describe_node()})
     rows = feed.heldout() if group.joins_collectives else []
     heldout = Heldout(rows, teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
@@ -179,7 +186,7 @@ def learn(settings: dict[str, Any]) -> None:
         feed.report({"event": "finished", "rows": results})
     elif group.joins_collectives:
         help_to_finish(learner, heldout)
-    forget(settings["config"], config)
+    remove_local_run_dir(settings["config"], config)
 
 
 def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
@@ -194,7 +201,7 @@ def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
 
 
 def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
-    """What the references stand for; None if some of it is gone with its node."""
+    """Fetch what the references stand for; None if some of it was lost with its node."""
     try:
         values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.payload)])
     except ObjectLostError:

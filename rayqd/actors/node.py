@@ -1,4 +1,4 @@
-"""Where a run lies on the node of this process."""
+"""The run's directory on the node of this process."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rayqd.model.source import cache_dir
 from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
 
 
-def on_this_node(config: Config) -> Config:
-    """`config` with a directory for the run that this node can write, and in which nothing of another run lies.
+def localize_run_dir(config: Config) -> Config:
+    """Return `config` with a run directory that this node can write, and in which nothing of another run lies.
 
     That is the driver's own where this node has it, being the driver's machine or sharing a disk with it. Elsewhere it
     is one in the cache, named after the run's id. Without `storage` there is only the driver's.
@@ -25,7 +25,7 @@ def on_this_node(config: Config) -> Config:
     return config.model_copy(update={"runs_dir": cache_dir() / "runs" / run_id})
 
 
-def forget(config: Config, local: Config) -> None:
-    """Remove what a finished run left in this node's cache; `local` is `on_this_node(config)`."""
+def remove_local_run_dir(config: Config, local: Config) -> None:
+    """Remove what a finished run left in this node's cache; `local` is `localize_run_dir(config)`."""
     if local.runs_dir != config.runs_dir:
         shutil.rmtree(local.runs_dir, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Sequences for which the teacher has no numbers: left out, written down, and at some point too many."""
+"""Sequences to which the teacher answers inf or nan: left out of their step, recorded, and limited in number."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rayqd.types import Rollout
 
 
 class Quarantine:
-    """Tells of each such sequence, and ends the run when there are more than `teacher.max_bad_fraction` of it."""
+    """Reports each such sequence, and ends the run when they are more than `teacher.max_bad_fraction` of it."""
 
     def __init__(self, config: Config, report: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         self._report = report
-        self._fraction = config.teacher.max_bad_fraction
-        self._allowed = int(self._fraction * config.learner.steps * config.learner.batch_size)
+        self._max_fraction = config.teacher.max_bad_fraction
+        self._max_sequences = int(self._max_fraction * config.learner.steps * config.learner.batch_size)
         self.num_sequences = 0
         self._seen: set[tuple[int, int]] = set()
 
     async def add(self, ref: RolloutRef) -> None:
-        """Raises WorkerError for one too many, LostError if the rollout is gone with its node."""
+        """Report one; raises WorkerError for one too many, LostError if the rollout was lost with its node."""
         try:
             rollout: Rollout = await ref.rollout
         except ObjectLostError:
@@ -44,9 +44,10 @@ class Quarantine:
                 "completion_ids": rollout.completion_ids.tolist(),
             }
         )
-        if self.num_sequences > self._allowed:
+        if self.num_sequences > self._max_sequences:
             raise WorkerError(
                 f"the teacher answered inf or nan to {self.num_sequences} sequences, and "
-                f"teacher.max_bad_fraction={self._fraction:g} of the run allows {self._allowed}: see quarantine.jsonl "
-                "in the run's directory for their token ids; another model.dtype may help, or a higher fraction"
+                f"teacher.max_bad_fraction={self._max_fraction:g} of the run allows {self._max_sequences}: "
+                "see quarantine.jsonl in the run's directory for their token ids; another model.dtype may help, or a "
+                "higher fraction"
             )

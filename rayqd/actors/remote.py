@@ -1,4 +1,4 @@
-"""Where plain classes become Ray actors: the only `ray.remote` of roles there is."""
+"""Where plain classes become Ray actors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import ray
 
-from rayqd.actors.controller import Conductor
+from rayqd.actors.controller import Controller
 from rayqd.actors.topology import NODE_ID
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
@@ -26,7 +26,7 @@ class RolloutActor(RolloutWorker):
 
     def __repr__(self) -> str:
         """Logs and Ray's dashboard keep what it is after __init__, without a version; errors have the newest."""
-        return f"RolloutWorker({_own_name()}{f', version={self._version}' if self._version >= 0 else ''})"
+        return f"RolloutWorker({_actor_label()}{f', version={self._version}' if self._version >= 0 else ''})"
 
     def write(self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights) -> Any:
         seconds, rollouts = super().write(sequences, prompts, weights)
@@ -41,7 +41,7 @@ class TeacherActor(TeacherWorker):
     """Returns what it did and then every rollout's scores as an object of its own."""
 
     def __repr__(self) -> str:
-        return f"TeacherWorker({_own_name()})"
+        return f"TeacherWorker({_actor_label()})"
 
     def score(self, *rollouts: Rollout) -> Any:
         report, scores = super().score(*rollouts)
@@ -53,35 +53,35 @@ class TeacherActor(TeacherWorker):
 
 
 def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine | None = None) -> list[Any]:
-    """The rollout workers' handles; none when nothing is on-policy. Each begins to build its engine at once."""
+    """Start the rollout workers; none when nothing is on-policy. Each begins to build its engine at once."""
     if not config.is_on_policy:
         return []
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
     return [
         actor.remote(rank, config.rollout, make_engine, ray.get, num_top_ids(config))
-        for rank, actor in enumerate(_role("rollout", RolloutActor, config, placement))
+        for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))
     ]
 
 
-def start_writers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
-    """The handles of rollout workers without a student, over as many nodes as there are."""
-    actors = _role("rollout", RolloutActor, config, placement, called="writer", strategy="SPREAD")
+def start_generation_workers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[Any]:
+    """Start rollout workers without a student, over as many nodes as there are."""
+    actors = _actor_classes("rollout", RolloutActor, config, placement, name="generator", strategy="SPREAD")
     return [actor.remote(rank, config.rollout, make_engine, ray.get) for rank, actor in enumerate(actors)]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[Any]:
-    """The teachers' handles."""
+    """Start the teachers."""
     return [
         actor.remote(rank, teacher_loader(config))
-        for rank, actor in enumerate(_role("teacher", TeacherActor, config, placement))
+        for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement))
     ]
 
 
-def start_conductor(config: Config, node_id: str, rollouts: list[Any], teachers: list[Any]) -> Any:
-    """Beside the driver: it asks for no CPU, and without a word of where, Ray may put it on a spot node."""
-    actor: Any = ray.remote(Conductor)
+def start_controller(config: Config, node_id: str, rollouts: list[Any], teachers: list[Any]) -> Any:
+    """Start the controller beside the driver; it asks for no CPU, so Ray might put it on a spot node."""
+    actor: Any = ray.remote(Controller)
     return actor.options(
-        name=f"rayqd/{config.name}/conductor",
+        name=f"rayqd/{config.name}/controller",
         num_cpus=0,
         max_concurrency=1000,
         label_selector={NODE_ID: node_id},
@@ -89,21 +89,21 @@ def start_conductor(config: Config, node_id: str, rollouts: list[Any], teachers:
     ).remote(config, rollouts, teachers)
 
 
-def _own_name() -> str:
-    """Run, role and rank of the actor that this is called in: `mine/rollout-0`."""
+def _actor_label() -> str:
+    """Return run, role and rank of the actor that this is called in: `mine/rollout-0`."""
     return str(ray.get_runtime_context().get_actor_name()).removeprefix("rayqd/")
 
 
-def _role(
+def _actor_classes(
     role: str,
     cls: type,
     config: Config,
     placement: Placement,
     *,
-    called: str = "",
+    name: str = "",
     strategy: Literal["DEFAULT", "SPREAD"] = ANYWHERE,
 ) -> list[Any]:
-    """The actor class once for each worker, with its name (the role's, unless `called`), its share, and its place."""
+    """Return the actor class once for each worker, with its name (by role, unless given), share and node."""
     actor: Any = ray.remote(
         num_cpus=placement.cpus_per_worker,
         num_gpus=placement.gpus_per_worker[role],
@@ -114,15 +114,15 @@ def _role(
     )(cls)
     return [
         actor.options(
-            name=f"rayqd/{config.name}/{called or role}-{rank}",
+            name=f"rayqd/{config.name}/{name or role}-{rank}",
             label_selector=selector,
-            fallback_strategy=_fallback(selector) if placement.spot_is_optional else None,
+            fallback_strategy=_fallback_strategy(selector) if placement.spot_is_optional else None,
         )
         for rank, selector in enumerate(placement.selectors[role][: getattr(config, role).num_workers])
     ]
 
 
-def _fallback(selector: Selector) -> list[dict[str, Selector]] | None:
+def _fallback_strategy(selector: Selector) -> list[dict[str, Selector]] | None:
     return [{"label_selector": selector | {MARKET: f"!{SPOT}"}}] if selector.get(MARKET) == SPOT else None
 
 

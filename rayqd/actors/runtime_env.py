@@ -12,8 +12,8 @@ from rayqd.console.quiet import quiet_environment
 _PACKAGE = Path(__file__).parents[1]
 
 
-def runtime_environment(config: Config, *, ships_package: bool) -> dict[str, Any]:
-    """A runtime_env for `ray.init`; what the job that this process runs in has settled is left out.
+def make_runtime_env(config: Config, *, ships_package: bool) -> dict[str, Any]:
+    """Return the runtime_env for `ray.init`; what the job that this process runs in has settled is left out.
 
     Ray refuses a field or a variable that job and driver both give, even the same. `ships_package`: the nodes may have
     another rayqd or none, so they get the one that runs here.
@@ -21,10 +21,10 @@ def runtime_environment(config: Config, *, ships_package: bool) -> dict[str, Any
     settled = runtime_env_of_the_job()
     taken = settled.get("env_vars", {})
     variables = quiet_environment() | _train_environment(config)
-    asked: dict[str, Any] = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
+    wanted: dict[str, Any] = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
     if ships_package and not (_carries_package(settled) or {"py_modules", "excludes"} & settled.keys()):
-        asked |= {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
-    return asked
+        wanted |= {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
+    return wanted
 
 
 def _carries_package(settled: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from rayqd.actors.connection import connect
-from rayqd.actors.roles import Roles
+from rayqd.actors.run_actors import RunActors
 from rayqd.cluster.placement import format_nodes
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
@@ -24,7 +24,7 @@ from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.driver.monitor import Follower
 from rayqd.driver.preflight import check, load_data, summary
-from rayqd.driver.seq_kd import with_teacher_completions
+from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
@@ -91,10 +91,12 @@ def _run(
             if config.distill.seq_kd:
                 started = time.monotonic()
                 tokenizer = checked.tokenizer
-                training = with_teacher_completions(training, tokenizer, config, cluster, progress, make_teacher_engine)
+                training = generate_teacher_completions(
+                    training, tokenizer, config, cluster, progress, make_teacher_engine
+                )
                 run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
-            roles = Roles(config, cluster, make_engine)
+            roles = RunActors(config, cluster, make_engine)
             if roles.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(roles.nodes_to_start)}")
             roles.set_data(training, heldout)

@@ -1,6 +1,6 @@
 """`rayqd generate`: a model's answers to the prompts of a data set, as a data set.
 
-prompts of data.source, those without an answer yet ─► Writers: engines over the cluster ─► FILE.jsonl, a row at a time
+prompts of data.source that lack an answer ─► BatchGenerator: engines over the cluster ─► FILE.jsonl, row by row
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rayqd.actors.batch_generation import Answers, Writers, writing_request
+from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
 from rayqd.actors.connection import connect
 from rayqd.config import Config
 from rayqd.config.resolved import setting_value, with_absolute_paths
@@ -36,8 +36,8 @@ from rayqd.types import IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """Who answers."""
+class ResolvedModel:
+    """The model that answers."""
 
     label: str  # in the name of the file
     name: str  # a directory or a hub id
@@ -61,43 +61,43 @@ def generate(
     """
     console = console or Console()
     config = with_absolute_paths(config)
-    who = who_answers(model, config)
-    directory = local_directory(who.name, who.revision)
+    resolved = resolve_model(model, config)
+    directory = local_directory(resolved.name, resolved.revision)
     if is_export(directory) and (kind := kind_of(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, which vLLM does not load; name another model")
-    out = (out or Path(f"{_stem(config.data.source)}-{who.label}.jsonl")).expanduser()
+    out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
     tokenizer = load_tokenizer(directory)
     prompts = Prompts(tokenizer, config, context_length(directory))
-    with AnswerFile(out, settings=_settings(who, directory, config), command=command) as file:
+    with AnswerFile(out, settings=_settings(resolved, directory, config), command=command) as file:
         file.read(prompts)
-        answering = Answering(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
+        job = AnswerJob(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
         with Progress(console, num_steps=0) as progress:
-            if answering.is_done:
+            if job.is_done:
                 progress.say(f"{out} is finished already")
             else:
-                _answer(answering, who, out, config, progress, make_engine)
+                _run(job, resolved, out, config, progress, make_engine)
         file.finish(prompts.order)
         _print_summary(console, file, prompts, config)
     return file.summary
 
 
-def who_answers(model: str, config: Config) -> Model:
-    """What `--model` means. Raises ModelError for a run that has no export."""
+def resolve_model(model: str, config: Config) -> ResolvedModel:
+    """Return the model that `--model` means. Raises ModelError for a run that has no export."""
     if model == "teacher":
-        return Model(label="teacher", name=config.teacher_name, revision=config.teacher_revision)
+        return ResolvedModel(label="teacher", name=config.teacher_name, revision=config.teacher_revision)
     path = config.run_dir if model == "student" else Path(model).expanduser()
     if (path / "export").is_dir():
         label = "student" if model == "student" else path.absolute().name
-        return Model(label=label, name=str(path.absolute() / "export"))
+        return ResolvedModel(label=label, name=str(path.absolute() / "export"))
     if model == "student" or (path / "config.toml").is_file():
         hint = f"rayqd export {path}" if path.is_dir() else "name the run with --name, or its directory with --model"
         raise ModelError(f"{path} has no export that could answer: {hint}")
-    return Model(label=Path(model).name, name=str(path.absolute()) if path.exists() else model)
+    return ResolvedModel(label=Path(model).name, name=str(path.absolute()) if path.exists() else model)
 
 
-class Answering:
+class AnswerJob:
     """The prompts that `file` lacks, and how their completions become its rows."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Answering:
         file: AnswerFile,
         num_rows: int | None,
     ) -> None:
-        """Raises DataError if the data has no prompts at all."""
+        """Choose the prompts; raises DataError if the data has none at all."""
         self._config = config
         self._end_ids = end_ids
         self._rows = AnswerWriter(tokenizer, end_ids)
@@ -124,51 +124,51 @@ class Answering:
         self.is_done = first is None
         self._left = chain([first], left) if first else left
 
-    def run(self, writers: Answers, writing: WritingProgress) -> None:
-        """Each row is in the file as soon as its completion is there."""
+    def run(self, generator: CompletionSource, writing: WritingProgress) -> None:
+        """Generate the answers; each row is in the file as soon as its completion is there."""
 
         def keep(row: int, completion: IntArray) -> None:
-            answered = self._rows.row(self._waiting.pop(row), completion)
-            if answered is None:
+            answer_row = self._rows.row(self._waiting.pop(row), completion)
+            if answer_row is None:
                 self._file.leave_out(row)
             else:
-                self._file.append(answered)
+                self._file.append(answer_row)
             writing.written(len(completion))
 
-        writers.write(self._requests(), self.num_prompts - self.num_before, keep)
+        generator.generate(self._requests(), self.num_prompts - self.num_before, keep)
 
     def _requests(self) -> Iterator[tuple[int, SamplingRequest]]:
         for prompt in self._left:
             self._waiting[prompt.row] = prompt
-            yield prompt.row, writing_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
+            yield prompt.row, sampling_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
 
 
-def _answer(
-    answering: Answering,
-    who: Model,
-    file: Path,
+def _run(
+    job: AnswerJob,
+    resolved: ResolvedModel,
+    out: Path,
     config: Config,
     progress: Progress,
     make_engine: MakeEngine | None,
 ) -> None:
-    going_on = f", {answering.num_before:,} of them there already" if answering.num_before else ""
-    progress.say(f"{who.label} answers {answering.num_prompts:,} prompts of {config.data.source}{going_on}")
+    resumed = f", {job.num_before:,} of them there already" if job.num_before else ""
+    progress.say(f"{resolved.label} answers {job.num_prompts:,} prompts of {config.data.source}{resumed}")
     progress.status("starting Ray")
     with connect(config) as cluster:
-        named = config.model_copy(update={"name": file.stem})  # what logs and Ray's dashboard call the workers
-        options = {"model": who.name, "revision": who.revision, "make_engine": make_engine}
-        with Writers(named, cluster, **options) as writers:
+        renamed = config.model_copy(update={"name": out.stem})  # what logs and Ray's dashboard call the workers
+        options = {"model": resolved.name, "revision": resolved.revision, "make_engine": make_engine}
+        with BatchGenerator(renamed, cluster, **options) as generator:
             progress.status(f"starting {config.rollout.num_workers} engine(s)")
-            progress.say(f"engines ready after {writers.wait_until_ready():.0f} s")
-            writing = WritingProgress(progress, answering.num_prompts, answering.num_before)
-            answering.run(writers, writing)
+            progress.say(f"engines ready after {generator.wait_until_ready():.0f} s")
+            writing = WritingProgress(progress, job.num_prompts, job.num_before)
+            job.run(generator, writing)
     rate = writing.num_tokens / writing.seconds
     progress.say(f"wrote {writing.num_written:,} answers in {duration(writing.seconds)}, {rate:,.0f} tok/s")
 
 
-def _settings(who: Model, directory: Path, config: Config) -> dict[str, Any]:
+def _settings(resolved: ResolvedModel, directory: Path, config: Config) -> dict[str, Any]:
     source = Path(config.data.source).expanduser()
-    settings = {"model": Path(who.name).name, "weights": weights_digest(directory)[:16]}
+    settings = {"model": Path(resolved.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
     settings |= {"data.source": source.name if source.is_file() else config.data.source}
     return settings | {key: setting_value(config, key) for key in settings_with(ChangesAnswers)}

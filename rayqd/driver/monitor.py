@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rayqd.actors.roles import Roles
+from rayqd.actors.run_actors import RunActors
 from rayqd.config import Config
 from rayqd.console.progress import Progress, Silence, duration, eval_line, waiting_line
 from rayqd.errors import PlacementError, StorageError, WorkerError
@@ -20,7 +20,9 @@ _LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first wor
 class Follower:
     """Shows and keeps what happens in a run."""
 
-    def __init__(self, roles: Roles, config: Config, run_dir: RunDirectory, progress: Progress, report: Report) -> None:
+    def __init__(
+        self, roles: RunActors, config: Config, run_dir: RunDirectory, progress: Progress, report: Report
+    ) -> None:
         self._roles = roles
         self._config = config
         self._report = report
@@ -50,7 +52,7 @@ class Follower:
 
     def result(self, rows: list[dict[str, Any]], num_steps: int, total_seconds: float) -> dict[str, Any]:
         """What a run of `num_steps` leaves: the arms' rows, and the seconds of each role's work and start."""
-        seconds = {"total": total_seconds, **self._roles.seconds(), "learner": self._learner_seconds}
+        seconds = {"total": total_seconds, **self._roles.role_seconds(), "learner": self._learner_seconds}
         return {
             "name": self._config.name,
             "rows": rows,
@@ -83,7 +85,7 @@ class Follower:
     def _tell_silence(self) -> None:
         if self._training and (seconds := self._silence.to_tell()):
             step = self._step + 1 if self._step < self._config.learner.steps else None
-            self._progress.say(waiting_line(step, self._roles.awaited(), seconds))
+            self._progress.say(waiting_line(step, self._roles.list_awaited_workers(), seconds))
 
     def _on_finished(self, event: dict[str, Any]) -> None:
         """Carries the result's rows, which nobody needs to see before all is done."""
@@ -142,11 +144,11 @@ class Follower:
             self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
 
     def _look_at_starting_roles(self) -> None:
-        for name, seconds in self._roles.newly_ready().items():
+        for name, seconds in self._roles.collect_ready().items():
             self._start_seconds[name] = seconds
-            self._progress.say(_ready(name, seconds, self._roles.place(name)))
+            self._progress.say(_ready(name, seconds, self._roles.node_of(name)))
         waited = time.monotonic() - self._began
-        unplaced = self._roles.unplaced()
+        unplaced = self._roles.list_unplaced()
         if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:
             unplaced.append("learner")  # Ray Train asks again and again, and does not tell
         if unplaced and waited > self._timeout_seconds:
@@ -154,7 +156,7 @@ class Follower:
                 f"the cluster made no room for {', '.join(unplaced)} within ray.placement_timeout_seconds="
                 f"{self._timeout_seconds:g}: add nodes, wait until others are done, or raise it"
             )
-        waiting = self._roles.starting() + ([] if self._learner_ready else ["learner"])
+        waiting = self._roles.list_starting() + ([] if self._learner_ready else ["learner"])
         if waiting:
             self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")
 

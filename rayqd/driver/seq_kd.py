@@ -1,7 +1,7 @@
 """Sequence-level distillation: the teacher writes what the run's off-policy share trains on (Kim & Rush 2016).
 
-    plan ─► the examples that some step trains on off-policy ─► Writers, with the teacher ─► teacher.jsonl in the run's
-                                                                                             directory ─► examples
+    plan ─► the examples that some step trains on off-policy ─► BatchGenerator, with the teacher ─► teacher.jsonl in the
+                                                                                       run's directory ─► examples
 
 One completion for each training prompt, drawn once, as exact token ids: they never become text. Examples that only the
 student answers keep the data's completion, which nobody looks at.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rayqd.actors.batch_generation import Answers, Writers, writing_request
+from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
 from rayqd.actors.connection import Cluster
 from rayqd.config import Config
 from rayqd.console.generation_progress import WritingProgress
@@ -32,7 +32,7 @@ from rayqd.runs.storage.stored_run import COMPLETIONS
 from rayqd.types import Example, IntArray
 
 
-def with_teacher_completions(
+def generate_teacher_completions(
     training: ExampleSet,
     tokenizer: Any,
     config: Config,
@@ -40,32 +40,32 @@ def with_teacher_completions(
     progress: Progress,
     make_engine: MakeEngine | None = None,
 ) -> ExampleSet:
-    """`training` with the teacher's completions wherever the run trains on it off-policy; what is there stays."""
-    wanted = off_policy_examples(plan_of(config, len(training.examples)), config.learner.steps)
-    if not wanted:
+    """Return `training` with the teacher's completions wherever the run trains on it off-policy."""
+    off_policy = off_policy_examples(plan_of(config, len(training.examples)), config.learner.steps)
+    if not off_policy:
         share = f"with distill.lmbda={config.distill.lmbda:g} the student writes every completion itself"
         progress.say(f"distill.seq_kd has no effect: {share}")
         return training
-    examples = {training.examples[index].row: training.examples[index] for index in wanted}
+    examples = {training.examples[index].row: training.examples[index] for index in off_policy}
     with Lines(config.run_dir / COMPLETIONS) as lines:
         completions = read_completions(lines, examples)
         missing = [example for row, example in examples.items() if row not in completions]
         if missing:
             ends = end_token_ids(tokenizer, teacher_directory(config))
-            with _teacher(config, cluster, make_engine) as writers:
+            with _start_teacher(config, cluster, make_engine) as generator:
                 progress.status("starting the teacher's engine")
-                progress.say(f"the teacher's engine ready after {writers.wait_until_ready():.0f} s")
+                progress.say(f"the teacher's engine ready after {generator.wait_until_ready():.0f} s")
                 writing = WritingProgress(progress, len(examples), len(completions))
-                completions |= write_completions(missing, ends, config, writers, lines, writing)
+                completions |= generate_completions(missing, ends, config, generator, lines, writing)
             progress.say(
                 f"the teacher wrote {writing.num_written:,} completions, {writing.num_tokens:,} tokens, "
                 f"at {writing.num_tokens / writing.seconds:,.0f} tok/s"
             )
-    return replace(training, examples=with_completions(training.examples, completions))
+    return replace(training, examples=replace_completions(training.examples, completions))
 
 
 def read_completions(lines: Lines, examples: Mapping[int, Example]) -> dict[int, IntArray]:
-    """Completions written earlier, by row of the source. Raises RunError where the data's prompts are others now."""
+    """Return the completions written earlier, by row of the source; RunError where the data's prompts have changed."""
     completions: dict[int, IntArray] = {}
     for line in lines.rows():
         example = examples.get(line["row"])
@@ -78,15 +78,15 @@ def read_completions(lines: Lines, examples: Mapping[int, Example]) -> dict[int,
     return completions
 
 
-def write_completions(
+def generate_completions(
     examples: Sequence[Example],
     end_ids: tuple[int, ...],
     config: Config,
-    writers: Answers,
+    generator: CompletionSource,
     lines: Lines,
     writing: WritingProgress,
 ) -> dict[int, IntArray]:
-    """The completion of each example, by row of its source; each is in `lines` as soon as it is there."""
+    """Return the completion of each example, by row of its source; each is in `lines` as soon as it is there."""
     completions: dict[int, IntArray] = {}
     prompts = {example.row: example.prompt_ids for example in examples}
 
@@ -96,20 +96,22 @@ def write_completions(
         completions[row] = completion
         writing.written(len(ids))
 
-    requests = ((row, writing_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
-    writers.write(requests, len(prompts), keep)
+    requests = ((row, sampling_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
+    generator.generate(requests, len(prompts), keep)
     return completions
 
 
-def with_completions(examples: Sequence[Example], completions: Mapping[int, IntArray]) -> list[Example]:
-    """The same examples, with the completions that are there for their rows."""
+def replace_completions(examples: Sequence[Example], completions: Mapping[int, IntArray]) -> list[Example]:
+    """Return the same examples, with the completions that are there for their rows."""
     return [replace(e, completion_ids=completions.get(e.row, e.completion_ids)) for e in examples]
 
 
-def _teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> Writers:
+def _start_teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> BatchGenerator:
     """No other role runs yet, so the share of a GPU that the student's engine is to take is not the teacher's limit."""
     alone = config.model_copy(update={"rollout": config.rollout.model_copy(update={"gpu_memory_utilization": None})})
-    return Writers(alone, cluster, model=config.teacher_name, revision=config.teacher_revision, make_engine=make_engine)
+    return BatchGenerator(
+        alone, cluster, model=config.teacher_name, revision=config.teacher_revision, make_engine=make_engine
+    )
 
 
 def _crc32(prompt_ids: IntArray) -> int:

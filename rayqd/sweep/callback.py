@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from rayqd.actors.failures import unwrapped
+from rayqd.actors.failures import unwrap_error
 from rayqd.console.progress import Progress
 from rayqd.errors import ConfigError
 from rayqd.sweep.directory import SweepDirectory
@@ -57,7 +57,7 @@ class Telling(Callback):
     def on_trial_error(self, *, trial: Any, **info: Any) -> None:
         if trial.pickled_error_file:  # on this machine; Tune's own getter looks where it copies it to later
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            text = str(unwrapped(error, "trial"))
+            text = str(unwrap_error(error, "trial"))
         else:
             text = Path(trial.error_file).read_text().strip().splitlines()[-1]
         self._fail(trial.config["number"], trial.config["name"], " ".join(text.split()))

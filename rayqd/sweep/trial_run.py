@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from rayqd.actors.connection import Cluster
-from rayqd.actors.roles import Roles
+from rayqd.actors.run_actors import RunActors
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.console.progress import Progress
@@ -60,7 +60,7 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
     with (run_dir.path / "log.txt").open("a") as log, Progress(Console(file=log), config.learner.steps) as progress:
         run_dir.link_logs(means.cluster.log_dir)
         inherit_start(config, run_dir)
-        roles = Roles(config, means.cluster, means.make_engine, placement=means.placement, teachers=means.teachers)
+        roles = RunActors(config, means.cluster, means.make_engine, placement=means.placement, teachers=means.teachers)
         try:
             roles.set_data(*means.data)
             report = Report(config, "distill", means.environment)
@@ -88,7 +88,7 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
             report.write(result)
             run_dir.upload(export=True)
         finally:
-            roles.end()
+            roles.kill()
 
 
 def _events(follower: Follower, metrics: Path) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import ActorUnavailableError
 
-from rayqd.actors.batch_generation import Writers, _Blocks
+from rayqd.actors.batch_generation import BatchGenerator, _Blocks
 from rayqd.actors.connection import Cluster
 from rayqd.cluster.nodes import NodeGroup, Nodes
 from rayqd.cluster.placement import place_rollout_workers
@@ -75,10 +75,12 @@ def _ray() -> Iterator[None]:
 def test_every_request_is_answered_once_though_a_worker_dies_and_in_the_end_no_process_is_left(tmp_path: Path) -> None:
     requests = {10 * i: request(i) for i in range(60)}
     answered: list[tuple[int, Any]] = []
-    with Writers(CONFIG, MACHINE, model="none", make_engine=mortal_engine(tmp_path / "deaths")) as writers:
-        writers.wait_until_ready()
-        writers.write(iter(requests.items()), len(requests), lambda key, completion: answered.append((key, completion)))
-        processes = [process_of(actor) for actor in writers._actors]
+    with BatchGenerator(CONFIG, MACHINE, model="none", make_engine=mortal_engine(tmp_path / "deaths")) as generator:
+        generator.wait_until_ready()
+        generator.generate(
+            iter(requests.items()), len(requests), lambda key, completion: answered.append((key, completion))
+        )
+        processes = [process_of(actor) for actor in generator._actors]
         assert all(psutil.pid_exists(pid) for pid in processes)
     assert not any(psutil.pid_exists(pid) for pid in processes)
     assert (tmp_path / "deaths").exists()
@@ -97,9 +99,9 @@ def test_an_error_where_completions_are_kept_ends_the_writing_as_it_is() -> None
 
     with (
         pytest.raises(DataError, match=r"^rows.jsonl:3: no room$"),
-        Writers(CONFIG, MACHINE, model="none", make_engine=lambda: FakeEngine(99)) as writers,
+        BatchGenerator(CONFIG, MACHINE, model="none", make_engine=lambda: FakeEngine(99)) as generator,
     ):
-        writers.write(iter([(0, request(0))]), 1, refuse)
+        generator.generate(iter([(0, request(0))]), 1, refuse)
 
 
 @given(st.integers(0, 3000), st.integers(1, 5), st.integers(1, 64), st.integers(0, 400))

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError
 
-from rayqd.actors.learner import ConductorFeed
+from rayqd.actors.learner import ControllerFeed
 from rayqd.actors.pool import Pool
 from rayqd.errors import DataError, WorkerError
 from rayqd.pipeline import LostError, RolloutRef, ScoredRef
@@ -166,11 +166,11 @@ async def test_work_whose_argument_is_lost_is_not_tried_again_but_told() -> None
     assert workers.num_retries == 0
 
 
-def conductor(num_lost: int) -> Any:
+def controller(num_lost: int) -> Any:
     """Has steps of two rollouts whose payloads are lost at the first `num_lost` attempts; counts the attempts."""
     lost = lost_object()
 
-    class Conductor:
+    class Controller:
         def __init__(self) -> None:
             self.attempts: list[int] = []
 
@@ -194,20 +194,20 @@ def conductor(num_lost: int) -> Any:
         def asked(self) -> list[int]:
             return self.attempts
 
-    actor: Any = ray.remote(Conductor)
+    actor: Any = ray.remote(Controller)
     return actor.options(num_cpus=0).remote()
 
 
 def test_a_step_that_is_lost_is_asked_for_anew() -> None:
-    where = conductor(num_lost=2)
-    batch = ConductorFeed(where, rank=0, world_size=1).batch(7)
+    where = controller(num_lost=2)
+    batch = ControllerFeed(where, rank=0, world_size=1).batch(7)
     assert [scored.rollout for scored in batch.share] == [(0, 2), (1, 2)]
     assert batch.num_loss_tokens == 6
     assert ray.get(where.asked.remote()) == [0, 1, 2]
 
 
 def test_a_learner_worker_drops_its_share_where_another_worker_lost_his() -> None:
-    where = conductor(num_lost=0)
+    where = controller(num_lost=0)
     votes = iter([False, True])
-    batch = ConductorFeed(where, rank=0, world_size=2, all_true=lambda flag: flag and next(votes)).batch(0)
+    batch = ControllerFeed(where, rank=0, world_size=2, all_true=lambda flag: flag and next(votes)).batch(0)
     assert [scored.rollout for scored in batch.share] == [(0, 1)]

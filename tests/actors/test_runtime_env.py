@@ -12,8 +12,8 @@ import pytest
 from ray.runtime_env.runtime_env import _merge_runtime_env
 
 import rayqd
-from rayqd.actors.node import forget, on_this_node
-from rayqd.actors.runtime_env import runtime_environment
+from rayqd.actors.node import localize_run_dir, remove_local_run_dir
+from rayqd.actors.runtime_env import make_runtime_env
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.runs.directory import RunDirectory
@@ -44,7 +44,7 @@ def in_a_job(monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_a_job_and_its_run_never_clash(job: dict[str, Any], in_a_job: Any) -> None:
     settled = in_a_job(**job)
-    asked = runtime_environment(Config(), ships_package=True)
+    asked = make_runtime_env(Config(), ships_package=True)
     merged = _merge_runtime_env(settled, asked)
     assert merged is not None
     assert merged["env_vars"]["VLLM_NO_USAGE_STATS"] == "1"
@@ -59,13 +59,13 @@ def test_nodes_get_this_very_package_unless_the_working_directory_has_it(
     in_a_job: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = str(CHECKOUT / "rayqd")
-    assert runtime_environment(Config(), ships_package=True)["py_modules"] == [package]
-    assert "py_modules" not in runtime_environment(Config(), ships_package=False)
+    assert make_runtime_env(Config(), ships_package=True)["py_modules"] == [package]
+    assert "py_modules" not in make_runtime_env(Config(), ships_package=False)
     in_a_job(working_dir="gcs://checkout.zip")
     monkeypatch.chdir(CHECKOUT)
-    assert "py_modules" not in runtime_environment(Config(), ships_package=True)
+    assert "py_modules" not in make_runtime_env(Config(), ships_package=True)
     monkeypatch.chdir(tmp_path)  # a working directory with settings alone
-    assert runtime_environment(Config(), ships_package=True)["py_modules"] == [package]
+    assert make_runtime_env(Config(), ships_package=True)["py_modules"] == [package]
 
 
 def test_a_run_does_not_lie_in_the_copy_that_ray_made_of_a_jobs_directory(
@@ -91,21 +91,21 @@ def test_a_node_without_the_drivers_disk_keeps_the_run_in_its_cache_and_forgets_
     monkeypatch.setenv("RAYQD_CACHE", str(tmp_path / "cache"))
     config = tiny_config(storage=f"file://{tmp_path}/store")
     RunDirectory(config).close()
-    assert on_this_node(config) == config  # this machine has the driver's directory
+    assert localize_run_dir(config) == config  # this machine has the driver's directory
     run_id = (config.run_dir / "run-id").read_text()
     (config.run_dir / "run-id").write_text("of another run that once lay here")
-    elsewhere = on_this_node(config)
+    elsewhere = localize_run_dir(config)
     assert elsewhere.run_dir == tmp_path / "cache" / "runs" / run_id / "tiny"
     elsewhere.run_dir.mkdir(parents=True)
-    forget(config, config)
+    remove_local_run_dir(config, config)
     assert config.run_dir.is_dir()
-    forget(config, elsewhere)
+    remove_local_run_dir(config, elsewhere)
     assert not elsewhere.runs_dir.exists()
 
 
 def test_without_storage_a_node_uses_the_drivers_directory(tiny_config: Any) -> None:
     config = tiny_config()
-    assert on_this_node(config) is config
+    assert localize_run_dir(config) is config
 
 
 def test_looking_where_a_run_lies_loads_no_torch() -> None:

@@ -78,13 +78,13 @@ def test_sigterm_to_every_process_of_a_run_is_an_orderly_end(
     while not (config.run_dir / "checkpoints" / "step-000002").exists():
         assert driver.poll() is None, driver.communicate()[0]
         time.sleep(0.02)
-    (conductor,) = (each for each in psutil.Process(driver.pid).children(recursive=True) if is_conductor(each))
+    (controller,) = (each for each in psutil.Process(driver.pid).children(recursive=True) if is_controller(each))
     if driver_is_last:
         driver.send_signal(signal.SIGSTOP)
     os.killpg(driver.pid, signal.SIGTERM)
     if driver_is_last:
-        conductor.kill()  # on SIGTERM it may wait for the driver, or not
-        conductor.wait(timeout=60)
+        controller.kill()  # on SIGTERM it may wait for the driver, or not
+        controller.wait(timeout=60)
         driver.send_signal(signal.SIGCONT)
     output, _ = driver.communicate(timeout=90)
     lines = output.rstrip().splitlines()
@@ -97,5 +97,5 @@ def test_sigterm_to_every_process_of_a_run_is_an_orderly_end(
     assert read_run(config.run_dir).state == "stopped"
 
 
-def is_conductor(process: psutil.Process) -> bool:
-    return process.name().startswith("ray::Conductor")
+def is_controller(process: psutil.Process) -> bool:
+    return process.name().startswith("ray::Controller")

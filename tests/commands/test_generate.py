@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rayqd.commands.generate import Answering, generate, who_answers
+from rayqd.commands.generate import AnswerJob, generate, resolve_model
 from rayqd.config import Config
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress
@@ -36,7 +36,7 @@ class OneProcess:
         self.empty = empty  # a row that gets nothing but an end
         self.asked: list[int] = []
 
-    def write(self, requests: Iterator[Any], num_requests: int, on_completion: Any) -> None:
+    def generate(self, requests: Iterator[Any], num_requests: int, on_completion: Any) -> None:
         left = list(requests)
         assert len(left) == num_requests
         for start in range(0, len(left), 8):
@@ -49,21 +49,21 @@ class OneProcess:
 
 
 @pytest.fixture
-def write(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> Any:
-    """Has `writers` answer the tiny data; returns the file's rows."""
+def answer(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> Any:
+    """Has `generator` answer the tiny data; returns the file's rows."""
     tokenizer = load_tokenizer(tiny_model)
 
-    def run(writers: OneProcess, name: str = "a.jsonl", num_rows: int | None = None, **sections: Any) -> Any:
+    def run(generator: OneProcess, name: str = "a.jsonl", num_rows: int | None = None, **sections: Any) -> Any:
         config: Config = tiny_config(**sections)
         settings = {"rollout.temperature": config.rollout.temperature, "weights": "1234"}
         prompts = Prompts(tokenizer, config, 512)
         with AnswerFile(tmp_path / name, settings=settings, command="rayqd generate") as file:
             file.read(prompts)
             ends = end_token_ids(tokenizer, tiny_model)
-            answering = Answering(config, tokenizer, ends, prompts, file, num_rows)
+            job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)
             progress = Progress(Console(file=io.StringIO()), 0)
-            if not answering.is_done:
-                answering.run(writers, WritingProgress(progress, answering.num_prompts, answering.num_before))
+            if not job.is_done:
+                job.run(generator, WritingProgress(progress, job.num_prompts, job.num_before))
             file.finish(prompts.order)
         return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
@@ -74,51 +74,51 @@ def about(tmp_path: Path, name: str = "a") -> dict[str, Any]:
     return json.loads((tmp_path / f"{name}.json").read_text())
 
 
-def test_an_interrupted_file_goes_on_and_ends_as_one_that_was_not(write: Any, tmp_path: Path) -> None:
-    whole = write(OneProcess(), "whole.jsonl")
+def test_an_interrupted_file_goes_on_and_ends_as_one_that_was_not(answer: Any, tmp_path: Path) -> None:
+    whole = answer(OneProcess(), "whole.jsonl")
     assert sorted(row["row"] for row in whole) == list(range(40))
     assert all(row["messages"][0]["content"].startswith("Say ") for row in whole)
 
     first, second, third = OneProcess(lives=5), OneProcess(lives=18), OneProcess()
-    for writers in (first, second):
+    for generator in (first, second):
         with pytest.raises(KilledError):
-            write(writers)
+            answer(generator)
         with (tmp_path / "a.jsonl").open("a") as torn:
             torn.write('{"messages": [{"role": "us')
         assert about(tmp_path)["finished"] is False
-    assert write(third) == whole
+    assert answer(third) == whole
     assert sorted(first.asked + second.asked + third.asked) == list(range(40))
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert about(tmp_path) | {"command": ""} == about(tmp_path, "whole") | {"command": ""}
 
     again = OneProcess()
-    assert write(again) == whole
+    assert answer(again) == whole
     assert again.asked == []
 
 
-def test_a_larger_number_of_rows_adds_to_the_file_and_a_smaller_one_leaves_it(write: Any) -> None:
-    few = write(OneProcess(), num_rows=6)
+def test_a_larger_number_of_rows_adds_to_the_file_and_a_smaller_one_leaves_it(answer: Any) -> None:
+    few = answer(OneProcess(), num_rows=6)
     assert len(few) == 6
     more = OneProcess()
-    assert write(more, num_rows=10)[:6] == few
+    assert answer(more, num_rows=10)[:6] == few
     assert len(more.asked) == 4
-    assert write(OneProcess(), num_rows=10) == write(OneProcess(), "direct.jsonl", num_rows=10)
+    assert answer(OneProcess(), num_rows=10) == answer(OneProcess(), "direct.jsonl", num_rows=10)
     none = OneProcess()
-    assert len(write(none, num_rows=3)) == 10
+    assert len(answer(none, num_rows=3)) == 10
     assert none.asked == []
 
 
-def test_an_empty_answer_is_left_out_counted_and_not_asked_for_again(write: Any, tmp_path: Path) -> None:
-    rows = write(OneProcess(empty=11))
+def test_an_empty_answer_is_left_out_counted_and_not_asked_for_again(answer: Any, tmp_path: Path) -> None:
+    rows = answer(OneProcess(empty=11))
     assert sorted(row["row"] for row in rows) == [i for i in range(40) if i != 11]
     assert (about(tmp_path)["left_out"], about(tmp_path)["summary"]["num_left_out"]) == ([11], 1)
     again = OneProcess()
-    assert write(again) == rows
+    assert answer(again) == rows
     assert again.asked == []
 
 
-def test_the_summary_counts_what_the_file_holds(write: Any, tmp_path: Path) -> None:
-    rows = write(OneProcess())
+def test_the_summary_counts_what_the_file_holds(answer: Any, tmp_path: Path) -> None:
+    rows = answer(OneProcess())
     summary = about(tmp_path)["summary"]
     assert summary["num_rows"] == 40
     assert summary["num_tokens"] == sum(row["num_tokens"] for row in rows)
@@ -126,58 +126,61 @@ def test_the_summary_counts_what_the_file_holds(write: Any, tmp_path: Path) -> N
     assert summary["num_changed"] == sum(not row["same_tokens"] for row in rows) > 0
 
 
-def test_other_settings_are_refused_with_what_differs(write: Any) -> None:
+def test_other_settings_are_refused_with_what_differs(answer: Any) -> None:
     with pytest.raises(KilledError):
-        write(OneProcess(lives=3))
+        answer(OneProcess(lives=3))
     with pytest.raises(RunError, match=r"begun with other settings \(rollout.temperature: 1.0 -> 0.5\)"):
-        write(OneProcess(), rollout={"temperature": 0.5})
+        answer(OneProcess(), rollout={"temperature": 0.5})
 
 
-def test_data_that_changed_meanwhile_is_refused(write: Any, tiny_data: Path, tmp_path: Path) -> None:
+def test_data_that_changed_meanwhile_is_refused(answer: Any, tiny_data: Path, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_bytes(tiny_data.read_bytes())
-    writers = OneProcess(lives=3)
+    generator = OneProcess(lives=3)
     with pytest.raises(KilledError):
-        write(writers, data={"source": str(source)})
+        answer(generator, data={"source": str(source)})
     lines = source.read_text().splitlines()
-    lines[writers.asked[1]] = '{"prompt": "Something else", "completion": "x"}'
+    lines[generator.asked[1]] = '{"prompt": "Something else", "completion": "x"}'
     source.write_text("\n".join(lines) + "\n")
-    with pytest.raises(RunError, match=rf"answers other prompts .* \(row {writers.asked[1]}\)"):
-        write(OneProcess(), data={"source": str(source)})
+    with pytest.raises(RunError, match=rf"answers other prompts .* \(row {generator.asked[1]}\)"):
+        answer(OneProcess(), data={"source": str(source)})
 
 
 @pytest.mark.parametrize("theirs", ["a.jsonl", "a.json"])
-def test_a_file_of_somebody_else_is_left_alone(write: Any, tmp_path: Path, theirs: str) -> None:
+def test_a_file_of_somebody_else_is_left_alone(answer: Any, tmp_path: Path, theirs: str) -> None:
     (tmp_path / theirs).write_text('{"text": "mine"}\n')
     with pytest.raises(RunError, match="is there already and not of `rayqd generate`"):
-        write(OneProcess())
+        answer(OneProcess())
     assert (tmp_path / theirs).read_text() == '{"text": "mine"}\n'
 
 
-def test_completions_are_no_longer_than_the_data_may_be(write: Any) -> None:
+def test_completions_are_no_longer_than_the_data_may_be(answer: Any) -> None:
     rollout = {"min_new_tokens": 64, "max_new_tokens": 100}
-    rows = write(OneProcess(), data={"max_length": 90}, rollout=rollout)
+    rows = answer(OneProcess(), data={"max_length": 90}, rollout=rollout)
     # <|im_start|>user\nSay xxxxx!<|im_end|>\n<|im_start|>assistant\n has 6 + 10 + 2 + 11 tokens
     assert {row["num_tokens"] for row in rows} == {90 - 29}
 
 
-def test_who_answers(tiny_config: Any, tmp_path: Path) -> None:
+def test_resolve_model(tiny_config: Any, tmp_path: Path) -> None:
     config = tiny_config(model={"revision": "v2"})
-    assert (who_answers("teacher", config).name, who_answers("teacher", config).revision) == (config.model.name, "v2")
-    larger = who_answers("teacher", tiny_config(teacher={"name": "large"}, model={"revision": "v2"}))
+    assert (resolve_model("teacher", config).name, resolve_model("teacher", config).revision) == (
+        config.model.name,
+        "v2",
+    )
+    larger = resolve_model("teacher", tiny_config(teacher={"name": "large"}, model={"revision": "v2"}))
     assert (larger.name, larger.revision) == ("large", None)
-    assert who_answers("Qwen/Qwen3-0.6B", config).label == "Qwen3-0.6B"
+    assert resolve_model("Qwen/Qwen3-0.6B", config).label == "Qwen3-0.6B"
     with pytest.raises(ModelError, match="has no export that could answer: name the run with --name"):
-        who_answers("student", config)
+        resolve_model("student", config)
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "config.toml").touch()
     for model in ("student", str(config.run_dir)):
         with pytest.raises(ModelError, match=f"has no export that could answer: rayqd export {config.run_dir}"):
-            who_answers(model, config)
+            resolve_model(model, config)
     (config.run_dir / "export").mkdir()
-    assert who_answers("student", config).name == str(config.run_dir / "export")
-    assert who_answers("student", config).label == "student"
-    assert who_answers(str(config.run_dir), config).label == "tiny"
+    assert resolve_model("student", config).name == str(config.run_dir / "export")
+    assert resolve_model("student", config).label == "student"
+    assert resolve_model(str(config.run_dir), config).label == "tiny"
 
 
 def test_mistakes_are_found_before_anything_starts(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> None:

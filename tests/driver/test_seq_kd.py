@@ -15,7 +15,12 @@ from rayqd.console.progress import Progress
 from rayqd.data import load_run_data, plan_of
 from rayqd.data.lines import Lines
 from rayqd.data.plan import off_policy_examples, writing_seed
-from rayqd.driver.seq_kd import read_completions, with_completions, with_teacher_completions, write_completions
+from rayqd.driver.seq_kd import (
+    generate_completions,
+    generate_teacher_completions,
+    read_completions,
+    replace_completions,
+)
 from rayqd.errors import RunError
 from rayqd.model.load import load_tokenizer
 from rayqd.rollout.engine import SamplingRequest
@@ -31,7 +36,7 @@ class Teacher:
         self.lives = lives
         self.requests: dict[int, SamplingRequest] = {}
 
-    def write(self, requests: Iterator[tuple[int, SamplingRequest]], num_requests: int, on_completion: Any) -> None:
+    def generate(self, requests: Iterator[tuple[int, SamplingRequest]], num_requests: int, on_completion: Any) -> None:
         for row, request in requests:
             if len(self.requests) == self.lives:
                 raise InterruptedError
@@ -72,19 +77,19 @@ def test_what_was_written_stays_and_only_the_rest_is_asked_for(training: Any, tm
     file = tmp_path / "teacher.jsonl"
     first, second = Teacher(lives=2), Teacher()
     with Lines(file) as lines, pytest.raises(InterruptedError):
-        write_completions(list(examples.values()), ENDS, config, first, lines, writing())
+        generate_completions(list(examples.values()), ENDS, config, first, lines, writing())
     with Lines(file) as lines:
         before = read_completions(lines, examples)
         assert before.keys() == first.requests.keys()
         missing = [example for row, example in examples.items() if row not in before]
-        completions = before | write_completions(missing, ENDS, config, second, lines, writing())
+        completions = before | generate_completions(missing, ENDS, config, second, lines, writing())
         assert read_completions(lines, examples).keys() == rows
     assert sorted([*first.requests, *second.requests]) == sorted(rows)
     for row, completion in completions.items():
         assert completion.dtype == np.int32
         assert completion.tolist() == [writing_seed(config.seed, row), 12, 2]  # rollout.max_new_tokens is 12
 
-    given = with_completions(data.examples, completions)
+    given = replace_completions(data.examples, completions)
     for old, new in zip(data.examples, given, strict=True):
         assert np.array_equal(old.prompt_ids, new.prompt_ids)
         expected = completions[old.row] if old.row in rows else old.completion_ids
@@ -99,7 +104,7 @@ def test_the_teacher_is_asked_as_a_rollout_is_and_for_no_more_than_fits(tiny_con
     examples = [Example(row=i, prompt_ids=prompt[:n], completion_ids=prompt) for i, n in enumerate((10, 50))]
     teacher = Teacher()
     with Lines(config.run_dir / "teacher.jsonl") as lines:
-        write_completions(examples, ENDS, config, teacher, lines, writing())
+        generate_completions(examples, ENDS, config, teacher, lines, writing())
     lengths = [(r.min_new_tokens, r.max_new_tokens) for r in teacher.requests.values()]
     assert lengths == [(20, 30), (14, 14)]  # 64 - 50
     assert all(r.temperature == 0 and r.stop_token_ids == ENDS for r in teacher.requests.values())
@@ -109,7 +114,7 @@ def test_prompts_that_changed_since_are_refused(training: Any, tmp_path: Path) -
     data, config = training
     example = data.examples[0]
     with Lines(tmp_path / "teacher.jsonl") as lines:
-        write_completions([example], ENDS, config, Teacher(), lines, writing())
+        generate_completions([example], ENDS, config, Teacher(), lines, writing())
         other = Example(row=example.row, prompt_ids=example.prompt_ids[:-1], completion_ids=example.completion_ids)
         for examples in ({example.row: other}, {}):
             with pytest.raises(RunError, match=rf"answers other prompts than the data has now \(row {example.row}\)"):
@@ -121,7 +126,7 @@ def test_a_run_that_is_all_on_policy_says_that_there_is_nothing_to_write(trainin
     output = io.StringIO()
     config = tiny_config(distill={"lmbda": 1.0, "seq_kd": True})
     nobody: Any = None
-    same = with_teacher_completions(data, nobody, config, nobody, Progress(Console(file=output, width=200), 0))
+    same = generate_teacher_completions(data, nobody, config, nobody, Progress(Console(file=output, width=200), 0))
     assert same is data
     assert output.getvalue() == (
         "distill.seq_kd has no effect: with distill.lmbda=1 the student writes every completion itself\n"

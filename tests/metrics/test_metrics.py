@@ -39,7 +39,7 @@ def test_a_step_is_a_sample_of_each_metric_by_role() -> None:
     assert found["tokens_per_second", "rollout"] == 340.4
     assert found["work_seconds", "teacher"] == 1.0
     assert found["wait_seconds", "learner"] == 2.5
-    assert found["retries", "conductor"] == 0
+    assert found["retries", "controller"] == 0
     assert not {"kl_to_teacher", "checkpoint_step", "teacher_cache_hits"} & {name for name, _ in found}
 
 

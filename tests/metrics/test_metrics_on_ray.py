@@ -124,7 +124,7 @@ def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -
     steps = [event for event in events if event["event"] == "step"]
     seen = scraper.values
     last = steps[int(seen["ray_rayqd_step", "learner", ""]) - 1]
-    assert seen["ray_rayqd_retries_total", "conductor", ""] == last["num_retries"] >= 1
+    assert seen["ray_rayqd_retries_total", "controller", ""] == last["num_retries"] >= 1
     evaluated = {event["arm"]: event["kl_to_teacher"] for event in events if event["event"] == "eval"}
     assert seen["ray_rayqd_kl_to_teacher", "learner", "round-to-nearest INT4"] == pytest.approx(
         evaluated["round-to-nearest INT4"]
@@ -152,5 +152,5 @@ def test_logs_are_prefixed_with_run_role_and_rank(scraped: tuple[Any, Scraper]) 
     """Ray writes an actor's repr into its log: the prefix of its lines, the dashboard's Repr."""
     result, _ = scraped
     logs = "".join(file.read_text() for file in (result.run_dir / "logs").glob("worker-*.out"))
-    for name in ("RolloutWorker(tiny/rollout-0)", "TeacherWorker(tiny/teacher-0)", "Conductor(tiny)"):
+    for name in ("RolloutWorker(tiny/rollout-0)", "TeacherWorker(tiny/teacher-0)", "Controller(tiny)"):
         assert f":actor_name:{name}\n" in logs

@@ -1,0 +1,157 @@
+"""The processes of a run, all started at once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util import list_named_actors
+
+from rayqd.actors.connection import Cluster
+from rayqd.actors.failures import unwrap_error
+from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
+from rayqd.actors.topology import describe_node
+from rayqd.cluster.placement import Placement, place
+from rayqd.config import Config
+from rayqd.data import ExampleSet
+from rayqd.errors import RunError
+from rayqd.rollout.worker import MakeEngine
+
+_POLL_SECONDS = 0.5
+_NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
+_STOP_SECONDS = 30.0  # for the controller to hear of it
+_START_RETRIES = 2  # of a process that dies while it starts; its node may have been taken away
+
+
+class RunActors:
+    """Rollout workers, teachers, controller and learner of one run; each loads its model while the others do."""
+
+    def __init__(
+        self,
+        config: Config,
+        cluster: Cluster,
+        make_engine: MakeEngine | None = None,
+        *,
+        placement: Placement | None = None,
+        teachers: list[Any] | None = None,
+    ) -> None:
+        """Start them all, and wait for none.
+
+        Runs beside each other are given their `placement`, and the `teachers` that they share and that outlive them.
+        """
+        _wait_until_name_is_free(config.name)
+        placement = placement or place(config, cluster.nodes)
+        rollouts = start_rollouts(config, placement, make_engine)
+        own_teachers = start_teachers(config, placement) if teachers is None else []
+        teachers = teachers or own_teachers
+        actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
+        actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
+        self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
+        self._starting = {_start(actor): name for name, actor in actors.items()}
+        self._nodes: dict[str, str] = {}
+        self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
+        self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
+        self._training = self.controller.train.remote(placement)
+        self._own = [self.controller, *rollouts, *own_teachers]
+
+    def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
+        """Give the run its rows."""
+        ray.get(self.controller.set_data.remote(training, heldout))
+
+    def collect_ready(self) -> dict[str, float]:
+        """Return the actors that became ready since the last call, and the seconds they took; raises why one failed."""
+        ready: dict[str, float] = {}
+        for ref in _list_done(self._starting):
+            name = self._starting.pop(ref)
+            try:
+                ready[name], self._nodes[name] = ray.get(ref)
+            except RayError as error:
+                raise unwrap_error(error, name) from None
+        return ready
+
+    def node_of(self, name: str) -> str:
+        """Return the node of an actor that is ready; empty if the node has no name."""
+        return self._nodes[name]
+
+    def list_starting(self) -> list[str]:
+        """Return the actors that are not ready yet."""
+        return list(self._starting.values())
+
+    def list_unplaced(self) -> list[str]:
+        """Return the actors that the cluster has given no process yet."""
+        for ref in _list_done(self._unplaced):
+            del self._unplaced[ref]
+        return list(self._unplaced.values())
+
+    def events(self, after: int, timeout_seconds: float) -> list[dict[str, Any]]:
+        """Return the run's events from number `after` on; raises why the learner ended, if it did."""
+        events = _get(self.controller.events.remote(after, timeout_seconds))
+        if not events and _list_done({self._training: "learner"}):
+            self._raise_learner_failure()
+        return events
+
+    def list_awaited_workers(self) -> list[str]:
+        """Return the workers that the learner waits for; none while it is at work itself."""
+        return _get(self.controller.list_awaited_workers.remote())
+
+    def role_seconds(self) -> dict[str, float]:
+        """Return the seconds of work so far of rollout workers and teachers."""
+        return ray.get(self.controller.role_seconds.remote())
+
+    def stop(self) -> None:
+        """Ask the learner to save its last step; a `stopped` event follows. WorkerError if the controller is gone."""
+        _get(self.controller.stop.remote(), timeout_seconds=_STOP_SECONDS)
+
+    def wait_for_end(self, timeout_seconds: float) -> None:
+        """Wait for Ray Train to write its own records."""
+        ray.wait([self._training], timeout=timeout_seconds)
+
+    def kill(self) -> None:
+        """End the processes of this run, where Ray lives on; Ray Train's end with the controller, which owns them."""
+        for actor in self._own:
+            ray.kill(actor)
+
+    def _raise_learner_failure(self) -> None:
+        try:
+            ray.get(self._training)
+        except RayError as error:
+            raise unwrap_error(error, "learner") from None
+
+
+def _get(ref: Any, timeout_seconds: float | None = None) -> Any:
+    """Return what the controller answers; WorkerError if it died."""
+    try:
+        return ray.get(ref, timeout=timeout_seconds)
+    except RayError as error:
+        raise unwrap_error(error, "controller") from None
+
+
+def _start(actor: Any) -> Any:
+    """Have an actor start, on another node if its first one goes away meanwhile; returns what `_start_here` does."""
+    return actor.__ray_call__.options(name="start", max_task_retries=_START_RETRIES).remote(_start_here)
+
+
+def _start_here(worker: Any) -> tuple[float, str]:
+    """Seconds it took, and the node."""
+    return worker.start(), describe_node()
+
+
+def _list_done(refs: dict[Any, str]) -> list[Any]:
+    return ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
+
+
+def _wait_until_name_is_free(run: str, timeout_seconds: float = _NAME_TIMEOUT_SECONDS) -> None:
+    """Wait until no actor of a run of this name is left on the cluster.
+
+    Raises RunError when they stay, because then that run goes on.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while any(name.startswith(f"rayqd/{run}/") for name in list_named_actors()):
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"a run named {run} is going on on this cluster: stop it (`ray job list`, `ray job stop`), "
+                "wait for its end, or give this one another name"
+            )
+        time.sleep(_POLL_SECONDS)
