@@ -24,12 +24,12 @@ from rayqd.runs.environment import environment
 from rayqd.sweep.callback import Telling
 from rayqd.sweep.concurrency import concurrency, placement_beside
 from rayqd.sweep.directory import SweepDirectory
-from rayqd.sweep.outcome import Outcome, best_of
 from rayqd.sweep.report import write_page
 from rayqd.sweep.results import best_toml, print_outcomes, result_of
 from rayqd.sweep.shared import Data, Key, data_key
 from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import Suggestions
+from rayqd.sweep.trials import Outcome, find_best
 from rayqd.sweep.tuner import run_trials, start_shared
 
 # Processes that Ray starts at a time. On two cores it would start two, and warn of eight, which two trials have.
@@ -109,7 +109,7 @@ def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[
     outcomes = directory.outcomes()
     result = result_of(study, outcomes)
     directory.finish(result)
-    best = best_of(outcomes, study.sweep.metric)
+    best = find_best(outcomes, study.sweep.metric)
     if best:
         (directory.path / "best.toml").write_text(best_toml(study, best))
     write_page(study, outcomes, directory.path)

@@ -1,4 +1,4 @@
-"""Line charts as static SVG: colours and type come from the page, so that one drawing serves light and dark."""
+"""Charts as static SVG: colours and type come from the page, so that one drawing serves light and dark."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from rayqd.report.axis import Axis, interpolate, linear_axis, round_ticks
 from rayqd.report.page import EMPTY, joined
 
 Point = tuple[float, float]
@@ -18,6 +19,66 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 390, 10, 176  # the edges of the plot
 _MAX_DRAWN = 240  # points; a step narrower than that is not to be seen
 _MAX_READ = 500  # points that the pointer can read
 _MIN_SMOOTHED = 60  # points from which on a curve is drawn smoothed, over the raw one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """A rectangle in a drawing, edges in the drawing's units, with an axis along its bottom and one along its left."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    across: Axis
+    up: Axis
+    inset: float = 0.0  # between the left and right edges and the ends of `across`
+
+    def x(self, value: float | str) -> float:
+        """Return where a value of `across` lies."""
+        return self.x_at(self.across.position(value))
+
+    def y(self, value: float) -> float:
+        """Return where a value of `up` lies."""
+        return self.y_at(self.up.position(value))
+
+    def draw_axes(self) -> Markup:
+        """Draw a level line at each tick of `up`, a base line, and the ticks' texts."""
+        line = Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+        text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
+        parts: list[Markup] = []
+        for position, label in self.up.ticks:
+            y = self.y_at(position)
+            if position > 0:
+                parts.append(line.format("grid", self.left, self.right, y, y))
+            parts.append(text.format(self.left - 8, y + 3.5, "end", label))
+        parts.append(line.format("base", self.left, self.right, self.bottom, self.bottom))
+        parts += [
+            text.format(self.x_at(position), self.bottom + 18, "middle", label)
+            for position, label in self.across.ticks
+        ]
+        return joined(parts)
+
+    def path(self, points: Sequence[Point]) -> str:
+        """Return the `d` of a path through `points`."""
+        return "M" + "L".join(f"{self.x(x):g} {self.y(y):g}" for x, y in points)
+
+    def x_at(self, position: float) -> float:
+        return round(self.left + self.inset + position * (self.right - self.left - 2 * self.inset), 1)
+
+    def y_at(self, position: float) -> float:
+        return round(self.bottom - position * (self.bottom - self.top), 1)
+
+
+def draw_svg(width: int, height: int, label: str, parts: Sequence[Markup], kind: str = "") -> Markup:
+    """Return a drawing of `width` by `height` units; `label` is what a screen reader says of it."""
+    return Markup('<svg class="chart{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        f" {kind}" if kind else "", width, height, label, joined(parts)
+    )
+
+
+def arrange_charts(drawn: Sequence[Markup]) -> Markup:
+    """Put charts side by side, as many as fit."""
+    return Markup('<div class="charts">\n{}\n</div>').format(joined(drawn, "\n"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +92,7 @@ class Line:
     smoothed: bool = False  # noisy enough that a mean over neighbours says more
 
 
-def line_chart(
+def draw_line_chart(
     title: str,
     lines: Sequence[Line],
     *,
@@ -40,116 +101,58 @@ def line_chart(
     from_zero: bool = False,
     steps: tuple[float, float] | None = None,
 ) -> Markup:
-    """Lines over steps; the legend holds each one's last value, written as `form`, or the one under the pointer.
+    """Draw lines over steps; the legend holds each one's last value, written as `form`, or the one under the pointer.
 
     `steps` are the edges of the chart; without them, those of the lines.
     """
     lines = [line for line in lines if line.points]
     curves = [line for line in lines if not line.level]
-    xs = [x for line in curves for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
-    low_x, high_x = steps or ((min(xs), max(xs)) if xs else (0.0, 1.0))
-    y_ticks = ticks(min(ys, default=0.0), max(ys, default=1.0), from_zero=from_zero)
-    scale = _Scale(low_x, high_x, y_ticks[0], y_ticks[-1])
-    drawn = joined([_grid(scale, y_ticks), *(_drawn(line, scale) for line in lines)])
-    spoken = "; ".join(f"{line.name or title} {line.points[-1][1]:{form}}" for line in lines)
-    svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, _HEIGHT, f"{title}, last: {spoken}", drawn
-    )
+    plot = _plot(lines, curves, from_zero=from_zero, steps=steps)
+    cursor = Markup('<line class="cursor" x1="0" x2="0" y1="{}" y2="{}"/>').format(_TOP, _BOTTOM)
+    values = "; ".join(f"{line.name or title} {line.points[-1][1]:{form}}" for line in lines)
+    parts = [plot.draw_axes(), cursor, *(_draw_line(line, plot) for line in lines)]
+    svg = draw_svg(_WIDTH, _HEIGHT, f"{title}, last: {values}", parts)
     caption = Markup('<figcaption><strong>{}</strong>{}<span class="legend">{}</span></figcaption>').format(
         title,
         Markup('<span class="unit">{}</span>').format(unit) if unit else EMPTY,
-        joined([*(_key(line, form) for line in lines), Markup('<span class="at"></span>')]),
+        joined([*(_legend_key(line, form) for line in lines), Markup('<span class="at"></span>')]),
     )
-    return Markup('<figure data-lines="{}">{}{}</figure>').format(_readable(curves, scale, form), caption, svg)
+    return Markup('<figure data-lines="{}">{}{}</figure>').format(_pointer_data(curves, plot, form), caption, svg)
 
 
-def charts(drawn: Sequence[Markup]) -> Markup:
-    """Side by side, as many as fit."""
-    return Markup('<div class="charts">\n{}\n</div>').format(joined(drawn, "\n"))
+def _plot(lines: Sequence[Line], curves: Sequence[Line], *, from_zero: bool, steps: tuple[float, float] | None) -> Plot:
+    xs = [x for line in curves for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    low, high = steps or ((min(xs), max(xs)) if xs else (0.0, 1.0))
+    levels = round_ticks(min(ys, default=0.0), max(ys, default=1.0), from_zero=from_zero)
+    up = linear_axis(levels[0], levels[-1], levels)
+    return Plot(left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM, across=_step_axis(low, high), up=up)
 
 
-def ticks(low: float, high: float, *, from_zero: bool = False, count: int = 4) -> list[float]:
-    """About `count` round numbers that enclose low and high, evenly spaced."""
-    if from_zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    if high <= low:
-        around = abs(low) / 2 or 0.5
-        low, high = (low, low + 2 * around) if from_zero or low == 0 else (low - around, low + around)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if rough <= power * factor * (1 + 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+def _step_axis(low: float, high: float) -> Axis:
+    """Return an axis with ticks at round whole steps."""
+    steps = [low]
+    if high > low:
+        steps = [x for x in round_ticks(low, high, count=5) if low <= x <= high and x == round(x)]
+    return Axis(low=low, high=high, ticks=tuple((interpolate(step, low, high), f"{step:,.0f}") for step in steps))
 
 
-def tick_texts(values: Sequence[float]) -> list[str]:
-    """All of them with as many decimals as the finest needs."""
-    largest = max(abs(v) for v in values)
-    if 0 < largest < 1e-3:
-        return [f"{v:.3g}".replace("e-0", "e-") for v in values]
-    if largest >= 10_000:
-        return [f"{v / 1000:,g}k" for v in values]
-    decimals = next((d for d in range(7) if all(abs(round(v, d) - v) < 1e-9 for v in values)), 7)
-    return [f"{v:,.{decimals}f}" for v in values]
-
-
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    low_x: float
-    high_x: float
-    low_y: float
-    high_y: float
-
-    def x(self, value: float) -> float:
-        share = (value - self.low_x) / (self.high_x - self.low_x) if self.high_x > self.low_x else 0.5
-        return round(_LEFT + share * (_RIGHT - _LEFT), 1)
-
-    def y(self, value: float) -> float:
-        return round(_BOTTOM - (value - self.low_y) / (self.high_y - self.low_y) * (_BOTTOM - _TOP), 1)
-
-
-def _grid(scale: _Scale, y_ticks: Sequence[float]) -> Markup:
-    line = Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
-    text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
-    parts: list[Markup] = []
-    for i, (value, shown) in enumerate(zip(y_ticks, tick_texts(y_ticks), strict=True)):
-        y = scale.y(value)
-        parts += [line.format("grid" if i else "base", _LEFT, _RIGHT, y, y)]
-        parts += [text.format(_LEFT - 8, y + 3.5, "end", shown)]
-    for value in _step_ticks(scale.low_x, scale.high_x):
-        parts.append(text.format(scale.x(value), _BOTTOM + 18, "middle", f"{value:,.0f}"))
-    parts.append(line.format("cursor", 0, 0, _TOP, _BOTTOM))
-    return joined(parts)
-
-
-def _step_ticks(low: float, high: float) -> list[float]:
-    """Round whole steps within the plot."""
-    if high <= low:
-        return [low]
-    return [x for x in ticks(low, high, count=5) if low <= x <= high and x == round(x)]
-
-
-def _drawn(line: Line, scale: _Scale) -> Markup:
+def _draw_line(line: Line, plot: Plot) -> Markup:
     path = Markup('<path class="{} k{}" d="{}"/>')
     if line.level:
-        y = scale.y(line.points[-1][1])
+        y = plot.y(line.points[-1][1])
         return path.format("line dashed", line.colour, f"M{_LEFT} {y}H{_RIGHT}")
     smoothed = line.smoothed and len(line.points) >= _MIN_SMOOTHED
-    curve = _thinned(_running_mean(line.points, max(2, len(line.points) // 30)) if smoothed else line.points)
-    parts = [path.format("raw", line.colour, _path(_thinned(line.points), scale))] if smoothed else []
-    parts.append(path.format("line", line.colour, _path(curve, scale)))
+    curve = _thin(_running_mean(line.points, max(2, len(line.points) // 30)) if smoothed else line.points)
+    parts = [path.format("raw", line.colour, plot.path(_thin(line.points)))] if smoothed else []
+    parts.append(path.format("line", line.colour, plot.path(curve)))
     x, y = curve[-1]
-    parts.append(Markup('<circle class="k{}" cx="{}" cy="{}" r="3.5"/>').format(line.colour, scale.x(x), scale.y(y)))
+    parts.append(Markup('<circle class="k{}" cx="{}" cy="{}" r="3.5"/>').format(line.colour, plot.x(x), plot.y(y)))
     return joined(parts)
 
 
-def _path(points: Sequence[Point], scale: _Scale) -> str:
-    return "M" + "L".join(f"{scale.x(x):g} {scale.y(y):g}" for x, y in points)
-
-
-def _thinned(points: Sequence[Point]) -> Sequence[Point]:
-    """At most _MAX_DRAWN points that keep every peak: the lowest and the highest of each stretch."""
+def _thin(points: Sequence[Point]) -> Sequence[Point]:
+    """Return at most _MAX_DRAWN points that keep every peak: the lowest and the highest of each stretch."""
     if len(points) <= _MAX_DRAWN:
         return points
     stretch = math.ceil(len(points) / (_MAX_DRAWN // 2))
@@ -162,7 +165,7 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
 
 
 def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """Each value with those up to `window` before it."""
+    """Average each value with those up to `window` before it."""
     means: list[Point] = []
     total = 0.0
     for i, (x, y) in enumerate(points):
@@ -171,8 +174,8 @@ def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
     return means
 
 
-def _key(line: Line, form: str) -> Markup:
-    """What page.js changes while the pointer is over the chart is an <output>; a level stays."""
+def _legend_key(line: Line, form: str) -> Markup:
+    """Return a line's legend; what page.js changes while the pointer is over the chart is an <output>."""
     value = f"{line.points[-1][1]:{form}}"
     shown = value if line.level else Markup("<output>{}</output>").format(value)
     name = f"{line.name} " if line.name else ""
@@ -181,9 +184,9 @@ def _key(line: Line, form: str) -> Markup:
     )
 
 
-def _readable(curves: Sequence[Line], scale: _Scale, form: str) -> str:
-    """What page.js needs: where the plot is, and the values as they are written."""
+def _pointer_data(curves: Sequence[Line], plot: Plot, form: str) -> str:
+    """Return as JSON what page.js needs: where the plot is, and the values as they are written."""
     every = max(1, math.ceil(max((len(line.points) for line in curves), default=0) / _MAX_READ))
     values = [[[x, f"{y:{form}}"] for x, y in [*line.points[:-1:every], line.points[-1]]] for line in curves]
-    edges = {"left": _LEFT, "right": _RIGHT, "low": scale.low_x, "high": scale.high_x}
+    edges = {"left": _LEFT, "right": _RIGHT, "low": plot.across.low, "high": plot.across.high}
     return json.dumps(edges | {"lines": values}, separators=(",", ":"))

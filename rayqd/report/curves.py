@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric, samples
-from rayqd.report.chart import Line, Point, line_chart
+from rayqd.report.chart import Line, Point, draw_line_chart
 
 Event = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def _chart(shown: Metric, values: Values, *, from_zero: bool = False, smoothed: 
         for role in shown.fields
         if (points := values.get((shown.name, role)))
     ]
-    return line_chart(shown.title, lines, unit=shown.unit, form=shown.form, from_zero=from_zero)
+    return draw_line_chart(shown.title, lines, unit=shown.unit, form=shown.form, from_zero=from_zero)
 
 
 def _of_evaluations(values: Values, num_steps: int) -> Markup:
@@ -66,7 +66,7 @@ def _of_evaluations(values: Values, num_steps: int) -> Markup:
     lines = [Line(name=STUDENT, points=student, colour=_COLOUR[STUDENT])]
     for (arm, points), colour in zip(arms.items(), _OF_LEVELS, strict=False):
         lines.append(Line(name=arm, points=points, colour=colour, level=True))
-    return line_chart(
+    return draw_line_chart(
         f"{shown.title}, held out", lines, unit=shown.unit, form=shown.form, from_zero=True, steps=(0, num_steps)
     )
 
@@ -81,4 +81,4 @@ def _seconds(values: Values) -> Markup:
         for name, points, colour in shown
         if any(y for _, y in points)  # a role may have nothing to do
     ]
-    return line_chart("Seconds a step", lines, unit=work.unit, form=work.form, from_zero=True)
+    return draw_line_chart("Seconds a step", lines, unit=work.unit, form=work.form, from_zero=True)

@@ -19,7 +19,7 @@ from rayqd.console.result_table import how_to_run, short_path
 from rayqd.metrics.catalogue import arm_tag
 from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
-from rayqd.report.chart import charts
+from rayqd.report.chart import arrange_charts
 from rayqd.report.curves import run_charts
 from rayqd.report.page import Column
 from rayqd.report.result import Row, arms, figures, gpus
@@ -59,7 +59,7 @@ def run_page(run: Run) -> str:
     if run.benchmarks:
         body.append(benchmarks(run.benchmarks))
     if drawn := run_charts(_events(run), run.config.learner.steps):
-        body.append(page.section("Training", charts(drawn), note=_how_fresh(run)))
+        body.append(page.section("Training", arrange_charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))
     body += [_commands(run), _settings(run), _environment(run)]
     return page.page(f"{run.config.name} · rayqd", body, footer=f"Made by rayqd {_version(run)}.")

@@ -11,8 +11,7 @@ from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
-from rayqd.sweep.outcome import Outcome, outcome_of
-from rayqd.sweep.trials import Trial
+from rayqd.sweep.trials import Outcome, Trial, read_outcome
 
 
 class SweepDirectory:
@@ -61,7 +60,7 @@ class SweepDirectory:
     def outcomes(self) -> list[Outcome]:
         """What became of every trial that was begun."""
         errors = self.errors()
-        return [outcome_of(trial, self.path, errors.get(trial.number)) for trial in self.begun()]
+        return [read_outcome(trial, self.path, errors.get(trial.number)) for trial in self.begun()]
 
     def finish(self, result: dict[str, Any]) -> None:
         self._run_dir.finish(result)

@@ -13,22 +13,21 @@ from rayqd.config import to_toml
 from rayqd.console.progress import duration
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say
-from rayqd.sweep.outcome import Outcome, best_of, by_metric
 from rayqd.sweep.study import Study
-from rayqd.sweep.trials import short_labels, value_label
+from rayqd.sweep.trials import Outcome, find_best, short_labels, sort_by_metric, value_label
 
 
 def result_of(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The trials, the best first, and what the teacher cost."""
     metric = study.sweep.metric
-    best = best_of(outcomes, metric)
+    best = find_best(outcomes, metric)
     return {
         "name": study.base.name,
         "metric": metric,
         "best": best.trial.name if best else None,
         "num_trials": study.num_trials,
         "num_steps": study.base.learner.steps,
-        "trials": [_row(outcome) for outcome in by_metric(outcomes, metric)],
+        "trials": [_row(outcome) for outcome in sort_by_metric(outcomes, metric)],
         "teacher": teacher_cost(outcomes),
         "seconds": {"trials": round(sum(outcome.seconds.get("total", 0.0) for outcome in outcomes), 1)},
     }
@@ -46,7 +45,7 @@ def teacher_cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
 def best_toml(study: Study, best: Outcome) -> str:
     """The best trial's configuration, for `rayqd distill`, under a name of its own."""
     run = study.run(best.trial)
-    kl = f"KL to teacher {best.kl_to_teacher:.4f}" if best.kl_to_teacher is not None else ""
+    kl = f"KL to teacher {best.last.kl_to_teacher:.4f}" if best.last else ""
     head = f"# The best of {study.base.name}: trial {best.trial.name}, {kl} at step {best.step} of {run.learner.steps}."
     return f"{head}\n\n{to_toml(run.model_copy(update={'name': f'{study.base.name}-best'}))}"
 
@@ -60,7 +59,7 @@ def print_outcomes(console: Console, study: Study, outcomes: Sequence[Outcome], 
     num_scores = teacher["cache_hits"] + teacher["cache_misses"]
     kept = f"; {teacher['cache_hits']:,} of {num_scores:,} scores were there already" if num_scores else ""
     lines.append(f"teacher   {teacher['seconds']:,.0f} s, loading included{kept}")
-    best = best_of(outcomes, study.sweep.metric)
+    best = find_best(outcomes, study.sweep.metric)
     if best:
         lines.append(f"best      {best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}")
     lines += [f"report    {short_path(path / 'report.html')}", f"result    {short_path(path / 'result.json')}"]
@@ -75,8 +74,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "settings": dict(outcome.trial.settings),
         "state": outcome.state,
         "step": outcome.step,
-        "kl_to_teacher": outcome.kl_to_teacher,
-        "perplexity": outcome.perplexity,
+        "kl_to_teacher": outcome.last.kl_to_teacher if outcome.last else None,
+        "perplexity": outcome.last.perplexity if outcome.last else None,
         "seconds": dict(outcome.seconds),
         "teacher_seconds": round(outcome.teacher_seconds, 1),
     }
@@ -88,12 +87,12 @@ def _table(study: Study, outcomes: Sequence[Outcome]) -> Table:
     table = Table(title=f"{study.base.name}: {len(outcomes)} trials, the best first", title_justify="left")
     for heading in ("", *labels.values(), "KL to teacher", "perplexity", "steps", "time", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for outcome in by_metric(outcomes, study.sweep.metric):
+    for outcome in sort_by_metric(outcomes, study.sweep.metric):
         table.add_row(
             f"{outcome.trial.number:03d}",
             *(value_label(outcome.trial.settings[key]) for key in labels),
-            "" if outcome.kl_to_teacher is None else f"{outcome.kl_to_teacher:.4f}",
-            "" if outcome.perplexity is None else f"{outcome.perplexity:.3f}",
+            f"{outcome.last.kl_to_teacher:.4f}" if outcome.last else "",
+            f"{outcome.last.perplexity:.3f}" if outcome.last else "",
             str(outcome.step),
             duration(outcome.seconds["total"]) if "total" in outcome.seconds else "",
             outcome.state,

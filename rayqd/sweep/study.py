@@ -11,9 +11,8 @@ from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sweep import SweepSpec
 from rayqd.errors import ConfigError
 from rayqd.sweep.halving import evaluations_every, halving_of
-from rayqd.sweep.outcome import Outcome
 from rayqd.sweep.space import check_values, corners, drawn, grid, num_trials
-from rayqd.sweep.trials import Trial
+from rayqd.sweep.trials import Outcome, Trial
 
 if TYPE_CHECKING:
     from rayqd.sweep.suggest import Suggester

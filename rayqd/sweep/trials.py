@@ -1,53 +1,168 @@
-"""A trial: an ordinary run that differs from the others of its sweep in a few settings."""
+"""A trial, an ordinary run that differs from the others of its sweep in a few settings, and what became of it."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
-_LONGEST_VALUE = 24
-_LONGEST_NAME = 120
+from rayqd.runs.directory import STOPPED_EARLY
+
+Settings = Mapping[str, object]  # values by dotted name
+State = Literal["finished", "stopped early", "failed", "unfinished"]
+
+_MAX_VALUE_LENGTH = 24
+_MAX_NAME_LENGTH = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
+    """A run's number in its sweep, and the settings that set it apart."""
+
     number: int  # from 1, in the order of their making
-    settings: Mapping[str, Any]  # by dotted name: what sets it apart
+    settings: Settings
 
     @property
     def name(self) -> str:
-        """`003-lmbda=0.5-lr=1e-4`: the same for the same trial, and a directory's name."""
+        """Return `003-lmbda=0.5-lr=1e-4`: the same for the same trial, and a directory's name."""
         labels = short_labels(list(self.settings))
-        parts = [f"{labels[key]}={_plain(value_label(value))}" for key, value in self.settings.items()]
-        return "-".join([f"{self.number:03d}", *parts])[:_LONGEST_NAME].rstrip("-.=")
+        parts = [f"{labels[key]}={_file_name(value_label(value))}" for key, value in self.settings.items()]
+        return "-".join([f"{self.number:03d}", *parts])[:_MAX_NAME_LENGTH].rstrip("-.=")
 
 
-def short_labels(keys: list[str]) -> dict[str, str]:
-    """Each dotted name's last part, or all of it where two end alike."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What was measured on the held-out rows after some steps."""
+
+    step: int
+    kl_to_teacher: float  # nats a token
+    perplexity: float
+
+    def metric(self, name: str) -> float:
+        """Return what `sweep.metric` names."""
+        return self.perplexity if name == "perplexity" else self.kl_to_teacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A trial, and how far it came, as its directory says."""
+
+    trial: Trial
+    state: State
+    curve: tuple[Evaluation, ...]  # by step, the untrained start first
+    seconds: Mapping[str, float]  # total, and of each role
+    teacher_seconds: float  # of loading and of scoring
+    cache: Mapping[str, int]  # teacher payloads found (hits) and made (misses)
+    error: str | None
+
+    @property
+    def last(self) -> Evaluation | None:
+        """Return the last evaluation after training began; None before there is one."""
+        return self.curve[-1] if self.curve and self.curve[-1].step > 0 else None
+
+    @property
+    def step(self) -> int:
+        """Return the step of the last evaluation, 0 before the first one."""
+        return self.last.step if self.last else 0
+
+    @property
+    def ended(self) -> bool:
+        """Return whether a resumed sweep leaves it alone."""
+        return self.state in ("finished", "stopped early")
+
+    def metric(self, name: str) -> float | None:
+        """Return what `sweep.metric` names, at the last evaluation; None before there is one."""
+        return self.last.metric(name) if self.last else None
+
+
+def read_outcome(trial: Trial, sweep_dir: Path, error: str | None = None) -> Outcome:
+    """Read what became of a trial that was begun; `error` is why it failed."""
+    directory = sweep_dir / trial.name
+    result = _read_json(directory / "result.json")
+    events = _read_rows(directory / "metrics.jsonl")
+    seconds, starts = result.get("seconds", {}), result.get("start_seconds", {})
+    return Outcome(
+        trial=trial,
+        state=_state(result, error),
+        curve=_curve(events, result),
+        seconds=seconds,
+        teacher_seconds=seconds.get("teacher", 0.0)
+        + sum(s for role, s in starts.items() if role.startswith("teacher")),
+        cache={kind: sum(row.get(f"teacher_cache_{kind}") or 0 for row in events) for kind in ("hits", "misses")},
+        error=error if not result else None,
+    )
+
+
+def sort_by_metric(outcomes: Sequence[Outcome], metric: str) -> list[Outcome]:
+    """Sort the best first, and last those without a value."""
+
+    def key(outcome: Outcome) -> tuple[bool, float, int]:
+        value = outcome.metric(metric)
+        return value is None, value or 0.0, outcome.trial.number
+
+    return sorted(outcomes, key=key)
+
+
+def find_best(outcomes: Sequence[Outcome], metric: str) -> Outcome | None:
+    """Return the best of those that finished, or if none did of those that were stopped early."""
+    ranked = [outcome for outcome in sort_by_metric(outcomes, metric) if outcome.ended]
+    return next((outcome for outcome in ranked if outcome.state == "finished"), next(iter(ranked), None))
+
+
+def short_labels(keys: Sequence[str]) -> dict[str, str]:
+    """Return each dotted name's last part, or all of it where two end alike."""
     leaves = [key.rpartition(".")[2] for key in keys]
     return {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves, strict=True)}
 
 
 def value_label(value: object) -> str:
-    """`value` as people write it: 1e-4, 0.5, on, q_proj+v_proj; of a path its last part."""
+    """Write `value` as people do: 1e-4, 0.5, on, q_proj+v_proj; of a path its last part."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return _number(value)
+        return _shortest_number(value)
     if isinstance(value, list | tuple):
         return "+".join(value_label(part) for part in value)  # pyright: ignore[reportUnknownVariableType]
     return PurePath(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
-def _number(value: float) -> str:
-    """The shortest text that reads back as `value`; what is below a hundredth as 1e-4."""
+def _state(result: Mapping[str, Any], error: str | None) -> State:
+    if result:
+        return "stopped early" if STOPPED_EARLY in result else "finished"
+    return "failed" if error else "unfinished"
+
+
+def _curve(events: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+    """Return an evaluation a step; the untrained start is the last arm of step 0: GPTQ's, where there is one."""
+    arms = [(row["step"], row) for row in events if row["event"] == "eval"]
+    if result:
+        arms.append((result["num_steps"], result["rows"][-1]))
+    evaluations = {
+        step: Evaluation(step=step, kl_to_teacher=arm["kl_to_teacher"], perplexity=arm["perplexity"])
+        for step, arm in arms
+    }
+    return tuple(evaluations[step] for step in sorted(evaluations))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines, without the last one if it is half written."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _shortest_number(value: float) -> str:
+    """Return the shortest text that reads back as `value`; what is below a hundredth as 1e-4."""
     shortest = Decimal(repr(value)).normalize()
     return f"{shortest:e}" if 0 < abs(value) < 1e-2 else f"{shortest:f}"
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]", lambda found: found[0] if found[0] == "-" else "_", text)[:_LONGEST_VALUE]
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:_MAX_VALUE_LENGTH]

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -17,9 +18,9 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
-from rayqd.sweep.outcome import Outcome
 from rayqd.sweep.shared import Data, Shared
 from rayqd.sweep.suggest import Suggestions
+from rayqd.sweep.trials import Outcome
 from rayqd.sweep.worker import TrialWorker
 
 _SCRATCH = ".tune"
@@ -79,10 +80,9 @@ def replay(scheduler: Any, ended: Sequence[Outcome], metric: str) -> None:
     for outcome in ended:
         stand_in = _StandIn(outcome.trial.name)
         scheduler.on_trial_add(None, stand_in)
-        for step, kl, perplexity in outcome.curve:
-            if step > 0:
-                found = {"step": step, "kl_to_teacher": kl, "perplexity": perplexity}
-                scheduler.on_trial_result(None, stand_in, found)
+        for evaluation in outcome.curve:
+            if evaluation.step > 0:
+                scheduler.on_trial_result(None, stand_in, asdict(evaluation))
 
 
 def start_shared(sweep_name: str, placement: Placement, data: Data) -> Any:

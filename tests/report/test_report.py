@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from rayqd.config import Config, load_config
-from rayqd.report.chart import Line, line_chart, tick_texts, ticks
+from rayqd.report.axis import format_ticks, round_ticks
+from rayqd.report.chart import Line, draw_line_chart
 from rayqd.report.run import Run, run_page
 
 MADE = datetime.datetime(2026, 11, 23, 9, 5, tzinfo=datetime.UTC)
@@ -162,7 +163,7 @@ def test_what_users_write_is_text_and_no_markup() -> None:
 
 def test_points_are_drawn_where_they_are() -> None:
     """The plot reaches from (44, 176), the lowest tick at the first step, to (390, 10)."""
-    drawn = line_chart("Loss", [Line(name="a", points=[(0, 0.0), (5, 2.0), (10, 4.0)], colour=1)], from_zero=True)
+    drawn = draw_line_chart("Loss", [Line(name="a", points=[(0, 0.0), (5, 2.0), (10, 4.0)], colour=1)], from_zero=True)
     svg = ElementTree.fromstring(re.findall(r"<svg.*</svg>", drawn)[0])
     (curve,) = [path.get("d") for path in svg.iter("path")]
     assert curve == "M44 176L217 93L390 10"
@@ -173,7 +174,7 @@ def test_points_are_drawn_where_they_are() -> None:
 def test_long_curves_are_thinned_and_keep_their_peaks() -> None:
     points = [(i, 1.0) for i in range(5000)]
     points[3210] = (3210, 9.0)
-    drawn = line_chart("Loss", [Line(name="", points=points)])
+    drawn = draw_line_chart("Loss", [Line(name="", points=points)])
     assert len(drawn) < 40_000
     path = re.findall(r' d="(.*?)"', drawn)[0]
     assert min(float(pair.split()[1]) for pair in path[1:].split("L")) == 26.6  # 9 between the ticks 0 and 10
@@ -185,7 +186,7 @@ def test_long_curves_are_thinned_and_keep_their_peaks() -> None:
     st.booleans(),
 )
 def test_ticks_enclose_the_values_in_few_even_steps(low: float, span: float, from_zero: bool) -> None:
-    found = ticks(low, low + span, from_zero=from_zero)
+    found = round_ticks(low, low + span, from_zero=from_zero)
     assert 2 <= len(found) <= 8
     tolerance = 1e-6 * max(1.0, abs(low), span)
     assert found[0] <= low + tolerance
@@ -205,4 +206,4 @@ def test_ticks_enclose_the_values_in_few_even_steps(low: float, span: float, fro
     ],
 )
 def test_ticks_are_written_alike(values: list[float], texts: list[str]) -> None:
-    assert tick_texts(values) == texts
+    assert format_ticks(values) == texts

@@ -9,8 +9,7 @@ from rayqd.config.sections.sweep import SweepConfig
 from rayqd.errors import ConfigError, PlacementError
 from rayqd.sweep.concurrency import concurrency, placement_beside, side_by_side
 from rayqd.sweep.halving import Halving, evaluations_every, halving_of
-from rayqd.sweep.outcome import Outcome
-from rayqd.sweep.trials import Trial
+from rayqd.sweep.trials import Evaluation, Outcome, Trial
 from rayqd.sweep.tuner import replay
 
 
@@ -73,11 +72,7 @@ def outcome(number: int, *curve: tuple[int, float]) -> Outcome:
     return Outcome(
         trial=Trial(number=number, settings={}),
         state="finished",
-        step=curve[-1][0],
-        kl_to_teacher=curve[-1][1],
-        perplexity=1.0,
-        curve=tuple((step, kl, 1.0) for step, kl in curve),
-        losses=(),
+        curve=tuple(Evaluation(step=step, kl_to_teacher=kl, perplexity=1.0) for step, kl in curve),
         seconds={},
         teacher_seconds=0.0,
         cache={},

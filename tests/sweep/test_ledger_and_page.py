@@ -18,12 +18,11 @@ from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.inherit import inherit_start
-from rayqd.sweep.outcome import best_of, outcome_of
 from rayqd.sweep.report import write_page
-from rayqd.sweep.report.axis import setting_axis
+from rayqd.sweep.report.axes import position, setting_axis
 from rayqd.sweep.results import best_toml, print_outcomes, result_of
 from rayqd.sweep.study import Study
-from rayqd.sweep.trials import Trial
+from rayqd.sweep.trials import Evaluation, Trial, find_best, read_outcome
 
 FLAGS = (
     "--sweep.over.distill.lmbda", "0,1", "--sweep.over.distill.beta", "0,0.5", "--learner.steps", "8",
@@ -83,13 +82,19 @@ def trials(study: Study, directory: SweepDirectory) -> list[Trial]:
 
 def test_what_became_of_a_trial_is_read_from_its_directory(directory: SweepDirectory, trials: list[Trial]) -> None:
     done, early, failed, interrupted = directory.outcomes()
-    assert (done.state, done.step, done.kl_to_teacher, done.perplexity) == ("finished", 8, 0.15, 10.15)
-    assert done.curve == ((0, 0.5, 10.5), (2, 0.4, 10.4), (4, 0.3, 10.3), (6, 0.2, 10.2), (8, 0.15, 10.15))
+    assert (done.state, done.step, done.last) == (
+        "finished",
+        8,
+        Evaluation(step=8, kl_to_teacher=0.15, perplexity=10.15),
+    )
+    assert [(point.step, point.kl_to_teacher, point.perplexity) for point in done.curve] == [
+        (0, 0.5, 10.5), (2, 0.4, 10.4), (4, 0.3, 10.3), (6, 0.2, 10.2), (8, 0.15, 10.15),
+    ]  # fmt: skip
     assert done.teacher_seconds == 5.0 + 2.0
     assert done.cache == {"hits": 6 * 3, "misses": 6 * 1}
-    assert (early.state, early.step, early.kl_to_teacher) == ("stopped early", 2, 0.45)
-    assert (failed.state, failed.kl_to_teacher, failed.error) == ("failed", None, "the <engine> broke")
-    assert (interrupted.state, interrupted.step, interrupted.kl_to_teacher) == ("unfinished", 4, 0.25)
+    assert (early.state, early.step, early.metric("kl_to_teacher")) == ("stopped early", 2, 0.45)
+    assert (failed.state, failed.metric("kl_to_teacher"), failed.error) == ("failed", None, "the <engine> broke")
+    assert (interrupted.state, interrupted.step, interrupted.metric("kl_to_teacher")) == ("unfinished", 4, 0.25)
     assert [outcome.ended for outcome in (done, early, failed, interrupted)] == [True, True, False, False]
 
 
@@ -134,7 +139,7 @@ def test_only_what_has_not_ended_is_tried_again(study: Study, directory: SweepDi
 def test_the_best_is_one_that_came_to_its_end(study: Study, directory: SweepDirectory, trials: list[Trial]) -> None:
     leave_better = directory.path / trials[2].name
     leave(leave_better, [0.5, 0.01], **finished(0.01, 2, stopped_early={"step": 2, "of": 8}))
-    best = best_of(directory.outcomes(), "kl_to_teacher")
+    best = find_best(directory.outcomes(), "kl_to_teacher")
     assert best is not None
     assert best.trial == trials[0]
     (directory.path / "best.toml").write_text(best_toml(study, best))
@@ -218,8 +223,8 @@ def test_a_trial_takes_over_where_another_started_if_that_is_where_it_would(
 
 
 def test_a_trial_that_never_began_is_unknown_rather_than_an_error(tmp_path: Path) -> None:
-    outcome = outcome_of(Trial(number=1, settings={"a": 1}), tmp_path)
-    assert (outcome.state, outcome.step, outcome.kl_to_teacher) == ("unfinished", 0, None)
+    outcome = read_outcome(Trial(number=1, settings={"a": 1}), tmp_path)
+    assert (outcome.state, outcome.step, outcome.last) == ("unfinished", 0, None)
 
 
 def test_a_trial_s_configuration_is_a_run_of_its_own(study: Study) -> None:
@@ -264,4 +269,4 @@ def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirec
 )
 def test_a_list_lies_on_the_axis_that_it_is_spread_on_more_evenly(values: list[float], middle: float) -> None:
     axis = setting_axis("lr", values)
-    assert [axis.at(value) for value in values] == pytest.approx([0, middle, 1])
+    assert [position(axis, value) for value in values] == pytest.approx([0, middle, 1])

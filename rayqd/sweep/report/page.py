@@ -17,22 +17,18 @@ from rayqd.console.progress import duration
 from rayqd.console.result_table import short_path
 from rayqd.files import write_text
 from rayqd.report import page
-from rayqd.report.chart import charts
+from rayqd.report.chart import arrange_charts
 from rayqd.report.page import Figure
 from rayqd.runs.environment import environment
-from rayqd.sweep.outcome import Outcome, best_of
-from rayqd.sweep.report.courses import courses
-from rayqd.sweep.report.effect import effect
-from rayqd.sweep.report.heat import heat_map
-from rayqd.sweep.report.marks import Marks, marks_of
-from rayqd.sweep.report.parallel import parallel_coordinates
-from rayqd.sweep.report.trials import failures, trials_table
+from rayqd.sweep.report.charts import draw_learning_curves, draw_parallel_coordinates, draw_setting
+from rayqd.sweep.report.marks import Marks
+from rayqd.sweep.report.tables import draw_heat_map, draw_trials, fold_errors
 from rayqd.sweep.results import best_toml, teacher_cost
 from rayqd.sweep.study import Study
-from rayqd.sweep.trials import short_labels, value_label
+from rayqd.sweep.trials import Outcome, find_best, short_labels, value_label
 
 _TITLES = {"kl_to_teacher": "KL to teacher", "perplexity": "perplexity"}
-_LONG_TABLE = 16  # rows, from which the charts come first
+_MAX_SHORT_TABLE = 16  # rows; the charts come before a longer one
 _LAMBDA, _BETA, _RATE = "distill.lmbda", "distill.beta", "learner.lr"
 
 
@@ -47,20 +43,22 @@ class Page:
 
     @property
     def best(self) -> Outcome | None:
-        return best_of(self.outcomes, self.study.sweep.metric)
+        """Return the best trial that ended, if one has."""
+        return find_best(self.outcomes, self.study.sweep.metric)
 
     @property
-    def metric(self) -> str:
+    def metric_title(self) -> str:
+        """Return what `sweep.metric` is called on the page."""
         return _TITLES[self.study.sweep.metric]
 
 
-def sweep_page(shown: Page) -> str:
-    """The file's text."""
-    marks = marks_of(shown.outcomes, shown.study.sweep.metric)
+def render_page(shown: Page) -> str:
+    """Return the text of report.html."""
+    marks = Marks.of(shown.outcomes, shown.study.sweep.metric, shown.metric_title)
     body = [_header(shown)]
     if marks.outcomes:
         table, drawn = _table(shown, marks), _charts(shown, marks)
-        body += [_figures(shown), *([*drawn, table] if len(shown.outcomes) > _LONG_TABLE else [table, *drawn])]
+        body += [_figures(shown), *([*drawn, table] if len(shown.outcomes) > _MAX_SHORT_TABLE else [table, *drawn])]
     elif shown.outcomes:
         body.append(_table(shown, marks))
     body.append(_commands(shown))
@@ -75,9 +73,9 @@ def sweep_page(shown: Page) -> str:
 
 
 def write_page(study: Study, outcomes: Sequence[Outcome], directory: Path) -> None:
-    """report.html in `directory`, in place of the one before."""
+    """Write report.html in `directory`, in place of the one before."""
     made = datetime.datetime.now().astimezone()
-    text = sweep_page(Page(study=study, outcomes=outcomes, directory=short_path(directory), made=made))
+    text = render_page(Page(study=study, outcomes=outcomes, directory=short_path(directory), made=made))
     write_text(directory / "report.html", text)
 
 
@@ -110,30 +108,30 @@ def _figures(shown: Page) -> Markup:
     best = shown.best
     cost = teacher_cost(shown.outcomes)
     states = [sum(outcome.state == state for outcome in shown.outcomes) for state in ("stopped early", "failed")]
-    told = [f"{count} {name}" for count, name in zip(states, ("stopped early", "failed"), strict=True) if count]
+    short = [f"{count} {name}" for count, name in zip(states, ("stopped early", "failed"), strict=True) if count]
     num_scores = cost["cache_hits"] + cost["cache_misses"]
-    found = f", {cost['cache_hits'] / num_scores:.0%} of its scores were there already" if num_scores else ""
+    cached = f", {cost['cache_hits'] / num_scores:.0%} of its scores were there already" if num_scores else ""
     cards: list[Figure] = []
-    if best is not None and best.kl_to_teacher is not None and best.perplexity is not None:
-        value = best.kl_to_teacher if shown.study.sweep.metric == "kl_to_teacher" else best.perplexity
-        cards.append(Figure(title=f"Best {shown.metric}", value=f"{value:.4f}", beside=_against_start(best)))
+    if best is not None and (value := best.metric(shown.study.sweep.metric)) is not None:
+        cards.append(Figure(title=f"Best {shown.metric_title}", value=f"{value:.4f}", beside=_against_start(best)))
         settings = [f"{label} {value_label(best.trial.settings[key])}" for key, label in _labels(shown).items()]
         cards.append(Figure(title="Best trial", value=f"{best.trial.number:03d}", beside=", ".join(settings)))
     num_ended = sum(outcome.ended for outcome in shown.outcomes)
-    cards.append(Figure(title="Trials", value=str(num_ended), beside=", ".join(told) or "all to their end"))
-    cards.append(
-        Figure(title="Teacher", value=duration(cost["seconds"]), beside=f"work for all trials, with its loading{found}")
-    )
+    cards.append(Figure(title="Trials", value=str(num_ended), beside=", ".join(short) or "all to their end"))
+    about_cost = f"work for all trials, with its loading{cached}"
+    cards.append(Figure(title="Teacher", value=duration(cost["seconds"]), beside=about_cost))
     return page.figures(cards)
 
 
 def _against_start(best: Outcome) -> str | Markup:
-    """Beside what was there before training."""
-    if best.curve[0][0] > 0 or not best.curve[0][1]:
+    """Return how KL changed from before training."""
+    start, end = best.curve[0], best.curve[-1]
+    if start.step > 0 or not start.kl_to_teacher:
         return ""
-    change = best.curve[-1][1] / best.curve[0][1] - 1
+    change = end.kl_to_teacher / start.kl_to_teacher - 1
     text = Markup('<span class="{}">{} %</span> KL against the untrained {:.4f}')
-    return text.format("good" if change < 0 else "bad", f"{100 * change:+.0f}".replace("-", "−"), best.curve[0][1])
+    percent = f"{100 * change:+.0f}".replace("-", "−")
+    return text.format("good" if change < 0 else "bad", percent, start.kl_to_teacher)
 
 
 def _table(shown: Page, marks: Marks) -> Markup:
@@ -141,29 +139,26 @@ def _table(shown: Page, marks: Marks) -> Markup:
         "Held-out rows, the same for every trial; KL(teacher‖student) in nats a token over the full vocabulary. "
         "A trial that was stopped early has the values of its last evaluation."
     )
-    parts = [trials_table(shown.outcomes, shown.study.sweep, marks, shown.study.base.learner.steps)]
-    return page.section("Trials", *parts, *failures(shown.outcomes), note=note)
+    table = draw_trials(shown.outcomes, shown.study.sweep, marks, shown.study.base.learner.steps)
+    return page.section("Trials", table, *fold_errors(shown.outcomes), note=note)
 
 
 def _charts(shown: Page, marks: Marks) -> list[Markup]:
-    sweep, title = shown.study.sweep, shown.metric
+    sweep, title = shown.study.sweep, shown.metric_title
     sections: list[Markup] = []
     if len(marks.outcomes) > 1 and len(sweep.over) > 1:
         note = f"A line is a trial, stronger the lower its {title}. Orange: the best; dashed: stopped early."
-        sections.append(page.section("Settings and result", parallel_coordinates(sweep, marks, title), note=note))
+        sections.append(page.section("Settings and result", draw_parallel_coordinates(sweep, marks), note=note))
     if _LAMBDA in sweep.over and _BETA in sweep.over:
-        pair = [sweep.over[_LAMBDA], sweep.over[_BETA]]
-        drawn = heat_map(_LAMBDA, _BETA, pair, ("λ", "β"), marks)
+        heat_map = draw_heat_map(_LAMBDA, _BETA, ("λ", "β"), sweep, marks)
         note = f"The least {title} of the trials at each λ (share that the student writes) and β (divergence)."
-        sections.append(page.section("λ × β", drawn, note=note))
+        sections.append(page.section("λ × β", heat_map, note=note))
     if len(marks.outcomes) > 1:
         keys = sorted((key for key, d in sweep.over.items() if isinstance(d, Span) or len(d) > 1), key=_rate_first)
-        drawn = charts([effect(key, sweep, marks, title) for key in keys])
-        name = "Learning rate" if keys == [_RATE] else "One setting at a time"
-        sections.append(page.section(name, drawn))
-    course = courses(marks, shown.study.base.learner.steps, shown.study.halving, title)
-    if course:
-        sections.append(page.section(f"{title[0].upper()}{title[1:]} over the steps", course))
+        heading = "Learning rate" if keys == [_RATE] else "One setting at a time"
+        sections.append(page.section(heading, arrange_charts([draw_setting(key, sweep, marks) for key in keys])))
+    if curves := draw_learning_curves(marks, shown.study.base.learner.steps, shown.study.halving):
+        sections.append(page.section(f"{title[0].upper()}{title[1:]} over the steps", curves))
     return sections
 
 
