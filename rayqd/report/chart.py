@@ -53,8 +53,7 @@ class Plot:
             parts.append(text.format(self.left - 8, y + 3.5, "end", label))
         parts.append(line.format("base", self.left, self.right, self.bottom, self.bottom))
         parts += [
-            text.format(self.x_at(position), self.bottom + 18, "middle", label)
-            for position, label in self.across.ticks
+            text.format(self.x_at(position), self.bottom + 18, "middle", label) for position, label in self.across.ticks
         ]
         return joined(parts)
 
