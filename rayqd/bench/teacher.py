@@ -1,7 +1,7 @@
-"""`rayqd bench teacher`: every form in which a teacher can answer: its bytes, its speed, and what it gets wrong.
+"""`rayqd bench teacher`: every payload of the teacher: its bytes, its speed, and what it gets wrong.
 
-The student is the model rounded to nearest; both read the same held-out completions. Each form's loss and gradient are
-put beside the exact divergence over the whole vocabulary, which hidden states give.
+The student is the model rounded to nearest; both read the same held-out completions. Each payload's loss and gradient
+are put beside the exact divergence over the whole vocabulary, which hidden states give.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
-from rayqd.config.sections import TeacherConfig
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
@@ -22,15 +21,15 @@ from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.states import completion_states
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
-from rayqd.teacher.payloads import make_answer
+from rayqd.teacher.payloads import HiddenSpec, LogitsSpec, PayloadSpec, SampledSpec, TopKSpec
 from rayqd.types import Rollout, ScoredRollout
 
 TOP_K = (1, 8, 32, 64, 256, 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answering:
-    """One form of answer on the same tokens. `loss` and `cosine` by beta: mean loss in nats a token, and the cosine of
+class PayloadBenchmark:
+    """One payload of the same tokens. `loss` and `cosine` by beta: mean loss in nats a token, and the cosine of
     the gradient of the student's hidden states to the exact one."""
 
     arm: str
@@ -41,8 +40,10 @@ class Answering:
     cosine: dict[float, float]
 
 
-def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], repeats: int) -> Iterator[Answering]:
-    """Hidden states first. Reads held-out rows until they have `num_tokens` tokens."""
+def bench_teacher(
+    config: Config, *, num_tokens: int, betas: Sequence[float], repeats: int
+) -> Iterator[PayloadBenchmark]:
+    """Measure each payload, hidden states first. Reads held-out rows until they have `num_tokens` tokens."""
     directory = student_directory(config)
     rollouts = _rollouts(config, num_tokens)
     student = Student.load(directory, config)
@@ -55,15 +56,14 @@ def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], re
     vocab_size = min(len(student_head), len(head))
     own = _own_ids(hidden, student_head[:vocab_size], max(k for k in TOP_K if k <= vocab_size), rollouts)
     exact: dict[float, tuple[float, Tensor]] = {}
-    for arm, settings, read in _forms(vocab_size, rollouts, own):
-        answer = make_answer(settings, head[:vocab_size], config.distill.temperature)
-        teacher = Teacher(model, config.teacher.max_batch_tokens, answer)
+    for arm, spec, read in _arms(vocab_size, config.distill.temperature, rollouts, own):
+        teacher = Teacher(model, config.teacher.max_batch_tokens, spec)
         timing = measure(lambda teacher=teacher, read=read: teacher.score(read), device(), repeats=repeats)
         payloads = [payload for payload in teacher.score(read) if payload is not None]
         batch = [ScoredRollout(rollout=r, payload=p) for r, p in zip(read, payloads, strict=True)]
-        found = {} if settings.payload == "sampled" else _losses(config, hidden, student_head, head, batch, betas)
+        found = {} if isinstance(spec, SampledSpec) else _losses(config, hidden, student_head, head, batch, betas)
         exact = exact or found
-        yield Answering(
+        yield PayloadBenchmark(
             arm=arm,
             timing=timing,
             num_tokens=sum(r.num_tokens for r in read),
@@ -73,20 +73,23 @@ def bench_teacher(config: Config, *, num_tokens: int, betas: Sequence[float], re
         )
 
 
-def _forms(
-    vocab_size: int, rollouts: list[Rollout], own: list[Rollout]
-) -> Iterator[tuple[str, TeacherConfig, list[Rollout]]]:
-    """A name, the settings, and what is read: the same rollouts, for the student's ids with them."""
-    yield "hidden", TeacherConfig(payload="hidden"), rollouts
-    yield "logits", TeacherConfig(payload="logits"), rollouts
-    for k in TOP_K:
-        if k <= vocab_size:
-            yield f"topk {k}", TeacherConfig(payload="topk", top_k=k), rollouts
-    for k in TOP_K:
-        if k <= vocab_size:
-            mine = [replace(each, top_ids=None if each.top_ids is None else each.top_ids[:, :k]) for each in own]
-            yield f"student's {k}", TeacherConfig(payload="topk", top_k=k, top_k_of="student"), mine
-    yield "sampled", TeacherConfig(payload="sampled"), rollouts
+def _arms(
+    vocab_size: int, temperature: float, rollouts: list[Rollout], own: list[Rollout]
+) -> Iterator[tuple[str, PayloadSpec, list[Rollout]]]:
+    """Yield a name, the spec, and what is read: the same rollouts, for the student's ids with them."""
+    yield "hidden", HiddenSpec(), rollouts
+    yield "logits", LogitsSpec(vocab_size=vocab_size), rollouts
+    specs = [
+        TopKSpec(k=k, of_student=False, temperature=temperature, vocab_size=vocab_size)
+        for k in TOP_K
+        if k <= vocab_size
+    ]
+    for spec in specs:
+        yield f"topk {spec.k}", spec, rollouts
+    for spec in specs:
+        cut = [replace(r, top_ids=None if r.top_ids is None else r.top_ids[:, : spec.k]) for r in own]
+        yield f"student's {spec.k}", replace(spec, of_student=True), cut
+    yield "sampled", SampledSpec(temperature=temperature, vocab_size=vocab_size), rollouts
 
 
 def _rollouts(config: Config, num_tokens: int) -> list[Rollout]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rayqd.errors import ModelError
+from rayqd.model.load import output_head
 from rayqd.model.states import by_tokens, completion_states
-from rayqd.teacher.payloads import Answer, hidden_states
+from rayqd.teacher.payloads import HiddenSpec, PayloadSpec
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
@@ -17,35 +18,39 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """Reads rollouts, at most `max_batch_tokens` at once, and says what it thinks of their completions."""
+    """Reads rollouts, at most `max_batch_tokens` at once, and computes a payload of each completion."""
 
-    def __init__(self, model: PreTrainedModel, max_batch_tokens: int, answer: Answer = hidden_states) -> None:
+    def __init__(self, model: PreTrainedModel, max_batch_tokens: int, spec: PayloadSpec | None = None) -> None:
+        """Score with the payloads of `spec`, or without one with hidden states."""
         self._model = model
         self._max_batch_tokens = max_batch_tokens
-        self._answer = answer
+        self._spec = spec or HiddenSpec()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
-        """In the form that the teacher answers in; None where its numbers are inf or nan."""
-        return self._read(rollouts, self._answer)
+        """Return a payload for each rollout; None where its numbers are inf or nan."""
+        return self._compute(rollouts, self._spec)
 
     def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]:
-        """The states from which every distribution follows exactly, whatever form it answers in else.
+        """Return the hidden states of each completion, whatever payload it scores with.
 
         Raises ModelError where they are not finite.
         """
-        scores = self._read(rollouts, hidden_states)
-        found = [each for each in scores if isinstance(each, HiddenPayload)]
-        if len(found) < len(scores):
+        computed = self._compute(rollouts, HiddenSpec())
+        payloads = [payload for payload in computed if isinstance(payload, HiddenPayload)]
+        if len(payloads) < len(computed):
             raise ModelError(
-                f"the teacher's hidden states of {len(scores) - len(found)} of {len(scores)} sequences are inf or nan: "
-                "choose another model.dtype, or mend the teacher's weights"
+                f"the teacher's hidden states of {len(computed) - len(payloads)} of {len(computed)} sequences are inf "
+                "or nan: choose another model.dtype, or mend the teacher's weights"
             )
-        return found
+        return payloads
 
     @torch.inference_mode()
-    def _read(self, rollouts: Sequence[Rollout], answer: Answer) -> list[TeacherPayload | None]:
-        scores: dict[int, TeacherPayload | None] = {}
+    def _compute(self, rollouts: Sequence[Rollout], spec: PayloadSpec) -> list[TeacherPayload | None]:
+        head = output_head(self._model)
+        payloads: dict[int, TeacherPayload | None] = {}
         for indices in by_tokens(rollouts, self._max_batch_tokens):
             batch = [rollouts[i] for i in indices]
-            scores |= dict(zip(indices, answer(completion_states(self._model, batch), batch), strict=True))
-        return [scores[i] for i in range(len(rollouts))]
+            states = completion_states(self._model, batch).split([rollout.num_loss_tokens for rollout in batch])
+            for i, completion in zip(indices, states, strict=True):
+                payloads[i] = spec.compute(completion, head, rollouts[i])
+        return [payloads[i] for i in range(len(rollouts))]

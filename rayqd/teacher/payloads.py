@@ -1,114 +1,178 @@
-"""What a teacher answers: from its hidden states to what travels. Shapes: T tokens, V vocabulary, d width, k ids.
+"""What a teacher sends of each completion: one class a payload, from hidden states to what travels.
 
-Logits are the product of hidden states and output head in the model's own dtype, as the learner computes them from the
-states themselves; all that follows is float32.
+Shapes: C completion tokens, V vocabulary, d width, k ids. Logits are the product of hidden states and output head in
+the model's own dtype, as the learner computes them from the states themselves; all that follows is float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import TeacherConfig
+from rayqd.config import Config
+from rayqd.extensions import source_digest
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.wire import to_wire
+from rayqd.teacher.cache import TeacherIdentity
 from rayqd.types import HiddenPayload, LogitsPayload, Rollout, SampledPayload, TeacherPayload, TopKPayload
 
-# Scores of each rollout, from the states [sum of C, d] that predict their completions; None where they are not numbers.
-Answer = Callable[[Tensor, Sequence[Rollout]], list[TeacherPayload | None]]
+_source_digest = functools.cache(source_digest)
 
 
-def make_answer(settings: TeacherConfig, head: Tensor, temperature: float) -> Answer:
-    """The answer that `teacher.payload` names. `head` is the teacher's [V, d], `temperature` divides its logits."""
-    match settings.payload:
-        case "hidden":
-            return hidden_states
-        case "logits":
-            return _Logits(head)
-        case "topk":
-            return _TopK(head, settings.top_k, temperature, of_student=settings.top_k_of == "student")
-        case "sampled":
-            return _Sampled(head, temperature)
+class PayloadSpec(ABC):
+    """How a payload is computed. A subclass is a frozen dataclass that has a field for everything its numbers depend
+    on, beside the teacher and the rollout: texts, numbers, switches, or tuples of them."""
+
+    payload_type: ClassVar[type[TeacherPayload]]
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Config, vocab_size: int) -> Self:
+        """Return the spec that `config` describes; `vocab_size` ids are in the output heads of teacher and student."""
+
+    @abstractmethod
+    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TeacherPayload | None:
+        """Return a `payload_type` of `rollout`, or None where its numbers are inf or nan.
+
+        `states` [C, d] are the teacher's, after its final norm, at the positions that predict the completion; `head`
+        is its whole output head, of which the first `vocab_size` rows are the student's ids too.
+        """
+
+    def cache_key(self, teacher: TeacherIdentity) -> str:
+        """Return a text that no other teacher, class, source code of that class, or field shares."""
+        cls = type(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
+        return json.dumps([asdict(teacher), f"{cls.__module__}:{cls.__qualname__}", _source_digest(cls), values])
 
 
-def hidden_states(states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
-    """The states themselves."""
-    return [HiddenPayload(hidden=to_wire(own)) if _finite(own) else None for own in _split(states, rollouts)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenSpec(PayloadSpec):
+    """The hidden states themselves, from which every distribution follows at any temperature."""
+
+    payload_type = HiddenPayload
+
+    @classmethod
+    def from_config(cls, config: Config, vocab_size: int) -> Self:
+        del config, vocab_size
+        return cls()
+
+    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> HiddenPayload | None:
+        del head, rollout
+        return HiddenPayload(hidden=to_wire(states)) if bool(states.isfinite().all()) else None
 
 
-class _Logits:
-    def __init__(self, head: Tensor) -> None:
-        self._head = head
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsSpec(PayloadSpec):
+    """Every logit in float16, less the largest of its row."""
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
-        scores: list[TeacherPayload | None] = []
-        for own in _split(states, rollouts):
-            rows = [(each - each.amax(-1, keepdim=True)).half() for each in _logits(own, self._head)]
-            logits = torch.cat(rows)
-            scores.append(None if logits.isnan().any() else LogitsPayload(logits=to_wire(logits)))
-        return scores
+    payload_type = LogitsPayload
+    vocab_size: int
+
+    @classmethod
+    def from_config(cls, config: Config, vocab_size: int) -> Self:
+        del config
+        return cls(vocab_size=vocab_size)
+
+    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> LogitsPayload | None:
+        del rollout
+        chunks = [(rows - rows.amax(-1, keepdim=True)).half() for rows in _logits(states, head[: self.vocab_size])]
+        logits = torch.cat(chunks)
+        return None if logits.isnan().any() else LogitsPayload(logits=to_wire(logits))
 
 
-class _TopK:
-    def __init__(self, head: Tensor, k: int, temperature: float, *, of_student: bool) -> None:
-        self._head, self._k, self._temperature, self._of_student = head, k, temperature, of_student
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKSpec(PayloadSpec):
+    """Log-probabilities of `k` ids a token: the teacher's likeliest, or those that the student's rollout names."""
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
-        pairs = zip(_split(states, rollouts), rollouts, strict=True)
-        return [self._scores(own, rollout.top_ids if self._of_student else None) for own, rollout in pairs]
+    payload_type = TopKPayload
+    k: int
+    of_student: bool  # where the rollout has the student's ids; the data's completions have none
+    temperature: float
+    vocab_size: int
 
-    def _scores(self, states: Tensor, wanted: np.ndarray | None) -> TopKPayload | None:
-        ids: list[Tensor] = []
-        logprobs: list[Tensor] = []
+    @classmethod
+    def from_config(cls, config: Config, vocab_size: int) -> Self:
+        return cls(
+            k=config.teacher.top_k,
+            of_student=config.teacher.top_k_of == "student",
+            temperature=config.distill.temperature,
+            vocab_size=vocab_size,
+        )
+
+    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TopKPayload | None:
+        students = _on(rollout.top_ids, states) if self.of_student and rollout.top_ids is not None else None
+        chunk_ids: list[Tensor] = []
+        chunk_logprobs: list[Tensor] = []
         start = 0
-        for logits in _logits(states, self._head):
-            each = (logits / self._temperature).log_softmax(-1)
-            if wanted is None:
-                top = each.topk(self._k, dim=-1)
-                ids.append(top.indices)
-                logprobs.append(top.values)
-            else:
-                own = torch.from_numpy(wanted[start : start + len(each)].astype(np.int64)).to(each.device)
-                ids.append(own)
-                logprobs.append(each.gather(1, own))
-            start += len(each)
-        found = torch.cat(logprobs)
-        if found.isnan().any():
+        for rows in _logprobs(states, head[: self.vocab_size], self.temperature):
+            stop = start + len(rows)
+            ids = rows.topk(self.k, dim=-1).indices if students is None else students[start:stop]
+            chunk_ids.append(ids)
+            chunk_logprobs.append(rows.gather(1, ids))
+            start = stop
+        logprobs = torch.cat(chunk_logprobs)
+        if logprobs.isnan().any():
             return None
-        return TopKPayload(ids=torch.cat(ids).int().cpu().numpy(), logprobs=found.cpu().numpy())
+        return TopKPayload(ids=torch.cat(chunk_ids).int().cpu().numpy(), logprobs=logprobs.cpu().numpy())
 
 
-class _Sampled:
-    def __init__(self, head: Tensor, temperature: float) -> None:
-        self._head, self._temperature = head, temperature
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledSpec(PayloadSpec):
+    """The log-probability of each token of the completion."""
 
-    def __call__(self, states: Tensor, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
-        pairs = zip(_split(states, rollouts), rollouts, strict=True)
-        return [self._scores(own, torch.from_numpy(r.completion_ids.astype(np.int64))) for own, r in pairs]
+    payload_type = SampledPayload
+    temperature: float
+    vocab_size: int
 
-    def _scores(self, states: Tensor, targets: Tensor) -> SampledPayload | None:
-        found: list[Tensor] = []
+    @classmethod
+    def from_config(cls, config: Config, vocab_size: int) -> Self:
+        return cls(temperature=config.distill.temperature, vocab_size=vocab_size)
+
+    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> SampledPayload | None:
+        tokens = _on(rollout.completion_ids, states)
+        chunks: list[Tensor] = []
         start = 0
-        for logits in _logits(states, self._head):
-            own = targets[start : start + len(logits)].to(logits.device)
-            found.append((logits / self._temperature).log_softmax(-1).gather(1, own[:, None])[:, 0])
-            start += len(logits)
-        logprobs = torch.cat(found)
+        for rows in _logprobs(states, head[: self.vocab_size], self.temperature):
+            stop = start + len(rows)
+            chunks.append(rows.gather(1, tokens[start:stop, None])[:, 0])
+            start = stop
+        logprobs = torch.cat(chunks)
         return None if logprobs.isnan().any() else SampledPayload(logprobs=logprobs.cpu().numpy())
 
 
-def _split(states: Tensor, rollouts: Sequence[Rollout]) -> Iterator[Tensor]:
-    yield from states.split([rollout.num_loss_tokens for rollout in rollouts])
+SPECS: dict[str, type[PayloadSpec]] = {
+    "hidden": HiddenSpec,
+    "logits": LogitsSpec,
+    "topk": TopKSpec,
+    "sampled": SampledSpec,
+}
+"""By the value of `teacher.payload`."""
+
+
+def payload_spec(config: Config, vocab_size: int) -> PayloadSpec:
+    """Return the spec that `teacher.payload` names; `vocab_size` ids are in the output heads of teacher and student."""
+    return SPECS[config.teacher.payload].from_config(config, vocab_size)
 
 
 def _logits(states: Tensor, head: Tensor) -> Iterator[Tensor]:
-    """float32 logits of a few rows at a time."""
+    """Yield float32 logits of a few rows at a time."""
     for rows in slices(len(states), chunk_size(None, len(head), 12, head.device)):
         yield (states[rows] @ head.t()).float()
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+def _logprobs(states: Tensor, head: Tensor, temperature: float) -> Iterator[Tensor]:
+    """Yield float32 log-probabilities, in nats, of a few rows at a time."""
+    for logits in _logits(states, head):
+        yield (logits / temperature).log_softmax(-1)
+
+
+def _on(ids: np.ndarray, states: Tensor) -> Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(states.device)

@@ -1,4 +1,4 @@
-"""The teacher: reads rollouts in 16 bits and answers with what its distributions follow from."""
+"""The teacher worker: reads rollouts in 16 bits and sends a payload of each, from disk where it is kept there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rayqd.config import Config
@@ -13,26 +14,33 @@ from rayqd.errors import StorageError
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
-    from rayqd.teacher.cache import ScoreCache
+    from rayqd.teacher.cache import PayloadCache
+    from rayqd.teacher.payloads import PayloadSpec
 
 
-Scores = list[TeacherPayload | None]  # None where the teacher's numbers are inf or nan
-Read = Callable[[Sequence[Rollout]], Scores]
+Payloads = list[TeacherPayload | None]  # None where the teacher's numbers are inf or nan
+Compute = Callable[[Sequence[Rollout]], Sequence[TeacherPayload | None]]
 
 
 class Scorer(Protocol):
-    def score(self, rollouts: Sequence[Rollout]) -> Scores: ...
-    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]: ...
+    """The model behind a teacher worker; `rayqd.teacher.forward.Teacher` is the real one."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> Payloads:
+        """Return a payload for each rollout; None where its numbers are inf or nan."""
+        ...
+
+    def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]:
+        """Return the hidden states of each completion."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedTeacher:
-    """A teacher, and what it remembers."""
+    """A teacher, the payload that it scores with, and those that are kept from earlier."""
 
     scorer: Scorer
-    cache: ScoreCache | None
-    answers: str  # who it is and what `score` answers, to tell its scores from others'
-    hidden_answers: str  # the same of `hidden`
+    spec: PayloadSpec
+    cache: PayloadCache | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +51,12 @@ class ScoringReport:
     num_tokens: int  # that went through the model
     num_cache_hits: int  # sequences
     num_cache_misses: int  # sequences; those that the student has written are neither
-    quarantined: tuple[int, ...]  # which of the call's sequences have no scores
+    quarantined: tuple[int, ...]  # which of the call's sequences have no payload
 
 
 class TeacherWorker:
+    """Loads a teacher when it is first asked for something, and keeps it."""
+
     _rank = -1  # Ray asks for the name of an actor also where __init__ failed
 
     def __init__(self, rank: int, load: Callable[[], LoadedTeacher]) -> None:
@@ -58,112 +68,96 @@ class TeacherWorker:
         return f"TeacherWorker(rank={self._rank})"
 
     def start(self) -> float:
-        """Seconds it took to load the model."""
+        """Load the teacher unless it is there; return the seconds that took."""
         began = time.perf_counter()
-        if self._teacher is None:
-            self._teacher = self._load()
+        self._loaded()
         return time.perf_counter() - began
 
-    def score(self, *rollouts: Rollout) -> tuple[ScoringReport, Scores]:
-        """What was done, and the scores of each rollout in the form that the teacher answers in."""
-        teacher = self._started()
-        return self._scored(rollouts, teacher.scorer.score, teacher.answers)
+    def score(self, *rollouts: Rollout) -> tuple[ScoringReport, Payloads]:
+        """Return what was done, and the payload of each rollout."""
+        teacher = self._loaded()
+        return self._score(rollouts, teacher.scorer.score, teacher.spec)
 
-    def hidden(self, *rollouts: Rollout) -> tuple[ScoringReport, Scores]:
-        """The same as hidden states, for what must be exact."""
-        teacher = self._started()
-        return self._scored(rollouts, lambda missing: [*teacher.scorer.hidden(missing)], teacher.hidden_answers)
+    def hidden(self, *rollouts: Rollout) -> tuple[ScoringReport, Payloads]:
+        """Return the same with hidden states for payloads, where the divergence must be exact."""
+        from rayqd.teacher.payloads import HiddenSpec
 
-    def _started(self) -> LoadedTeacher:
-        self.start()
-        assert self._teacher is not None
+        return self._score(rollouts, self._loaded().scorer.hidden, HiddenSpec())
+
+    def _loaded(self) -> LoadedTeacher:
+        if self._teacher is None:
+            self._teacher = self._load()
         return self._teacher
 
-    def _scored(self, rollouts: Sequence[Rollout], read: Read, answers: str) -> tuple[ScoringReport, Scores]:
+    def _score(
+        self, rollouts: Sequence[Rollout], compute: Compute, spec: PayloadSpec
+    ) -> tuple[ScoringReport, Payloads]:
         began = time.perf_counter()
-        from_data = [i for i, rollout in enumerate(rollouts) if not rollout.on_policy]
-        keys = self._keys(rollouts, from_data, answers)
-        found = self._remembered(keys)
-        written = [i for i, rollout in enumerate(rollouts) if rollout.on_policy]
-        missing = [i for i in from_data if i not in found]
-        num_hits = len(found)
-        # Apart, so that what the student wrote is read in the same batches whatever is remembered: the same bits.
-        for indices in (written, missing):
-            found |= dict(zip(indices, read([rollouts[i] for i in indices]), strict=True))
-        self._remember({keys[i]: found[i] for i in missing if i in keys})
+        cache = self._loaded().cache
+        on_policy = [i for i, rollout in enumerate(rollouts) if rollout.on_policy]
+        cached = _cached(cache, spec, rollouts)
+        missing = [i for i, rollout in enumerate(rollouts) if not rollout.on_policy and i not in cached]
+        payloads: dict[int, TeacherPayload | None] = {**cached}
+        # Apart, so that what the student wrote is read in the same batches whatever is cached: the same bits.
+        for indices in (on_policy, missing):
+            payloads |= zip(indices, compute([rollouts[i] for i in indices]), strict=True)
+        for i in missing:
+            if cache is not None and (payload := payloads[i]) is not None:
+                cache.put(spec, rollouts[i], payload)
         report = ScoringReport(
             seconds=time.perf_counter() - began,
-            num_tokens=sum(rollouts[i].num_tokens for i in [*written, *missing]),
-            num_cache_hits=num_hits,
-            num_cache_misses=len(keys) - num_hits,
-            quarantined=tuple(i for i in range(len(rollouts)) if found[i] is None),
+            num_tokens=sum(rollouts[i].num_tokens for i in [*on_policy, *missing]),
+            num_cache_hits=len(cached),
+            num_cache_misses=0 if cache is None else len(missing),
+            quarantined=tuple(i for i in range(len(rollouts)) if payloads[i] is None),
         )
-        return report, [found[i] for i in range(len(rollouts))]
+        return report, [payloads[i] for i in range(len(rollouts))]
 
-    def _keys(self, rollouts: Sequence[Rollout], from_data: list[int], answers: str) -> dict[int, str]:
-        """The name of every sequence that may come again, by index."""
-        if self._started().cache is None:
-            return {}
-        from rayqd.teacher.cache import score_key
 
-        return {i: score_key(answers, rollouts[i]) for i in from_data}
-
-    def _remembered(self, keys: dict[int, str]) -> dict[int, TeacherPayload | None]:
-        cache = self._started().cache
-        if cache is None:
-            return {}
-        return {i: scores for i, key in keys.items() if (scores := cache.get(key)) is not None}
-
-    def _remember(self, fresh: dict[str, TeacherPayload | None]) -> None:
-        cache = self._started().cache
-        for key, scores in fresh.items():
-            if cache is not None and scores is not None:
-                cache.put(key, scores)
+def _cached(cache: PayloadCache | None, spec: PayloadSpec, rollouts: Sequence[Rollout]) -> dict[int, TeacherPayload]:
+    """Return what is kept of the rollouts, by index; what the student writes does not come again."""
+    if cache is None:
+        return {}
+    payloads = {i: cache.get(spec, rollout) for i, rollout in enumerate(rollouts) if not rollout.on_policy}
+    return {i: payload for i, payload in payloads.items() if payload is not None}
 
 
 def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
-    """Loads the real teacher, in the process that calls it."""
+    """Return a function that loads the real teacher, in the process that calls it."""
 
     def load() -> LoadedTeacher:
         from rayqd.model.layers import compile_layers
         from rayqd.model.load import common_vocabulary, load_model, output_head
         from rayqd.model.source import student_directory, teacher_directory
-        from rayqd.teacher.cache import weights_digest
         from rayqd.teacher.forward import Teacher
-        from rayqd.teacher.payloads import make_answer
+        from rayqd.teacher.payloads import payload_spec
 
         student = student_directory(config)
         directory = teacher_directory(config)
         model = load_model(directory, config.model.dtype)
         if config.model.compile and output_head(model).is_cuda:
             compile_layers(model)
-        vocab_size = common_vocabulary(student, directory)
-        settings, temperature = config.teacher, config.distill.temperature
-        cache = _open_cache(config)
-        who = f"{weights_digest(directory)} {config.model.dtype}" if cache else ""
-        form = "hidden" if settings.payload == "hidden" else (settings.payload, settings.top_k, temperature, vocab_size)
+        spec = payload_spec(config, common_vocabulary(student, directory))
         return LoadedTeacher(
-            scorer=Teacher(
-                model, settings.max_batch_tokens, make_answer(settings, output_head(model)[:vocab_size], temperature)
-            ),
-            cache=cache,
-            answers=f"{who} {form}",
-            hidden_answers=f"{who} hidden",
+            scorer=Teacher(model, config.teacher.max_batch_tokens, spec),
+            spec=spec,
+            cache=_open_cache(config, directory),
         )
 
     return load
 
 
-def _open_cache(config: Config) -> ScoreCache | None:
-    """None when it is off, or when nobody asked for its directory and that cannot be written to."""
-    from rayqd.teacher.cache import ScoreCache
+def _open_cache(config: Config, directory: Path) -> PayloadCache | None:
+    """Return None when it is off, or when nobody asked for its directory and that cannot be written to."""
+    from rayqd.teacher.cache import PayloadCache, TeacherIdentity, weights_digest
 
     if config.teacher.cache_gib == 0:
         return None
+    identity = TeacherIdentity(weights=weights_digest(directory), dtype=config.model.dtype)
     try:
-        return ScoreCache(config.score_cache_dir, int(config.teacher.cache_gib * 2**30))
+        return PayloadCache(config.payload_cache_dir, int(config.teacher.cache_gib * 2**30), identity)
     except StorageError as error:
         if config.teacher.cache_dir is not None:
             raise
-        logging.getLogger(__name__).warning("teacher scores are not kept: %s", error)
+        logging.getLogger(__name__).warning("teacher payloads are not kept: %s", error)
         return None

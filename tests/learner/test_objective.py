@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.config.sections import DistillConfig, TeacherConfig
+from rayqd.config import Config
+from rayqd.config.sections import DistillConfig
 from rayqd.errors import WorkerError
 from rayqd.learner.objective import Objective
 from rayqd.losses import generalized_jsd
-from rayqd.teacher.payloads import make_answer
+from rayqd.teacher.payloads import payload_spec
 from rayqd.types import Rollout, ScoredRollout
 
 V, D = 128, 16
@@ -37,7 +38,10 @@ def states() -> tuple[Tensor, Tensor]:
 
 
 def scored(states: Tensor, head: Tensor, rollouts: list[Rollout], temperature: float, **settings: Any) -> Any:
-    payloads = make_answer(TeacherConfig(**settings), head, temperature)(states, rollouts)
+    sections = {"teacher": settings, "distill": {"temperature": temperature}, "rollout": {"temperature": temperature}}
+    spec = payload_spec(Config.model_validate(sections), len(head))
+    parts = states.split([rollout.num_loss_tokens for rollout in rollouts])
+    payloads = [spec.compute(part, head, rollout) for part, rollout in zip(parts, rollouts, strict=True)]
     return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 

@@ -1,67 +1,105 @@
-"""Scores on disk: the same bits back, and nothing where anything is different."""
+"""Payloads on disk: the same bits back, and nothing where anything is different."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from rayqd.errors import StorageError
 from rayqd.model.wire import from_wire, to_wire
-from rayqd.teacher.cache import ScoreCache, score_key, weights_digest
-from rayqd.types import HiddenPayload, LogitsPayload, SampledPayload, TeacherPayload, TopKPayload
+from rayqd.teacher.cache import PayloadCache, TeacherIdentity, weights_digest
+from rayqd.teacher.payloads import HiddenSpec, LogitsSpec, PayloadSpec, SampledSpec, TopKSpec
+from rayqd.types import HiddenPayload, LogitsPayload, Rollout, SampledPayload, TeacherPayload, TopKPayload
 
+TEACHER = TeacherIdentity(weights="12ab", dtype="bfloat16")
 HIDDEN = HiddenPayload(hidden=to_wire(torch.randn(7, 32).bfloat16()))
+LOGITS = LogitsSpec(vocab_size=50)
+TOPK = TopKSpec(k=4, of_student=False, temperature=1.0, vocab_size=50)
+SAMPLED = SampledSpec(temperature=1.0, vocab_size=50)
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ScoreCache:
-    return ScoreCache(tmp_path / "scores", 10**9)
+def cache(tmp_path: Path) -> PayloadCache:
+    return PayloadCache(tmp_path / "payloads", 10**9, TEACHER)
+
+
+@pytest.fixture
+def rollout(make_rollouts: Any) -> Rollout:
+    return make_rollouts((5, 7))[0]
 
 
 @pytest.mark.parametrize(
-    "scores",
+    ("spec", "payload"),
     [
-        HIDDEN,
-        HiddenPayload(hidden=to_wire(torch.randn(3, 8))),
-        LogitsPayload(logits=to_wire(torch.randn(3, 50).half())),
-        TopKPayload(ids=np.arange(12, dtype=np.int32).reshape(3, 4), logprobs=np.random.rand(3, 4).astype(np.float32)),
-        SampledPayload(logprobs=np.float32([-1.5, -np.inf, 0.0])),
+        (HiddenSpec(), HIDDEN),
+        (HiddenSpec(), HiddenPayload(hidden=to_wire(torch.randn(3, 8)))),
+        (LOGITS, LogitsPayload(logits=to_wire(torch.randn(3, 50).half()))),
+        (
+            TOPK,
+            TopKPayload(
+                ids=np.arange(12, dtype=np.int32).reshape(3, 4), logprobs=np.random.rand(3, 4).astype(np.float32)
+            ),
+        ),
+        (SAMPLED, SampledPayload(logprobs=np.float32([-1.5, -np.inf, 0.0]))),
     ],
 )
-def test_what_comes_back_is_what_was_put(tmp_path: Path, cache: ScoreCache, scores: TeacherPayload) -> None:
-    cache.put("ab12", scores)
-    again = ScoreCache(cache.directory, 10**9).get("ab12")
-    assert type(again) is type(scores)
-    for name in scores.__dataclass_fields__:
-        before, after = getattr(scores, name), getattr(again, name)
+def test_what_comes_back_is_what_was_put(
+    cache: PayloadCache, rollout: Rollout, make_rollouts: Any, spec: PayloadSpec, payload: TeacherPayload
+) -> None:
+    cache.put(spec, rollout, payload)
+    again = PayloadCache(cache.directory, 10**9, TEACHER).get(spec, rollout)
+    assert type(again) is type(payload)
+    for field in fields(payload):
+        before, after = getattr(payload, field.name), getattr(again, field.name)
         if isinstance(before, np.ndarray):
             assert before.dtype == after.dtype
             assert np.array_equal(before, after)
         else:
             assert torch.equal(from_wire(before), from_wire(after))
             assert before.dtype == after.dtype
-    assert cache.get("ab13") is None
+    assert cache.get(spec, make_rollouts((5, 7), seed=1)[0]) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
-def test_a_damaged_entry_is_none_and_is_made_again(cache: ScoreCache, damage: str) -> None:
-    cache.put("ab12", HIDDEN)
+def test_a_damaged_entry_is_none_and_is_made_again(cache: PayloadCache, rollout: Rollout, damage: str) -> None:
+    cache.put(HiddenSpec(), rollout, HIDDEN)
     (file,) = cache.directory.glob("*/*.safetensors")
     content = bytearray(file.read_bytes())
     content[-5] ^= 0x10
     file.write_bytes({"cut": content[:-8], "flip": content, "empty": b"", "text": b"not at all a tensor"}[damage])
-    assert cache.get("ab12") is None
+    assert cache.get(HiddenSpec(), rollout) is None
     assert not file.exists()
-    cache.put("ab12", HIDDEN)
-    assert cache.get("ab12") is not None
+    cache.put(HiddenSpec(), rollout, HIDDEN)
+    assert cache.get(HiddenSpec(), rollout) is not None
 
 
-def test_another_teacher_form_or_text_has_another_key(tmp_path: Path, tiny_model: Path, make_rollouts: Any) -> None:
+@pytest.mark.parametrize("metadata", [{"kind": "HiddenScores", "dtype": "bfloat16"}, {}, None])
+def test_an_entry_written_otherwise_is_none_wherever_it_lies(
+    cache: PayloadCache, rollout: Rollout, metadata: dict[str, str] | None
+) -> None:
+    """As earlier versions named what they wrote; the digest of its content is right."""
+    cache.put(HiddenSpec(), rollout, HIDDEN)
+    (file,) = cache.directory.glob("*/*.safetensors")
+    digest = cache_digest(HIDDEN.hidden.bits)
+    save_file({"bits": HIDDEN.hidden.bits}, file, metadata=metadata and metadata | {"digest": digest})
+    assert cache.get(HiddenSpec(), rollout) is None
+    assert not file.exists()
+
+
+def cache_digest(bits: np.ndarray) -> str:
+    import hashlib
+
+    return hashlib.blake2b(f"bits {bits.dtype.str} {bits.shape}".encode() + bits.tobytes(), digest_size=16).hexdigest()
+
+
+def test_other_weights_have_another_digest_and_a_copy_the_same(tmp_path: Path, tiny_model: Path) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tiny_model.iterdir():
@@ -73,44 +111,50 @@ def test_another_teacher_form_or_text_has_another_key(tmp_path: Path, tiny_model
     weights.write_bytes(content)
     assert weights_digest(copy) != weights_digest(tiny_model)
 
+
+def test_another_teacher_spec_or_text_has_another_entry(tmp_path: Path, make_rollouts: Any) -> None:
     (a,), (b,) = make_rollouts((5, 9)), make_rollouts((5, 9), seed=1)
-    (moved,) = make_rollouts((6, 8))
-    moved = type(a)(
-        step=0, index=0, on_policy=False, policy_version=None,
-        prompt_ids=np.append(a.prompt_ids, a.completion_ids[:1]), completion_ids=a.completion_ids[1:],
-    )  # fmt: skip
-    keys = {score_key("one hidden", a), score_key("two hidden", a), score_key("one hidden", b)}
-    assert len(keys | {score_key("one hidden", moved)}) == 4
+    moved = replace(
+        a, prompt_ids=np.append(a.prompt_ids, a.completion_ids[:1]), completion_ids=a.completion_ids[1:]
+    )  # the same tokens, of which one more is prompt
+    teachers = [TEACHER, replace(TEACHER, weights="12ac"), replace(TEACHER, dtype="float16")]
+    caches = [PayloadCache(tmp_path, 10**9, teacher) for teacher in teachers]
+    specs = [HiddenSpec(), LOGITS, TOPK, SAMPLED]
+    paths = {cache.path(spec, rollout) for cache in caches for spec in specs for rollout in (a, b, moved)}
+    assert len(paths) == 3 * 4 * 3
     (same,) = make_rollouts((5, 9))
-    assert score_key("one hidden", same) in keys
+    assert PayloadCache(tmp_path, 10**9, TeacherIdentity(weights="12ab", dtype="bfloat16")).path(TOPK, same) in paths
 
 
-def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    scores = HiddenPayload(hidden=to_wire(torch.zeros(100, 100)))
-    cache = ScoreCache(tmp_path, 10 * 40_500)
-    for i in range(10):
-        cache.put(f"{i:02}xx", scores)
-        (file,) = (tmp_path / f"{i:02}").iterdir()
-        os.utime(file, (i, i))
-    assert cache.get("00xx") is not None  # used just now
-    cache.put("10xx", scores)
-    kept = {path.name for path in tmp_path.glob("*/*")}
-    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 10 * 40_500
-    assert {"00xx.safetensors", "10xx.safetensors", "09xx.safetensors"} <= kept
-    assert "01xx.safetensors" not in kept
+def test_the_least_recently_used_go_first(tmp_path: Path, make_rollouts: Any) -> None:
+    payload = HiddenPayload(hidden=to_wire(torch.zeros(100, 100)))
+    cache = PayloadCache(tmp_path, 10 * 40_500, TEACHER)
+    rollouts = [make_rollouts((3, 100), seed=seed)[0] for seed in range(11)]
+    paths = [cache.path(HiddenSpec(), rollout) for rollout in rollouts]
+    for i, rollout in enumerate(rollouts[:10]):
+        cache.put(HiddenSpec(), rollout, payload)
+        os.utime(paths[i], (i, i))
+    assert cache.get(HiddenSpec(), rollouts[0]) is not None  # used just now
+    cache.put(HiddenSpec(), rollouts[10], payload)
+    kept = set(tmp_path.glob("*/*"))
+    assert sum(path.stat().st_size for path in kept) <= 10 * 40_500
+    assert {paths[0], paths[10], paths[9]} <= kept
+    assert paths[1] not in kept
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"teacher\.cache_dir=.*choose another, or set teacher\.cache_gib to 0"):
-        ScoreCache(tmp_path / "file" / "scores", 10**9)
+        PayloadCache(tmp_path / "file" / "payloads", 10**9, TEACHER)
 
 
-def test_a_full_disk_costs_only_the_entry(cache: ScoreCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_only_the_entry(
+    cache: PayloadCache, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rayqd.teacher.cache.save_file", full)
-    cache.put("ab12", HIDDEN)
-    assert cache.get("ab12") is None
+    cache.put(HiddenSpec(), rollout, HIDDEN)
+    assert cache.get(HiddenSpec(), rollout) is None
     assert not list(cache.directory.glob("*/*"))

@@ -126,5 +126,5 @@ class Config(Section):
         return self.distill.lmbda > 0
 
     @property
-    def score_cache_dir(self) -> Path:
+    def payload_cache_dir(self) -> Path:
         return (self.teacher.cache_dir or self.runs_dir / ".teacher-scores").absolute()
