@@ -29,7 +29,7 @@ from rayqd.actors.pool import Pool
 from rayqd.actors.remote import start_generation_workers
 from rayqd.cluster.placement import place_rollout_workers
 from rayqd.config import Config
-from rayqd.data.plan import writing_seed
+from rayqd.data.plan import generation_seed
 from rayqd.errors import PlacementError
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.worker import MakeEngine, checkpoint_engine_maker
@@ -131,7 +131,7 @@ def sampling_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tu
     max_new_tokens = min(rollout.max_new_tokens, config.data.max_length - len(prompt_ids))
     return SamplingRequest(
         prompt_ids=prompt_ids,
-        seed=writing_seed(config.seed, row),
+        seed=generation_seed(config.seed, row),
         temperature=rollout.temperature,
         min_new_tokens=min(rollout.min_new_tokens, max_new_tokens),
         max_new_tokens=max_new_tokens,

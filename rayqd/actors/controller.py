@@ -16,7 +16,7 @@ from rayqd.actors.prometheus import MetricSeries
 from rayqd.actors.quarantine import Quarantine
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
-from rayqd.data import ExampleSet, calibration_sequences, plan_of
+from rayqd.data import ExampleSet, calibration_sequences, make_plan
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
 from rayqd.types import Example, IntArray
 
@@ -68,7 +68,7 @@ class Controller:
         """Take the rows of the run; the teacher starts on the held-out ones at once."""
         config = self._config
         self._pipeline = Pipeline(
-            plan=plan_of(config, len(training.examples)),
+            plan=make_plan(config, len(training.examples)),
             examples=training.examples,
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,

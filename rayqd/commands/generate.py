@@ -16,14 +16,15 @@ from rich.console import Console
 from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
 from rayqd.actors.connection import connect
 from rayqd.config import Config
+from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.resolved import setting_value, with_absolute_paths
 from rayqd.config.sections.markers import ChangesAnswers
 from rayqd.config.settings import settings_with
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress, duration
 from rayqd.console.say import say
-from rayqd.data.answer_file import AnswerFile, Summary
-from rayqd.data.answers import AnswerWriter, end_token_ids
+from rayqd.data.completion_file import CompletionFile, Summary
+from rayqd.data.detokenize import Detokenizer, end_token_ids
 from rayqd.data.prompts import Prompt, Prompts
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.export.load import is_export, kind_of
@@ -70,7 +71,7 @@ def generate(
         raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
     tokenizer = load_tokenizer(directory)
     prompts = Prompts(tokenizer, config, context_length(directory))
-    with AnswerFile(out, settings=_settings(resolved, directory, config), command=command) as file:
+    with CompletionFile(out, settings=_settings(resolved, directory, config), command=command) as file:
         file.read(prompts)
         job = AnswerJob(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
         with Progress(console, num_steps=0) as progress:
@@ -106,18 +107,18 @@ class AnswerJob:
         tokenizer: Any,
         end_ids: tuple[int, ...],
         prompts: Prompts,
-        file: AnswerFile,
+        file: CompletionFile,
         num_rows: int | None,
     ) -> None:
         """Choose the prompts; raises DataError if the data has none at all."""
         self._config = config
         self._end_ids = end_ids
-        self._rows = AnswerWriter(tokenizer, end_ids)
+        self._detokenizer = Detokenizer(tokenizer, end_ids)
         self._file = file
         self._waiting: dict[int, Prompt] = {}
         self.num_prompts = min(num_rows or len(prompts), len(prompts))
         self.num_before = len(file.done)
-        left = prompts.left(set(file.done), num_rows)
+        left = prompts.remaining(set(file.done), num_rows)
         first = next(left, None)
         if first is None and not file.done:
             raise DataError(_no_prompts(prompts, config))
@@ -128,7 +129,7 @@ class AnswerJob:
         """Generate the answers; each row is in the file as soon as its completion is there."""
 
         def keep(row: int, completion: IntArray) -> None:
-            answer_row = self._rows.row(self._waiting.pop(row), completion)
+            answer_row = self._detokenizer.to_row(self._waiting.pop(row), completion)
             if answer_row is None:
                 self._file.leave_out(row)
             else:
@@ -167,14 +168,14 @@ def _run(
 
 
 def _settings(resolved: ResolvedModel, directory: Path, config: Config) -> dict[str, Any]:
-    source = Path(config.data.source).expanduser()
+    file = existing_file_of_source(config.data.source)
     settings = {"model": Path(resolved.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
-    settings |= {"data.source": source.name if source.is_file() else config.data.source}
+    settings |= {"data.source": file.name if file else config.data.source}
     return settings | {key: setting_value(config, key) for key in settings_with(ChangesAnswers)}
 
 
-def _print_summary(console: Console, file: AnswerFile, prompts: Prompts, config: Config) -> None:
+def _print_summary(console: Console, file: CompletionFile, prompts: Prompts, config: Config) -> None:
     summary = file.summary
     lines = [
         f"{file.path}: {summary.num_rows:,} answers, {summary.num_tokens:,} tokens, {summary.num_cut:,} cut at "
@@ -203,4 +204,4 @@ def _no_prompts(prompts: Prompts, config: Config) -> str:
 
 
 def _stem(source: str) -> str:
-    return Path(source).stem if source.endswith((".jsonl", ".json")) else Path(source).name
+    return Path(source).name.removesuffix(".jsonl").removesuffix(".json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.job import lasting_directory
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import AbsolutePath, HubIdOrPath, Marker, SameResult
@@ -50,11 +51,13 @@ def _absolute(setting: Setting, value: object) -> object:
     path = Path(value).expanduser()
     if marker := setting.marker(AbsolutePath):
         return type(value)((lasting_directory() if marker.lasting else Path.cwd()) / path)
-    return str(path.absolute()) if _is_local(path, setting.marker(HubIdOrPath)) else value
+    return str(path.absolute()) if _is_local(str(value), setting.marker(HubIdOrPath)) else value
 
 
-def _is_local(path: Path, marker: HubIdOrPath | None) -> bool:
-    return path.is_file() if marker and marker.only_files else path.exists()
+def _is_local(name: str, marker: HubIdOrPath | None) -> bool:
+    if marker and marker.only_files:
+        return existing_file_of_source(name) is not None
+    return Path(name).expanduser().exists()
 
 
 def setting_value(config: Config, key: str) -> object:

@@ -5,7 +5,7 @@ sources: rows  -->  template: tokens of one row  -->  examples: the rows that ar
 
 from rayqd.data.calibration import calibration_sequences
 from rayqd.data.examples import ExampleSet, load_examples, load_heldout, load_run_data
-from rayqd.data.plan import Plan, plan_of
+from rayqd.data.plan import Plan, make_plan
 from rayqd.data.sources import Message, Rows, read_rows
 from rayqd.data.template import tokenize_example
 
@@ -18,7 +18,7 @@ __all__ = [
     "load_examples",
     "load_heldout",
     "load_run_data",
-    "plan_of",
+    "make_plan",
     "read_rows",
     "tokenize_example",
 ]

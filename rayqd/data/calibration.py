@@ -1,4 +1,4 @@
-"""What calibration looks at: whole training rows."""
+"""The token sequences that GPTQ and AWQ are calibrated on: entire training rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rayqd.types import Example, IntArray
 
 
 def calibration_sequences(examples: Sequence[Example], num_tokens: int) -> list[IntArray]:
-    """Prompt and completion of the first examples that together reach `num_tokens`."""
+    """Return prompt and completion of the first examples that together reach `num_tokens`."""
     sequences: list[IntArray] = []
     total = 0
     for example in examples:

@@ -1,6 +1,6 @@
 """The examples of a run: rows in a seeded order, tokenized until enough of them are kept.
 
-A row is kept if every message has text, its prompt leaves room for an answer, and prompt and completion fit. With no
+A row is kept if every message has text, its prompt leaves room for a completion, and prompt and completion fit. With no
 `eval.source`, the first rows kept are held out and training takes those after them.
 """
 
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rayqd.config import Config
+from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.sections import DataConfig
-from rayqd.data.sources import Message, Rows, read_rows
+from rayqd.data.conversation import Message
+from rayqd.data.sources import Rows, read_rows
 from rayqd.data.template import tokenize_example
 from rayqd.errors import ConfigError, DataError
 from rayqd.types import Example
@@ -32,13 +33,13 @@ class ExampleSet:
     num_skipped: int  # broken rows
     num_too_long: int  # rows left out by data.max_length and data.min_room
     source: str  # path, or id and split
-    reasons: tuple[str, ...]  # place and fault of the first few broken rows
+    reasons: tuple[str, ...]  # location and fault of the first few broken rows
 
 
 def load_run_data(
     tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Training and held-out examples; no row is in both. `context_length`: tokens the model takes.
+    """Read training and held-out examples; no row is in both. `context_length`: tokens the model takes.
 
     Raises DataError for a source that cannot be read or of which nothing is kept, ConfigError for lengths or sources
     that cannot go together.
@@ -56,11 +57,11 @@ def load_run_data(
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:
-    """The first `eval.num_rows` rows kept of `eval.source` as it stands, or else of the shuffled data."""
+    """Read the first `eval.num_rows` rows kept of `eval.source` as it stands, or else of the shuffled data."""
     data, num_rows = config.data, config.eval.num_rows
     if config.eval.source is None:
         return load_examples(tokenizer, data, seed=config.seed, num_needed=num_rows, context_length=context_length)
-    if _place(config.eval.source, config.eval.split) == _place(data.source, data.split):
+    if _location(config.eval.source, config.eval.split) == _location(data.source, data.split):
         raise ConfigError(
             f'eval.source="{config.eval.source}" is what data.source trains on; name another source or split, '
             "or leave eval.source out to hold out the first eval.num_rows rows"
@@ -68,7 +69,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
     data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
     check_max_length(data, context_length)
     rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
-    return _keep(tokenizer, rows, range(len(rows)), data, num_rows, context_length, exclude=0)
+    return _select(tokenizer, rows, range(len(rows)), data, num_rows, context_length, exclude=0)
 
 
 def load_examples(
@@ -80,21 +81,21 @@ def load_examples(
     context_length: int,
     exclude: int = 0,
 ) -> ExampleSet:
-    """Up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
+    """Read up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
 
     Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
     """
     check_max_length(data, context_length)
     rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
-    return _keep(tokenizer, rows, shuffled(len(rows), seed), data, num_needed, context_length, exclude)
+    return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, context_length, exclude)
 
 
-def shuffled(num_rows: int, seed: int) -> list[int]:
-    """The order in which a run looks at the rows of its source."""
+def row_order(num_rows: int, seed: int) -> list[int]:
+    """Return the seeded permutation of a source's rows in which a run looks at them."""
     return np.random.Generator(np.random.PCG64(seed)).permutation(num_rows).tolist()
 
 
-def _keep(
+def _select(
     tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     order: Iterable[int],
@@ -119,7 +120,7 @@ def _keep(
         else:
             num_too_long += 1
     if len(kept) <= exclude:
-        raise DataError(_nothing_kept(rows, data, len(kept), num_too_long, exclude))
+        raise DataError(_explain_nothing_kept(rows, data, len(kept), num_too_long, exclude))
     return ExampleSet(
         examples=kept[exclude:],
         num_skipped=rows.num_skipped,
@@ -132,7 +133,7 @@ def _keep(
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: list[Message], context_length: int
 ) -> Example | None:
-    """None if the template refuses the row or no model input could hold its prompt, and broken rows are skipped."""
+    """Return None if the template refuses the row or the model cannot take its prompt, and broken rows are skipped."""
     try:
         example = tokenize_example(tokenizer, messages, index)
     except DataError as error:
@@ -152,7 +153,7 @@ def _fits(example: Example, data: DataConfig) -> bool:
 
 
 def check_max_length(data: DataConfig, context_length: int) -> None:
-    """Raises ConfigError if the model cannot take `data.max_length` tokens."""
+    """Raise ConfigError if the model cannot take `data.max_length` tokens."""
     if data.max_length > context_length:
         raise ConfigError(
             f"data.max_length={data.max_length} is above the {context_length} tokens that the model takes; "
@@ -160,7 +161,7 @@ def check_max_length(data: DataConfig, context_length: int) -> None:
         )
 
 
-def _nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_long: int, exclude: int) -> str:
+def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_long: int, exclude: int) -> str:
     fate = (
         f"of its {len(rows)} rows {rows.num_skipped} are broken, {num_too_long} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"
@@ -174,7 +175,7 @@ def _nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_long: int
     return f"{rows.name} leaves no examples: {fate}{first}; raise data.max_length or give other data"
 
 
-def _place(source: str, split: str) -> tuple[str, str]:
-    """What a source and split name; a file is the same file under every split and every way to write its path."""
-    path = Path(source).expanduser()
-    return (str(path.resolve()), "") if source != "quickstart" and path.is_file() else (source, split)
+def _location(source: str, split: str) -> tuple[str, str]:
+    """Return what `source` and `split` name; a file is the same under every split and every spelling of its path."""
+    file = existing_file_of_source(source)
+    return (str(file.resolve()), "") if file else (source, split)

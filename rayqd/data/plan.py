@@ -1,8 +1,8 @@
-"""Which examples a step trains on, which of them the student answers itself, and with what sampling seed.
+"""Which examples a step trains on, which of them the student completes itself, and with what sampling seed.
 
 A pure function of (config, step): whatever dies, the same work can be asked for again, and no state is kept for it.
 
-    n = step * batch_size + index    the sequence's number in the run; epoch n // N, place n % N in that epoch's order
+    n = step * batch_size + index    the sequence's number in the run: position n % N in the order of epoch n // N
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rayqd.config import Config
 from rayqd.types import PlannedSequence
 
 # One stream of random numbers for each use of the seed, so that none of them tells of another.
-_ORDER, _ON_POLICY, _SAMPLING, _WRITING = range(4)
+_ORDER, _ON_POLICY, _SAMPLING, _GENERATION = range(4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Plan:
     seed: int
 
     def step(self, step: int) -> list[PlannedSequence]:
-        """The `batch_size` sequences of `step`, by index."""
+        """Return the `batch_size` sequences of `step`, by index."""
         on_policy = self._on_policy_indices(step)
         return [
             PlannedSequence(
@@ -46,11 +46,11 @@ class Plan:
         ]
 
     def num_on_policy(self, step: int) -> int:
-        """On-policy sequences in `step`: lmbda · batch_size rounded down or up, so that their sum stays exact."""
+        """Count the on-policy sequences in `step`: lmbda · batch_size rounded down or up, so that the sum is exact."""
         return self._num_on_policy_before(step + 1) - self._num_on_policy_before(step)
 
     def _num_on_policy_before(self, step: int) -> int:
-        """lmbda times the number of sequences before `step`, rounded half up; lmbda as written, not as its float."""
+        """Return lmbda times the number of sequences before `step`, rounded half up; lmbda in decimal, as written."""
         share = Fraction(str(self.lmbda))
         return math.floor(share * self.batch_size * step + Fraction(1, 2))
 
@@ -66,8 +66,8 @@ class Plan:
         return _engine_seed(self.seed, _SAMPLING, step, index)
 
 
-def plan_of(config: Config, num_examples: int) -> Plan:
-    """The plan of the run that `config` describes."""
+def make_plan(config: Config, num_examples: int) -> Plan:
+    """Return the plan of the run that `config` describes, with `num_examples` training examples."""
     return Plan(
         num_examples=num_examples,
         batch_size=config.learner.batch_size,
@@ -77,17 +77,17 @@ def plan_of(config: Config, num_examples: int) -> Plan:
 
 
 def off_policy_examples(plan: Plan, num_steps: int) -> list[int]:
-    """Which examples the run trains on with a completion that the student does not write, each once, in their order."""
+    """Return the examples that the run trains on with a completion not of the student, each once, sorted."""
     return sorted({s.example for step in range(num_steps) for s in plan.step(step) if not s.on_policy})
 
 
-def writing_seed(seed: int, row: int) -> int:
-    """Sampling seed of the completion that a model writes for row `row` of a data set, whatever else it writes."""
-    return _engine_seed(seed, _WRITING, row)
+def generation_seed(seed: int, row: int) -> int:
+    """Return the sampling seed of a model's completion for row `row` of a data set, whatever else is sampled."""
+    return _engine_seed(seed, _GENERATION, row)
 
 
 def _engine_seed(seed: int, *key: int) -> int:
-    """31 bits, as the engines take a signed 32-bit or wider integer that is not negative."""
+    """Return 31 bits, as the engines take a signed 32-bit or wider integer that is not negative."""
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint32)[0]) >> 1
 
 

@@ -1,6 +1,6 @@
-"""The prompts of a data set, for a model to answer: in the order in which a run looks at its rows, as it reads them.
+"""The prompts of a data set, for a model to complete: in the order in which a run looks at its rows, as it reads them.
 
-A prompt is kept if it leaves room for an answer. What the data itself answers does not matter, and may be missing.
+A prompt is kept if it leaves room for a completion. The data's own completion does not matter, and may be missing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayqd.config import Config
-from rayqd.data.examples import check_max_length, shuffled
-from rayqd.data.sources import Message, parse_prompt, read_rows
+from rayqd.data.conversation import Message, parse_prompt
+from rayqd.data.examples import check_max_length, row_order
+from rayqd.data.sources import read_rows
 from rayqd.data.template import tokenize_prompt
 from rayqd.errors import DataError
 from rayqd.types import IntArray
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A conversation that waits for its answer."""
+    """A conversation that waits for its completion."""
 
     row: int  # position in its source
     messages: list[Message]
@@ -33,13 +34,13 @@ class Prompts:
     """Read and tokenized as they are asked for: a data set on the hub may be long."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> None:
-        """Raises DataError for a source that cannot be read, ConfigError for a `data.max_length` that does not fit."""
+        """Open the source. Raises DataError where it cannot be read, ConfigError if `data.max_length` does not fit."""
         data = config.data
         check_max_length(data, context_length)
         self._tokenizer = tokenizer
         self._longest = data.max_length - data.min_room
         self._rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row, parse=parse_prompt)
-        self._order = shuffled(len(self._rows), config.seed)
+        self._order = row_order(len(self._rows), config.seed)
         self._too_long: set[int] = set()
 
     def __len__(self) -> int:
@@ -48,6 +49,7 @@ class Prompts:
 
     @property
     def source(self) -> str:
+        """Path, or id and split."""
         return self._rows.name
 
     @property
@@ -66,11 +68,11 @@ class Prompts:
         return self._order
 
     def messages(self, row: int) -> list[Message] | None:
-        """What row `row` asks; None where there is no such row, or it is broken and broken rows are skipped."""
+        """Return what row `row` asks; None where there is no such row, or it is broken and broken rows are skipped."""
         return self._rows.row(row) if 0 <= row < len(self._rows) else None
 
-    def left(self, done: Container[int], limit: int | None) -> Iterator[Prompt]:
-        """Of the first `limit` prompts that are kept those whose rows are not `done`."""
+    def remaining(self, done: Container[int], limit: int | None) -> Iterator[Prompt]:
+        """Yield, of the first `limit` prompts that are kept, those whose rows are not `done`."""
         num_kept = 0
         for row in self._order:
             if num_kept == limit:

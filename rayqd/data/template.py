@@ -1,6 +1,6 @@
-"""One conversation as tokens: the prompt as an engine would get it, and the answer up to its end-of-turn token.
+"""One conversation as tokens: the prompt as an engine would get it, and the completion up to its end-of-turn token.
 
-An answer that was cut has no end-of-turn token.
+A completion that was cut has no end-of-turn token.
 
 <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n | Hello<|im_end|> | \\n
 prompt_ids                                              | completion_ids  | left out: nobody generates it
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from rayqd.data.sources import CUT, FINISH_REASON, TEXT, Message
+from rayqd.data.conversation import CUT, FINISH_REASON, TEXT, Message
 from rayqd.errors import DataError, ModelError
 from rayqd.types import Example, IntArray
 
@@ -24,21 +24,21 @@ PROBE = "rayqd"
 
 
 def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], row: int) -> Example:
-    """All but the last message as the prompt, generation prompt included, and the last one as the completion.
+    """Tokenize all but the last message as the prompt, generation prompt included, and the last one as the completion.
 
     Of a plain text all but the first token is completion; special tokens in it are read as such. A tokenizer without a
-    chat template takes one question and one answer as plain text, with its end-of-text token.
-    Raises DataError, without a place, if the template cannot write these messages; ModelError if it can write none.
+    chat template takes one prompt and one completion as plain text, with its end-of-text token.
+    Raises DataError, without a location, if the template cannot write these messages; ModelError if it can write none.
     """
     if messages[0]["role"] == TEXT:
         return _plain_text(tokenizer, messages[0]["content"], row)
     is_cut = messages[-1].get(FINISH_REASON) == CUT
     messages = [{"role": message["role"], "content": message["content"]} for message in messages]
     if tokenizer.chat_template is None:
-        prompt, answer, end = _render_plain(tokenizer, messages)
+        prompt, completion, end = _render_plain(tokenizer, messages)
     else:
-        prompt, answer, end = _render_chat(tokenizer, messages)
-    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, answer if is_cut else answer + end)
+        prompt, completion, end = _render_chat(tokenizer, messages)
+    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, completion if is_cut else completion + end)
     return Example(
         row=row,
         prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
@@ -47,14 +47,14 @@ def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
 
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> IntArray:
-    """[P] the prompt that `tokenize_example` makes of these messages and an answer.
+    """Return [P], the prompt that `tokenize_example` makes of these messages and a completion.
 
     Raises DataError and ModelError as it does.
     """
     if tokenizer.chat_template is None:
         prompt, _, _ = _render_plain(tokenizer, [*messages, {"role": "assistant", "content": PROBE}])
     else:
-        prompt = _apply(tokenizer, messages, add_generation_prompt=True)
+        prompt = _apply_template(tokenizer, messages, add_generation_prompt=True)
     return np.asarray(_ids(tokenizer, prompt), dtype=np.int32)
 
 
@@ -66,54 +66,56 @@ def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Exam
 
 
 def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
-    """Text of the prompt, of the answer, and of its end up to the template's end-of-turn token."""
-    end_of_turn, tail = _turn_end(tokenizer)
-    prompt, answer = _prompt_and_answer(tokenizer, messages)
-    if not answer.endswith(tail):
-        raise DataError(f"the chat template ends this answer with {answer[-40:]!r} and others with {tail!r}")
-    return prompt, answer.removesuffix(tail), end_of_turn
+    """Return the text of the prompt, of the completion, and of its end up to the template's end-of-turn token."""
+    end, tail = _find_turn_end(tokenizer)
+    prompt, completion = _render_prompt_and_completion(tokenizer, messages)
+    if not completion.endswith(tail):
+        raise DataError(f"the chat template ends this answer with {completion[-40:]!r} and others with {tail!r}")
+    return prompt, completion.removesuffix(tail), end
 
 
-def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What every answer that was not cut ends with; its last token is the one that ends the turn."""
-    return _eos_token(tokenizer) if tokenizer.chat_template is None else _turn_end(tokenizer)[0]
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text that every completion ends with unless it was cut; its last token ends the turn."""
+    return _eos_token(tokenizer) if tokenizer.chat_template is None else _find_turn_end(tokenizer)[0]
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The end-of-turn token with what stands before it, and all that the template writes after an answer.
+def _find_turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return the end-of-turn token with what stands before it, and all that the template writes after a completion.
 
-    Found on an answer that is known, because an answer of the data may hold special tokens itself. The end of turn is
+    Rendered from a completion that is known, because one of the data may hold special tokens itself. The end of turn is
     the first special token after it; a template that has none there gets the end-of-text token.
     """
     probe = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
     try:
-        _, answer = _prompt_and_answer(tokenizer, probe)
-        if PROBE not in answer:
+        _, completion = _render_prompt_and_completion(tokenizer, probe)
+        if PROBE not in completion:
             raise DataError("the chat template leaves the answer's text out")
     except DataError as error:
         raise ModelError(
             f"{_name(tokenizer)} cannot be given a question and an answer: {error}; give it another chat template"
         ) from error
-    tail = answer.rpartition(PROBE)[2]
-    found = [(tail.find(token), -len(token), token) for token in _special_tokens(tokenizer) if token in tail]
-    if not found:
+    tail = completion.rpartition(PROBE)[2]
+    candidates = [(tail.find(token), -len(token), token) for token in _special_tokens(tokenizer) if token in tail]
+    if not candidates:
         return _eos_token(tokenizer), tail
-    start, _, token = min(found)
+    start, _, token = min(candidates)
     return tail[: start + len(token)], tail
 
 
-def _prompt_and_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
-    prompt = _apply(tokenizer, messages[:-1], add_generation_prompt=True)
-    whole = _apply(tokenizer, messages, add_generation_prompt=False)
-    if not whole.startswith(prompt):
+def _render_prompt_and_completion(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
+    prompt = _apply_template(tokenizer, messages[:-1], add_generation_prompt=True)
+    conversation = _apply_template(tokenizer, messages, add_generation_prompt=False)
+    if not conversation.startswith(prompt):
         raise DataError(
             "the chat template writes the answer after other text than its generation prompt, "
             f"which ends with {prompt[-40:]!r}"
         )
-    return prompt, whole[len(prompt) :]
+    return prompt, conversation[len(prompt) :]
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
+) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
@@ -142,16 +144,16 @@ def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _split_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Tokens of the prompt as it stands alone, which is how an engine meets it, and of what follows.
+    """Tokenize the prompt as it stands alone, which is how an engine meets it, and what follows.
 
-    The two are the tokens of the whole wherever that has a boundary there. Where it has none (an answer that starts
-    with the line break that the prompt ends with), the completion is tokenized by itself. It is not always, because
-    some tokenizers put a space before whatever they are given.
+    The two are the tokens of both together wherever those have a boundary there. Where they have none (a completion
+    that starts with the line break that the prompt ends with), the completion is tokenized by itself. It is not
+    always, because some tokenizers put a space before whatever they are given.
     """
     prompt_ids = _ids(tokenizer, prompt)
-    whole = _ids(tokenizer, prompt + completion)
-    if whole[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, whole[len(prompt_ids) :]
+    both = _ids(tokenizer, prompt + completion)
+    if both[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, both[len(prompt_ids) :]
     return prompt_ids, _ids(tokenizer, completion)
 
 

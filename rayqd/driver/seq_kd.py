@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -21,15 +21,23 @@ from rayqd.actors.connection import Cluster
 from rayqd.config import Config
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress
-from rayqd.data import ExampleSet, plan_of
-from rayqd.data.answers import end_token_ids
-from rayqd.data.lines import Lines
+from rayqd.data import ExampleSet, make_plan
+from rayqd.data.detokenize import end_token_ids
+from rayqd.data.jsonl import JsonlFile
 from rayqd.data.plan import off_policy_examples
 from rayqd.errors import RunError
 from rayqd.model.source import teacher_directory
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.storage.stored_run import COMPLETIONS
 from rayqd.types import Example, IntArray
+
+
+class TeacherRow(TypedDict):
+    """A completion of the teacher in the run's directory."""
+
+    row: int  # position of the prompt in its source
+    prompt_crc32: int
+    completion_ids: list[int]
 
 
 def generate_teacher_completions(
@@ -41,13 +49,14 @@ def generate_teacher_completions(
     make_engine: MakeEngine | None = None,
 ) -> ExampleSet:
     """Return `training` with the teacher's completions wherever the run trains on it off-policy."""
-    off_policy = off_policy_examples(plan_of(config, len(training.examples)), config.learner.steps)
+    off_policy = off_policy_examples(make_plan(config, len(training.examples)), config.learner.steps)
     if not off_policy:
         share = f"with distill.lmbda={config.distill.lmbda:g} the student writes every completion itself"
         progress.say(f"distill.seq_kd has no effect: {share}")
         return training
     examples = {training.examples[index].row: training.examples[index] for index in off_policy}
-    with Lines(config.run_dir / COMPLETIONS) as lines:
+    file: JsonlFile[TeacherRow] = JsonlFile(config.run_dir / COMPLETIONS)
+    with file as lines:
         completions = read_completions(lines, examples)
         missing = [example for row, example in examples.items() if row not in completions]
         if missing:
@@ -64,7 +73,7 @@ def generate_teacher_completions(
     return replace(training, examples=replace_completions(training.examples, completions))
 
 
-def read_completions(lines: Lines, examples: Mapping[int, Example]) -> dict[int, IntArray]:
+def read_completions(lines: JsonlFile[TeacherRow], examples: Mapping[int, Example]) -> dict[int, IntArray]:
     """Return the completions written earlier, by row of the source; RunError where the data's prompts have changed."""
     completions: dict[int, IntArray] = {}
     for line in lines.rows():
@@ -83,7 +92,7 @@ def generate_completions(
     end_ids: tuple[int, ...],
     config: Config,
     generator: CompletionSource,
-    lines: Lines,
+    lines: JsonlFile[TeacherRow],
     writing: WritingProgress,
 ) -> dict[int, IntArray]:
     """Return the completion of each example, by row of its source; each is in `lines` as soon as it is there."""

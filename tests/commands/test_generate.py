@@ -14,8 +14,8 @@ from rayqd.commands.generate import AnswerJob, generate, resolve_model
 from rayqd.config import Config
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress
-from rayqd.data.answer_file import AnswerFile
-from rayqd.data.answers import end_token_ids
+from rayqd.data.completion_file import CompletionFile
+from rayqd.data.detokenize import end_token_ids
 from rayqd.data.prompts import Prompts
 from rayqd.errors import ConfigError, DataError, ModelError, RunError
 from rayqd.model.load import load_tokenizer
@@ -57,7 +57,7 @@ def answer(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> Any:
         config: Config = tiny_config(**sections)
         settings = {"rollout.temperature": config.rollout.temperature, "weights": "1234"}
         prompts = Prompts(tokenizer, config, 512)
-        with AnswerFile(tmp_path / name, settings=settings, command="rayqd generate") as file:
+        with CompletionFile(tmp_path / name, settings=settings, command="rayqd generate") as file:
             file.read(prompts)
             ends = end_token_ids(tokenizer, tiny_model)
             job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)

@@ -31,7 +31,7 @@ def test_the_last_answer_is_left_out_and_everything_before_it_is_kept(tokenizer:
         {"prompt": "Why?", "completion": "Because."},
         {"prompt": "Why?"},
     )
-    found = {prompt.row: prompt for prompt in prompts.left(set(), None)}
+    found = {prompt.row: prompt for prompt in prompts.remaining(set(), None)}
     assert found[0].messages == found[1].messages == [SYSTEM, *TURNS, QUESTION]
     assert found[2].messages == found[3].messages == [QUESTION]
     text = tokenizer.decode(found[0].token_ids)
@@ -44,7 +44,7 @@ def test_order_and_tokens_are_those_of_a_run(tokenizer: Any, tmp_path: Path) -> 
     prompts = prompts_of(tokenizer, tmp_path, *rows)
     config = Config.model_validate({"data": {"source": prompts.source, "max_length": 128}})
     examples = load_examples(tokenizer, config.data, seed=config.seed, num_needed=20, context_length=512).examples
-    assert [(p.row, p.token_ids.tolist()) for p in prompts.left(set(), None)] == [
+    assert [(p.row, p.token_ids.tolist()) for p in prompts.remaining(set(), None)] == [
         (e.row, e.prompt_ids.tolist()) for e in examples
     ]
 
@@ -58,18 +58,20 @@ def test_a_long_answer_of_the_data_keeps_no_prompt_out_and_a_long_prompt_is_coun
     prompts = prompts_of(
         tokenizer, tmp_path, {"prompt": fits, "completion": "y" * 500}, {"prompt": not_quite, "completion": "y"}
     )
-    assert [prompt.row for prompt in prompts.left(set(), None)] == [0]
+    assert [prompt.row for prompt in prompts.remaining(set(), None)] == [0]
     assert prompts.num_too_long == 1
 
 
 def test_a_limit_counts_the_prompts_that_are_kept_and_those_that_are_done(tokenizer: Any, tmp_path: Path) -> None:
     rows: list[dict[str, str]] = [{"prompt": "x" * (200 if i % 2 else 1)} for i in range(20)]
     prompts = prompts_of(tokenizer, tmp_path, *rows)
-    first = [prompt.row for prompt in prompts.left(set(), 4)]
+    first = [prompt.row for prompt in prompts.remaining(set(), 4)]
     assert len(first) == 4
     assert all(row % 2 == 0 for row in first)
-    assert [prompt.row for prompt in prompts.left({first[0], first[2]}, 4)] == [first[1], first[3]]
-    assert [prompt.row for prompt in prompts.left(set(first), 6)] == [p.row for p in prompts.left(set(), 6)][4:]
+    assert [prompt.row for prompt in prompts.remaining({first[0], first[2]}, 4)] == [first[1], first[3]]
+    assert [prompt.row for prompt in prompts.remaining(set(first), 6)] == [p.row for p in prompts.remaining(set(), 6)][
+        4:
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_a_row_without_a_prompt_is_an_error_with_its_place(
 
 def test_a_row_without_a_prompt_can_be_skipped(tokenizer: Any, tmp_path: Path) -> None:
     prompts = prompts_of(tokenizer, tmp_path, {"text": "x"}, {"prompt": "Why?"}, on_bad_row="skip")
-    assert [prompt.row for prompt in prompts.left(set(), None)] == [1]
+    assert [prompt.row for prompt in prompts.remaining(set(), None)] == [1]
     assert prompts.num_skipped == 1
 
 

@@ -5,6 +5,10 @@ import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from rayqd.config import Config
+from rayqd.config.data_source import existing_file_of_source, path_of_source
+from rayqd.config.resolved import with_absolute_paths
+from rayqd.config.sections import DataConfig
 from rayqd.data import Rows, read_rows
 from rayqd.errors import DataError
 
@@ -189,3 +193,41 @@ def test_a_hub_set_that_cannot_be_had_is_one_line_with_a_way_out(
     assert said in str(caught.value)
     assert ".jsonl file" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_or_folder_called_quickstart_hides_the_quickstart_set_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "quickstart", json.dumps(GOOD))
+    config = with_absolute_paths(Config())
+    config = with_absolute_paths(config.model_copy(update={"data": DataConfig(source="quickstart")}))
+    assert config.data.source == "quickstart"
+    assert len(read_rows(config.data.source, "train", on_bad_row="error")) > 1
+
+
+@pytest.mark.parametrize(
+    ("source", "is_path"),
+    [
+        ("there.txt", True),  # a file that exists, whatever its name
+        ("gone.jsonl", True),
+        ("org/gone.json", True),
+        ("./gone", True),
+        ("/gone", True),
+        ("~/gone", True),
+        ("../gone.txt", True),
+        ("org/set", False),
+        ("set.v2", False),
+        ("folder", False),  # load_dataset takes a folder
+        ("./folder", False),
+        ("quickstart", False),
+    ],
+)
+def test_a_source_is_a_file_or_an_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, is_path: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.txt").touch()
+    (tmp_path / "folder").mkdir()
+    assert (path_of_source(source) is not None) == is_path
+    assert (existing_file_of_source(source) is not None) == (source == "there.txt")

@@ -12,9 +12,9 @@ from rich.console import Console
 from rayqd.config import Config
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress
-from rayqd.data import load_run_data, plan_of
-from rayqd.data.lines import Lines
-from rayqd.data.plan import off_policy_examples, writing_seed
+from rayqd.data import load_run_data, make_plan
+from rayqd.data.jsonl import JsonlFile
+from rayqd.data.plan import generation_seed, off_policy_examples
 from rayqd.driver.seq_kd import (
     generate_completions,
     generate_teacher_completions,
@@ -57,14 +57,14 @@ def training(tiny_config: Any, tiny_model: Path) -> Any:
 
 def wanted_rows(examples: list[Example], config: Config) -> list[int]:
     """Found step by step, as the pipeline goes."""
-    plan = plan_of(config, len(examples))
+    plan = make_plan(config, len(examples))
     planned = [sequence for step in range(config.learner.steps) for sequence in plan.step(step)]
     return [examples[s.example].row for s in planned if not s.on_policy]
 
 
 def test_the_off_policy_share_of_a_run_is_all_that_the_teacher_writes(training: Any) -> None:
     data, config = training
-    plan = plan_of(config, len(data.examples))
+    plan = make_plan(config, len(data.examples))
     rows = [data.examples[i].row for i in off_policy_examples(plan, config.learner.steps)]
     assert sorted(rows) == sorted(set(wanted_rows(data.examples, config)))
     assert len(rows) == 6  # half of 3 steps of 4
@@ -76,9 +76,9 @@ def test_what_was_written_stays_and_only_the_rest_is_asked_for(training: Any, tm
     examples = {example.row: example for example in data.examples if example.row in rows}
     file = tmp_path / "teacher.jsonl"
     first, second = Teacher(lives=2), Teacher()
-    with Lines(file) as lines, pytest.raises(InterruptedError):
+    with JsonlFile(file) as lines, pytest.raises(InterruptedError):
         generate_completions(list(examples.values()), ENDS, config, first, lines, writing())
-    with Lines(file) as lines:
+    with JsonlFile(file) as lines:
         before = read_completions(lines, examples)
         assert before.keys() == first.requests.keys()
         missing = [example for row, example in examples.items() if row not in before]
@@ -87,7 +87,7 @@ def test_what_was_written_stays_and_only_the_rest_is_asked_for(training: Any, tm
     assert sorted([*first.requests, *second.requests]) == sorted(rows)
     for row, completion in completions.items():
         assert completion.dtype == np.int32
-        assert completion.tolist() == [writing_seed(config.seed, row), 12, 2]  # rollout.max_new_tokens is 12
+        assert completion.tolist() == [generation_seed(config.seed, row), 12, 2]  # rollout.max_new_tokens is 12
 
     given = replace_completions(data.examples, completions)
     for old, new in zip(data.examples, given, strict=True):
@@ -103,7 +103,7 @@ def test_the_teacher_is_asked_as_a_rollout_is_and_for_no_more_than_fits(tiny_con
     prompt = np.arange(50, dtype=np.int32)
     examples = [Example(row=i, prompt_ids=prompt[:n], completion_ids=prompt) for i, n in enumerate((10, 50))]
     teacher = Teacher()
-    with Lines(config.run_dir / "teacher.jsonl") as lines:
+    with JsonlFile(config.run_dir / "teacher.jsonl") as lines:
         generate_completions(examples, ENDS, config, teacher, lines, writing())
     lengths = [(r.min_new_tokens, r.max_new_tokens) for r in teacher.requests.values()]
     assert lengths == [(20, 30), (14, 14)]  # 64 - 50
@@ -113,7 +113,7 @@ def test_the_teacher_is_asked_as_a_rollout_is_and_for_no_more_than_fits(tiny_con
 def test_prompts_that_changed_since_are_refused(training: Any, tmp_path: Path) -> None:
     data, config = training
     example = data.examples[0]
-    with Lines(tmp_path / "teacher.jsonl") as lines:
+    with JsonlFile(tmp_path / "teacher.jsonl") as lines:
         generate_completions([example], ENDS, config, Teacher(), lines, writing())
         other = Example(row=example.row, prompt_ids=example.prompt_ids[:-1], completion_ids=example.completion_ids)
         for examples in ({example.row: other}, {}):

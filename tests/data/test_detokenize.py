@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from rayqd.data import read_rows, tokenize_example
-from rayqd.data.answers import AnswerWriter, end_token_ids
+from rayqd.data.detokenize import Detokenizer, end_token_ids
 from rayqd.data.prompts import Prompt
 from rayqd.data.template import tokenize_prompt
 
@@ -24,7 +24,7 @@ def row_of(tokenizer: Any, completion: str | Any) -> Any:
     prompt = Prompt(row=7, messages=MESSAGES, token_ids=tokenize_prompt(tokenizer, MESSAGES))
     completion_ids = ids(tokenizer, completion) if isinstance(completion, str) else completion
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
-    return AnswerWriter(tokenizer, ends).row(prompt, completion_ids)
+    return Detokenizer(tokenizer, ends).to_row(prompt, completion_ids)
 
 
 def test_a_whole_answer_keeps_its_conversation_and_comes_back_token_for_token(tokenizer: Any) -> None:
