@@ -17,10 +17,9 @@ from rayqd.actors.quarantine import Quarantine
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, make_plan
+from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
 from rayqd.types import Example, IntArray
-
-Event = dict[str, Any]
 
 
 class Controller:
@@ -36,7 +35,7 @@ class Controller:
         self._clocks = {role: RoleClock() for role in self._pools}
         self._cache = CacheCounts()
         self._quarantine = Quarantine(config, self.report)
-        self._events: list[Event] = []
+        self._events: list[TimedEvent] = []
         self._series = MetricSeries(config.name)
         self._new_event = asyncio.Condition()
         self._has_data = asyncio.Event()
@@ -114,21 +113,19 @@ class Controller:
         """
         (await self._wait_for_pipeline()).publish(Weights(version=version, tensors=tensors[0]))
 
-    async def report(self, event: Event) -> None:
-        """Keep an event for the driver; a step's event also gets what rollout workers and teachers did for it."""
-        if event["event"] == "step":
-            self._step = event["step"]
-            event = event | self._role_metrics(self._step - 1)  # sequences count their step from 0
+    async def report(self, reported: ReportedEvent) -> None:
+        """Keep an event for the driver; what rollout workers and teachers did for a step is put beside its own part."""
+        event = self._step_event(reported) if isinstance(reported, LearnerStep) else reported
         self._series.record(event)
         async with self._new_event:
-            self._events.append(event | {"time": time.time()})
+            self._events.append(TimedEvent(event=event, time=time.time()))
             self._new_event.notify_all()
 
     async def notice(self, text: str) -> None:
         """Keep a message that the user should read, and that does not end the run."""
-        await self.report({"event": "notice", "text": text})
+        await self.report(NoticeEvent(text=text))
 
-    async def events(self, after: int, timeout_seconds: float) -> list[Event]:
+    async def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the events from number `after` on; waits at most `timeout_seconds` for one."""
         async with self._new_event:
             try:
@@ -154,14 +151,19 @@ class Controller:
         assert self._pipeline is not None
         return self._pipeline
 
-    def _role_metrics(self, step: int) -> Event:
-        metrics: Event = {
-            "num_retries": sum(pool.num_retries for pool in self._pools.values()),
-            "num_quarantined": self._quarantine.num_sequences,
-            "teacher_cache_hits": self._cache.hits.get(step, 0),
-            "teacher_cache_misses": self._cache.misses.get(step, 0),
-        }
-        for role, clock in self._clocks.items():
-            metrics[f"{role}_seconds"] = clock.seconds.get(step, 0.0)
-            metrics[f"{role}_tokens_per_second"] = clock.tokens_per_second(step)
-        return metrics
+    def _step_event(self, learner: LearnerStep) -> StepEvent:
+        self._step = learner.step
+        return StepEvent(learner=learner, roles=self._role_metrics(learner.step - 1))  # sequences count from 0
+
+    def _role_metrics(self, step: int) -> RoleMetrics:
+        rollout, teacher = self._clocks["rollout"], self._clocks["teacher"]
+        return RoleMetrics(
+            num_retries=sum(pool.num_retries for pool in self._pools.values()),
+            num_quarantined=self._quarantine.num_sequences,
+            teacher_cache_hits=self._cache.hits.get(step, 0),
+            teacher_cache_misses=self._cache.misses.get(step, 0),
+            rollout_seconds=rollout.seconds.get(step, 0.0),
+            rollout_tokens_per_second=rollout.tokens_per_second(step),
+            teacher_seconds=teacher.seconds.get(step, 0.0),
+            teacher_tokens_per_second=teacher.tokens_per_second(step),
+        )

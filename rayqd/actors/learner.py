@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import train
@@ -20,12 +19,20 @@ from rayqd.actors.topology import describe_node
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
+from rayqd.events import (
+    Arm,
+    EvalEvent,
+    Fidelity,
+    FinishedEvent,
+    NoticeEvent,
+    ReadyEvent,
+    ReportedEvent,
+    StatusEvent,
+    StoppedEvent,
+)
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
-
-if TYPE_CHECKING:
-    from rayqd.evals.fidelity import Fidelity
 
 _COLLECTIVE_TIMEOUT_SECONDS = 6 * 3600  # others wait for rank 0 to calibrate; Ray ends them where one is lost
 
@@ -66,13 +73,13 @@ class ControllerFeed:
         """Return token ids of training rows, for what needs to see data before the first step."""
         return ray.get(self._controller.calibration.remote())
 
-    def untrained_arm(self, arm: str, fidelity: Fidelity) -> None:
+    def untrained_arm(self, arm: Arm, fidelity: Fidelity) -> None:
         """Report the evaluation of an arm that was not trained."""
-        self.report({"event": "eval", "step": 0, "arm": arm, **asdict(fidelity)})
+        self.report(EvalEvent(step=0, arm=arm, fidelity=fidelity))
 
     def calibrated_layer(self, done: int, total: int) -> None:
         """Report how far calibration is."""
-        self.report({"event": "status", "text": f"calibrating, layer {done} of {total}"})
+        self.report(StatusEvent(text=f"calibrating, layer {done} of {total}"))
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Have rollouts written with `tensors` from now on.
@@ -84,14 +91,14 @@ class ControllerFeed:
         self._published = ray.put(dict(tensors))
         ray.get(self._controller.publish.remote(version, [self._published]))
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: ReportedEvent) -> None:
         """Tell the controller of `event`, if this is rank 0."""
         if self._rank == 0:
             ray.get(self._controller.report.remote(event))
 
     def notice(self, text: str) -> None:
         """Report a message that the user should read, and that does not end the run."""
-        self.report({"event": "notice", "text": text})
+        self.report(NoticeEvent(text=text))
 
     def when_stopping(self, stop: Callable[[], int]) -> None:
         """Call `stop`, in a thread of its own, once the run is to end before its last step."""
@@ -104,7 +111,7 @@ class ControllerFeed:
             except StorageError as error:
                 self.notice(str(error))
             finally:
-                self.report({"event": "stopped", "step": step})
+                self.report(StoppedEvent(step=step))
 
         threading.Thread(target=wait, name="stop", daemon=True).start()
 
@@ -165,7 +172,7 @@ def learn(settings: dict[str, Any]) -> None:
         uploader.fetch(is_rank0=True)
         checkpoints.on_saved = uploader.update
     step = max([-1 if start.is_new else 0, *checkpoints.steps()])
-    feed.report({"event": "ready", "role": "learner", "step": step, "place": describe_node()})
+    feed.report(ReadyEvent(role="learner", step=step, node=describe_node()))
     rows = feed.heldout() if group.joins_collectives else []
     heldout = Heldout(rows, teacher_head, config.learner.microbatch_tokens)
     if rank == 0:
@@ -179,11 +186,11 @@ def learn(settings: dict[str, Any]) -> None:
     learner = Learner(student, student.head if teacher_head is None else teacher_head, config, group)
     train_loop(learner, feed, checkpoints, config, evaluate=lambda: heldout.student(student))
     if rank == 0:
-        feed.report({"event": "status", "text": "evaluating and exporting"})
+        feed.report(StatusEvent(text="evaluating and exporting"))
         results = finish(learner, heldout, start.arms, source, config)
         if uploader:
             uploader.finish()
-        feed.report({"event": "finished", "rows": results})
+        feed.report(FinishedEvent(rows=tuple(results)))
     elif group.joins_collectives:
         help_to_finish(learner, heldout)
     remove_local_run_dir(settings["config"], config)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from rayqd.events import Event
 from rayqd.metrics.catalogue import METRICS, PREFIX, Metric, Sample, samples
 
 _REPEAT_SECONDS = 1.0  # far below RAY_metrics_report_interval_ms, 10 s unless somebody sets it
@@ -22,7 +21,7 @@ class MetricSeries:
         self._counted: dict[tuple[str, str], float] = {}
         self._newest: dict[tuple[str, ...], Sample] = {}
 
-    def record(self, event: Mapping[str, Any]) -> None:
+    def record(self, event: Event) -> None:
         """Set gauges and raise counters by the numbers of `event`."""
         for sample in samples(event):
             series = self._series[sample.metric.name]

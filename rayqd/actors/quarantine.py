@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from ray.exceptions import ObjectLostError
 
 from rayqd.config import Config
 from rayqd.errors import WorkerError
+from rayqd.events import QuarantineEvent
 from rayqd.pipeline import LostError, RolloutRef
 from rayqd.types import Rollout
 
@@ -16,7 +16,7 @@ from rayqd.types import Rollout
 class Quarantine:
     """Reports each such sequence, and ends the run when they are more than `teacher.max_bad_fraction` of it."""
 
-    def __init__(self, config: Config, report: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    def __init__(self, config: Config, report: Callable[[QuarantineEvent], Awaitable[None]]) -> None:
         self._report = report
         self._max_fraction = config.teacher.max_bad_fraction
         self._max_sequences = int(self._max_fraction * config.learner.steps * config.learner.batch_size)
@@ -34,15 +34,14 @@ class Quarantine:
         self._seen.add((ref.step, ref.index))
         self.num_sequences += 1
         await self._report(
-            {
-                "event": "quarantine",
-                "step": rollout.step + 1,
-                "index": rollout.index,
-                "on_policy": rollout.on_policy,
-                "policy_version": rollout.policy_version,
-                "prompt_ids": rollout.prompt_ids.tolist(),
-                "completion_ids": rollout.completion_ids.tolist(),
-            }
+            QuarantineEvent(
+                step=rollout.step + 1,
+                index=rollout.index,
+                on_policy=rollout.on_policy,
+                policy_version=rollout.policy_version,
+                prompt_ids=tuple(rollout.prompt_ids.tolist()),
+                completion_ids=tuple(rollout.completion_ids.tolist()),
+            )
         )
         if self.num_sequences > self._max_sequences:
             raise WorkerError(

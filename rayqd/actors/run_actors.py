@@ -17,6 +17,7 @@ from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.errors import RunError
+from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
 
 _POLL_SECONDS = 0.5
@@ -85,7 +86,7 @@ class RunActors:
             del self._unplaced[ref]
         return list(self._unplaced.values())
 
-    def events(self, after: int, timeout_seconds: float) -> list[dict[str, Any]]:
+    def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the run's events from number `after` on; raises why the learner ended, if it did."""
         events = _get(self.controller.events.remote(after, timeout_seconds))
         if not events and _list_done({self._training: "learner"}):

@@ -22,9 +22,10 @@ from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
-from rayqd.driver.monitor import Follower
+from rayqd.driver.monitor import Monitor
 from rayqd.driver.preflight import check, load_data, summary
 from rayqd.driver.seq_kd import generate_teacher_completions
+from rayqd.events import FinishedEvent
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
@@ -100,9 +101,9 @@ def _run(
             if roles.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(roles.nodes_to_start)}")
             roles.set_data(training, heldout)
-            follower = Follower(roles, config, run_dir, progress, Report(config, "distill", made_with))
-            finished = follower.until("finished")
+            monitor = Monitor(roles, config, run_dir, progress, Report(config, "distill", made_with))
+            finished = monitor.until(FinishedEvent)
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            result = follower.result(finished["rows"], config.learner.steps, time.monotonic() - began)
+            result = monitor.result(finished.rows, config.learner.steps, time.monotonic() - began)
             result["seconds"] |= {role: round(value, 1) for role, value in seconds.items()}
     return result | {"export": run_dir.export, "environment": made_with}

@@ -20,13 +20,14 @@ from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, Arm, Bench
-from rayqd.evals.fidelity import Fidelity, score, student_fidelity, teacher_fidelity
+from rayqd.evals.fidelity import score, student_fidelity, teacher_fidelity
 from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.events import Fidelity
 from rayqd.export.card import CARD_NAME
 from rayqd.export.load import is_export, load_export
 from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
-from rayqd.learner.initialization import StartingPoint, arm_name
+from rayqd.learner.initialization import StartingPoint, untrained_arm
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
 from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
@@ -101,7 +102,7 @@ class _Evaluation:
         def load() -> PreTrainedModel:
             return Student(load_model(directory, config.model.dtype), plain, trainable=False).as_plain_model()
 
-        name = arm_name("rtn", config.quant)
+        name = untrained_arm("rtn", config.quant).name
         self._arms[name] = bench.scores(name, load, [*self._identity(directory), config.quant.model_dump_json()])
 
     def _identity(self, directory: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -20,10 +19,11 @@ from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
 from rayqd.driver.preflight import Checked, check, load_data, summary
-from rayqd.evals.fidelity import Fidelity, score
+from rayqd.evals.fidelity import score
+from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
 from rayqd.export.write import export, update_card, weight_bytes
-from rayqd.learner.finish import Heldout, result_row
-from rayqd.learner.initialization import arm_name
+from rayqd.learner.finish import Heldout
+from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.source import teacher_directory
@@ -83,24 +83,24 @@ class _Quantizing:
             progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")
             heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
             student = self._student(checked)
-            arms = {arm_name("rtn", quant): self._measured("rtn", student, heldout)}
+            arms = {untrained_arm("rtn", quant): self._measured("rtn", student, heldout)}
             if quant.method != "rtn":
                 del student  # before the next one takes its memory
                 sequences = calibration_sequences(training.examples, quant.calibration_tokens)
                 student = self._calibrated(checked, sequences)
-                arms[arm_name(quant.method, quant)] = self._measured(quant.method, student, heldout)
+                arms[untrained_arm(quant.method, quant)] = self._measured(quant.method, student, heldout)
             with self._timed("export", "writing the export"):
                 rows = self._exported(student, checked, teacher_row, arms)
         return {
             "name": config.name,
-            "rows": rows,
+            "rows": [row.to_json() for row in rows],
             "seconds": {k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
             "method": quant.method,
             "export": str(self._run_dir.path / "export"),
             "environment": environment(),
         }
 
-    def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, dict[str, Any]]:
+    def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, ArmResult]:
         """The scored held-out rows, and the teacher's own row of the result."""
         config = self._config
         directory = teacher_directory(config)
@@ -110,7 +110,8 @@ class _Quantizing:
             head = output_head(model)
             heldout = Heldout(rows, head, config.learner.microbatch_tokens)
             fidelity = heldout.teacher(head)
-        return heldout, result_row("teacher", fidelity, head.element_size() * 8, weight_bytes(checked.directory))
+        bits, size = head.element_size() * 8, weight_bytes(checked.directory)
+        return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 
     def _student(self, checked: Checked) -> Student:
         return Student(load_model(checked.directory, self._config.model.dtype), self._config, trainable=False)
@@ -134,24 +135,27 @@ class _Quantizing:
         return Student(model, config, trainable=False)
 
     def _measured(self, method: str, student: Student, heldout: Heldout) -> Fidelity:
-        arm = arm_name(method, self._config.quant)
-        with self._timed("evaluation", f"measuring {arm}"):
+        arm = untrained_arm(method, self._config.quant)
+        with self._timed("evaluation", f"measuring {arm.name}"):
             fidelity = heldout.student(student)
-        event = {"event": "eval", "step": 0, "arm": arm, **asdict(fidelity), "time": time.time()}
-        self._run_dir.append(event)
+        event = EvalEvent(step=0, arm=arm, fidelity=fidelity)
+        self._run_dir.append(event, time.time())
         self._progress.say(eval_line(event))
         return fidelity
 
     def _exported(
-        self, student: Student, checked: Checked, teacher_row: dict[str, Any], arms: dict[str, Fidelity]
-    ) -> list[dict[str, Any]]:
+        self, student: Student, checked: Checked, teacher_row: ArmResult, arms: dict[Arm, Fidelity]
+    ) -> list[ArmResult]:
         """Writes the export; returns the rows of the result."""
         directory = self._run_dir.path / "export"
         export(student, checked.directory, self._config, directory, command="quantize")
         size = weight_bytes(directory)
         bits = student.grid.bits_per_weight
-        rows = [teacher_row, *(result_row(arm, fidelity, bits, size) for arm, fidelity in arms.items())]
-        update_card(directory, self._config, rows, command="quantize")
+        rows = [
+            teacher_row,
+            *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in arms.items()),
+        ]
+        update_card(directory, self._config, [row.to_json() for row in rows], command="quantize")
         return rows
 
     @contextmanager

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from rayqd.console.progress import Progress, duration, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.events import EvalEvent, RecordedEvent, StepEvent
 from rayqd.runs.metrics_file import MetricsTail
 from rayqd.runs.record import RunRecord, is_running, read_run
 
@@ -37,13 +37,13 @@ def _follow(record: RunRecord, console: Console, sleep: Callable[[float], None])
         progress.begin_steps()
         while True:
             running = is_running(record.path)  # before the last rows are read, not after
-            rows = tail.new_rows()
-            for row in rows:
-                steps.count(row)
-                _show(row, progress)
+            events = tail.new_events()
+            for event in events:
+                steps.count(event)
+                _show(event, progress)
             if not running:
                 return
-            if not steps.seconds and not rows:
+            if not steps.seconds and not events:
                 progress.status(f"{record.name} is starting  {duration(time.time() - record.updated)}")
             sleep(_POLL_SECONDS)
 
@@ -54,15 +54,16 @@ class _StepClock:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def count(self, row: dict[str, Any]) -> None:
-        self.seconds += row.get("wait_seconds", 0.0) + row.get("learner_seconds", 0.0)
+    def count(self, event: RecordedEvent) -> None:
+        if isinstance(event, StepEvent):
+            self.seconds += event.learner.wait_seconds + event.learner.learner_seconds
 
 
-def _show(row: dict[str, Any], progress: Progress) -> None:
-    if row.get("event") == "eval":
-        progress.say(eval_line(row))
-    elif row.get("event") == "step":
-        progress.step(row)
+def _show(event: RecordedEvent, progress: Progress) -> None:
+    if isinstance(event, EvalEvent):
+        progress.say(eval_line(event))
+    elif isinstance(event, StepEvent):
+        progress.step(event)
 
 
 def _tell_end(record: RunRecord, console: Console) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from rayqd.config import Config
 from rayqd.console.say import say
+from rayqd.events import EvalEvent, StepEvent
 from rayqd.metrics.catalogue import METRICS
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
@@ -62,10 +62,10 @@ class Progress:
     def begin_steps(self) -> None:
         self._step_times.append(self._clock())
 
-    def step(self, event: dict[str, Any]) -> None:
+    def step(self, event: StepEvent) -> None:
         """A finished optimizer step."""
         self._step_times.append(self._clock())
-        line = step_line(event, self._num_steps, self._eta_seconds(event["step"]))
+        line = step_line(event, self._num_steps, self._eta_seconds(event.step))
         if self._live:
             self.status(line)
         else:
@@ -106,9 +106,10 @@ def headline(config: Config) -> str:
     return f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
 
 
-def eval_line(event: dict[str, Any]) -> str:
+def eval_line(event: EvalEvent) -> str:
     """`GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
-    return f"{event['arm']}: KL to teacher {event['kl_to_teacher']:.4f}, perplexity {event['perplexity']:.3f}"
+    fidelity = event.fidelity
+    return f"{event.arm.name}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}"
 
 
 def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
@@ -119,16 +120,16 @@ def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
     return f"{'' if step is None else f'step {step}: '}waiting for {shown}{others} for {waited}"
 
 
-def step_line(event: dict[str, Any], num_steps: int, eta_seconds: float | None) -> str:
+def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None) -> str:
     """`step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
     eta = [f"eta {duration(eta_seconds)}"] if eta_seconds is not None else []
-    return "  ".join([f"step {event['step']}/{num_steps}", *_labelled(event), *eta])
+    return "  ".join([f"step {event.step}/{num_steps}", *_labelled(event.values()), *eta])
 
 
-def _labelled(event: dict[str, Any]) -> Iterator[str]:
+def _labelled(measured: Mapping[str, float | None]) -> Iterator[str]:
     """`loss 0.1532`: the metrics that have a label; what counts something only once there is something to count."""
     for metric in METRICS:
-        values = {role: event.get(name) for role, name in metric.fields.items()} if metric.label else {}
+        values = {role: measured.get(name) for role, name in metric.fields.items()} if metric.label else {}
         if len(values) > 1:
             shown = " ".join(f"{role} {value:{metric.form}}" for role, value in values.items() if value)
         else:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from rayqd.actors.run_actors import RunActors
 from rayqd.config import Config
 from rayqd.console.progress import Progress, Silence, duration, eval_line, waiting_line
 from rayqd.errors import PlacementError, StorageError, WorkerError
+from rayqd.events import (
+    ArmResult,
+    CheckpointEvent,
+    EvalEvent,
+    Event,
+    FinishedEvent,
+    NoticeEvent,
+    QuarantineEvent,
+    ReadyEvent,
+    StartEvent,
+    StatusEvent,
+    StepEvent,
+    StoppedEvent,
+    TimedEvent,
+)
 from rayqd.report.write import Report
 from rayqd.runs.directory import RunDirectory
 
 _POLL_SECONDS = 0.5
 _LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first word
 
+Kind = TypeVar("Kind", bound=Event)
 
-class Follower:
+
+class Monitor:
     """Shows and keeps what happens in a run."""
 
     def __init__(
@@ -31,31 +48,32 @@ class Follower:
         self._began = time.monotonic()
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
-        self._training = self._stopped = False
+        self._training = self._stopped = self._finished = False
         self._step = 0
         self._silence = Silence()
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
 
-    def until(self, *kinds: str) -> dict[str, Any]:
-        """The next event of one of `kinds`, once everything before it is shown and kept; "finished" is a run's last."""
+    def until(self, *kinds: type[Kind]) -> Kind:
+        """Return the next event of one of `kinds`, once everything before it is shown and kept."""
         try:
             while True:
                 self._look_at_starting_roles()
-                if event := self._take_events(_POLL_SECONDS, kinds):
-                    return event
+                for event in self._new_events(_POLL_SECONDS):
+                    if isinstance(event, kinds):
+                        return event
                 self._tell_silence()
         except KeyboardInterrupt:
             self._stop()
             raise
 
-    def result(self, rows: list[dict[str, Any]], num_steps: int, total_seconds: float) -> dict[str, Any]:
+    def result(self, rows: Sequence[ArmResult], num_steps: int, total_seconds: float) -> dict[str, Any]:
         """What a run of `num_steps` leaves: the arms' rows, and the seconds of each role's work and start."""
         seconds = {"total": total_seconds, **self._roles.role_seconds(), "learner": self._learner_seconds}
         return {
             "name": self._config.name,
-            "rows": rows,
+            "rows": [row.to_json() for row in rows],
             "seconds": {role: round(value, 1) for role, value in seconds.items()},
             "start_seconds": {role: round(value, 1) for role, value in self._start_seconds.items()},
             "num_steps": num_steps,
@@ -68,73 +86,76 @@ class Follower:
         self._progress.status("stopping: keeping a checkpoint of the last step (Ctrl-C again: without)")
         try:
             self._roles.stop()
-            while not (self._stopped or self._take_events(_POLL_SECONDS, ("finished",))):
-                pass
+            while not (self._stopped or self._finished):
+                for _ in self._new_events(_POLL_SECONDS):
+                    pass
         except WorkerError:  # the signal was for all of them, and they were faster
             self._progress.say("stopped without a checkpoint of the last step: the run's processes were ended too")
 
-    def _take_events(self, timeout_seconds: float, kinds: Sequence[str] = ()) -> dict[str, Any] | None:
-        for event in self._roles.events(self._num_seen, timeout_seconds):
+    def _new_events(self, timeout_seconds: float) -> Iterator[Event]:
+        """Yield what has happened since the last call, each event once it is shown and kept."""
+        for timed in self._roles.events(self._num_seen, timeout_seconds):
             self._num_seen += 1
-            getattr(self, f"_on_{event['event']}")(event)
+            self._keep(timed)
+            self._show(timed.event)
             self._silence.end()
-            if event["event"] in kinds:
-                return event
-        return None
+            yield timed.event
 
     def _tell_silence(self) -> None:
         if self._training and (seconds := self._silence.to_tell()):
             step = self._step + 1 if self._step < self._config.learner.steps else None
             self._progress.say(waiting_line(step, self._roles.list_awaited_workers(), seconds))
 
-    def _on_finished(self, event: dict[str, Any]) -> None:
-        """Carries the result's rows, which nobody needs to see before all is done."""
+    def _keep(self, timed: TimedEvent) -> None:
+        match timed.event:
+            case StepEvent() | EvalEvent() | QuarantineEvent() as event:
+                self._run_dir.append(event, timed.time)
+            case ReadyEvent(step=step):
+                self._run_dir.forget_metrics_after(step)
+            case _:
+                pass
 
-    def _on_ready(self, event: dict[str, Any]) -> None:
-        self._learner_ready = True
-        self._run_dir.forget_metrics_after(event["step"])
-        self._progress.say(_ready(event["role"], time.monotonic() - self._began, event["place"]))
+    def _show(self, event: Event) -> None:
+        match event:
+            case ReadyEvent(role=role, node=node):
+                self._learner_ready = True
+                self._progress.say(_ready(role, time.monotonic() - self._began, node))
+            case StartEvent(step=step):
+                self._begin_training(step)
+            case StepEvent(learner=learner):
+                self._step = learner.step
+                self._learner_seconds += learner.learner_seconds
+                self._progress.step(event)
+            case EvalEvent():
+                self._progress.say(eval_line(event))
+                self._report.write()
+            case CheckpointEvent(path=path):
+                self._progress.status(f"checkpoint {path}")
+                self._upload()
+            case QuarantineEvent(step=step, index=index):
+                self._progress.say(f"step {step}: the teacher answered inf or nan to sequence {index}; left out")
+            case StatusEvent(text=text):
+                self._progress.status(text)
+            case NoticeEvent(text=text):
+                self._progress.say(text)
+            case StoppedEvent(step=step):
+                self._end_early(step)
+            case FinishedEvent():  # its rows are shown when all is done
+                self._finished = True
 
-    def _on_start(self, event: dict[str, Any]) -> None:
-        if event["step"]:
-            self._progress.say(f"resuming after step {event['step']}")
+    def _begin_training(self, step: int) -> None:
+        if step:
+            self._progress.say(f"resuming after step {step}")
         self._training = True
-        self._step = event["step"]
+        self._step = step
         self._progress.begin_steps()
         self._upload()
 
-    def _on_eval(self, event: dict[str, Any]) -> None:
-        self._run_dir.append(event)
-        self._progress.say(eval_line(event))
-        self._report.write()
-
-    def _on_step(self, event: dict[str, Any]) -> None:
-        self._run_dir.append(event)
-        self._step = event["step"]
-        self._learner_seconds += event["learner_seconds"]
-        self._progress.step(event)
-
-    def _on_checkpoint(self, event: dict[str, Any]) -> None:
-        self._progress.status(f"checkpoint {event['path']}")
-        self._upload()
-
-    def _on_notice(self, event: dict[str, Any]) -> None:
-        self._progress.say(event["text"])
-
-    def _on_stopped(self, event: dict[str, Any]) -> None:
+    def _end_early(self, step: int | None) -> None:
         self._stopped = True
-        if event["step"]:
-            self._progress.say(f"stopped after step {event['step']}, of which a checkpoint is kept")
+        if step:
+            self._progress.say(f"stopped after step {step}, of which a checkpoint is kept")
             self._upload()
-
-    def _on_quarantine(self, event: dict[str, Any]) -> None:
-        self._run_dir.append(event, "quarantine.jsonl")
-        self._progress.say(
-            f"step {event['step']}: the teacher answered inf or nan to sequence {event['index']}; left out"
-        )
-
-    def _on_status(self, event: dict[str, Any]) -> None:
-        self._progress.status(event["text"])
 
     def _upload(self) -> None:
         """The driver's part of what a resumed run needs; the learner uploads the rest."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rayqd.events import Fidelity
 from rayqd.losses import chunked_token_nll, generalized_jsd, total_variation
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.states import by_tokens, completion_states, teacher_states
@@ -18,17 +18,6 @@ from rayqd.types import Example, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fidelity:
-    """Means over the completion tokens of the held-out rows."""
-
-    kl_to_teacher: float  # KL(teacher‖student), nats a token
-    total_variation: float  # sum |p - q| / 2, 0 to 1: how often two samplers with shared randomness must differ
-    top1_agreement: float  # share of the tokens at which both find the same id likeliest
-    perplexity: float  # of the reference completions
-    num_tokens: int
 
 
 def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:

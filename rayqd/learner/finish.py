@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from rayqd.config import Config
-from rayqd.evals.fidelity import Fidelity, student_fidelity, teacher_fidelity
+from rayqd.evals.fidelity import student_fidelity, teacher_fidelity
+from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
 from rayqd.export.write import export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
@@ -36,8 +35,8 @@ class Heldout:
 
 
 def finish(
-    learner: Learner, heldout: Heldout, untrained: Mapping[str, Fidelity], source: Path, config: Config
-) -> list[dict[str, Any]]:
+    learner: Learner, heldout: Heldout, untrained: Mapping[Arm, Fidelity], source: Path, config: Config
+) -> list[ArmResult]:
     """Export the student; returns the rows of the result: the teacher, the `untrained` arms, and the distilled one.
 
     Of rank 0; where the weights are sharded, the others call `help_to_finish`.
@@ -47,12 +46,14 @@ def finish(
     size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
     dense_bits = learner.student.head.element_size() * 8
+    teacher = heldout.teacher(learner.teacher_head)
+    student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
+    students = {**untrained, student: heldout.student(learner.student)}
     rows = [
-        result_row("teacher", heldout.teacher(learner.teacher_head), dense_bits, weight_bytes(source)),
-        *(result_row(arm, fidelity, bits, size) for arm, fidelity in untrained.items()),
-        result_row(f"distilled {config.quant.format.upper()}", heldout.student(learner.student), bits, size),
+        ArmResult(arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits, size_bytes=weight_bytes(source)),
+        *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in students.items()),
     ]
-    update_card(directory, config, rows)
+    update_card(directory, config, [row.to_json() for row in rows])
     return rows
 
 
@@ -60,7 +61,3 @@ def help_to_finish(learner: Learner, heldout: Heldout) -> None:
     """What `finish` needs of the other workers, in its order: their rows of the weights, and of the forward passes."""
     deque(learner.student.quantized(), maxlen=0)
     heldout.student(learner.student)
-
-
-def result_row(arm: str, fidelity: Fidelity, bits_per_weight: float, size_bytes: int) -> dict[str, Any]:
-    return {"arm": arm, **asdict(fidelity), "bits_per_weight": bits_per_weight, "size_bytes": size_bytes}

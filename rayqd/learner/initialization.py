@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
-from rayqd.evals.fidelity import Fidelity
+from rayqd.events import Arm, ArmKind, Fidelity
 from rayqd.files import replace_directory
 from rayqd.model.calibration import OnLayer, calibrate
 from rayqd.model.load import load_model, torch_dtype
@@ -29,15 +29,13 @@ from rayqd.types import IntArray
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_NAMES = {"rtn": "round-to-nearest", "gptq": "GPTQ", "awq": "AWQ"}
-
 Evaluate = Callable[[Student], Fidelity]
-OnArm = Callable[[str, Fidelity], None]
+OnArm = Callable[[Arm, Fidelity], None]
 
 
-def arm_name(method: str, quant: QuantConfig) -> str:
-    """How a row of the result is called: `GPTQ INT4`."""
-    return f"{_NAMES[method]} {quant.format.upper()}"
+def untrained_arm(method: str, quant: QuantConfig) -> Arm:
+    """Return the arm that `method`, one of quant.method, makes without training."""
+    return Arm(kind=ArmKind(method), format=quant.format)
 
 
 class StartingPoint:
@@ -64,7 +62,7 @@ class StartingPoint:
             return
         config = self._config
         quant = config.quant
-        rounded, moved = arm_name("rtn", quant), arm_name(quant.init, quant)
+        rounded, moved = untrained_arm("rtn", quant), untrained_arm(quant.init, quant)
         arms = {rounded: evaluate(Student(load_model(source, config.model.dtype), config, trainable=False))}
         on_arm(rounded, arms[rounded])
         weights = {}
@@ -92,10 +90,10 @@ class StartingPoint:
         return Student(student_model, self._config, mesh=mesh)
 
     @property
-    def arms(self) -> dict[str, Fidelity]:
-        """Fidelity of the untrained students, by name."""
+    def arms(self) -> dict[Arm, Fidelity]:
+        """Return the fidelity of the untrained students."""
         kept = json.loads((self._directory / "arms.json").read_text())
-        return {arm: Fidelity(**fields) for arm, fields in kept.items()}
+        return {Arm.from_name(name): Fidelity(**fields) for name, fields in kept.items()}
 
     def _move(self, model: PreTrainedModel) -> None:
         try:
@@ -106,10 +104,12 @@ class StartingPoint:
         for name, tensor in weights.items():
             own[name].copy_(tensor)
 
-    def _keep(self, arms: Mapping[str, Fidelity], weights: Mapping[str, object]) -> None:
+    def _keep(self, arms: Mapping[Arm, Fidelity], weights: Mapping[str, object]) -> None:
         try:
             with replace_directory(self._directory) as partial:
-                (partial / "arms.json").write_text(json.dumps({arm: asdict(f) for arm, f in arms.items()}, indent=2))
+                (partial / "arms.json").write_text(
+                    json.dumps({arm.name: asdict(f) for arm, f in arms.items()}, indent=2)
+                )
                 if weights:
                     save_file(dict(weights), partial / "weights.safetensors")  # pyright: ignore[reportArgumentType]
         except (OSError, SafetensorError) as error:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Protocol
 
 from rayqd.config import Config
 from rayqd.errors import WorkerError
-from rayqd.evals.fidelity import Fidelity
+from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, ReportedEvent, StartEvent
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.learner import Learner
@@ -24,7 +23,7 @@ class Feed(Protocol):
 
     def batch(self, step: int) -> Batch: ...
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None: ...  # rank 0 alone
-    def report(self, event: dict[str, Any]) -> None: ...  # rank 0 alone
+    def report(self, event: ReportedEvent) -> None: ...  # rank 0 alone
     def when_stopping(self, stop: Callable[[], int]) -> None: ...
 
 
@@ -45,7 +44,7 @@ def train(
     joins = learner.group.joins_collectives
     if joins:
         feed.when_stopping(checkpointer.stop)
-    feed.report({"event": "start", "step": start})
+    feed.report(StartEvent(step=start))
     publishes = joins and config.is_on_policy
     if publishes:
         feed.publish(start, weights_on_the_wire(learner.student, config))
@@ -58,9 +57,10 @@ def train(
                 feed.publish(version, weights_on_the_wire(learner.student, config))
             if joins and (last or version % config.checkpoint.every == 0):
                 path = checkpointer.save(version)
-                feed.report({"event": "checkpoint", "step": version, "path": str(path)})
+                feed.report(CheckpointEvent(step=version, path=str(path)))
         if joins and config.eval.every and version % config.eval.every == 0 and not last:
-            feed.report({"event": "eval", "step": version, "arm": f"after step {version}", **asdict(evaluate())})
+            arm = Arm(kind=ArmKind.DISTILLED, step=version)
+            feed.report(EvalEvent(step=version, arm=arm, fidelity=evaluate()))
 
 
 def weights_on_the_wire(student: Student, config: Config) -> dict[str, WireTensor]:
@@ -100,18 +100,17 @@ def _one_step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
     result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
     feed.report(
-        {
-            "event": "step",
-            "step": step + 1,
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "lr": result.lr,
-            "num_tokens": batch.num_tokens,
-            "num_loss_tokens": batch.num_loss_tokens,
-            "num_on_policy": batch.num_on_policy,
-            "staleness": staleness,
-            "wait_seconds": ready - began,
-            "learner_seconds": done - ready,
-            "learner_tokens_per_second": batch.num_tokens / (done - ready),
-        }
+        LearnerStep(
+            step=step + 1,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=result.lr,
+            num_tokens=batch.num_tokens,
+            num_loss_tokens=batch.num_loss_tokens,
+            num_on_policy=batch.num_on_policy,
+            staleness=staleness,
+            wait_seconds=ready - began,
+            learner_seconds=done - ready,
+            learner_tokens_per_second=batch.num_tokens / (done - ready),
+        )
     )

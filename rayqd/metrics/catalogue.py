@@ -7,8 +7,10 @@ the report and the table in docs/dashboard.md are all made from METRICS.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Event, FinishedEvent, StepEvent
 
 PREFIX = "rayqd_"
 ROLES = ("rollout", "teacher", "learner")
@@ -258,20 +260,31 @@ def metric(name: str) -> Metric:
     return _BY_NAME[name]
 
 
-def samples(event: Mapping[str, Any]) -> Iterator[Sample]:
-    """What `event` says of each metric; a run's last event holds an evaluation of every arm."""
-    if event["event"] == "finished":
-        for row in event["rows"]:
-            yield from samples({**row, "event": "eval"})
-        return
+def samples(event: Event) -> Iterator[Sample]:
+    """Yield what `event` says of each metric; a run's last event holds an evaluation of every arm."""
+    match event:
+        case StepEvent():
+            yield from _samples("step", event.values())
+        case EvalEvent():
+            yield from _samples("eval", asdict(event.fidelity), event.arm)
+        case FinishedEvent():
+            for row in event.rows:
+                yield from _samples("eval", asdict(row.fidelity), row.arm)
+        case CheckpointEvent():
+            yield from _samples("checkpoint", {"step": event.step})
+        case _:
+            return
+
+
+def _samples(event: str, values: Mapping[str, float | None], arm: Arm | None = None) -> Iterator[Sample]:
     for each in METRICS:
-        if each.event == event["event"]:
-            tags = {"arm": arm_tag(event["arm"])} if each.by_arm else {}
+        if each.event == event:
+            tags = {"arm": series_name(arm)} if arm else {}
             for role, name in each.fields.items():
-                if (value := event.get(name)) is not None:
+                if (value := values.get(name)) is not None:
                     yield Sample(metric=each, value=value, tags={"role": role, **tags})
 
 
-def arm_tag(arm: str) -> str:
-    """The student is one series, whatever its evaluations are called."""
-    return STUDENT if arm.startswith(("after step ", "distilled ")) else arm
+def series_name(arm: Arm) -> str:
+    """Return the arm's name; the student is one series, whatever its evaluations are called."""
+    return STUDENT if arm.kind is ArmKind.DISTILLED else arm.name

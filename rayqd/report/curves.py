@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from rayqd.events import RecordedEvent, StepEvent
 from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric, samples
 from rayqd.report.chart import Line, Point, draw_line_chart
-
-Event = Mapping[str, Any]
 
 _COLOUR = {"learner": 0, "rollout": 1, "teacher": 2, STUDENT: 0}
 _OF_LEVELS = (5, 4, 3)
 
 
-def run_charts(events: Sequence[Event], num_steps: int) -> list[Markup]:
+def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
     """Those that have something to show; none for a run without steps."""
     values = _values(events)
-    if not any(event["event"] == "step" for event in events):
+    if not any(isinstance(event, StepEvent) for event in events):
         return []
     drawn = [
         _chart(metric("loss"), values, smoothed=True),
@@ -38,12 +36,12 @@ def run_charts(events: Sequence[Event], num_steps: int) -> list[Markup]:
 Values = Mapping[tuple[str, str], list[Point]]  # by metric, and role or arm
 
 
-def _values(events: Sequence[Event]) -> Values:
+def _values(events: Sequence[RecordedEvent]) -> Values:
     found: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for event in events:
         for sample in samples(event):
             key = sample.metric.name, sample.tags.get("arm", sample.tags["role"])
-            found[key].append((event["step"], sample.value))
+            found[key].append((event.step, sample.value))
     return found
 
 

@@ -16,7 +16,8 @@ from rayqd.config.sections.markers import RunIdentity, UsersMachine
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.result_table import how_to_run, short_path
-from rayqd.metrics.catalogue import arm_tag
+from rayqd.events import ArmKind, ArmResult, EvalEvent, RecordedEvent, StepEvent
+from rayqd.metrics.catalogue import series_name
 from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import arrange_charts
@@ -32,7 +33,7 @@ class Run:
 
     config: Config
     command: str  # "distill" or "quantize"
-    events: Sequence[Row]  # rows of metrics.jsonl
+    events: Sequence[RecordedEvent]  # of metrics.jsonl
     result: Row | None  # of result.json
     environment: Mapping[str, Any]
     made: datetime.datetime
@@ -40,14 +41,15 @@ class Run:
 
     @property
     def num_done(self) -> int:
-        return max((event["step"] for event in self.events), default=0)
+        return max((event.step for event in self.events), default=0)
 
     @property
     def rows(self) -> Sequence[Row]:
         """Arms side by side: the result's, or as far as they are known, of the student its newest evaluation."""
         if self.result:
             return self.result["rows"]
-        return list({arm_tag(e["arm"]): e for e in self.events if e["event"] == "eval"}.values())
+        newest = {series_name(e.arm): e for e in self.events if isinstance(e, EvalEvent)}
+        return [ArmResult(arm=event.arm, fidelity=event.fidelity).to_json() for event in newest.values()]
 
 
 def run_page(run: Run) -> str:
@@ -97,10 +99,10 @@ def _written_by(lmbda: float) -> str:
 
 
 def _how_fresh(run: Run) -> str:
-    steps = [event for event in run.events if event["event"] == "step"]
-    if not any(step["num_on_policy"] for step in steps):
+    steps = [event.learner for event in run.events if isinstance(event, StepEvent)]
+    if not any(step.num_on_policy for step in steps):
         return ""
-    stale = max(step["staleness"] for step in steps)
+    stale = max(step.staleness for step in steps)
     return (
         "The student wrote with the learner's newest weights at every step (staleness 0)."
         if not stale
@@ -109,9 +111,9 @@ def _how_fresh(run: Run) -> str:
 
 
 def _time(run: Run) -> Markup:
-    steps = [event for event in run.events if event["event"] == "step"]
-    retries = max((step.get("num_retries", 0) for step in steps), default=0)
-    total = sum(step["wait_seconds"] + step["learner_seconds"] for step in steps)
+    steps = [event for event in run.events if isinstance(event, StepEvent)]
+    retries = max((step.roles.num_retries for step in steps), default=0)
+    total = sum(step.learner.wait_seconds + step.learner.learner_seconds for step in steps)
     note = f"Of the {duration(total)} that the steps took, how long a worker of each role was busy."
     if retries:
         note += f" {retries} calls were asked for again because a worker died."
@@ -164,11 +166,12 @@ def _environment(run: Run) -> Markup:
     return page.section("Machine and software", page.columns(*tables))
 
 
-def _events(run: Run) -> list[Row]:
+def _events(run: Run) -> list[RecordedEvent]:
     """With what the result says of the trained student as its last evaluation."""
     last = run.config.learner.steps
-    trained = [row for row in run.result["rows"] if row["arm"].startswith("distilled ")] if run.result else []
-    return [*run.events, *({**row, "event": "eval", "step": last} for row in trained)]
+    rows = [ArmResult.from_json(row) for row in run.result["rows"]] if run.result else []
+    trained = [row for row in rows if row.arm.kind is ArmKind.DISTILLED]
+    return [*run.events, *(EvalEvent(step=last, arm=row.arm, fidelity=row.fidelity) for row in trained)]
 
 
 def _model(config: Config) -> str:

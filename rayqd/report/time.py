@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
 from rayqd.config import Config
 from rayqd.console.progress import duration
+from rayqd.events import StepEvent
 from rayqd.report.page import bars
 
 
-def busy(steps: Sequence[Mapping[str, Any]], config: Config) -> Markup:
+def busy(steps: Sequence[StepEvent], config: Config) -> Markup:
     """A bar a role, as long as the steps took; the learner's has its waiting behind its work."""
-    trained, waited = (sum(step[name] for step in steps) for name in ("learner_seconds", "wait_seconds"))
+    trained = sum(step.learner.learner_seconds for step in steps)
+    waited = sum(step.learner.wait_seconds for step in steps)
     total = trained + waited
     rows: list[tuple[str, list[float], Markup]] = []
-    for role, workers in (("rollout", config.rollout.num_workers), ("teacher", config.teacher.num_workers)):
-        if seconds := sum(step.get(f"{role}_seconds", 0.0) for step in steps) / workers:
+    written = sum(step.roles.rollout_seconds for step in steps) / config.rollout.num_workers
+    scored = sum(step.roles.teacher_seconds for step in steps) / config.teacher.num_workers
+    for role, seconds in (("rollout", written), ("teacher", scored)):
+        if seconds:
             rows.append((role, [seconds], _text(seconds, total)))
     waiting = Markup(", waiting {} %").format(f"{100 * waited / total:.0f}") if total else ""
     rows.append(("learner", [trained, waited], _text(trained, total) + waiting))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rayqd.config import Config, load_config
 from rayqd.files import write_text
 from rayqd.report.run import Run, run_page
+from rayqd.runs.metrics_file import read_events
 
 REPORT = "report.html"
 
@@ -30,7 +31,7 @@ class Report:
             Run(
                 config=self._config,
                 command=self._command,
-                events=_rows(directory / "metrics.jsonl"),
+                events=read_events(directory),
                 result=result,
                 environment=self._environment,
                 made=datetime.datetime.now().astimezone(),
@@ -60,7 +61,3 @@ def benchmarks_of_export(run_dir: Path) -> list[dict[str, Any]]:
     files = [run_dir / "eval" / f"{name}-benchmarks.json" for name in (run_dir.name, "export")]
     there = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_mtime)
     return json.loads(there[-1].read_text())["rows"] if there else []
-
-
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []

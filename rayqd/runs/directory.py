@@ -12,6 +12,7 @@ from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
+from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import write_text
 from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
 
@@ -46,9 +47,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def append(self, row: dict[str, Any], file: str = "metrics.jsonl") -> None:
-        with (self.path / file).open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+    def append(self, event: RecordedEvent, time: float) -> None:
+        """Add a line to the file that keeps such events; `time` in seconds since the epoch."""
+        file = self.path / "quarantine.jsonl" if isinstance(event, QuarantineEvent) else self.metrics
+        with file.open("a") as stream:
+            stream.write(json.dumps(to_json(event, time)) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
         """Rows of steps that will be done again."""

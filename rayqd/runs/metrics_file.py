@@ -6,27 +6,44 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
+
+from rayqd.events import RecordedEvent, from_json
 
 _NAME = "metrics.jsonl"
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, oldest first; none where there is no such file."""
-    return MetricsTail(run_dir).new_rows()
+def read_metrics(run_dir: Path) -> list[dict[str, JsonValue]]:
+    """Return the rows of `metrics.jsonl`, oldest first; none where there is no such file."""
+    return _Tail(run_dir).new_rows()
+
+
+def read_events(run_dir: Path) -> list[RecordedEvent]:
+    """Return the same as events, which versions and other programs cannot spell differently."""
+    return MetricsTail(run_dir).new_events()
 
 
 class MetricsTail:
-    """The rows that came since the last look."""
+    """What `metrics.jsonl` got since the last look."""
 
+    def __init__(self, run_dir: Path) -> None:
+        self._tail = _Tail(run_dir)
+
+    def new_events(self) -> list[RecordedEvent]:
+        """Return the events whose line is complete. What is no event, as a full disk may leave it, is passed over."""
+        return [event for row in self._tail.new_rows() for event in _event(row)]
+
+
+class _Tail:
     def __init__(self, run_dir: Path) -> None:
         self._file = run_dir / _NAME
         self._inode = 0
         self._offset = 0
         self._num_seen = 0
 
-    def new_rows(self) -> list[dict[str, Any]]:
-        """Rows whose line is complete. A line that is no JSON, as a full disk may leave one, is passed over."""
+    def new_rows(self) -> list[dict[str, JsonValue]]:
+        """Return the objects whose line is complete; a line that is no JSON is passed over."""
         try:
             stream = self._file.open("rb")
         except FileNotFoundError:
@@ -44,8 +61,14 @@ class MetricsTail:
         return rows[num_known:]
 
 
-def _parsed(line: bytes) -> list[dict[str, Any]]:
+def _parsed(line: bytes) -> list[dict[str, JsonValue]]:
     with contextlib.suppress(ValueError):
         row = json.loads(line)
         return [row] if isinstance(row, dict) else []
+    return []
+
+
+def _event(row: dict[str, JsonValue]) -> list[RecordedEvent]:
+    with contextlib.suppress(ValueError):
+        return [from_json(row)]
     return []

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from rayqd.config import Config, load_config
 from rayqd.errors import ConfigError, RunError
+from rayqd.events import RecordedEvent, StepEvent
 from rayqd.runs.directory import STOPPED_EARLY
 from rayqd.runs.ended import read_last_words
-from rayqd.runs.metrics_file import read_metrics
+from rayqd.runs.metrics_file import read_events, read_metrics
 
 State = Literal["running", "finished", "stopped", "failed", "unfinished"]
 
@@ -33,7 +34,7 @@ class RunRecord:
     exit_code: int | None  # what its command returned; None where that is not known
     config: Config | None  # None where config.toml cannot be read
     problem: str  # why not, in one line; else ""
-    metrics: Sequence[dict[str, Any]]  # rows of metrics.jsonl
+    events: Sequence[RecordedEvent]  # of metrics.jsonl
     result: dict[str, Any] | None  # of result.json
     updated: float  # seconds since the epoch: the last sign of life
 
@@ -44,7 +45,7 @@ class RunRecord:
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return next((row["step"] for row in reversed(self.metrics) if row.get("event") == "step"), 0)
+        return next((event.step for event in reversed(self.events) if isinstance(event, StepEvent)), 0)
 
     @property
     def num_steps(self) -> int | None:
@@ -59,7 +60,7 @@ class RunRecord:
         """
         if self.result is not None:
             return self.result.get("rows", [])
-        return [row for row in self.metrics if row.get("event") == "eval"]
+        return [row for row in read_metrics(self.path) if row.get("event") == "eval"]
 
     @property
     def arms(self) -> list[dict[str, Any]]:
@@ -86,7 +87,7 @@ def read_run(path: Path, name: str = "") -> RunRecord:
         exit_code=0 if state == "finished" else words.get("exit_code") if state in ("stopped", "failed") else None,
         config=config,
         problem=problem,
-        metrics=read_metrics(path),
+        events=read_events(path),
         result=result,
         updated=_updated(path),
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from rayqd.runs.metrics_file import read_metrics
 
 
@@ -30,7 +32,7 @@ class Result:
         """KL(teacher‖student) on the held-out rows, in nats a token, of every arm but the teacher."""
         return {row["arm"]: row["kl_to_teacher"] for row in self.rows if row["arm"] != "teacher"}
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, JsonValue]]:
         """The rows of metrics.jsonl, oldest first: each a step or an evaluation, as `event` says."""
         return read_metrics(self.run_dir)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config, load_config
+from rayqd.events import Arm, EvalEvent, Fidelity
 from rayqd.files import replace_directory
 from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.shared import Key, data_key
@@ -48,5 +49,6 @@ def _link(source: str, destination: str) -> None:
 def _tell_of(start: Path, run_dir: RunDirectory) -> None:
     """As the learner does where it measures them itself."""
     arms: dict[str, dict[str, Any]] = json.loads((start / "arms.json").read_text())
-    for arm, fidelity in arms.items():
-        run_dir.append({"event": "eval", "step": 0, "arm": arm, **fidelity, "time": time.time()})
+    for name, fidelity in arms.items():
+        event = EvalEvent(step=0, arm=Arm.from_name(name), fidelity=Fidelity(**fidelity))
+        run_dir.append(event, time.time())

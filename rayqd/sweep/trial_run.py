@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.console.progress import Progress
 from rayqd.data import ExampleSet
-from rayqd.driver.monitor import Follower
+from rayqd.driver.monitor import Monitor
+from rayqd.events import ArmResult, EvalEvent, FinishedEvent, ReadyEvent
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
+from rayqd.runs.metrics_file import read_events
 from rayqd.sweep.inherit import inherit_start
 
 Evaluation = dict[str, Any]  # "step", "kl_to_teacher", "perplexity"; "done" with the last one
@@ -64,25 +65,28 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
         try:
             roles.set_data(*means.data)
             report = Report(config, "distill", means.environment)
-            follower = Follower(roles, config, run_dir, progress, report)
-            told: list[dict[str, Any]] = []
+            monitor = Monitor(roles, config, run_dir, progress, report)
+            told: list[EvalEvent] = []
+            finished: FinishedEvent | None = None
             try:
-                for event in _events(follower, run_dir.metrics):
-                    if event["event"] == "finished":
+                for event in _events(monitor, run_dir.path):
+                    if isinstance(event, FinishedEvent):
+                        finished = event
                         break
                     told.append(event)
-                    if event["step"] > 0:
-                        yield _evaluation(event["step"], event)
+                    if event.step > 0:
+                        yield _evaluation(event.step, asdict(event.fidelity))
             except GeneratorExit:
-                step = told[-1]["step"]
-                rows = [_row(event) for event in told if event["step"] in (0, step)]
-                result = follower.result(rows, step, time.monotonic() - began)
+                step = told[-1].step
+                rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in told if e.step in (0, step)]
+                result = monitor.result(rows, step, time.monotonic() - began)
                 early = {"step": step, "of": config.learner.steps}
                 run_dir.finish(result | {STOPPED_EARLY: early, "environment": means.environment})
                 run_dir.upload()
                 raise
             roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            result = follower.result(event["rows"], config.learner.steps, time.monotonic() - began)
+            assert finished is not None
+            result = monitor.result(finished.rows, config.learner.steps, time.monotonic() - began)
             result |= {"export": run_dir.export, "environment": means.environment}
             run_dir.finish(result)
             report.write(result)
@@ -91,18 +95,13 @@ def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evalua
             roles.kill()
 
 
-def _events(follower: Follower, metrics: Path) -> Iterator[dict[str, Any]]:
+def _events(monitor: Monitor, run_dir: Path) -> Iterator[EvalEvent | FinishedEvent]:
     """Evaluations, first those before the checkpoint that the run goes on from, and last that it is finished."""
-    follower.until("ready")
-    rows = [json.loads(line) for line in metrics.read_text().split("\n") if line] if metrics.exists() else []
-    yield from (row for row in rows if row["event"] == "eval")
+    monitor.until(ReadyEvent)
+    yield from (event for event in read_events(run_dir) if isinstance(event, EvalEvent))
     while True:
-        yield follower.until("eval", "finished")
+        yield monitor.until(EvalEvent, FinishedEvent)
 
 
 def _evaluation(step: int, found: dict[str, Any]) -> Evaluation:
     return {"step": step, "kl_to_teacher": found["kl_to_teacher"], "perplexity": found["perplexity"]}
-
-
-def _row(event: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name not in ("event", "step", "time")}

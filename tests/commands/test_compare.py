@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_directories import eval_row, finished_run, open_run, step_row
+from run_directories import finished_run, open_run
 
 from rayqd.cli import main
 from rayqd.commands.compare import short_names
+from tests.example_events import eval_event, step_event
 
 
 @pytest.fixture
@@ -77,8 +78,8 @@ def test_of_a_long_path_the_end_is_shown(compared: Any, tmp_path: Path) -> None:
 def test_a_run_that_goes_on_shows_what_it_has_and_is_marked(compared: Any, tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", "done", 0.25)
     run = open_run(tmp_path / "runs", "going")
-    run.append(eval_row("round-to-nearest INT4", 0.5))
-    run.append(step_row(1))
+    run.append(eval_event("round-to-nearest INT4", 0.5), 0.0)
+    run.append(step_event(1), 0.0)
     lines = compared("done", "going")
     run.close()
     assert ["distilled INT4", "0.2500", "-"] in lines

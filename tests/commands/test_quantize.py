@@ -22,6 +22,7 @@ from rayqd.model.load import skeleton
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.runs.directory import RunDirectory
+from tests.example_events import eval_event
 
 CALIBRATION = {"group_size": 64, "calibration_tokens": 400}
 
@@ -94,7 +95,7 @@ def test_the_same_settings_give_the_same_bits(tiny_config: Any) -> None:
 def test_an_interrupted_run_starts_again_and_its_metrics_count_once(tiny_config: Any) -> None:
     config = tiny_config(quant={"method": "rtn"})
     run_dir = RunDirectory(config, command="quantize")
-    run_dir.append({"event": "eval", "step": 0, "arm": "round-to-nearest INT4"})
+    run_dir.append(eval_event("round-to-nearest INT4", 0.5), 0.0)
     run_dir.close()
     run(config)
     assert len((config.run_dir / "metrics.jsonl").read_text().splitlines()) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_directories import eval_row, finished_run, open_run, result_of, step_row
+from run_directories import finished_run, open_run, result_of
 
 from rayqd.cli import main
 from rayqd.commands.runs import age, find_runs
@@ -17,6 +17,7 @@ from rayqd.errors import ModelError
 from rayqd.runs.directory import STOPPED_EARLY
 from rayqd.runs.ended import last_words
 from rayqd.runs.record import is_running, read_run
+from tests.example_events import eval_event, step_event
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,8 +106,8 @@ def test_the_list_is_a_line_a_run_newest_first_with_runs_of_sweeps(
 ) -> None:
     os.utime(finished_run(runs_dir, "old", 0.125) / "result.json", (1, 1))
     trial = open_run(runs_dir / "a-sweep", "trial-3", quant={"format": "nvfp4"})
-    trial.append(eval_row("round-to-nearest NVFP4", 0.25))
-    trial.append(step_row(1))
+    trial.append(eval_event("round-to-nearest NVFP4", 0.25), 0.0)
+    trial.append(step_event(1), 0.0)
     for file in (runs_dir / "old").glob("[cm]*"):
         os.utime(file, (1, 1))
     assert main(["runs"]) == 0
@@ -154,8 +155,8 @@ def test_what_failed_and_what_cannot_be_read_is_told_below_the_list(
 
 def test_metrics_that_are_cut_off_in_the_middle_of_a_row_are_read_up_to_it(runs_dir: Path) -> None:
     run = open_run(runs_dir, "one")
-    run.append(step_row(1))
-    run.append(step_row(2))
+    run.append(step_event(1), 0.0)
+    run.append(step_event(2), 0.0)
     run.close()
     whole = run.metrics.read_text()
     run.metrics.write_text(whole[:-20])

@@ -1,6 +1,7 @@
 """`rayqd watch`: a run is followed to its end, and never touched."""
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_directories import eval_row, finished_run, open_run, result_of, step_row
+from run_directories import finished_run, open_run, result_of
 
 from rayqd.cli import main
 from rayqd.commands.watch import watch
 from rayqd.console.progress import step_line
 from rayqd.errors import ModelError
+from rayqd.events import to_json
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.ended import last_words
 from rayqd.runs.record import is_running
+from tests.example_events import eval_event, step_event
 
 ROOT = Path(__file__).parents[2]
 WATCH = """
@@ -37,17 +40,21 @@ def watched(run: RunDirectory, acts: Iterator[Callable[[], object]]) -> tuple[in
 
 def test_a_run_is_followed_from_its_first_row_to_its_result(tmp_path: Path) -> None:
     run = open_run(tmp_path, "one")
-    run.append(eval_row("round-to-nearest INT4", 0.5))
+    run.append(eval_event("round-to-nearest INT4", 0.5), 0.0)
 
     def end() -> None:
-        run.append(step_row(4))
+        run.append(step_event(4), 0.0)
         run.finish(result_of("one", 0.125))
         run.close()
 
-    acts = iter([lambda: run.append(step_row(1)), lambda: (run.append(step_row(2)), run.append(step_row(3))), end])
+    def append(*steps: int) -> None:
+        for step in steps:
+            run.append(step_event(step), 0.0)
+
+    acts = iter([lambda: append(1), lambda: append(2, 3), end])
     code, lines = watched(run, acts)
     assert code == 0
-    expected = [step_line(step_row(step), 4, eta) for step, eta in ((1, 30.0), (2, 20.0), (3, 10.0), (4, 0.0))]
+    expected = [step_line(step_event(step), 4, eta) for step, eta in ((1, 30.0), (2, 20.0), (3, 10.0), (4, 0.0))]
     assert lines[:6] == [
         "one: Qwen/Qwen3-4B-Instruct-2507 to INT4, groups of 64",
         "round-to-nearest INT4: KL to teacher 0.5000, perplexity 10.500",
@@ -59,16 +66,16 @@ def test_a_run_is_followed_from_its_first_row_to_its_result(tmp_path: Path) -> N
 def test_rows_that_a_resumed_run_keeps_are_shown_once(tmp_path: Path) -> None:
     run = open_run(tmp_path, "one")
     for step in (1, 2, 3):
-        run.append(step_row(step))
+        run.append(step_event(step), 0.0)
     # The checkpoint is of step 1: 2 and 3 are done again.
-    acts = iter([lambda: run.forget_metrics_after(1), lambda: run.append(step_row(2)), run.close])
+    acts = iter([lambda: run.forget_metrics_after(1), lambda: run.append(step_event(2), 0.0), run.close])
     _, lines = watched(run, acts)
     assert [line.split()[1] for line in lines if line.startswith("step")] == ["1/4", "2/4", "3/4", "2/4"]
 
 
 def test_a_row_is_shown_when_it_is_whole(tmp_path: Path) -> None:
     run = open_run(tmp_path, "one")
-    whole = '{"event": "eval", "arm": "GPTQ INT4", "kl_to_teacher": 0.25, "perplexity": 11}\n'
+    whole = json.dumps(to_json(eval_event("GPTQ INT4", 0.25, perplexity=11.0), 0.0)) + "\n"
 
     def write(text: str) -> None:
         with run.metrics.open("a") as stream:
@@ -115,7 +122,7 @@ def test_a_finished_run_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_ctrl_c_ends_the_watching_and_not_the_run(tmp_path: Path) -> None:
     run = open_run(tmp_path, "one")
-    run.append(step_row(1))
+    run.append(step_event(1), 0.0)
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", WATCH, str(run.path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from rayqd.config import Config
+from rayqd.events import ReportedEvent
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.distributed import DistributedGroup, SingleProcess
 from rayqd.learner.finish import Heldout
@@ -62,7 +63,7 @@ class Feed:
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         self.published[version] = tensors
 
-    def report(self, event: dict[str, Any]) -> None: ...
+    def report(self, event: ReportedEvent) -> None: ...
 
     def when_stopping(self, stop: Callable[[], int]) -> None:
         self._stop_training = stop

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayqd.events import CheckpointEvent, LearnerStep, ReportedEvent, StartEvent
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
@@ -40,8 +41,16 @@ class Feed:
         self.events.append(f"publish {version}")
         self.at_publish.get(version, lambda: None)()
 
-    def report(self, event: dict[str, Any]) -> None:
-        self.events.append(f"{event['event']} {event['step']}")
+    def report(self, event: ReportedEvent) -> None:
+        match event:
+            case StartEvent(step=step):
+                self.events.append(f"start {step}")
+            case LearnerStep(step=step):
+                self.events.append(f"step {step}")
+            case CheckpointEvent(step=step):
+                self.events.append(f"checkpoint {step}")
+            case _:
+                self.events.append(type(event).__name__)
 
     def when_stopping(self, stop: Callable[[], int]) -> None:
         self.stop = stop

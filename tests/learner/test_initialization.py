@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.evals.fidelity import Fidelity
+from rayqd.events import Fidelity
 from rayqd.learner.initialization import StartingPoint
 from rayqd.learner.loop import packed_codes, weights_on_the_wire
 from rayqd.model.student import Student
@@ -29,8 +29,8 @@ def test_the_student_that_is_loaded_is_the_one_that_was_measured(
 
     start = StartingPoint(config)
     told: list[str] = []
-    start.make(tiny_model, sequences(), evaluate, lambda arm, _: told.append(arm), lambda done, total: None)
-    assert told == ["round-to-nearest INT4", *([arm] if arm else [])] == list(start.arms)
+    start.make(tiny_model, sequences(), evaluate, lambda arm, _: told.append(arm.name), lambda done, total: None)
+    assert told == ["round-to-nearest INT4", *([arm] if arm else [])] == [arm.name for arm in start.arms]
 
     loaded = StartingPoint(config).load_student(tiny_model).model.state_dict()
     same = {name for name, tensor in loaded.items() if torch.equal(tensor, measured[-1][name])}

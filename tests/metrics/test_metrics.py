@@ -1,6 +1,7 @@
 """The table of metrics, and what is made from it without Ray: samples, the terminal's line, the Grafana dashboard."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,26 @@ import pytest
 
 from rayqd.cli import main
 from rayqd.console.progress import step_line
+from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent
 from rayqd.metrics.catalogue import METRICS, Metric, metric, samples
 from rayqd.metrics.grafana import dashboard
+from tests.example_events import eval_event, fidelity, step_event
 
-STEP = {
-    "event": "step",
-    "step": 12,
-    "loss": 0.15321,
-    "grad_norm": 0.5,
-    "lr": 6e-4,
-    "num_tokens": 900,
-    "num_loss_tokens": 400,
-    "num_on_policy": 4,
-    "staleness": 1,
-    "wait_seconds": 2.5,
-    "learner_seconds": 5.0,
-    "learner_tokens_per_second": 180.0,
-    "num_retries": 0,
-    "rollout_seconds": 2.0,
-    "rollout_tokens_per_second": 340.4,
-    "teacher_seconds": 1.0,
-    "teacher_tokens_per_second": 1890.0,
-}
+STEP = step_event(
+    12,
+    loss=0.15321,
+    lr=6e-4,
+    staleness=1,
+    wait_seconds=2.5,
+    learner_seconds=5.0,
+    learner_tokens_per_second=180.0,
+    rollout_tokens_per_second=340.4,
+    teacher_tokens_per_second=1890.0,
+)
+
+
+def with_roles(**changed: Any) -> StepEvent:
+    return replace(STEP, roles=replace(STEP.roles, **changed))
 
 
 def test_a_step_is_a_sample_of_each_metric_by_role() -> None:
@@ -40,16 +39,14 @@ def test_a_step_is_a_sample_of_each_metric_by_role() -> None:
     assert found["work_seconds", "teacher"] == 1.0
     assert found["wait_seconds", "learner"] == 2.5
     assert found["retries", "controller"] == 0
-    assert not {"kl_to_teacher", "checkpoint_step", "teacher_cache_hits"} & {name for name, _ in found}
+    assert not {"kl_to_teacher", "checkpoint_step"} & {name for name, _ in found}
 
 
 def test_the_student_is_one_series_whatever_its_evaluations_are_called() -> None:
-    fidelity = {"kl_to_teacher": 0.2, "perplexity": 20.0, "num_tokens": 9}
-    after = {"event": "eval", "step": 8, "arm": "after step 8", **fidelity}
-    arms = [{"arm": "teacher", **fidelity}, {"arm": "GPTQ INT4", **fidelity}, {"arm": "distilled INT4", **fidelity}]
-    assert {s.tags["arm"] for s in samples(after)} == {"student"}
-    finished = {s.tags["arm"] for s in samples({"event": "finished", "rows": arms})}
-    assert finished == {"teacher", "GPTQ INT4", "student"}
+    assert {s.tags["arm"] for s in samples(eval_event("after step 8", 0.2, 8))} == {"student"}
+    arms = [Arm.from_name(name) for name in ("teacher", "GPTQ INT4", "distilled INT4")]
+    finished = FinishedEvent(rows=tuple(ArmResult(arm=arm, fidelity=fidelity(0.2)) for arm in arms))
+    assert {s.tags["arm"] for s in samples(finished)} == {"teacher", "GPTQ INT4", "student"}
 
 
 def test_ray_takes_every_metric_of_the_table() -> None:
@@ -57,16 +54,16 @@ def test_ray_takes_every_metric_of_the_table() -> None:
     from rayqd.actors.prometheus import MetricSeries
 
     series = MetricSeries("mine")
-    for event in (STEP, STEP | {"teacher_cache_hits": 3, "teacher_cache_misses": 0, "num_quarantined": 1}):
+    for event in (STEP, with_roles(teacher_cache_hits=3, teacher_cache_misses=0, num_quarantined=1)):
         series.record(event)
-    series.record({"event": "checkpoint", "step": 12, "path": "somewhere"})
+    series.record(CheckpointEvent(step=12, path="somewhere"))
 
 
 def test_terminal_line_shows_trouble_only_where_there_is_some() -> None:
     calm = "step 12/24  loss 0.1532  tok/s rollout 340 teacher 1,890 learner 180  staleness 1"
     assert step_line(STEP, 24, None) == calm
-    assert step_line(STEP | {"num_retries": 2}, 24, 80.0) == f"{calm}  retries 2  eta 1:20"
-    off_policy = STEP | {"rollout_tokens_per_second": None, "num_quarantined": 1}
+    assert step_line(with_roles(num_retries=2), 24, 80.0) == f"{calm}  retries 2  eta 1:20"
+    off_policy = with_roles(rollout_tokens_per_second=None, num_quarantined=1)
     assert step_line(off_policy, 24, None).endswith("tok/s teacher 1,890 learner 180  staleness 1  quarantined 1")
 
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from rayqd.config import Config, load_config
+from rayqd.events import EvalEvent, StepEvent
 from rayqd.report.axis import format_ticks, round_ticks
 from rayqd.report.chart import Line, draw_line_chart
 from rayqd.report.run import Run, run_page
+from tests.example_events import eval_event, step_event
 
 MADE = datetime.datetime(2026, 11, 23, 9, 5, tzinfo=datetime.UTC)
 ENVIRONMENT = {
@@ -35,34 +37,15 @@ ROWS = [
 RESULT = {"name": "mine", "rows": ROWS, "seconds": {"total": 451.0}, "num_steps": 4, "environment": ENVIRONMENT}
 
 
-def step(number: int, **changed: Any) -> dict[str, Any]:
+def step(number: int, **changed: Any) -> StepEvent:
     """The learner works three seconds and waits one, in which a rollout worker is busy half the time."""
-    return {
-        "event": "step",
-        "step": number,
-        "loss": 1 / number,
-        "grad_norm": 0.5,
-        "lr": 1e-3,
-        "num_on_policy": 2,
-        "staleness": 0,
-        "wait_seconds": 1.0,
-        "learner_seconds": 3.0,
-        "learner_tokens_per_second": 100.0,
-        "num_retries": 0,
-        "rollout_seconds": 0.5,
-        "rollout_tokens_per_second": 50.0,
-        "teacher_seconds": 0.2,
-        "teacher_tokens_per_second": 500.0,
-        **changed,
-    }
+    usual = {"num_on_policy": 2, "wait_seconds": 1.0, "learner_seconds": 3.0, "loss": 1 / number}
+    return step_event(number, **{**usual, "rollout_seconds": 0.5, "teacher_seconds": 0.2, **changed})
 
 
-def evaluation(number: int, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "event": "eval",
-        "step": number,
-        **{k: row[k] for k in ("arm", "kl_to_teacher", "top1_agreement", "perplexity", "num_tokens")},
-    }
+def evaluation(number: int, row: dict[str, Any], arm: str = "") -> EvalEvent:
+    measured = {name: row[name] for name in ("top1_agreement", "perplexity", "num_tokens")}
+    return eval_event(arm or row["arm"], row["kl_to_teacher"], number, **measured)
 
 
 EVENTS = [evaluation(0, ROWS[1]), evaluation(0, ROWS[2]), *(step(i) for i in range(1, 5))]
@@ -119,8 +102,8 @@ def test_time_of_the_roles_is_a_share_of_the_steps() -> None:
 def test_a_run_under_way_says_how_far_it_is_and_promises_no_export() -> None:
     events = [
         *EVENTS,
-        evaluation(2, ROWS[3] | {"arm": "after step 2"}),
-        evaluation(4, ROWS[3] | {"arm": "after step 4"}),
+        evaluation(2, ROWS[3], "after step 2"),
+        evaluation(4, ROWS[3], "after step 4"),
     ]
     text = said(report(result=None, events=events))
     assert "Not finished: step 4 of 4 when this page was written" in text
@@ -155,7 +138,7 @@ def test_page_needs_nothing_beside_itself() -> None:
 
 def test_what_users_write_is_text_and_no_markup() -> None:
     config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"name": "<script>alert(1)</script>"})})
-    page = report(config=config, events=[evaluation(0, ROWS[1] | {"arm": '"><img>'}), step(1)])
+    page = report(config=config, environment=ENVIRONMENT | {"versions": {"rayqd": '"><img>'}})
     assert "<script>alert" not in page
     assert "<img>" not in page
     assert "AMD &lt;EPYC&gt;" in page

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rayqd.sweep.report.axes import position, setting_axis
 from rayqd.sweep.results import best_toml, print_outcomes, result_of
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Evaluation, Trial, find_best, read_outcome
+from tests.example_events import fidelity
 
 FLAGS = (
     "--sweep.over.distill.lmbda", "0,1", "--sweep.over.distill.beta", "0,0.5", "--learner.steps", "8",
@@ -207,7 +209,7 @@ def test_a_trial_takes_over_where_another_started_if_that_is_where_it_would(
     source = RunDirectory(study.run(first))
     start = source.path / "start"
     start.mkdir()
-    (start / "arms.json").write_text(json.dumps({"GPTQ INT4": {"kl_to_teacher": 0.5, "perplexity": 9.0}}))
+    (start / "arms.json").write_text(json.dumps({"GPTQ INT4": asdict(fidelity(0.5))}))
     (start / "weights.safetensors").write_bytes(b"weights")
     own = RunDirectory(study.run(second))
     inherit_start(study.run(second), own)

@@ -12,6 +12,7 @@ from rayqd.config.resolved import to_toml
 from rayqd.errors import RunError, StorageError
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.storage.fetch import fetch_run
+from tests.example_events import step_event
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def begun(config: Any, steps: int = 3) -> None:
     """A run that has done some steps and was stopped."""
     run_dir = RunDirectory(config)
     for step in range(1, steps + 1):
-        run_dir.append({"event": "step", "step": step})
+        run_dir.append(step_event(step), 0.0)
     run_dir.upload()
     run_dir.close()
 
@@ -51,7 +52,7 @@ def test_a_directory_that_knows_more_steps_than_the_storage_keeps_them(make: Any
     config = make()
     begun(config)
     run_dir = RunDirectory(config)
-    run_dir.append({"event": "step", "step": 4})
+    run_dir.append(step_event(4), 0.0)
     run_dir.close()
     assert RunDirectory(config).metrics.read_text().count("\n") == 4
 

@@ -1,0 +1,281 @@
+"""What the processes of a run tell its driver, and how the driver keeps it as lines of JSON.
+
+    learner ── LearnerStep ──► controller ── StepEvent = LearnerStep + RoleMetrics ──► driver ─► metrics.jsonl
+            ── any other event ─────────────────────────────────────────────────────►
+
+The lines are flat: `{"event": "step", "step": 12, "loss": 0.15, ..., "num_retries": 0, ..., "time": 1.8e9}`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from pydantic import JsonValue, TypeAdapter
+
+
+class ArmKind(StrEnum):
+    """How a model that a run compares came to be."""
+
+    TEACHER = "teacher"
+    RTN = "rtn"
+    GPTQ = "gptq"
+    AWQ = "awq"
+    DISTILLED = "distilled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One of the models that a run compares."""
+
+    kind: ArmKind
+    format: str = ""  # of its weights, as quant.format has it; "" for the teacher, and for a student in training
+    step: int | None = None  # optimizer steps behind a student in training
+
+    @property
+    def name(self) -> str:
+        """Return what people and files call it: `teacher`, `GPTQ INT4`, `distilled INT4`, `after step 8`."""
+        if self.step is not None:
+            return f"{_IN_TRAINING}{self.step}"
+        return f"{_LABELS[self.kind]} {self.format.upper()}".rstrip()
+
+    @classmethod
+    def from_name(cls, name: str) -> Arm:
+        """Read back what `name` says. Raises ValueError for a name that no arm has."""
+        if name.startswith(_IN_TRAINING):
+            return cls(kind=ArmKind.DISTILLED, step=int(name.removeprefix(_IN_TRAINING)))
+        label, _, weights = (name, "", "") if name == ArmKind.TEACHER else name.rpartition(" ")
+        for kind, known in _LABELS.items():
+            if label == known:
+                return cls(kind=kind, format=weights.lower())
+        raise ValueError(f"no arm is called {name!r}")
+
+
+_IN_TRAINING = "after step "
+_LABELS = {
+    ArmKind.TEACHER: "teacher",
+    ArmKind.RTN: "round-to-nearest",
+    ArmKind.GPTQ: "GPTQ",
+    ArmKind.AWQ: "AWQ",
+    ArmKind.DISTILLED: "distilled",
+}
+TEACHER = Arm(kind=ArmKind.TEACHER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """How close a model is to the teacher: means over the completion tokens of the held-out rows."""
+
+    kl_to_teacher: float  # KL(teacher‖student), nats a token
+    total_variation: float  # sum |p - q| / 2, 0 to 1: how often two samplers with shared randomness must differ
+    top1_agreement: float  # share of the tokens at which both find the same id likeliest
+    perplexity: float  # of the reference completions
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """A row of a run's result: one arm, measured at the end."""
+
+    arm: Arm
+    fidelity: Fidelity
+    bits_per_weight: float | None = None  # scales included; None where nothing was exported, like `size_bytes`
+    size_bytes: int | None = None  # of the weights' files
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the flat row that result.json holds: `{"arm": "GPTQ INT4", "kind": "gptq", "kl_to_teacher": ...}`."""
+        sizes: dict[str, JsonValue] = {}
+        if self.bits_per_weight is not None:
+            sizes = {"bits_per_weight": self.bits_per_weight, "size_bytes": self.size_bytes}
+        return {"arm": self.arm.name, "kind": self.arm.kind.value, **asdict(self.fidelity), **sizes}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, JsonValue]) -> ArmResult:
+        """Read back a row of any version. Raises ValueError where it is none."""
+        row = _NOT_MEASURED_AT_FIRST | dict(row)
+        bits, size = row.get("bits_per_weight"), row.get("size_bytes")
+        return cls(
+            arm=Arm.from_name(str(row.get("arm"))),
+            fidelity=_FIDELITY.validate_python(row),
+            bits_per_weight=None if bits is None else _NUMBER.validate_python(bits),
+            size_bytes=None if size is None else _INTEGER.validate_python(size),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerStep:
+    """What the learner measured of one optimizer step."""
+
+    step: int  # optimizer steps done, this one included
+    loss: float  # nats a token, over the whole global batch
+    grad_norm: float  # before clipping
+    lr: float  # that the step used
+    num_tokens: int  # of the batch, prompts included
+    num_loss_tokens: int
+    num_on_policy: int  # sequences that the student wrote
+    staleness: int  # versions that the oldest weights behind a rollout lag behind the learner's
+    wait_seconds: float  # for the batch
+    learner_seconds: float  # of work
+    learner_tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleMetrics:
+    """What rollout workers and teachers did for one optimizer step."""
+
+    num_retries: int  # calls repeated because a worker died, since the start
+    num_quarantined: int  # sequences that the teacher has no numbers for, since the start
+    teacher_cache_hits: int  # sequences of the step whose scores were there already
+    teacher_cache_misses: int  # sequences of the step that might have been there, and were not
+    rollout_seconds: float  # of work, summed over the role's actors
+    rollout_tokens_per_second: float | None  # None where the role had nothing to do
+    teacher_seconds: float
+    teacher_tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """An optimizer step is done."""
+
+    learner: LearnerStep
+    roles: RoleMetrics
+
+    @property
+    def step(self) -> int:
+        """Return the number of optimizer steps done."""
+        return self.learner.step
+
+    def values(self) -> dict[str, float | None]:
+        """Return everything measured of the step, by the name that it has in metrics.jsonl."""
+        return {**asdict(self.learner), **asdict(self.roles)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalEvent:
+    """An arm has been measured on the held-out rows."""
+
+    step: int  # optimizer steps done; 0 for arms without training
+    arm: Arm
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineEvent:
+    """A sequence was left out of its step: the teacher answered inf or nan."""
+
+    step: int
+    index: int  # in the step's batch
+    on_policy: bool
+    policy_version: int | None
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyEvent:
+    """A role can work; the learner's says where it goes on from."""
+
+    role: str
+    step: int  # of the last checkpoint; 0 without one, -1 where the untrained arms are not measured yet either
+    node: str  # "" where nodes have no names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartEvent:
+    """Training begins."""
+
+    step: int  # optimizer steps done before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointEvent:
+    """A checkpoint is on the learner's disk."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusEvent:
+    """What goes on at the moment; replaces the status before."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoticeEvent:
+    """Something that the user should read, and that does not end the run."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedEvent:
+    """The learner goes no further, because it was asked to stop."""
+
+    step: int | None  # of the checkpoint that it kept; None where that failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedEvent:
+    """The run has come to its end; always its last event."""
+
+    rows: tuple[ArmResult, ...]  # the teacher first, the distilled student last
+
+
+RecordedEvent = StepEvent | EvalEvent | QuarantineEvent  # those that files keep
+_OtherEvent = ReadyEvent | StartEvent | CheckpointEvent | StatusEvent | NoticeEvent | StoppedEvent | FinishedEvent
+Event = RecordedEvent | _OtherEvent  # what the driver gets
+ReportedEvent = LearnerStep | EvalEvent | QuarantineEvent | _OtherEvent  # what the controller is told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedEvent:
+    """An event as the controller keeps it for the driver."""
+
+    event: Event
+    time: float  # seconds since the epoch, by the clock of the controller's node
+
+
+def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:
+    """Return the event as a line of metrics.jsonl or quarantine.jsonl has it; `time` in seconds since the epoch."""
+    match event:
+        case StepEvent():
+            row = {"event": "step", **event.values()}
+        case EvalEvent():
+            row = {"event": "eval", "step": event.step, "arm": event.arm.name, **asdict(event.fidelity)}
+        case QuarantineEvent():
+            row = {"event": "quarantine", **asdict(event)}
+    return {**row, "time": time}
+
+
+def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
+    """Read back a line of any version. Raises ValueError where it is none of these events."""
+    row = _NOT_MEASURED_AT_FIRST | dict(row)
+    match row.get("event"):
+        case "step":
+            return StepEvent(learner=_LEARNER_STEP.validate_python(row), roles=_ROLE_METRICS.validate_python(row))
+        case "eval":
+            step, arm = _INTEGER.validate_python(row.get("step")), Arm.from_name(str(row.get("arm")))
+            return EvalEvent(step=step, arm=arm, fidelity=_FIDELITY.validate_python(row))
+        case "quarantine":
+            return _QUARANTINE.validate_python(row)
+        case other:
+            raise ValueError(f"no event is called {other!r}")
+
+
+_INTEGER = TypeAdapter(int)
+_NUMBER = TypeAdapter(float)
+_FIDELITY = TypeAdapter(Fidelity)
+_LEARNER_STEP = TypeAdapter(LearnerStep)
+_ROLE_METRICS = TypeAdapter(RoleMetrics)
+_QUARANTINE = TypeAdapter(QuarantineEvent)
+_NOT_MEASURED_AT_FIRST: dict[str, JsonValue] = {
+    "total_variation": math.nan,
+    "top1_agreement": math.nan,
+    "num_quarantined": 0,
+    "teacher_cache_hits": 0,
+    "teacher_cache_misses": 0,
+}
