@@ -7,34 +7,39 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from rayqd.cli import (
-    bench,
-    cluster,
-    compare,
-    completion,
-    config,
-    dashboard,
-    distill,
-    doctor,
-    evaluate,
-    export,
-    generate,
-    quantize,
-    runs,
-    sweep,
-    watch,
-)
 from rayqd.cli.command import Command
-from rayqd.config.help import settings_help
+from rayqd.cli.help import command_help, main_help
 from rayqd.errors import ConfigError, RayqdError
+
+MODULES = (  # of this package, in the order of the help
+    "distill",
+    "quantize",
+    "sweep",
+    "generate",
+    "evaluate",
+    "export",
+    "runs",
+    "watch",
+    "compare",
+    "bench",
+    "dashboard",
+    "cluster",
+    "config",
+    "doctor",
+    "completion",
+)
+_DECLARED: list[Command] = [import_module(f"rayqd.cli.{name}").COMMAND for name in MODULES]
+COMMANDS = {command.name: command for command in _DECLARED}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Every expected failure is one line on stderr."""
+    """Run one command and return its exit code. Every expected failure is one line on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(words)
@@ -54,16 +59,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        print(main_help(COMMANDS.values()))
         return 0
     if words[0] == "--version":
         print(f"rayqd {_version()}")
         return 0
     command = _command(words[0])
     if {"-h", "--help"} & set(words[1:]):
-        print(_command_help(command))
+        print(command_help(command))
         return 0
-    return command.run(words[1:])
+    return _run(command, words[1:])
+
+
+def _run(command: Command, words: list[str]) -> int:
+    given = command.parse(words)
+    if not command.when_stopped:
+        return command.run(given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
+    try:
+        return command.run(given)
+    except KeyboardInterrupt:
+        print(f"rayqd: stopped; {command.when_stopped}", file=sys.stderr)
+        return 130
 
 
 def _command(name: str) -> Command:
@@ -81,63 +98,3 @@ def _version() -> str:
         return version("rayqd")
     except PackageNotFoundError:
         return "(not installed: run `make setup`, or `pip install -e .`)"
-
-
-def _help() -> str:
-    lines = [f"  {command.name:12}{command.text}" for command in COMMANDS.values()]
-    return "\n".join([HEADER, "Commands:", *lines, "", EXAMPLES])
-
-
-def _command_help(command: Command) -> str:
-    usage = f"rayqd {command.name} {command.operand}".rstrip()
-    about = f"{command.text}\n{command.details}".rstrip()
-    if not command.takes_settings:
-        return f"usage: {usage}\n\n{about}"
-    return f"usage: {usage} [@file.toml ...] [--section.field VALUE ...]\n\n{about}\n\n{SYNTAX}\n{settings_help()}"
-
-
-HEADER = """\
-usage: rayqd COMMAND [@file.toml ...] [--section.field VALUE ...]
-
-Distils a language model into its own INT4 self.
-"""
-
-EXAMPLES = """\
-Examples:
-  rayqd doctor                                    what this machine can run
-  rayqd distill @configs/quickstart.toml          a real run, small enough for two CPU cores
-  rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
-  rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
-  rayqd generate @a.toml --model teacher          the teacher's answers to the data's prompts, as a data set
-  rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML
-  rayqd watch quickstart                          a run, seen from another terminal
-  rayqd compare quickstart other                  two runs side by side
-  rayqd eval runs/quickstart                      how far the run's student is from its teacher
-  rayqd export runs/quickstart --verify           whether its export is, bit for bit, what was trained
-  rayqd cluster validate cluster.yaml @a.toml     where on a cluster the run's roles would land
-
-`rayqd COMMAND --help` lists every setting."""
-
-SYNTAX = """\
-Settings come from TOML files and from flags; later files win over earlier ones, flags over files.
---section.field VALUE and --section.field=VALUE are alike, and so are group-size and group_size.
-Lists: A,B or '["A", "B"]'. Settings that may be unset take "none". A switch alone turns on, --no- turns off."""
-
-MODULES = (
-    distill,
-    quantize,
-    sweep,
-    generate,
-    evaluate,
-    export,
-    runs,
-    watch,
-    compare,
-    bench,
-    dashboard,
-    cluster,
-    config,
-    doctor,
-    completion,
-)
-COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}

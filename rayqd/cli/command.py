@@ -1,59 +1,70 @@
-"""What a command is, and what several of them share."""
+"""What a command is: one declaration, of which the parsing, the help and the shells' completion are made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayqd.config.arguments import Arguments
-from rayqd.config.files import missing
+from rayqd.cli.operands import Operand
+from rayqd.cli.options import Option, take_options
+from rayqd.config.arguments import Arguments, read_arguments
 from rayqd.config.load import unexpected
 from rayqd.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What was given to a command."""
+
+    words: tuple[str, ...]  # all of it, as written
+    options: Mapping[str, str]  # by name without dashes; "true" for one that takes no value
+    operands: tuple[str, ...]
+    arguments: Arguments  # the settings
+
+    def path(self, option: str) -> Path | None:
+        """Return the value of an option as a path; None where it was not given."""
+        return Path(self.options[option]) if option in self.options else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
+    """A command as `rayqd.cli.NAME` declares it."""
+
     name: str
     text: str  # one line
-    run: Callable[[Sequence[str]], int]  # takes the words after the command, returns the exit code
-    operand: str = ""  # what stands before the settings
-    details: str = ""
+    run: Callable[[Given], int]  # returns the exit code
+    operands: tuple[Operand, ...] = ()  # of which only the last may be given more or less than once
+    options: tuple[Option, ...] = ()
+    details: str = ""  # more help
     takes_settings: bool = True
+    when_stopped: str = ""  # how to go on after Ctrl-C; with it SIGTERM, too, is an orderly end
 
+    @property
+    def usage(self) -> str:
+        own = [*(operand.usage for operand in self.operands), *(f"[{option.usage}]" for option in self.options)]
+        settings = ["[@file.toml ...]", "[--section.field VALUE ...]"] if self.takes_settings else []
+        return " ".join(["rayqd", self.name, *own, *settings])
 
-def operand(arguments: Arguments, command: str, what: str, parts: Sequence[str] = ()) -> Path:
-    """The one path among the words; ConfigError if it is missing, more than one, or not there.
+    def parse(self, words: Sequence[str]) -> Given:
+        """Sort the words after the command. Raises ConfigError at one that it does not take, or that is missing."""
+        options, others = take_options(words, self.options)
+        arguments = read_arguments(others) if self.takes_settings else self._without_settings(others)
+        self._check_operands(arguments.words)
+        return Given(words=tuple(words), options=options, operands=arguments.words, arguments=arguments)
 
-    Of a URI, which is a run in its storage, the `parts` are downloaded first.
-    """
-    first, *others = [*arguments.words, "", ""]
-    if not first:
-        raise ConfigError(f"rayqd {command} needs {what}: rayqd {command} runs/quickstart")
-    if others[0]:
-        raise ConfigError(unexpected(others[0]))
-    if "://" in first:
-        from rayqd.model.source import cache_dir
-        from rayqd.runs.storage.fetch import fetch_run
+    def _without_settings(self, words: Sequence[str]) -> Arguments:
+        for word in words:
+            if word.startswith(("-", "@")):
+                raise ConfigError(f'unexpected argument "{word}": rayqd {self.name} takes no settings')
+        return Arguments(files=(), flags=(), words=tuple(words))
 
-        return fetch_run(first, cache_dir() / "runs", parts)
-    path = Path(first)
-    if not path.exists():
-        raise ConfigError(missing(path))
-    return path
-
-
-def words_alone(words: Sequence[str], command: str, at_most: int | None = None) -> list[str]:
-    """`words` of a command without settings; ConfigError at a file, a flag, or more words than `at_most`."""
-    for word in words:
-        if word.startswith(("-", "@")):
-            raise ConfigError(f'unexpected argument "{word}": rayqd {command} takes no settings')
-    if at_most is not None and len(words) > at_most:
-        raise ConfigError(f'unexpected argument "{words[at_most]}": rayqd {command} takes {at_most or "none"}')
-    return list(words)
-
-
-def settings_of_run(path: Path) -> list[Path]:
-    """The config.toml of the run that `path` is, or is a part of."""
-    folders = [path, *path.absolute().parents[:2]]
-    return [folder / "config.toml" for folder in folders if (folder / "config.toml").is_file()][:1]
+    def _check_operands(self, words: Sequence[str]) -> None:
+        start = 0
+        for operand in self.operands:
+            taken = words[start:][: operand.most]
+            operand.check(" ".join(["rayqd", self.name, *words[:start]]), taken)
+            start += len(taken)
+        if start < len(words):
+            takes = f'unexpected argument "{words[start]}": rayqd {self.name} takes {start or "none"}'
+            raise ConfigError(unexpected(words[start]) if self.takes_settings else takes)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command
-from rayqd.config.load import load_config
+from rayqd.cli.command import Command, Given
+from rayqd.cli.options import Option
+from rayqd.config.load import config_of
 from rayqd.config.markdown import settings_markdown
 from rayqd.config.resolved import to_toml
-from rayqd.config.switches import take_switches
 
 
-def _config(words: Sequence[str]) -> int:
-    switches, others = take_switches(words, {"markdown": ""})
-    config = load_config(others)
-    print(settings_markdown() if "markdown" in switches else to_toml(config), end="")
+def _config(given: Given) -> int:
+    config = config_of(given.arguments)
+    print(settings_markdown() if "markdown" in given.options else to_toml(config), end="")
     return 0
 
 
@@ -22,6 +19,5 @@ COMMAND = Command(
     name="config",
     text="print the settings as they resolve, as TOML",
     run=_config,
-    operand="[--markdown]",
-    details="--markdown     instead, the reference of every setting: docs/configuration.md",
+    options=(Option(name="markdown", text="instead, the reference of every setting: docs/configuration.md"),),
 )

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
 
-from rayqd.cli.command import Command
-from rayqd.config.switches import take_switches
-from rayqd.errors import ConfigError, StorageError
+from rayqd.cli.command import Command, Given
+from rayqd.cli.options import Option
+from rayqd.errors import StorageError
 
 
-def _dashboard(words: Sequence[str]) -> int:
-    switches, others = take_switches(words, {"out": "FILE"})
-    if others:
-        raise ConfigError(f'unexpected argument "{others[0]}"; there is rayqd dashboard [--out FILE]')
+def _dashboard(given: Given) -> int:
     from rayqd.metrics.grafana import dashboard
 
     text = json.dumps(dashboard(), indent=2) + "\n"
-    if "out" not in switches:
+    file = given.path("out")
+    if file is None:
         print(text, end="")
         return 0
-    file = Path(switches["out"])
     try:
         file.write_text(text)
     except OSError as error:
@@ -34,6 +29,6 @@ COMMAND = Command(
     name="dashboard",
     text="write the Grafana dashboard of the metrics that runs export",
     run=_dashboard,
-    operand="[--out FILE]",
-    details="Without --out it is printed. No setting changes it.",
+    options=(Option(name="out", value="FILE", text="where to; without it, it is printed"),),
+    takes_settings=False,
 )

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command
-from rayqd.config.load import load_config
+from rayqd.cli.command import Command, Given
+from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
 
 
-def _distill(words: Sequence[str]) -> int:
-    config = load_config(words)
+def _distill(given: Given) -> int:
+    config = config_of(given.arguments)
     quiet_driver()
     from rayqd.commands.distill import distill
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
-    try:
-        distill(config)
-    except KeyboardInterrupt:
-        print("rayqd: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    distill(config)
     return 0
 
 
@@ -30,4 +21,5 @@ COMMAND = Command(
     text="train a 4-bit student to behave like its teacher",
     run=_distill,
     details="The same command again resumes where its run directory ends.",
+    when_stopped="the same command goes on from the last checkpoint",
 )

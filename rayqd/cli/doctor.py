@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command
-from rayqd.config.load import load_config
+from rayqd.cli.command import Command, Given
+from rayqd.config.load import config_of
 
 
-def _doctor(words: Sequence[str]) -> int:
-    config = load_config(words)
+def _doctor(given: Given) -> int:
+    config = config_of(given.arguments)
     from rayqd.commands.doctor import examine
 
     return examine(config)

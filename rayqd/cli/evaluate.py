@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command, operand, settings_of_run
-from rayqd.config.arguments import read_arguments
+from rayqd.cli.command import Command, Given
+from rayqd.cli.operands import Operand, existing_run, settings_of_run
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
 
 
-def _evaluate(words: Sequence[str]) -> int:
-    arguments = read_arguments(words)
-    path = operand(arguments, "eval", "a run's directory or one of its checkpoints", parts=("export",))
-    config = config_of(arguments, before=settings_of_run(path))
+def _evaluate(given: Given) -> int:
+    path = existing_run(given.operands[0], parts=("export",))
+    config = config_of(given.arguments, before=settings_of_run(path))
     quiet_driver()
     from rayqd.commands.evaluate import evaluate
 
@@ -25,7 +22,13 @@ COMMAND = Command(
     name="eval",
     text="measure a run, a checkpoint or a model against its teacher",
     run=_evaluate,
-    operand="RUN_OR_CHECKPOINT_DIR",
+    operands=(
+        Operand(
+            name="RUN_OR_CHECKPOINT_DIR",
+            needs="a run's directory or one of its checkpoints",
+            example="runs/quickstart",
+        ),
+    ),
     details="""\
 Settings start from the run's own config.toml. A run in its storage: rayqd eval s3://bucket/folder/name
 Benchmarks of lm-evaluation-harness: rayqd eval runs/quickstart --eval.tasks gsm8k,arc_easy""",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command
-from rayqd.config.load import load_config
+from rayqd.cli.command import Command, Given
+from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
 
 
-def _quantize(words: Sequence[str]) -> int:
-    config = load_config(words)
+def _quantize(given: Given) -> int:
+    config = config_of(given.arguments)
     if "name" not in config.model_fields_set:
         config = config.model_copy(update={"name": "quantize"})
     quiet_driver()

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Sequence
-
-from rayqd.cli.command import Command
-from rayqd.config.sweep import load_sweep, sweep_help
-from rayqd.config.switches import take_switches
+from rayqd.cli.command import Command, Given
+from rayqd.cli.options import Option
+from rayqd.config.sweep import sweep_help, sweep_of
 from rayqd.console.quiet import quiet_driver
 
 
-def _sweep(words: Sequence[str]) -> int:
-    switches, others = take_switches(words, {"resume": ""})
-    config = load_sweep(others)
+def _sweep(given: Given) -> int:
+    spec = sweep_of(given.arguments)
     quiet_driver()
     from rayqd.commands.sweep import sweep
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
-    try:
-        result = sweep(config, resume="resume" in switches)
-    except KeyboardInterrupt:
-        print("rayqd: stopped; the same command goes on with the trials that have not ended", file=sys.stderr)
-        return 130
+    result = sweep(spec, resume="resume" in given.options)
     return 1 if any(trial["state"] == "failed" for trial in result["trials"]) else 0
 
 
-SWEEP_DETAILS = """\
+_DETAILS = """\
 A sweep file holds ordinary settings, a section [sweep], and in [sweep.over] the settings that the trials differ in:
 
     [sweep]
@@ -38,13 +28,13 @@ A sweep file holds ordinary settings, a section [sweep], and in [sweep.over] the
     learner.lr = {low = 1e-5, high = 1e-3, log = true}
     distill.lmbda = [0.0, 0.5, 1.0]
 
-Every trial is an ordinary run in RUNS_DIR/NAME/TRIAL. The same command again runs what failed or did not end.
---resume      the same, and refuses to begin a sweep anew"""
+Every trial is an ordinary run in RUNS_DIR/NAME/TRIAL. The same command again runs what failed or did not end."""
 
 COMMAND = Command(
     name="sweep",
     text="many runs that differ in a few settings, with Ray Tune, and which is best",
     run=_sweep,
-    operand="[--resume]",
-    details=f"{SWEEP_DETAILS}\n{sweep_help()}",
+    options=(Option(name="resume", text="the same command again, which refuses to begin a sweep anew"),),
+    details=f"{_DETAILS}\n{sweep_help()}",
+    when_stopped="the same command goes on with the trials that have not ended",
 )

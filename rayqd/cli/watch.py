@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from rayqd.cli.command import Command, words_alone
+from rayqd.cli.command import Command, Given
+from rayqd.cli.operands import Operand
 from rayqd.config import Config
-from rayqd.errors import ConfigError
 
 
-def _watch(words: Sequence[str]) -> int:
-    given = words_alone(words, "watch", at_most=1)
-    if not given:
-        raise ConfigError("rayqd watch needs a run: rayqd watch runs/quickstart")
+def _watch(given: Given) -> int:
     from rayqd.commands.watch import watch
     from rayqd.runs.record import find_run
 
-    path = find_run(given[0], Config().runs_dir)
+    path = find_run(given.operands[0], Config().runs_dir)
     try:
         return watch(path)
     except KeyboardInterrupt:
@@ -29,8 +25,9 @@ COMMAND = Command(
     name="watch",
     text="follow a run from another terminal",
     run=_watch,
-    operand="RUN",
-    details="RUN is a run's directory, or its name in runs. Ends when the run does, with the run's exit code.\n"
-    "Ctrl-C ends the watching alone.",
+    operands=(
+        Operand(name="RUN", needs="a run", example="runs/quickstart", text="a run's directory, or its name in runs"),
+    ),
+    details="Ends when the run does, with the run's exit code. Ctrl-C ends the watching alone.",
     takes_settings=False,
 )

@@ -123,7 +123,7 @@ def test_fish_completes(line: str, offered: list[str], fish_script: Path, direct
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "rayqd completion needs one of bash, zsh, fish: such as rayqd completion bash"),
+        ([], "rayqd completion needs one of bash, zsh, fish: rayqd completion bash"),
         (["zhs"], 'rayqd completion needs one of bash, zsh, fish: got "zhs"; did you mean zsh?'),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rayqd.cli import main
-from rayqd.config.switches import take_switches
+from rayqd.cli.options import Option, take_options
 from rayqd.errors import ConfigError
 
 
@@ -83,9 +83,10 @@ def test_a_kind_that_there_is_not_is_one_line_with_the_nearest(run_dir, capsys):
     assert capsys.readouterr().err == f"rayqd: error: {line}\n"
 
 
-def test_a_switch_named_like_a_setting_does_not_take_it():
-    found, others = take_switches(["--seed", "3", "--out", "x", "--no-overwrite"], {"out": "DIR"})
-    assert (found, others) == ({"out": "x"}, ["--seed", "3", "--no-overwrite"])
+def test_options_leave_settings_and_their_values_where_they_are():
+    out = Option(name="out", value="DIR", text="")
+    values, others = take_options(["--seed", "3", "--out", "x", "--no-overwrite"], [out])
+    assert (values, others) == ({"out": "x"}, ["--seed", "3", "--no-overwrite"])
 
 
 def test_help_explains_the_switches(capsys):
@@ -98,4 +99,4 @@ def test_help_explains_the_switches(capsys):
 
 def test_switches_need_no_value_where_none_is_taken():
     with pytest.raises(ConfigError, match="takes no value"):
-        take_switches(["--verify="], {"verify": ""})
+        take_options(["--verify="], [Option(name="verify", text="")])

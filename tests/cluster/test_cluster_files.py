@@ -159,7 +159,7 @@ def test_a_fixed_ray_cluster_of_kuberay_has_its_replicas_and_no_more(edited: Any
     ("words", "line"),
     [
         ([], "rayqd cluster needs an action; there is validate: rayqd cluster validate cluster.yaml"),
-        (["validat", "x"], 'unknown action "validat"; did you mean validate?'),
+        (["validat", "x"], 'rayqd cluster needs an action; there is validate: got "validat"; did you mean validate?'),
         (["validate"], "rayqd cluster validate needs a file: rayqd cluster validate cluster.yaml @configs/gpu.toml"),
         (["validate", "no/such.yaml"], "no/such.yaml: does not exist, nor does the folder no"),
         (["validate", f"{ROOT}/pyproject.toml"], f"{ROOT}/pyproject.toml:2: is not YAML: expected "),

@@ -12,13 +12,10 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from rayqd.cli import COMMANDS
-from rayqd.cli.command import words_alone
-from rayqd.cli.usage import Usage, usage_of
-from rayqd.config.arguments import Arguments, read_arguments
+from rayqd.config.arguments import Arguments
 from rayqd.config.load import config_of
 from rayqd.config.settings import settings
-from rayqd.config.sweep import load_sweep
-from rayqd.config.switches import take_switches
+from rayqd.config.sweep import sweep_of
 from rayqd.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -115,19 +112,11 @@ def check_command(words: Sequence[str]) -> None:
         raise ConfigError(f"there is no command {words[0]}")
     if "--help" in words:
         return
-    command = COMMANDS[words[0]]
-    usage = usage_of(command)
-    _, others = take_switches(words[1:], {name: word.name for name, word in usage.switches.items()})
-    if command.name == "sweep":  # which has settings of its own
-        load_sweep(others)
-        operands = []
-    elif command.takes_settings:
-        arguments = _without_variables(read_arguments(others))
-        config_of(arguments)
-        operands = list(arguments.words)
+    arguments = COMMANDS[words[0]].parse(words[1:]).arguments
+    if words[0] == "sweep":  # which has settings of its own
+        sweep_of(arguments)
     else:
-        operands = words_alone(others, command.name)
-    _check_operands(operands, usage, command.name)
+        config_of(_without_variables(arguments))
 
 
 def _without_variables(arguments: Arguments) -> Arguments:
@@ -140,11 +129,3 @@ def _without_variables(arguments: Arguments) -> Arguments:
         files=tuple(file for file in arguments.files if "$" not in str(file)),
         flags=tuple(flag for flag in arguments.flags if "$" not in flag.text),
     )
-
-
-def _check_operands(operands: Sequence[str], usage: Usage, command: str) -> None:
-    if len(operands) < usage.num_required or (len(operands) > len(usage.words) and not usage.is_open):
-        raise ConfigError(f"rayqd {command} does not take {len(operands)} operands: {' '.join(operands)}")
-    for word, operand in zip(usage.words, operands, strict=False):
-        if word.choices and operand not in word.choices:
-            raise ConfigError(f"rayqd {command} takes one of {word.choices}, not {operand}")

@@ -47,13 +47,13 @@ def test_a_transcript_is_read_where_it_shows_a_command() -> None:
         ("distill --learner.lrr $lr", "no such setting"),
         ("distill --quant.format int3", "must be one of int4"),
         ("distill --quant.format nvfp4 --quant.group_size 32", "nvfp4 has groups of 16"),
-        ("export", "does not take 0 operands"),
-        ("export a b", "does not take 2 operands"),
+        ("export", "needs a run's directory"),
+        ("export a b", 'unexpected argument "b"'),
         ("export a --verfy", "did you mean --verify"),
         ("export a --out", "needs a value"),
-        ("bench stap", "takes one of"),
+        ("bench stap", "needs one of step, loss, teacher"),
         ("runs --seed 1", "takes no settings"),
-        ("compare a", "does not take 1 operands"),
+        ("compare a", "needs two runs or more"),
     ],
 )
 def test_what_rayqd_would_refuse_is_refused(words: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,33 +3,21 @@ that the Tab key answers at once."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from rayqd.cli.command import Command, Given
+from rayqd.cli.operands import Operand
 
-from rayqd.cli.command import Command, words_alone
-from rayqd.errors import ConfigError
-
-SHELLS = ("bash", "zsh", "fish")
-COMPLETION_DETAILS = """\
-Completes commands, @files, settings, and the values of those whose values can be listed.
-
-bash   eval "$(rayqd completion bash)"              in ~/.bashrc
-zsh    eval "$(rayqd completion zsh)"               in ~/.zshrc, after compinit
-fish   rayqd completion fish | source               in ~/.config/fish/config.fish
-
-The script knows the settings of the version that printed it."""
+_SHELLS = {
+    "bash": 'eval "$(rayqd completion bash)"   in ~/.bashrc',
+    "zsh": 'eval "$(rayqd completion zsh)"   in ~/.zshrc, after compinit',
+    "fish": "rayqd completion fish | source   in ~/.config/fish/config.fish",
+}
 
 
-def _completion(words: Sequence[str]) -> int:
-    shell, *_ = words_alone(words, "completion", at_most=1) or [""]
-    if shell not in SHELLS:
-        near = difflib.get_close_matches(shell, SHELLS, n=1)
-        hint = f'got "{shell}"; did you mean {near[0]}?' if near else "such as rayqd completion bash"
-        raise ConfigError(f"rayqd completion needs one of {', '.join(SHELLS)}: {hint}")
+def _completion(given: Given) -> int:
     from rayqd.cli import COMMANDS
     from rayqd.cli.completion.scripts import script
 
-    print(script(shell, list(COMMANDS.values())), end="")
+    print(script(given.operands[0], list(COMMANDS.values())), end="")
     return 0
 
 
@@ -37,7 +25,9 @@ COMMAND = Command(
     name="completion",
     text="print a script that completes rayqd's commands and settings in a shell",
     run=_completion,
-    operand="bash|zsh|fish",
-    details=COMPLETION_DETAILS,
+    operands=(Operand(name="|".join(_SHELLS), needs=f"one of {', '.join(_SHELLS)}", example="bash", choices=_SHELLS),),
+    details="""\
+Completes commands, @files, settings, and the values of those whose values can be listed.
+The script knows the settings of the version that printed it.""",
     takes_settings=False,
 )

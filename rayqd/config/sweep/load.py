@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rayqd.config.arguments import Flag, read_arguments
+from rayqd.config.arguments import Arguments, Flag, read_arguments
 from rayqd.config.load import Assignment, assignments, first_of, parsed, resolve, short, unexpected
 from rayqd.config.sections import Config
 from rayqd.config.sections.sweep import SweepConfig
@@ -44,6 +44,11 @@ def load_sweep(argv_parts: Sequence[str]) -> SweepSpec:
     arguments = read_arguments(argv_parts)
     if arguments.words:
         raise ConfigError(unexpected(arguments.words[0]))
+    return sweep_of(arguments)
+
+
+def sweep_of(arguments: Arguments) -> SweepSpec:
+    """Return the sweep of arguments already read."""
     given = assignments(replace(arguments, flags=tuple(flag for flag in arguments.flags if not is_own(flag.key))))
     own = [each for each in given if is_own(each.key)]
     own += [_from_flag(flag) for flag in arguments.flags if is_own(flag.key)]

@@ -1,17 +1,4 @@
-"""Completion for bash 4.4 and newer.
-
-bash splits words at the characters of COMP_WORDBREAKS, `@`, `=` and `:` among them, and puts a completion in the place
-of the last part alone, to which `@` belongs, `=` and `:` do not. So the script splits the line itself, and leaves out
-of each answer what bash keeps.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
-
-from rayqd.cli.completion.words import CommandWords, Option, Value, filled
-
-_SCRIPT = r"""# rayqd completion for bash: eval "$(rayqd completion bash)"
+# rayqd completion for bash: eval "$(rayqd completion bash)"
 
 _rayqd_value() { # FLAG COMMAND: what may stand after the flag; returns 1 where nothing may
     case "$2 $1" in
@@ -106,35 +93,3 @@ _rayqd() {
 }
 
 complete -F _rayqd rayqd
-"""
-
-
-def bash_script(commands: Sequence[CommandWords], settings: Sequence[Option]) -> str:
-    values = {f"{command.name} {o.flag}": o.value for command in commands for o in command.switches if o.value}
-    of_settings = {o.flag: o.value for o in settings if o.value}
-    parts = {
-        "VALUES": _lines(
-            *(f"'{flag}') {_echo(value)} ;;" for flag, value in values.items()),
-            *(f"{' | '.join(flags)}) {_echo(value)} ;;" for value, flags in _grouped(of_settings)),
-        ),
-        "WORDS": _lines(*(f"{c.name}) {_echo(c.word)} ;;" for c in commands if c.word != Value())),
-        "SWITCHES": _lines(*(f'{c.name}) echo "{" ".join(o.flag for o in c.switches)}" ;;' for c in commands)),
-        "WITHOUT_SETTINGS": " | ".join(c.name for c in commands if not c.takes_settings),
-        "SETTINGS": " ".join(o.flag for o in settings),
-        "NAMES": " ".join(c.name for c in commands),
-    }
-    return filled(_SCRIPT, parts)
-
-
-def _grouped(values: Mapping[str, Value]) -> Iterator[tuple[Value, list[str]]]:
-    """The flags that take the same, together."""
-    for value in dict.fromkeys(values.values()):
-        yield value, [f"*' {flag}'" for flag, each in values.items() if each == value]
-
-
-def _echo(value: Value) -> str:
-    return f'echo "{value.paths or " ".join(value.words)}"'
-
-
-def _lines(*lines: str) -> str:
-    return "\n".join(f"        {line}" for line in lines)
