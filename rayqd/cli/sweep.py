@@ -14,7 +14,7 @@ def _sweep(given: Given) -> int:
     from rayqd.commands.sweep import sweep
 
     result = sweep(spec, resume="resume" in given.options)
-    return 1 if any(trial["state"] == "failed" for trial in result["trials"]) else 0
+    return 1 if any(outcome.state == "failed" for outcome in result.outcomes) else 0
 
 
 _DETAILS = """\

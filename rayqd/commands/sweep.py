@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 
@@ -19,36 +18,37 @@ from rayqd.console.progress import Progress
 from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ConfigError, RunError
+from rayqd.files import write_text
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.environment import environment
-from rayqd.sweep.callback import Telling
-from rayqd.sweep.concurrency import concurrency, placement_beside
+from rayqd.sweep.callback import SweepCallback
+from rayqd.sweep.concurrency import choose_concurrency, place_concurrent_trials
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
-from rayqd.sweep.results import best_toml, print_outcomes, result_of
+from rayqd.sweep.results import SweepResult, format_best_toml, print_result
 from rayqd.sweep.shared import Data, Key, data_key
 from rayqd.sweep.study import Study
-from rayqd.sweep.suggest import Suggestions
-from rayqd.sweep.trials import Outcome, find_best
-from rayqd.sweep.tuner import run_trials, start_shared
+from rayqd.sweep.suggest import SuggesterSearch
+from rayqd.sweep.trials import Outcome
+from rayqd.sweep.tuner import run_trials, start_shared_resources
 
 # Processes that Ray starts at a time. On two cores it would start two, and warn of eight, which two trials have.
-_STARTED_AT_ONCE = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
+_STARTUP_CONCURRENCY = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
 
 
 def sweep(
-    config: SweepSpec, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
-) -> dict[str, Any]:
-    """Run every trial that has not ended yet; returns the result, which `result.json` holds.
+    spec: SweepSpec, console: Console | None = None, *, resume: bool = False, make_engine: MakeEngine | None = None
+) -> SweepResult:
+    """Run every trial that has not ended yet.
 
     `resume` refuses to begin a sweep anew. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
-    study = Study(config)
+    study = Study(spec)
     is_new = not (study.base.run_dir / "sweep.toml").exists()
     if is_new and resume:
         raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
-    data = _checked(study) if is_new else {}  # before anything is written: it may be mended under the same name
+    data = _check_and_load(study) if is_new else {}  # before anything is written: it may be mended under the same name
     directory = SweepDirectory(study.base, study.sweep)
     try:
         before = directory.outcomes()
@@ -56,7 +56,7 @@ def sweep(
             _run(study, before, directory, data, console, make_engine)
         else:
             say(console, f"{directory.path} has finished already; this is its result")
-        return conclude(study, directory, console)
+        return write_results(study, directory, console)
     finally:
         directory.close()
 
@@ -74,28 +74,28 @@ def _run(
     with Progress(console, study.base.learner.steps) as progress:
         progress.say(f"{study.base.name}: {study}")
         progress.status("starting Ray")
-        os.environ.setdefault(*_STARTED_AT_ONCE)
+        os.environ.setdefault(*_STARTUP_CONCURRENCY)
         with connect(study.base) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
-            examples = study.examples()
-            num_concurrent = min(num_left, wanted or concurrency(examples, cluster, num_left))
-            placement = placement_beside(examples, num_concurrent, cluster)
+            examples = study.example_configs()
+            num_concurrent = min(num_left, wanted or choose_concurrency(examples, cluster, num_left))
+            placement = place_concurrent_trials(examples, num_concurrent, cluster)
             if ended:
                 progress.say(f"{len(ended)} of {study.num_trials} trials have ended already")
             progress.say(f"{num_left} trials, {num_concurrent} at a time")
-            telling = Telling(progress, directory, study, num_ended=len(ended))
+            callback = SweepCallback(progress, directory, study, num_ended=len(ended))
             run_trials(
-                Suggestions(study.suggester(before), telling.begin, study.sweep.metric),
+                SuggesterSearch(study.make_suggester(before), callback.begin, study.sweep.metric),
                 num_left,
                 num_concurrent,
                 halving=study.halving,
                 ended=ended,
                 metric=study.sweep.metric,
-                callback=telling,
+                callback=callback,
                 directory=directory,
                 means={
-                    "shared": start_shared(study.base.name, placement, data),
+                    "shared": start_shared_resources(study.base.name, placement, data),
                     "cluster": cluster,
                     "placement": placement,
                     "make_engine": make_engine,
@@ -104,22 +104,21 @@ def _run(
             )
 
 
-def conclude(study: Study, directory: SweepDirectory, console: Console) -> dict[str, Any]:
-    """Write and show what the trials have come to."""
+def write_results(study: Study, directory: SweepDirectory, console: Console) -> SweepResult:
+    """Write and print what the trials have come to."""
     outcomes = directory.outcomes()
-    result = result_of(study, outcomes)
+    result = SweepResult.of(study, outcomes)
     directory.finish(result)
-    best = find_best(outcomes, study.sweep.metric)
-    if best:
-        (directory.path / "best.toml").write_text(best_toml(study, best))
+    if result.best:
+        write_text(directory.path / "best.toml", format_best_toml(study, result.best))
     write_page(study, outcomes, directory.path)
-    print_outcomes(console, study, outcomes, directory.path)
+    print_result(console, result, directory.path)
     return result
 
 
-def _checked(study: Study) -> Data:
-    """The data of the trials; raises what is wrong with it, or with a model, a grid or a teacher that there is."""
-    examples = study.examples()
+def _check_and_load(study: Study) -> Data:
+    """Return the data of the trials; raises what is wrong with it, or with a model, a grid or a teacher."""
+    examples = study.example_configs()
     if any(example.distill.seq_kd for example in examples):
         raise ConfigError(
             "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "

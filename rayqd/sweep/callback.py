@@ -1,11 +1,10 @@
-"""What the user watches of a sweep, and what its ledger hears."""
+"""What Ray Tune tells of the trials goes to the screen, the ledger and the page."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypedDict
 
 from ray.tune import Callback
 
@@ -15,11 +14,30 @@ from rayqd.errors import ConfigError
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
 from rayqd.sweep.study import Study
+from rayqd.sweep.suggest import TrialConfig
 from rayqd.sweep.trials import Trial
 
 
-class Telling(Callback):
-    """Ray Tune's events, a line each."""
+class TrialReport(TypedDict):
+    """What a trial reports to Ray Tune, which adds to it."""
+
+    step: int
+    kl_to_teacher: float  # nats a token
+    perplexity: float
+    done: bool
+
+
+class TuneTrial(Protocol):
+    """What is read of Ray Tune's Trial."""
+
+    config: TrialConfig
+    last_result: TrialReport
+    pickled_error_file: str | None
+    error_file: str | None
+
+
+class SweepCallback(Callback):
+    """Prints a line for each of Ray Tune's events, and keeps ledger and page up to date."""
 
     def __init__(self, progress: Progress, directory: SweepDirectory, study: Study, num_ended: int) -> None:
         self._progress = progress
@@ -28,41 +46,45 @@ class Telling(Callback):
         self._num_ended = num_ended
         self._running: dict[int, str] = {}
 
-    def begin(self, trial: Trial) -> dict[str, Any] | None:
-        """The trial as Tune is to know it; None if the settings refuse it."""
+    def begin(self, trial: Trial) -> TrialConfig | None:
+        """Return the trial as Tune is to know it; None if the settings refuse it."""
         self._directory.begin(trial)
         try:
-            run = self._study.run(trial)
+            run = self._study.trial_config(trial)
         except ConfigError as error:
             self._fail(trial.number, trial.name, str(error))
             return None
         self._running[trial.number] = f"{trial.name} starting"
         self._progress.say(f"{trial.name} begins")
         self._status()
-        return {"number": trial.number, "name": trial.name, "run": run.model_dump(mode="json")}
+        steps = run.learner.steps
+        return {"number": trial.number, "name": trial.name, "num_steps": steps, "run": run.model_dump(mode="json")}
 
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        name, steps = trial.config["name"], trial.config["run"]["learner"]["steps"]
-        line = f"{name}  step {result['step']}/{steps}  {_found(result)}"
+    def on_trial_result(self, *, trial: TuneTrial, result: TrialReport, **info: object) -> None:
+        """Print an evaluation, unless it is the last, which `on_trial_complete` prints."""
+        line = f"{trial.config['name']}  step {result['step']}/{trial.config['num_steps']}  {_format_report(result)}"
         self._running[trial.config["number"]] = line
         if not result["done"]:
             self._progress.say(line)
         self._status()
 
-    def on_trial_complete(self, *, trial: Any, **info: Any) -> None:
-        name, steps, last = trial.config["name"], trial.config["run"]["learner"]["steps"], trial.last_result
-        fate = "finished" if last["step"] >= steps else f"stopped early at step {last['step']} of {steps}"
-        self._end(trial.config["number"], f"{name} {fate}: {_found(last)}")
+    def on_trial_complete(self, *, trial: TuneTrial, **info: object) -> None:
+        """Print how a trial ended."""
+        name, steps, last = trial.config["name"], trial.config["num_steps"], trial.last_result
+        state = "finished" if last["step"] >= steps else f"stopped early at step {last['step']} of {steps}"
+        self._end(trial.config["number"], f"{name} {state}: {_format_report(last)}")
 
-    def on_trial_error(self, *, trial: Any, **info: Any) -> None:
+    def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
+        """Print and keep why a trial failed."""
         if trial.pickled_error_file:  # on this machine; Tune's own getter looks where it copies it to later
             error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
             text = str(unwrap_error(error, "trial"))
         else:
+            assert trial.error_file
             text = Path(trial.error_file).read_text().strip().splitlines()[-1]
         self._fail(trial.config["number"], trial.config["name"], " ".join(text.split()))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}  # Tune writes a copy of everything it is given, for a restore of its own
 
     def _fail(self, number: int, name: str, why: str) -> None:
@@ -80,5 +102,5 @@ class Telling(Callback):
         self._progress.status(f"{self._num_ended}/{self._study.num_trials} done; {'; '.join(self._running.values())}")
 
 
-def _found(result: Mapping[str, Any]) -> str:
+def _format_report(result: TrialReport) -> str:
     return f"KL to teacher {result['kl_to_teacher']:.4f}, perplexity {result['perplexity']:.3f}"

@@ -4,51 +4,58 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from rayqd.config import Config
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
+from rayqd.sweep.results import SweepResult
 from rayqd.sweep.trials import Outcome, Trial, read_outcome
 
 
+class _LedgerRow(TypedDict):
+    """A line of `trials.jsonl`: a trial was begun, or it failed."""
+
+    number: int
+    settings: NotRequired[dict[str, JsonValue]]
+    error: NotRequired[str]
+
+
 class SweepDirectory:
-    """Opening it locks it. `config.toml` and `sweep.toml` are together the sweep; `trials.jsonl` is its ledger."""
+    """`config.toml` and `sweep.toml` are together the sweep; `trials.jsonl` is its ledger."""
 
     def __init__(self, config: Config, sweep: SweepConfig) -> None:
-        """Raises RunError where another process, another sweep, or something else has it."""
+        """Lock the directory; raises RunError where another process, another sweep, or something else has it."""
         self._run_dir = RunDirectory(config, "sweep")
         self.path = self._run_dir.path
         self._ledger = self.path / "trials.jsonl"
         try:
             self._refuse_other(sweep)
-            self._forget_half_a_line()
+            self._drop_partial_line()
             (self.path / "sweep.toml").write_text(sweep_toml(sweep))
         except RunError:
             self.close()
             raise
 
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """What `result.json` says; None until every trial has ended."""
-        return self._run_dir.result
-
     def begin(self, trial: Trial) -> None:
-        """Known from now on, whatever becomes of it."""
+        """Enter a trial, which is known from now on, whatever becomes of it."""
         self._append({"number": trial.number, "settings": dict(trial.settings)})
 
     def fail(self, number: int, error: str) -> None:
+        """Enter why a trial failed."""
         self._append({"number": number, "error": error})
 
     def begun(self) -> list[Trial]:
-        """Every trial that was ever begun, in the order of their numbers."""
-        found = {row["number"]: row["settings"] for row in self._rows() if "settings" in row}
-        return [Trial(number=number, settings=found[number]) for number in sorted(found)]
+        """Return every trial that was ever begun, in the order of their numbers."""
+        settings = {row["number"]: row["settings"] for row in self._rows() if "settings" in row}
+        return [Trial(number=number, settings=settings[number]) for number in sorted(settings)]
 
     def errors(self) -> dict[int, str]:
-        """Why trials failed, by number, unless they have been begun again."""
+        """Return why trials failed, by number, unless they have been begun again."""
         errors: dict[int, str] = {}
         for row in self._rows():
             if "error" in row:
@@ -58,17 +65,20 @@ class SweepDirectory:
         return errors
 
     def outcomes(self) -> list[Outcome]:
-        """What became of every trial that was begun."""
+        """Return what became of every trial that was begun."""
         errors = self.errors()
         return [read_outcome(trial, self.path, errors.get(trial.number)) for trial in self.begun()]
 
-    def finish(self, result: dict[str, Any]) -> None:
-        self._run_dir.finish(result)
+    def finish(self, result: SweepResult) -> None:
+        """Write `result.json`."""
+        self._run_dir.finish(result.to_json())
 
     def link_logs(self, logs: Path | None) -> None:
+        """Link to Ray's logs, if they are on this machine."""
         self._run_dir.link_logs(logs)
 
     def close(self) -> None:
+        """Unlock the directory."""
         self._run_dir.close()
 
     def _refuse_other(self, sweep: SweepConfig) -> None:
@@ -82,16 +92,16 @@ class SweepDirectory:
                 "give this sweep another name, or remove the directory"
             )
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: _LedgerRow) -> None:
         with self._ledger.open("a") as ledger:
             ledger.write(json.dumps(row) + "\n")
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _rows(self) -> list[_LedgerRow]:
         text = self._ledger.read_text() if self._ledger.exists() else ""
         return [json.loads(line) for line in text.split("\n") if line]
 
-    def _forget_half_a_line(self) -> None:
-        """A process that was killed may have left one."""
+    def _drop_partial_line(self) -> None:
+        """Drop the half of a line that a killed process may have left."""
         if self._ledger.exists():
             text = self._ledger.read_text()
             self._ledger.write_text(text[: text.rfind("\n") + 1])

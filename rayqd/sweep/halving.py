@@ -24,12 +24,12 @@ class Halving:
 
     @property
     def rungs(self) -> list[int]:
-        """grace_steps, grace_steps · reduction_factor, ... below num_steps."""
+        """Return grace_steps, grace_steps · reduction_factor, ... below num_steps."""
         num = math.ceil(round(math.log(self.num_steps / self.grace_steps, self.reduction_factor), 9))
         return [self.grace_steps * self.reduction_factor**power for power in range(num)]
 
     def scheduler(self, metric: str) -> ASHAScheduler:
-        """Ray Tune's, which hears of a trial's `step` and `metric` at each evaluation."""
+        """Make Ray Tune's scheduler, which hears of a trial's `step` and `metric` at each evaluation."""
         from ray.tune.schedulers import ASHAScheduler
 
         return ASHAScheduler(
@@ -42,15 +42,15 @@ class Halving:
         )
 
 
-def halving_of(sweep: SweepConfig, config: Config) -> Halving | None:
-    """None where every trial runs to its end. Raises ConfigError where nothing could ever be stopped early."""
+def make_halving(sweep: SweepConfig, config: Config) -> Halving | None:
+    """Return None where every trial runs to its end. Raises ConfigError where nothing could ever be stopped early."""
     if sweep.scheduler == "none":
         return None
     steps = config.learner.steps
     grace = sweep.grace_steps or max(1, math.ceil(steps / sweep.reduction_factor**2))
     if grace >= steps:
         raise ConfigError(f"sweep.grace_steps={grace}: must be below learner.steps={steps}, or asha stops nobody")
-    every = evaluations_every(sweep, config)
+    every = eval_interval(sweep, config)
     if not 0 < every < steps:
         raise ConfigError(
             f"eval.every={every}: asha compares trials while they train; evaluate every 1 to {steps - 1} steps, "
@@ -59,8 +59,8 @@ def halving_of(sweep: SweepConfig, config: Config) -> Halving | None:
     return Halving(grace_steps=grace, reduction_factor=sweep.reduction_factor, num_steps=steps)
 
 
-def evaluations_every(sweep: SweepConfig, config: Config) -> int:
-    """`eval.every` of the trials: as given, else at asha's first rung and its multiples."""
+def eval_interval(sweep: SweepConfig, config: Config) -> int:
+    """Return `eval.every` of the trials in steps: as given, else at asha's first rung and its multiples."""
     if sweep.scheduler == "none" or "every" in config.eval.model_fields_set:
         return config.eval.every
     return sweep.grace_steps or max(1, math.ceil(config.learner.steps / sweep.reduction_factor**2))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
@@ -17,58 +18,92 @@ from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Outcome, find_best, short_labels, sort_by_metric, value_label
 
 
-def result_of(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The trials, the best first, and what the teacher cost."""
-    metric = study.sweep.metric
-    best = find_best(outcomes, metric)
-    return {
-        "name": study.base.name,
-        "metric": metric,
-        "best": best.trial.name if best else None,
-        "num_trials": study.num_trials,
-        "num_steps": study.base.learner.steps,
-        "trials": [_row(outcome) for outcome in sort_by_metric(outcomes, metric)],
-        "teacher": teacher_cost(outcomes),
-        "seconds": {"trials": round(sum(outcome.seconds.get("total", 0.0) for outcome in outcomes), 1)},
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherCost:
+    """What the teachers cost over all trials."""
+
+    seconds: float  # of loading and scoring
+    cache_hits: int  # payloads that were there already
+    cache_misses: int  # payloads that were made
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> TeacherCost:
+        """Sum over trials."""
+        return cls(
+            seconds=round(sum(outcome.teacher_seconds for outcome in outcomes), 1),
+            cache_hits=sum(outcome.cache["hits"] for outcome in outcomes),
+            cache_misses=sum(outcome.cache["misses"] for outcome in outcomes),
+        )
 
 
-def teacher_cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Seconds of loading and scoring over all trials, and how many scores were found and how many made."""
-    return {
-        "seconds": round(sum(outcome.teacher_seconds for outcome in outcomes), 1),
-        "cache_hits": sum(outcome.cache["hits"] for outcome in outcomes),
-        "cache_misses": sum(outcome.cache["misses"] for outcome in outcomes),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepResult:
+    """All that a sweep came to."""
+
+    study: Study
+    outcomes: Sequence[Outcome]  # the best first
+
+    @classmethod
+    def of(cls, study: Study, outcomes: Sequence[Outcome]) -> SweepResult:
+        """Sort the outcomes by the sweep's metric."""
+        return cls(study=study, outcomes=sort_by_metric(outcomes, study.sweep.metric))
+
+    @property
+    def best(self) -> Outcome | None:
+        """Return the best trial that ended, if one has."""
+        return find_best(self.outcomes, self.study.sweep.metric)
+
+    @property
+    def teacher(self) -> TeacherCost:
+        """Return what the teachers cost over all trials."""
+        return TeacherCost.of(self.outcomes)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return what `result.json` holds."""
+        return {
+            "name": self.study.base.name,
+            "metric": self.study.sweep.metric,
+            "best": self.best.trial.name if self.best else None,
+            "num_trials": self.study.num_trials,
+            "num_steps": self.study.base.learner.steps,
+            "trials": [_row(outcome) for outcome in self.outcomes],
+            "teacher": asdict(self.teacher),
+            "seconds": {"trials": round(sum(outcome.seconds.get("total", 0.0) for outcome in self.outcomes), 1)},
+        }
 
 
-def best_toml(study: Study, best: Outcome) -> str:
-    """The best trial's configuration, for `rayqd distill`, under a name of its own."""
-    run = study.run(best.trial)
+def format_best_toml(study: Study, best: Outcome) -> str:
+    """Return the best trial's configuration as TOML, for `rayqd distill`, under a name of its own."""
+    run = study.trial_config(best.trial)
     kl = f"KL to teacher {best.last.kl_to_teacher:.4f}" if best.last else ""
     head = f"# The best of {study.base.name}: trial {best.trial.name}, {kl} at step {best.step} of {run.learner.steps}."
     return f"{head}\n\n{to_toml(run.model_copy(update={'name': f'{study.base.name}-best'}))}"
 
 
-def print_outcomes(console: Console, study: Study, outcomes: Sequence[Outcome], path: Path) -> None:
-    """The table, why trials failed, and where everything lies."""
+def print_result(console: Console, result: SweepResult, path: Path) -> None:
+    """Print the table, why trials failed, and where everything lies."""
     console.print()
-    console.print(_table(study, outcomes))
-    lines = [f"{outcome.trial.name} failed: {outcome.error}" for outcome in outcomes if outcome.state == "failed"]
-    teacher = teacher_cost(outcomes)
-    num_scores = teacher["cache_hits"] + teacher["cache_misses"]
-    kept = f"; {teacher['cache_hits']:,} of {num_scores:,} scores were there already" if num_scores else ""
-    lines.append(f"teacher   {teacher['seconds']:,.0f} s, loading included{kept}")
-    best = find_best(outcomes, study.sweep.metric)
-    if best:
-        lines.append(f"best      {best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}")
-    lines += [f"report    {short_path(path / 'report.html')}", f"result    {short_path(path / 'result.json')}"]
-    for line in lines:
+    console.print(_table(result))
+    for line in _lines_below(result, path):
         say(console, line)
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    row = {
+def _lines_below(result: SweepResult, path: Path) -> Iterator[str]:
+    failed = sorted((o for o in result.outcomes if o.state == "failed"), key=lambda outcome: outcome.trial.number)
+    for outcome in failed:
+        yield f"{outcome.trial.name} failed: {outcome.error}"
+    teacher = result.teacher
+    num_scores = teacher.cache_hits + teacher.cache_misses
+    cached = f"; {teacher.cache_hits:,} of {num_scores:,} scores were there already" if num_scores else ""
+    yield f"teacher   {teacher.seconds:,.0f} s, loading included{cached}"
+    if result.best:
+        yield f"best      {result.best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}"
+    yield f"report    {short_path(path / 'report.html')}"
+    yield f"result    {short_path(path / 'result.json')}"
+
+
+def _row(outcome: Outcome) -> dict[str, JsonValue]:
+    row: dict[str, JsonValue] = {
         "number": outcome.trial.number,
         "name": outcome.trial.name,
         "settings": dict(outcome.trial.settings),
@@ -82,12 +117,13 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     return row | ({"error": outcome.error} if outcome.error else {})
 
 
-def _table(study: Study, outcomes: Sequence[Outcome]) -> Table:
+def _table(result: SweepResult) -> Table:
+    study = result.study
     labels = short_labels(list(study.sweep.over))
-    table = Table(title=f"{study.base.name}: {len(outcomes)} trials, the best first", title_justify="left")
+    table = Table(title=f"{study.base.name}: {len(result.outcomes)} trials, the best first", title_justify="left")
     for heading in ("", *labels.values(), "KL to teacher", "perplexity", "steps", "time", "state"):
         table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for outcome in sort_by_metric(outcomes, study.sweep.metric):
+    for outcome in result.outcomes:
         table.add_row(
             f"{outcome.trial.number:03d}",
             *(value_label(outcome.trial.settings[key]) for key in labels),

@@ -10,9 +10,11 @@ from decimal import Decimal
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from pydantic import JsonValue
+
 from rayqd.runs.directory import STOPPED_EARLY
 
-Settings = Mapping[str, object]  # values by dotted name
+Settings = Mapping[str, JsonValue]  # values by dotted name
 State = Literal["finished", "stopped early", "failed", "unfinished"]
 
 _MAX_VALUE_LENGTH = 24

@@ -12,19 +12,21 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 
 from rayqd.actors.remote import start_teachers
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
-from rayqd.sweep.shared import Data, Shared
-from rayqd.sweep.suggest import Suggestions
+from rayqd.sweep.shared import Data, Rows, SharedResources
+from rayqd.sweep.suggest import SuggesterSearch
 from rayqd.sweep.trials import Outcome
 from rayqd.sweep.worker import TrialWorker
 
 _SCRATCH = ".tune"
-_ENVIRONMENT = {
+_NO_CONTROLLER: Any = None  # which ASHA does not look at
+_TUNE_ENV_VARS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which says something even where nothing is to be said
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a trial writes its own metrics
@@ -35,7 +37,7 @@ _ENVIRONMENT = {
 
 
 def run_trials(
-    suggestions: Suggestions,
+    search: SuggesterSearch,
     num_trials: int,
     num_concurrent: int,
     *,
@@ -46,20 +48,20 @@ def run_trials(
     directory: SweepDirectory,
     means: Mapping[str, Any],
 ) -> None:
-    """At most `num_trials` suggestions, each to its end. `ended` trials count where asha compares."""
+    """Run at most `num_trials` of the search, each to its end. `ended` trials count where asha compares."""
     scratch = directory.path / _SCRATCH
     scheduler = halving.scheduler(metric) if halving else None
     if scheduler:
-        replay(scheduler, ended, metric)
+        replay_ended(scheduler, ended)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(TrialWorker, **means), _on_this_node()),
         tune_config=tune.TuneConfig(
-            search_alg=suggestions,
+            search_alg=search,
             scheduler=scheduler,
             num_samples=num_trials,
             max_concurrent_trials=num_concurrent,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -69,26 +71,26 @@ def run_trials(
             verbose=0,
         ),
     )
-    with _quiet_tune():
+    with _silence_tune():
         shutil.rmtree(scratch, ignore_errors=True)
         tuner.fit()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def replay(scheduler: Any, ended: Sequence[Outcome], metric: str) -> None:
-    """Tells `scheduler` what it would know of `ended` trials, had they run in this session."""
+def replay_ended(scheduler: TrialScheduler, ended: Sequence[Outcome]) -> None:
+    """Tell `scheduler` what it would know of `ended` trials, had they run in this session."""
     for outcome in ended:
-        stand_in = _StandIn(outcome.trial.name)
-        scheduler.on_trial_add(None, stand_in)
+        stand_in: Any = _EndedTrial(outcome.trial.name)
+        scheduler.on_trial_add(_NO_CONTROLLER, stand_in)
         for evaluation in outcome.curve:
             if evaluation.step > 0:
-                scheduler.on_trial_result(None, stand_in, asdict(evaluation))
+                scheduler.on_trial_result(_NO_CONTROLLER, stand_in, asdict(evaluation))
 
 
-def start_shared(sweep_name: str, placement: Placement, data: Data) -> Any:
-    """The actor of `Shared`; teachers that it starts live as long as it."""
+def start_shared_resources(sweep_name: str, placement: Placement, data: Data) -> Any:
+    """Start the actor of `SharedResources`; teachers that it starts live as long as it."""
 
-    def load(config: Config) -> Any:
+    def load(config: Config) -> Rows:
         from rayqd.driver.preflight import check, load_data
 
         return load_data(check(config), config)
@@ -96,32 +98,32 @@ def start_shared(sweep_name: str, placement: Placement, data: Data) -> Any:
     def start(config: Config, num_before: int) -> list[Any]:
         return start_teachers(config.model_copy(update={"name": f"{sweep_name}/shared-{num_before}"}), placement)
 
-    actor: Any = ray.remote(num_cpus=0)(Shared)
+    actor: Any = ray.remote(num_cpus=0)(SharedResources)
     return actor.options(name=f"rayqd/{sweep_name}/shared").remote(load, start, ray.kill, data)
 
 
-class _StandIn:
+class _EndedTrial:
     """All of a trial that a scheduler looks at."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
 
-def _name(trial: Any) -> str:
+def _trial_name(trial: Any) -> str:
     return trial.config["name"]
 
 
 def _on_this_node() -> dict[str, float]:
-    """A trial's driver needs no core, but the files of the sweep's own node."""
+    """Return the resources of a trial's driver: no core, but the files of the sweep's own node."""
     node = ray.get_runtime_context().get_node_id()
-    address = next(each["NodeManagerAddress"] for each in ray.nodes() if each["NodeID"] == node)
+    address = next(alive["NodeManagerAddress"] for alive in ray.nodes() if alive["NodeID"] == node)
     return {"CPU": 0, f"node:{address}": 0.001}
 
 
 @contextmanager
-def _quiet_tune() -> Iterator[None]:
+def _silence_tune() -> Iterator[None]:
     before = dict(os.environ)
-    os.environ |= _ENVIRONMENT
+    os.environ |= _TUNE_ENV_VARS
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -50,4 +50,4 @@ class TrialWorker(tune.Trainable):
         try:
             yield from evaluations(self._run_config, Means(data=data, teachers=teachers, **self._means))
         finally:
-            ray.get(self._shared.give_teachers_back.remote(self._run_config))
+            ray.get(self._shared.return_teachers.remote(self._run_config))

@@ -7,10 +7,10 @@ from rayqd.cluster.nodes import NodeGroup, Nodes
 from rayqd.config import Config
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.errors import ConfigError, PlacementError
-from rayqd.sweep.concurrency import concurrency, placement_beside, side_by_side
-from rayqd.sweep.halving import Halving, evaluations_every, halving_of
+from rayqd.sweep.concurrency import choose_concurrency, combine_trials, place_concurrent_trials
+from rayqd.sweep.halving import Halving, eval_interval, make_halving
 from rayqd.sweep.trials import Evaluation, Outcome, Trial
-from rayqd.sweep.tuner import replay
+from rayqd.sweep.tuner import replay_ended
 
 
 def config(steps: int, **sections) -> Config:
@@ -38,12 +38,12 @@ def test_the_rungs_are_those_of_ray_tunes_scheduler(steps, grace, factor, rungs)
 
 def test_without_eval_every_trials_are_looked_at_where_asha_compares_them():
     asha = SweepConfig(scheduler="asha")
-    assert halving_of(asha, config(54)).grace_steps == 6  # 54 / 3²
-    assert evaluations_every(asha, config(54)) == 6
-    assert evaluations_every(SweepConfig(scheduler="asha", grace_steps=10), config(54)) == 10
-    assert evaluations_every(asha, config(54, eval={"every": 4})) == 4
-    assert evaluations_every(SweepConfig(), config(54)) == 0
-    assert halving_of(SweepConfig(), config(54)) is None
+    assert make_halving(asha, config(54)).grace_steps == 6  # 54 / 3²
+    assert eval_interval(asha, config(54)) == 6
+    assert eval_interval(SweepConfig(scheduler="asha", grace_steps=10), config(54)) == 10
+    assert eval_interval(asha, config(54, eval={"every": 4})) == 4
+    assert eval_interval(SweepConfig(), config(54)) == 0
+    assert make_halving(SweepConfig(), config(54)) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_without_eval_every_trials_are_looked_at_where_asha_compares_them():
 )
 def test_an_asha_that_could_stop_nobody_is_refused(sweep, run, message):
     with pytest.raises(ConfigError, match=message):
-        halving_of(sweep, run)
+        make_halving(sweep, run)
 
 
 def outcome(number: int, *curve: tuple[int, float]) -> Outcome:
@@ -85,7 +85,7 @@ def test_a_resumed_scheduler_stops_what_the_first_one_would_have_stopped():
         trial_id = "new"
 
     scheduler = Halving(grace_steps=2, reduction_factor=2, num_steps=8).scheduler("kl_to_teacher")
-    replay(scheduler, [outcome(1, (0, 9.0), (2, 0.5), (4, 0.4)), outcome(2, (0, 9.0), (2, 0.3))], "kl_to_teacher")
+    replay_ended(scheduler, [outcome(1, (0, 9.0), (2, 0.5), (4, 0.4)), outcome(2, (0, 9.0), (2, 0.3))])
     scheduler.on_trial_add(None, Running)
     # The better half of 0.5 and 0.3 goes on: the cut is at their median, 0.4.
     assert scheduler.on_trial_result(None, Running, {"step": 2, "kl_to_teacher": 0.41}) == "STOP"
@@ -115,13 +115,13 @@ ON_POLICY = config(4, distill={"lmbda": 1.0})  # and a rollout worker
     ],
 )
 def test_as_many_trials_as_have_a_gpu_or_a_cpu_for_each_worker(run, where, wanted, fitting):
-    assert concurrency([run], where, wanted) == fitting
+    assert choose_concurrency([run], where, wanted) == fitting
 
 
 @pytest.mark.parametrize("where", [cluster(2), cluster(16), cluster(64, gpus=8)])
 def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
     large = config(4, distill={"lmbda": 0.5}, learner={"steps": 4, "num_workers": 2}, rollout={"num_workers": 2})
-    placement = placement_beside([OFF_POLICY, large], 3, where)
+    placement = place_concurrent_trials([OFF_POLICY, large], 3, where)
     workers = {"learner": 3 * 2, "rollout": 3 * 2, "teacher": 1}
     assert sum(workers.values()) * placement.cpus_per_worker <= where.nodes.cpus
     assert sum(count * placement.gpus_per_worker[role] for role, count in workers.items()) <= where.nodes.gpus + 1e-9
@@ -129,14 +129,14 @@ def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
 
 def test_trials_of_one_learner_worker_share_a_gpu_and_those_of_two_do_not():
     """The workers of one trial talk to each other, which NCCL refuses on one GPU; those of two trials do not."""
-    one = placement_beside([ON_POLICY], 2, cluster(16, gpus=1))
+    one = place_concurrent_trials([ON_POLICY], 2, cluster(16, gpus=1))
     assert one.gpus_per_worker["learner"] == one.gpus_per_worker["rollout"] == 1 / 5
     with pytest.raises(PlacementError, match="share no GPU"):
-        placement_beside([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2))
+        place_concurrent_trials([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2))
 
 
 def test_trials_with_teachers_of_their_own_are_given_room_for_as_many_as_run_at_once():
     trials = [config(4, model={"name": name}) for name in ("a", "b", "c")]
-    assert side_by_side(trials, 2).teacher.num_workers == 2
-    assert side_by_side(trials, 5).teacher.num_workers == 3
-    assert side_by_side([ON_POLICY, OFF_POLICY], 5).teacher.num_workers == 1
+    assert combine_trials(trials, 2).teacher.num_workers == 2
+    assert combine_trials(trials, 5).teacher.num_workers == 3
+    assert combine_trials([ON_POLICY, OFF_POLICY], 5).teacher.num_workers == 1

@@ -21,7 +21,7 @@ from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.inherit import inherit_start
 from rayqd.sweep.report import write_page
 from rayqd.sweep.report.axes import position, setting_axis
-from rayqd.sweep.results import best_toml, print_outcomes, result_of
+from rayqd.sweep.results import SweepResult, format_best_toml, print_result
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Evaluation, Trial, find_best, read_outcome
 from tests.example_events import fidelity
@@ -71,7 +71,7 @@ def finished(kl: float, step: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def trials(study: Study, directory: SweepDirectory) -> list[Trial]:
     """One that finished, one that was stopped early, one that failed, and one that was interrupted."""
-    planned = study.planned()
+    planned = study.planned_trials()
     for trial in planned:
         directory.begin(trial)
     paths = [directory.path / trial.name for trial in planned]
@@ -107,7 +107,7 @@ def test_a_trial_that_is_begun_again_has_not_failed(directory: SweepDirectory, t
 
 
 def test_half_a_line_that_a_killed_process_left_is_forgotten(study: Study, directory: SweepDirectory) -> None:
-    trial = study.planned()[0]
+    trial = study.planned_trials()[0]
     directory.begin(trial)
     with (directory.path / "trials.jsonl").open("a") as ledger:
         ledger.write('{"number": 2, "set')
@@ -134,7 +134,7 @@ def test_a_second_process_and_another_sweep_are_refused(
 
 
 def test_only_what_has_not_ended_is_tried_again(study: Study, directory: SweepDirectory, trials: list[Trial]) -> None:
-    suggester = study.suggester(directory.outcomes())
+    suggester = study.make_suggester(directory.outcomes())
     assert [suggester.next("a"), suggester.next("b"), suggester.next("c")] == [trials[2], trials[3], None]
 
 
@@ -144,7 +144,7 @@ def test_the_best_is_one_that_came_to_its_end(study: Study, directory: SweepDire
     best = find_best(directory.outcomes(), "kl_to_teacher")
     assert best is not None
     assert best.trial == trials[0]
-    (directory.path / "best.toml").write_text(best_toml(study, best))
+    (directory.path / "best.toml").write_text(format_best_toml(study, best))
     config = load_config([f"@{directory.path / 'best.toml'}"])
     assert (config.name, config.distill.lmbda, config.distill.beta) == ("s-best", 0.0, 0.0)
     assert config.eval.every == 2  # where asha looked
@@ -153,14 +153,15 @@ def test_the_best_is_one_that_came_to_its_end(study: Study, directory: SweepDire
 def test_the_table_and_the_result_go_from_best_to_worst(
     study: Study, directory: SweepDirectory, trials: list[Trial]
 ) -> None:
-    result = result_of(study, directory.outcomes())
+    sweep_result = SweepResult.of(study, directory.outcomes())
+    result: Any = sweep_result.to_json()
     assert [(trial["number"], trial["kl_to_teacher"]) for trial in result["trials"]] == [
         (1, 0.15), (4, 0.25), (2, 0.45), (3, None),
     ]  # fmt: skip
     # 5 s of loading and 2 s of scoring in each of the two that have a result; 3 hits and a miss a step of 6, 2 and 4
     assert result["teacher"] == {"seconds": 14.0, "cache_hits": 36, "cache_misses": 12}
     console = Console(width=160, record=True, file=io.StringIO())
-    print_outcomes(console, study, directory.outcomes(), directory.path)
+    print_result(console, sweep_result, directory.path)
     text = console.export_text()
     rows = [line.split("│")[1:] for line in text.splitlines() if line.startswith("│")]
     assert [row[0].strip() for row in rows] == ["001", "004", "002", "003"]
@@ -197,7 +198,7 @@ def test_the_page_loads_nothing_and_shows_every_trial_and_setting(
 
 def test_a_page_can_be_written_before_anything_is_known(study: Study, directory: SweepDirectory) -> None:
     write_page(study, directory.outcomes(), directory.path)
-    directory.begin(study.planned()[0])
+    directory.begin(study.planned_trials()[0])
     write_page(study, directory.outcomes(), directory.path)
     assert "0 of 4 trials had ended" in (directory.path / "report.html").read_text()
 
@@ -205,18 +206,18 @@ def test_a_page_can_be_written_before_anything_is_known(study: Study, directory:
 def test_a_trial_takes_over_where_another_started_if_that_is_where_it_would(
     study: Study, directory: SweepDirectory
 ) -> None:
-    first, second, *_ = study.planned()
-    source = RunDirectory(study.run(first))
+    first, second, *_ = study.planned_trials()
+    source = RunDirectory(study.trial_config(first))
     start = source.path / "start"
     start.mkdir()
     (start / "arms.json").write_text(json.dumps({"GPTQ INT4": asdict(fidelity(0.5))}))
     (start / "weights.safetensors").write_bytes(b"weights")
-    own = RunDirectory(study.run(second))
-    inherit_start(study.run(second), own)
+    own = RunDirectory(study.trial_config(second))
+    inherit_start(study.trial_config(second), own)
     assert (own.path / "start" / "weights.safetensors").read_bytes() == b"weights"
     (event,) = [json.loads(line) for line in own.metrics.read_text().splitlines()]
     assert (event["event"], event["step"], event["arm"], event["kl_to_teacher"]) == ("eval", 0, "GPTQ INT4", 0.5)
-    other = study.run(Trial(number=9, settings={**first.settings, "quant.rule": "absmax"}))
+    other = study.trial_config(Trial(number=9, settings={**first.settings, "quant.rule": "absmax"}))
     alone = RunDirectory(other)
     inherit_start(other, alone)
     assert not (alone.path / "start").exists()
@@ -230,8 +231,8 @@ def test_a_trial_that_never_began_is_unknown_rather_than_an_error(tmp_path: Path
 
 
 def test_a_trial_s_configuration_is_a_run_of_its_own(study: Study) -> None:
-    trial = study.planned()[1]
-    run = study.run(trial)
+    trial = study.planned_trials()[1]
+    run = study.trial_config(trial)
     assert run.run_dir == study.base.run_dir / trial.name
     assert (run.distill.lmbda, run.distill.beta, run.eval.every) == (0.0, 0.5, 2)
     assert to_toml(run).count("name = ") == 2  # the run's and the model's
@@ -243,19 +244,19 @@ def test_why_a_trial_failed_is_told_and_kept(study: Study, directory: SweepDirec
 
     from rayqd.console.progress import Progress
     from rayqd.errors import DataError
-    from rayqd.sweep.callback import Telling
+    from rayqd.sweep.callback import SweepCallback
 
     file = tmp_path / "error.pkl"
     file.write_bytes(cloudpickle.dumps(RayTaskError("step", "traceback", DataError("row 3\n is broken"))))  # pyright: ignore[reportPrivateImportUsage]
     output = io.StringIO()
-    telling = Telling(Progress(Console(file=output, width=200), 8), directory, study, num_ended=0)
-    trial = study.planned()[0]
+    callback = SweepCallback(Progress(Console(file=output, width=200), 8), directory, study, num_ended=0)
+    trial = study.planned_trials()[0]
 
     class Failed:
-        config = telling.begin(trial)
+        config = callback.begin(trial)
         pickled_error_file = str(file)
 
-    telling.on_trial_error(trial=Failed)
+    callback.on_trial_error(trial=Failed)
     assert directory.errors() == {1: "row 3 is broken"}
     assert f"{trial.name} failed: row 3 is broken  (1 of 4 done)" in output.getvalue()
 

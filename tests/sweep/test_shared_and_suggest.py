@@ -7,8 +7,8 @@ import pytest
 
 from rayqd.config import Config
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.sweep.shared import Shared, data_key, teacher_key
-from rayqd.sweep.suggest import Listed, Optuna, Suggestions
+from rayqd.sweep.shared import SharedResources, data_key, teacher_key
+from rayqd.sweep.suggest import FixedTrials, OptunaTrials, SuggesterSearch
 from rayqd.sweep.trials import Trial
 
 
@@ -49,14 +49,14 @@ def test_a_teacher_is_started_once_and_goes_when_another_needs_its_room():
         told.append(f"start {trial.model.name} {num_before}")
         return [trial.model.name]
 
-    shared = Shared(lambda trial: trial.seed, start, lambda teacher: told.append(f"end {teacher}"))
+    shared = SharedResources(lambda trial: trial.seed, start, lambda teacher: told.append(f"end {teacher}"))
     a, b, c = (config(model={"name": name}) for name in "abc")
     assert shared.borrow_teachers(a) == shared.borrow_teachers(a) == ["a"]
     assert shared.borrow_teachers(b) == ["b"]  # a is in use
-    shared.give_teachers_back(a)
+    shared.return_teachers(a)
     shared.borrow_teachers(c)  # a is still in use, once
-    shared.give_teachers_back(a)
-    shared.give_teachers_back(b)
+    shared.return_teachers(a)
+    shared.return_teachers(b)
     assert shared.borrow_teachers(b) == ["b"]  # idle, and still there
     shared.borrow_teachers(config(model={"name": "d"}))
     assert told == ["start a 0", "start b 1", "start c 2", "end a", "start d 3"]
@@ -64,9 +64,15 @@ def test_a_teacher_is_started_once_and_goes_when_another_needs_its_room():
 
 def test_data_is_loaded_once():
     loaded: list[int] = []
-    shared = Shared(lambda trial: loaded.append(trial.seed) or trial.seed, lambda trial, num: [], print)
+    shared = SharedResources(lambda trial: loaded.append(trial.seed) or trial.seed, lambda trial, num: [], print)
     assert [shared.data(config(seed=seed)) for seed in (1, 1, 2, 1)] == [1, 1, 2, 1]
     assert loaded == [1, 2]
+
+
+def number(trial: Trial, key: str) -> float:
+    value = trial.settings[key]
+    assert isinstance(value, float)
+    return value
 
 
 def names(suggester: Any, count: int) -> list[Trial | None]:
@@ -75,8 +81,8 @@ def names(suggester: Any, count: int) -> list[Trial | None]:
 
 def test_a_refused_trial_is_passed_over():
     trials = [Trial(number=number, settings={"a": number}) for number in (1, 2, 3)]
-    suggestions = Suggestions(
-        Listed(trials), lambda trial: {"number": trial.number} if trial.number != 2 else None, "kl_to_teacher"
+    suggestions = SuggesterSearch(
+        FixedTrials(trials), lambda trial: {"number": trial.number} if trial.number != 2 else None, "kl_to_teacher"
     )
     assert [suggestions.suggest("x") for _ in range(3)] == [{"number": 1}, {"number": 3}, suggestions.FINISHED]
 
@@ -88,30 +94,30 @@ SPACE = SweepConfig(
 
 def test_optuna_learns_where_it_is_good():
     pytest.importorskip("optuna")
-    search = Optuna(SPACE, 60, ended=[], unfinished=[])
+    search = OptunaTrials(SPACE, 60, ended=[], unfinished=[])
     trials: list[Trial] = []
-    for number in range(60):
-        trial = search.next(str(number))
+    for i in range(60):
+        trial = search.next(str(i))
         assert trial is not None
         trials.append(trial)
-        assert trial.number == number + 1
+        assert trial.number == i + 1
         # Best near 1e-3 with lmbda 1, by orders of magnitude.
-        kl = abs(math.log10(trial.settings["learner.lr"]) + 3) + (1 - trial.settings["distill.lmbda"])
-        search.end(str(number), {"kl_to_teacher": kl, "training_iteration": 1}, failed=False)
+        kl = abs(math.log10(number(trial, "learner.lr")) + 3) + (1 - number(trial, "distill.lmbda"))
+        search.end(str(i), {"kl_to_teacher": kl, "training_iteration": 1}, failed=False)
     assert search.next("one more") is None
     late = trials[-20:]
     assert sum(trial.settings["distill.lmbda"] == 1.0 for trial in late) > 10  # a third of them by chance
-    assert sum(1e-4 < trial.settings["learner.lr"] < 1e-2 for trial in late) > 15  # half of them by chance
+    assert sum(1e-4 < number(trial, "learner.lr") < 1e-2 for trial in late) > 15  # half of them by chance
 
 
 def test_a_sweep_that_goes_on_first_ends_what_it_began_and_does_not_draw_the_same_again():
     pytest.importorskip("optuna")
-    first = names(Optuna(SPACE, 8, ended=[], unfinished=[]), 8)
-    assert first == names(Optuna(SPACE, 8, ended=[], unfinished=[]), 8)
+    first = names(OptunaTrials(SPACE, 8, ended=[], unfinished=[]), 8)
+    assert first == names(OptunaTrials(SPACE, 8, ended=[], unfinished=[]), 8)
     ended = [(first[0], 0.3), (first[2], 0.2)]
-    again = names(Optuna(SPACE, 8, ended=ended, unfinished=[first[1], first[3]]), 7)
+    again = names(OptunaTrials(SPACE, 8, ended=ended, unfinished=[first[1], first[3]]), 7)
     assert again[:2] == [first[1], first[3]]
     assert [trial.number for trial in again[2:-1]] == [5, 6, 7, 8]
     assert again[-1] is None
-    drawn_before = {trial.settings["learner.lr"] for trial in first[:4]}
-    assert drawn_before.isdisjoint(trial.settings["learner.lr"] for trial in again[2:-1])
+    drawn_before = {number(trial, "learner.lr") for trial in first[:4]}
+    assert drawn_before.isdisjoint(number(trial, "learner.lr") for trial in again[2:-1])

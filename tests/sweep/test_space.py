@@ -11,7 +11,16 @@ from rayqd.config import Config
 from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import ConfigError
-from rayqd.sweep.space import check_values, corners, drawn, grid, num_trials, point_of, settings_at, tune_space
+from rayqd.sweep.space import (
+    check_values,
+    corners,
+    count_trials,
+    enumerate_grid,
+    make_tune_space,
+    point_at,
+    sample_trials,
+    settings_at,
+)
 from rayqd.sweep.trials import Trial, value_label
 
 LR = Span(low=1e-5, high=1e-3, log=True)
@@ -25,7 +34,7 @@ def sweep_error(*flags: str) -> str:
 
 
 def test_a_grid_is_every_combination_once_and_the_last_setting_changes_fastest():
-    trials = grid({"learner.lr": [1e-4, 1e-3], "distill.lmbda": [0.0, 0.5, 1.0]})
+    trials = enumerate_grid({"learner.lr": [1e-4, 1e-3], "distill.lmbda": [0.0, 0.5, 1.0]})
     assert [trial.number for trial in trials] == [1, 2, 3, 4, 5, 6]
     assert [tuple(trial.settings.values()) for trial in trials] == list(
         itertools.product([1e-4, 1e-3], [0.0, 0.5, 1.0])
@@ -62,7 +71,7 @@ def test_a_number_s_label_reads_back_to_the_same_number(value):
 def test_ranges_and_lists_are_ray_tunes_own_samplers():
     from ray.tune.search.sample import Categorical, Float, Integer, LogUniform, Uniform
 
-    space = tune_space({
+    space = make_tune_space({
         "lr": LR,
         "decay": Span(low=0, high=0.1),
         "rank": RANK,
@@ -83,7 +92,9 @@ def test_ranges_and_lists_are_optunas_distributions():
     optuna = pytest.importorskip("optuna")
     from ray.tune.search.optuna import OptunaSearch
 
-    space = OptunaSearch.convert_search_space(tune_space({"learner.lr": LR, "adapter.rank": RANK, "x": ["a", "b"]}))
+    space = OptunaSearch.convert_search_space(
+        make_tune_space({"learner.lr": LR, "adapter.rank": RANK, "x": ["a", "b"]})
+    )
     assert space == {
         "learner.lr": optuna.distributions.FloatDistribution(1e-5, 1e-3, log=True),
         "adapter.rank": optuna.distributions.IntDistribution(4, 64),
@@ -94,14 +105,14 @@ def test_ranges_and_lists_are_optunas_distributions():
 def test_settings_and_points_are_each_other_s_inverse():
     over = {"learner.lr": LR, "adapter.rank": RANK, "adapter.targets": [["q_proj"], ["q_proj", "v_proj"]]}
     settings = {"learner.lr": 3.1e-4, "adapter.rank": 7, "adapter.targets": ["q_proj", "v_proj"]}
-    assert point_of(settings, over) == {"learner.lr": 3.1e-4, "adapter.rank": 7, "adapter.targets": 1}
-    assert settings_at(point_of(settings, over), over) == settings
+    assert point_at(settings, over) == {"learner.lr": 3.1e-4, "adapter.rank": 7, "adapter.targets": 1}
+    assert settings_at(point_at(settings, over), over) == settings
 
 
 def test_draws_lie_in_their_ranges_have_three_digits_and_depend_on_the_seed_alone():
     over = {"learner.lr": LR, "adapter.rank": RANK, "distill.lmbda": [0.0, 0.5, 1.0]}
-    trials = drawn(over, 200, seed=1)
-    assert trials == drawn(over, 200, seed=1) != drawn(over, 200, seed=2)
+    trials = sample_trials(over, 200, seed=1)
+    assert trials == sample_trials(over, 200, seed=1) != sample_trials(over, 200, seed=2)
     assert [trial.number for trial in trials] == list(range(1, 201))
     rates, ranks, lambdas = zip(*(trial.settings.values() for trial in trials), strict=True)
     assert all(1e-5 <= rate <= 1e-3 and float(f"{rate:.3g}") == rate for rate in rates)
@@ -113,7 +124,7 @@ def test_draws_lie_in_their_ranges_have_three_digits_and_depend_on_the_seed_alon
 
 
 def test_no_two_draws_are_alike_as_long_as_there_are_enough():
-    trials = drawn({"a.b": [1, 2], "a.c": [1, 2, 3]}, 6, seed=0)
+    trials = sample_trials({"a.b": [1, 2], "a.c": [1, 2, 3]}, 6, seed=0)
     assert len({tuple(trial.settings.values()) for trial in trials}) == 6
 
 
@@ -128,14 +139,14 @@ def test_no_two_draws_are_alike_as_long_as_there_are_enough():
     ],
 )
 def test_how_many_trials_there_are(sweep, expected):
-    assert num_trials(sweep) == expected
+    assert count_trials(sweep) == expected
 
 
 def test_more_trials_than_combinations_are_refused():
     with pytest.raises(ConfigError, match=r"there are only 4 combinations for 5 trials: set sweep.num_trials to 4"):
-        num_trials(SweepConfig(over={"a": [1, 2], "b": [1, 2]}, search="random", num_trials=5))
+        count_trials(SweepConfig(over={"a": [1, 2], "b": [1, 2]}, search="random", num_trials=5))
     with pytest.raises(ConfigError, match="the grid has 1,000,000 combinations"):
-        num_trials(SweepConfig(over={"a": list(range(1000)), "b": list(range(1000))}))
+        count_trials(SweepConfig(over={"a": list(range(1000)), "b": list(range(1000))}))
 
 
 def test_corners_are_values_with_both_ends_of_ranges():
@@ -167,4 +178,4 @@ def test_a_sweep_file_of_the_repository_holds_values_that_the_settings_take():
         if "[sweep" in path.read_text():
             config = load_sweep([f"@{path}"])
             check_values(config)
-            assert num_trials(config.sweep) > 1
+            assert count_trials(config.sweep) > 1

@@ -23,7 +23,7 @@ from rayqd.runs.environment import environment
 from rayqd.sweep.report.charts import draw_learning_curves, draw_parallel_coordinates, draw_setting
 from rayqd.sweep.report.marks import Marks
 from rayqd.sweep.report.tables import draw_heat_map, draw_trials, fold_errors
-from rayqd.sweep.results import best_toml, teacher_cost
+from rayqd.sweep.results import TeacherCost, format_best_toml
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Outcome, find_best, short_labels, value_label
 
@@ -106,11 +106,11 @@ def _header(shown: Page) -> Markup:
 
 def _figures(shown: Page) -> Markup:
     best = shown.best
-    cost = teacher_cost(shown.outcomes)
+    cost = TeacherCost.of(shown.outcomes)
     states = [sum(outcome.state == state for outcome in shown.outcomes) for state in ("stopped early", "failed")]
     short = [f"{count} {name}" for count, name in zip(states, ("stopped early", "failed"), strict=True) if count]
-    num_scores = cost["cache_hits"] + cost["cache_misses"]
-    cached = f", {cost['cache_hits'] / num_scores:.0%} of its scores were there already" if num_scores else ""
+    num_scores = cost.cache_hits + cost.cache_misses
+    cached = f", {cost.cache_hits / num_scores:.0%} of its scores were there already" if num_scores else ""
     cards: list[Figure] = []
     if best is not None and (value := best.metric(shown.study.sweep.metric)) is not None:
         cards.append(Figure(title=f"Best {shown.metric_title}", value=f"{value:.4f}", beside=_against_start(best)))
@@ -119,7 +119,7 @@ def _figures(shown: Page) -> Markup:
     num_ended = sum(outcome.ended for outcome in shown.outcomes)
     cards.append(Figure(title="Trials", value=str(num_ended), beside=", ".join(short) or "all to their end"))
     about_cost = f"work for all trials, with its loading{cached}"
-    cards.append(Figure(title="Teacher", value=duration(cost["seconds"]), beside=about_cost))
+    cards.append(Figure(title="Teacher", value=duration(cost.seconds), beside=about_cost))
     return page.figures(cards)
 
 
@@ -166,7 +166,7 @@ def _commands(shown: Page) -> Markup:
     parts: list[Markup] = []
     if shown.best:
         parts.append(page.code(f"rayqd distill @{shown.directory / 'best.toml'}"))
-        parts.append(page.details("best.toml", page.code(best_toml(shown.study, shown.best).rstrip())))
+        parts.append(page.details("best.toml", page.code(format_best_toml(shown.study, shown.best).rstrip())))
     again = f"rayqd sweep @{shown.directory / 'config.toml'} @{shown.directory / 'sweep.toml'}"
     parts.append(page.details("The sweep itself", page.code(again), page.code(sweep_toml(shown.study.sweep).rstrip())))
     parts.append(page.details("What all trials have in common", page.code(to_toml(shown.study.base).rstrip())))
