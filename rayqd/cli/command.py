@@ -9,7 +9,7 @@ from pathlib import Path
 from rayqd.cli.operands import Operand
 from rayqd.cli.options import Option, take_options
 from rayqd.config.arguments import Arguments, read_arguments
-from rayqd.config.load import unexpected
+from rayqd.config.load import describe_unexpected
 from rayqd.errors import ConfigError
 
 
@@ -42,6 +42,7 @@ class Command:
 
     @property
     def usage(self) -> str:
+        """The whole line, without `usage:`."""
         own = [*(operand.usage for operand in self.operands), *(f"[{option.usage}]" for option in self.options)]
         settings = ["[@file.toml ...]", "[--section.field VALUE ...]"] if self.takes_settings else []
         return " ".join(["rayqd", self.name, *own, *settings])
@@ -67,4 +68,4 @@ class Command:
             start += len(taken)
         if start < len(words):
             takes = f'unexpected argument "{words[start]}": rayqd {self.name} takes {start or "none"}'
-            raise ConfigError(unexpected(words[start]) if self.takes_settings else takes)
+            raise ConfigError(describe_unexpected(words[start]) if self.takes_settings else takes)

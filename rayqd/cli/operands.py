@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rayqd.config.files import missing
+from rayqd.config.toml import describe_missing
 from rayqd.errors import ConfigError
 
 
@@ -25,6 +25,7 @@ class Operand:
 
     @property
     def usage(self) -> str:
+        """How the usage line shows it: `RUN RUN...`, `[DIR]`."""
         if self.least == 0:
             return f"[{self.name}]"
         return " ".join([self.name] * self.least) + ("..." if self.most is None else "")
@@ -53,7 +54,7 @@ def existing_run(word: str, parts: Sequence[str]) -> Path:
         return fetch_run(word, cache_dir() / "runs", parts)
     path = Path(word)
     if not path.exists():
-        raise ConfigError(missing(path))
+        raise ConfigError(describe_missing(path))
     return path
 
 

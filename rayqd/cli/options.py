@@ -20,6 +20,7 @@ class Option:
 
     @property
     def usage(self) -> str:
+        """How it is written: `--out DIR`."""
         return f"--{self.name} {self.value}".rstrip()
 
 
@@ -44,7 +45,7 @@ def take_options(words: Sequence[str], options: Iterable[Option]) -> tuple[dict[
 
 
 def _value(word: str, option: Option, rest: list[str]) -> str:
-    """The value in `word`, `--out=DIR`, or else the next of the `rest`, which it leaves."""
+    """Return the value in `word`, `--out=DIR`, or else take the first of the `rest`."""
     _, has_value, text = word.partition("=")
     if not option.value:
         if has_value:

@@ -15,7 +15,7 @@ import yaml
 
 from rayqd.cluster.documents import NodeType, RayClusterSpec, RayUpFile, WorkerGroupSpec, YamlMapping, YamlValue
 from rayqd.cluster.nodes import NodeGroup, Nodes
-from rayqd.config.files import missing
+from rayqd.config.toml import describe_missing
 from rayqd.errors import ConfigError
 
 KUBERAY_KINDS = ("RayJob", "RayCluster")
@@ -60,7 +60,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
         with path.open(encoding="utf-8") as stream:
             roots = list(yaml.compose_all(stream, yaml.SafeLoader))
     except FileNotFoundError:
-        raise ConfigError(missing(path, ".yaml")) from None
+        raise ConfigError(describe_missing(path, ".yaml")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:

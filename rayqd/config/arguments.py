@@ -12,19 +12,23 @@ from rayqd.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
+    """A setting on the command line."""
+
     key: str  # "quant.group_size", also when written --quant.group-size
     text: str  # the value as written; "true" or "false" where a switch stood alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
+    """The words of a command line, sorted."""
+
     files: tuple[Path, ...]
     flags: tuple[Flag, ...]
     words: tuple[str, ...]  # neither file nor flag
 
 
 def read_arguments(parts: Sequence[str]) -> Arguments:
-    """Sorts `parts`. `@file` and `@ file`, `--key VALUE` and `--key=VALUE`, `--switch` and `--no-switch` are alike.
+    """Sort `parts`. `@file` and `@ file`, `--key VALUE` and `--key=VALUE`, `--switch` and `--no-switch` are alike.
 
     Raises ConfigError at a flag without a value, and at `@` without a file.
     """
@@ -54,7 +58,7 @@ def _flag(part: str, rest: list[str]) -> Flag:
     name, has_value, text = part[2:].partition("=")
     key = name.replace("-", "_")
     if key not in settings() and key.removeprefix("no_") in settings():
-        return _switched_off(part, key.removeprefix("no_"), has_value)
+        return _turn_off(part, key.removeprefix("no_"), has_value)
     if has_value:
         return Flag(key=key, text=text)
     if _is_switch(key) and not (rest and rest[0].lower() in ("true", "false")):
@@ -66,7 +70,7 @@ def _flag(part: str, rest: list[str]) -> Flag:
     return Flag(key=key, text="")
 
 
-def _switched_off(part: str, key: str, has_value: str) -> Flag:
+def _turn_off(part: str, key: str, has_value: str) -> Flag:
     if has_value or not _is_switch(key):
         raise ConfigError(f"flag {part}: must be --{key} VALUE; --no- turns off a switch and takes no value")
     return Flag(key=key, text="false")

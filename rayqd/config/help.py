@@ -9,12 +9,12 @@ from rayqd.config.settings import Group, Setting, groups, value_text
 
 
 def settings_help(width: int = 100) -> str:
-    """Every setting with its text, what it must be, and its default."""
+    """Return every setting with its text, what it must be, and its default."""
     return "\n".join(line for group in groups() for line in group_help(group, width))
 
 
 def group_help(group: Group, width: int = 100) -> Iterator[str]:
-    """The lines of one section, after an empty one."""
+    """Yield the lines of one section, after an empty one."""
     yield ""
     yield f"{group.name or 'run'}: {group.text}" if group.text else group.name
     for setting in group.settings:

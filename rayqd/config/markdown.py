@@ -42,7 +42,7 @@ except for those marked ↻: they change where and how fast it runs, not what co
 
 
 def settings_markdown() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([_HEAD, *(line for group in (*groups(), sweep_group()) for line in _section(group))]) + "\n"
 
 

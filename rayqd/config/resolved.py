@@ -9,7 +9,7 @@ from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.job import lasting_directory
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import AbsolutePath, HubIdOrPath, Marker, SameResult
-from rayqd.config.settings import Setting, groups, settings, settings_with, value_text
+from rayqd.config.settings import Setting, groups, nest_by_section, settings, settings_with, value_text
 
 
 def to_toml(config: Config) -> str:
@@ -70,10 +70,7 @@ def setting_value(config: Config, key: str) -> object:
 
 def with_values(config: Config, values: Mapping[str, object]) -> Config:
     """Return `config` with `values`, by dotted key, in place of its own, unchecked."""
-    tables: dict[str, dict[str, object]] = {}
-    for key, value in values.items():
-        section, _, leaf = key.rpartition(".")
-        tables.setdefault(section, {})[leaf] = value
+    tables = nest_by_section(values)
     top = tables.pop("", {})
     sections = {name: getattr(config, name).model_copy(update=table) for name, table in tables.items()}
     return config.model_copy(update=top | sections)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,6 +16,21 @@ from rayqd.config.sections import Config
 from rayqd.config.sections.markers import Marker
 
 M = TypeVar("M", bound=Marker)
+
+
+class _Schema(TypedDict, total=False):
+    """A field as pydantic describes it in JSON schema, as far as settings have need of it."""
+
+    type: str
+    format: str
+    anyOf: list[_Schema]
+    enum: list[str]
+    const: str
+    description: str
+    pattern: str
+    minimum: float
+    exclusiveMinimum: float
+    maximum: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +62,7 @@ class Group:
 
 @cache
 def groups() -> tuple[Group, ...]:
-    """Config's sections in their order, the settings outside of any first."""
+    """Return Config's sections in their order, the settings outside of any first."""
     top = group_of("", Config, Config.model_fields)
     sections = (
         group_of(name, section, section.model_fields, _markers(Config.model_fields[name]))
@@ -58,7 +73,7 @@ def groups() -> tuple[Group, ...]:
 
 @cache
 def settings() -> dict[str, Setting]:
-    """Every setting by its dotted key."""
+    """Return every setting by its dotted key."""
     return {setting.key: setting for group in groups() for setting in group.settings}
 
 
@@ -68,26 +83,36 @@ def settings_with(*kinds: type[Marker]) -> list[str]:
 
 
 def section_names() -> list[str]:
+    """Return the names of the sections in the order of Config."""
     return list(_sections())
 
 
-def nearest(key: str) -> str | None:
-    """The known key that somebody who wrote `key` most likely meant: same last part, else most alike; or None."""
+def settings_in(section: str) -> list[str]:
+    """Return the keys of the settings in `section`, those outside of any for "", none for what is no section."""
+    return [setting.key for group in groups() if group.name == section for setting in group.settings]
+
+
+def nest_by_section(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """Return `values`, by dotted key, as a table a section; those outside of any are in the table ""."""
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, _, leaf = key.rpartition(".")
+        tables.setdefault(section, {})[leaf] = value
+    return tables
+
+
+def nearest_setting(key: str) -> str | None:
+    """Return the key that somebody who wrote `key` most likely meant: same last part, else most alike; or None."""
     section, _, leaf = key.rpartition(".")
     same_leaf = [name for name in settings() if _leaf(name) == leaf]
     if same_leaf:
         return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
-    siblings = difflib.get_close_matches(leaf, [_leaf(name) for name in inside(section)], n=1, cutoff=0.6)
+    siblings = difflib.get_close_matches(leaf, [_leaf(name) for name in settings_in(section)], n=1, cutoff=0.6)
     if siblings:
         return f"{section}.{siblings[0]}" if section else siblings[0]
     by_leaf = {_leaf(name): name for name in settings()}
     like_leaf = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)]
     return next(iter(like_leaf + difflib.get_close_matches(key, settings(), n=1, cutoff=0.8)), None)
-
-
-def inside(section: str) -> list[str]:
-    """The keys of the settings in `section`, those outside of any for "", none for what is no section."""
-    return [setting.key for group in groups() if group.name == section for setting in group.settings]
 
 
 def _leaf(key: str) -> str:
@@ -106,7 +131,7 @@ def group_of(
     name: str, model: type[BaseModel], fields: Mapping[str, FieldInfo], markers: tuple[Marker, ...] = ()
 ) -> Group:
     """Return the settings that `fields` of `model` are, as a section called `name` that carries `markers` itself."""
-    schema = model.model_json_schema()["properties"]
+    schemas: Mapping[str, _Schema] = model.model_json_schema()["properties"]
     leaves = [field for field in fields if name or field not in _sections()]
     text = (model.__doc__ or "").strip()
     prefix = f"{name}." if name else ""
@@ -114,7 +139,7 @@ def group_of(
         name=name,
         text=text,
         settings=tuple(
-            _setting(prefix + leaf, schema[leaf], fields[leaf].default, (*_markers(fields[leaf]), *markers))
+            _setting(prefix + leaf, schemas[leaf], fields[leaf].default, (*_markers(fields[leaf]), *markers))
             for leaf in leaves
         ),
     )
@@ -124,15 +149,15 @@ def _markers(field: FieldInfo) -> tuple[Marker, ...]:
     return tuple(marker for marker in field.metadata if isinstance(marker, Marker))
 
 
-def _setting(key: str, schema: dict[str, Any], default: object, markers: tuple[Marker, ...]) -> Setting:
-    variants: list[dict[str, Any]] = schema.get("anyOf", [schema])
+def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, ...]) -> Setting:
+    variants = schema.get("anyOf", [schema])
     value = next(variant for variant in variants if variant.get("type") != "null")
     optional = len(variants) > 1
     choices = tuple(value.get("enum") or ([value["const"]] if "const" in value else []))
     return Setting(
         key=key,
         text=schema.get("description", ""),
-        kind="path" if value.get("format") == "path" else value["type"],
+        kind="path" if value.get("format") == "path" else value.get("type", ""),
         optional=optional,
         choices=choices,
         must_be=_must_be(value, choices) + (", or none" if optional else ""),
@@ -141,17 +166,17 @@ def _setting(key: str, schema: dict[str, Any], default: object, markers: tuple[M
     )
 
 
-def _must_be(schema: dict[str, Any], choices: tuple[str, ...]) -> str:
+def _must_be(schema: _Schema, choices: tuple[str, ...]) -> str:
     if choices:
         return ("one of " if len(choices) > 1 else "") + ", ".join(choices)
     nouns = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "array": "a list of names"}
-    noun = nouns.get(schema["type"], "a path" if schema.get("format") == "path" else "text")
+    noun = nouns.get(schema.get("type", ""), "a path" if schema.get("format") == "path" else "text")
     if "pattern" in schema:
         return f"{noun} of the form {schema['pattern']}"
     return f"{noun} {_range(schema)}".strip()
 
 
-def _range(schema: dict[str, Any]) -> str:
+def _range(schema: _Schema) -> str:
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high = schema.get("maximum")
     if low is not None and high is not None:
@@ -162,7 +187,7 @@ def _range(schema: dict[str, Any]) -> str:
 
 
 def value_text(value: object) -> str:
-    """`value` as TOML writes it; "none" for None, which TOML has no word for."""
+    """Write `value` as TOML does; "none" for None, which TOML has no word for."""
     if value is None:
         return "none"
     if isinstance(value, bool):

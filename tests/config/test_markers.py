@@ -18,7 +18,7 @@ from rayqd.config.sections.markers import (
     SameResult,
     UsersMachine,
 )
-from rayqd.config.settings import inside, settings, settings_with
+from rayqd.config.settings import settings, settings_in, settings_with
 from rayqd.config.sweep.fields import sweep_settings
 
 EXPECTED: dict[type[Marker], str] = {
@@ -46,7 +46,7 @@ EXPECTED: dict[type[Marker], str] = {
 
 def keys(names: str) -> set[str]:
     """The settings that `names` are, of which `section.*` are all in a section."""
-    return {key for name in names.split() for key in (inside(name[:-2]) if name.endswith(".*") else [name])}
+    return {key for name in names.split() for key in (settings_in(name[:-2]) if name.endswith(".*") else [name])}
 
 
 @pytest.mark.parametrize("marker", EXPECTED, ids=lambda marker: marker.__name__)

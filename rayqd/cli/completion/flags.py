@@ -58,7 +58,7 @@ def operand_value(command: Command) -> Value:
 
 
 def _paths(name: str) -> str:
-    """The kind of path that a name in the help, RUN_DIR or FILE, stands for."""
+    """Return the kind of path that a name in the help, RUN_DIR or FILE, stands for."""
     return DIRECTORIES if "DIR" in name or "RUN" in name else FILES if "FILE" in name else ""
 
 

@@ -36,7 +36,7 @@ def _zsh(commands: Sequence[Command]) -> Mapping[str, str]:
 
 
 def _values(commands: Sequence[Command], action: Callable[[Value], str]) -> dict[str, str]:
-    """The parts that bash and zsh have alike; `action` says how a shell completes a value."""
+    """Return the parts that bash and zsh have alike; `action` says how a shell completes a value."""
     values = [(f"'{c.name} {flag.name}'", flag.value) for c in commands for flag in command_flags(c)]
     values += [(f"*' {flag.name}'", flag.value) for flag in setting_flags()]
     words = [(c.name, operand_value(c)) for c in commands]
@@ -48,7 +48,7 @@ def _values(commands: Sequence[Command], action: Callable[[Value], str]) -> dict
 
 
 def _grouped(values: Sequence[tuple[str, Value | None]]) -> Iterator[tuple[Value, str]]:
-    """Each value with the patterns of the flags that take it."""
+    """Yield each value with the patterns of the flags that take it."""
     for value in dict.fromkeys(value for _, value in values if value):
         yield value, "|".join(pattern for pattern, other in values if other == value)
 

@@ -5,12 +5,12 @@ Defaults are those of the study this tool grew out of (Qwen3-4B, INT4, rank 32, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from rayqd.config.place import check_place
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import (
     AbsolutePath,
@@ -46,6 +46,8 @@ __all__ = [
     "TeacherConfig",
 ]
 
+_URI_OR_PATH = re.compile(r"[a-z][a-z0-9+.-]*://\S|[/~.]|[^:]*/")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$"
 
 
@@ -103,16 +105,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _storage_is_a_place(self) -> Config:
-        check_place(self.storage)
+    def _storage_is_uri_or_path(self) -> Config:
+        storage = self.storage
+        if storage is not None and not _URI_OR_PATH.match(storage):
+            raise ValueError(f"storage={storage} is no place: write s3://bucket/folder, gs://bucket/folder or /a/path")
+        if storage is not None and _PASSWORD.search(storage):
+            raise ValueError("storage has a password in it, which config.toml would show: leave it to the environment")
         return self
 
     @property
     def run_dir(self) -> Path:
+        """The directory of this run, absolute."""
         return (self.runs_dir / self.name).absolute()
 
     @property
     def teacher_name(self) -> str:
+        """The hub id or directory of the teacher, which is the model itself unless another is named."""
         return self.teacher.name or self.model.name
 
     @property
@@ -127,4 +135,5 @@ class Config(Section):
 
     @property
     def payload_cache_dir(self) -> Path:
+        """Where teachers' payloads are kept for later runs, absolute."""
         return (self.teacher.cache_dir or self.runs_dir / ".teacher-scores").absolute()

@@ -79,7 +79,7 @@ class RayConfig(Section):
         return self
 
     def selector(self, role: str) -> dict[str, str]:
-        """The labels that nodes of `role` must have, as Ray's label_selector."""
+        """Return the labels that nodes of `role` must have, as Ray's label_selector."""
         return {key: value for key, _, value in (label.partition("=") for label in self._labels(role))}
 
     def _labels(self, role: str) -> list[str]:

@@ -7,34 +7,35 @@ from collections.abc import Iterator, Mapping
 
 from pydantic_core import ErrorDetails
 
-from rayqd.config.load import Assignment
+from rayqd.config.load import Assignment, explain_value
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import ChangesHeldOut, NotSwept
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.config.settings import Setting, nearest, section_names, settings, value_text
+from rayqd.config.settings import Setting, nearest_setting, section_names, settings, value_text
 from rayqd.config.sweep.fields import OVER, sweep_settings
 
 _ONE_HELD_OUT = "all trials must be measured on the same rows"
 
 
-def unknown(each: Assignment) -> str | None:
-    """Why `each` is no setting of [sweep]."""
-    if each.key in sweep_settings() or each.key.startswith(OVER):
+def explain_unknown(assignment: Assignment) -> str | None:
+    """Say why a key is no setting of [sweep]; None where it is one."""
+    key, origin = assignment.key, assignment.origin
+    if key in sweep_settings() or key.startswith(OVER):
         return None
-    if each.key in ("sweep", "sweep.over"):
-        return f"{each.place}: is a section; set sweep.search, or sweep.over.learner.lr"
+    if key in ("sweep", "sweep.over"):
+        return f"{origin}: is a section; set sweep.search, or sweep.over.learner.lr"
     names = [*sweep_settings(), "sweep.over"]
-    near = difflib.get_close_matches(each.key, names, n=1)
+    near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-    return f"{each.place}: unknown setting {each.key}; {hint}"
+    return f"{origin}: unknown setting {key}; {hint}"
 
 
-def not_swept(key: str, config: Config) -> Iterator[str]:
-    """Why the trials of a sweep cannot differ in `key`."""
+def why_not_swept(key: str, config: Config) -> Iterator[str]:
+    """Yield why the trials of a sweep cannot differ in `key`; nothing where they can."""
     if key in section_names():
         yield f"{key} is a section; name a setting in it"
     elif key not in settings():
-        near = nearest(key)
+        near = nearest_setting(key)
         yield f"unknown setting {key}; " + (f"did you mean {near}?" if near else "`rayqd config` lists every setting")
     elif why := _why_never(settings()[key]):
         yield f"{key} cannot be swept: {why}"
@@ -51,36 +52,33 @@ def _why_never(setting: Setting) -> str | None:
     return None
 
 
-def explain(error: ErrorDetails, final: Mapping[str, Assignment], places: Mapping[str, str]) -> str:
-    """A value that [sweep] refuses."""
+def explain(error: ErrorDetails, final: Mapping[str, Assignment], origins: Mapping[str, str]) -> str:
+    """Say what is wrong with a value that [sweep] refuses."""
     location = [str(part) for part in error["loc"]]
     key = f"sweep.{location[0]}"
     if key in final:
-        near = difflib.get_close_matches(str(final[key].value), sweep_settings()[key].choices, n=1)
-        return (
-            f"{final[key].place}: must be {sweep_settings()[key].must_be}{f'; did you mean {near[0]}?' if near else ''}"
-        )
-    place, message = places[location[1]], error["msg"]
+        return explain_value(final[key], sweep_settings()[key])
+    origin, message = origins[location[1]], error["msg"]
     if message.startswith("Value error, "):
-        return f"{place}: {message.removeprefix('Value error, ')}"
-    return f"{place}: must be a list of values, or a range {{low = NUMBER, high = NUMBER, log = true}}"
+        return f"{origin}: {message.removeprefix('Value error, ')}"
+    return f"{origin}: must be a list of values, or a range {{low = NUMBER, high = NUMBER, log = true}}"
 
 
-def problems_of(sweep: SweepConfig, places: Mapping[str, str]) -> Iterator[str]:
-    """What does not go together in `sweep`, whose settings were given in `places`."""
+def find_problems(sweep: SweepConfig, origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield what does not go together in `sweep`; `origins` say where each swept setting was given."""
     if not sweep.over:
         yield "a sweep needs settings to try: [sweep.over] in its file, or --sweep.over.learner.lr 1e-4,3e-4"
     if sweep.search == "grid" and sweep.num_trials is not None:
         yield f"sweep.num_trials={sweep.num_trials}: a grid tries every combination; leave it out, or search at random"
     if sweep.scheduler == "asha" and "learner.steps" in sweep.over:
-        yield f'{places["learner.steps"]}: asha compares trials of one length; set sweep.scheduler = "none"'
+        yield f'{origins["learner.steps"]}: asha compares trials of one length; set sweep.scheduler = "none"'
     for key, dimension in sweep.over.items():
         if isinstance(dimension, Span):
             problem = _problem_of_span(key, sweep)
         else:
             problem = _problem_of_list([value_text(value) for value in dimension])
         if problem:
-            yield f"{places[key]}: {problem}"
+            yield f"{origins[key]}: {problem}"
 
 
 def _problem_of_span(key: str, sweep: SweepConfig) -> str | None:

@@ -8,20 +8,18 @@ from rayqd.config.sections.sweep import Span, SweepConfig
 from rayqd.config.settings import Group, Setting, group_of, settings
 
 OVER = "sweep.over."
-PARTS_OF_A_SPAN = tuple(Span.model_fields)
 
 
 @cache
 def sweep_group() -> Group:
-    """`over` excepted, whose names are those of all other settings."""
-    return group_of(
-        "sweep", SweepConfig, {name: field for name, field in SweepConfig.model_fields.items() if name != "over"}
-    )
+    """Return the settings of [sweep] but `over`, whose names are those of all other settings."""
+    fields = {name: field for name, field in SweepConfig.model_fields.items() if name != "over"}
+    return group_of("sweep", SweepConfig, fields)
 
 
 @cache
 def sweep_settings() -> dict[str, Setting]:
-    """By dotted key."""
+    """Return the settings of [sweep] by their dotted keys."""
     return {setting.key: setting for setting in sweep_group().settings}
 
 
@@ -30,7 +28,7 @@ def is_own(key: str) -> bool:
     return key == "sweep" or key.startswith("sweep.")
 
 
-def split(key: str) -> tuple[str, str]:
-    """`learner.lr.low` is the part `low` of the range of `learner.lr`; a part is "" where there is none."""
+def split_part(key: str) -> tuple[str, str]:
+    """Split `learner.lr.low` into the setting and the part `low` of its range; a part is "" where there is none."""
     setting, _, part = key.rpartition(".")
-    return (setting, part) if setting and part in PARTS_OF_A_SPAN and key not in settings() else (key, "")
+    return (setting, part) if setting and part in Span.model_fields and key not in settings() else (key, "")

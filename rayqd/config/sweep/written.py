@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rayqd.config.help import group_help
 from rayqd.config.sections.markers import SameResult
@@ -13,17 +12,15 @@ from rayqd.config.sweep.fields import OVER, sweep_group, sweep_settings
 
 
 def sweep_toml(sweep: SweepConfig) -> str:
-    """`sweep` as TOML that `load_sweep` reads back. Unset settings are left out."""
-    values = {key: getattr(sweep, key.removeprefix("sweep.")) for key in sweep_settings()}
-    lines = [
-        f"{key.removeprefix('sweep.')} = {value_text(value)}" for key, value in values.items() if value is not None
-    ]
+    """Return `sweep` as TOML that `load_sweep` reads back. Unset settings are left out."""
+    names = [key.removeprefix("sweep.") for key in sweep_settings()]
+    lines = [f"{name} = {value_text(value)}" for name in names if (value := getattr(sweep, name)) is not None]
     over = [f"{key} = {dimension_text(dimension)}" for key, dimension in sweep.over.items()]
     return "\n".join(["[sweep]", *lines, "", "[sweep.over]", *over]) + "\n"
 
 
-def dimension_text(dimension: Sequence[Any] | Span) -> str:
-    """A list, or a range, as TOML writes it."""
+def dimension_text(dimension: Sequence[object] | Span) -> str:
+    """Return a list, or a range, as TOML writes it."""
     if not isinstance(dimension, Span):
         return value_text(list(dimension))
     switches = [f"{name} = true" for name in ("log", "integer") if getattr(dimension, name)]
@@ -31,7 +28,7 @@ def dimension_text(dimension: Sequence[Any] | Span) -> str:
 
 
 def sweep_differences(old: SweepConfig, new: SweepConfig) -> list[str]:
-    """What differs and makes other trials, as "sweep.num_trials: 8 -> 16"."""
+    """Return what differs and makes other trials, as "sweep.num_trials: 8 -> 16"."""
     before, after = _texts(old), _texts(new)
     return [
         f"{key}: {before.get(key, 'not there')} -> {after.get(key, 'not there')}"
@@ -41,7 +38,7 @@ def sweep_differences(old: SweepConfig, new: SweepConfig) -> list[str]:
 
 
 def sweep_help() -> str:
-    """Every setting of [sweep], as `settings_help` has those of a run."""
+    """Return every setting of [sweep], as `settings_help` has those of a run."""
     return "\n".join(
         [
             *group_help(sweep_group()),

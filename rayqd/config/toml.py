@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from rayqd.errors import ConfigError
 
+TomlValue: TypeAlias = "str | int | float | bool | datetime | date | time | list[TomlValue] | TomlTable"
+TomlTable: TypeAlias = "dict[str, TomlValue]"
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of `path`. Raises ConfigError if it is missing, unreadable or no TOML."""
+
+def read_toml(path: Path) -> TomlTable:
+    """Read the tables of `path`. Raises ConfigError if it is missing, unreadable or no TOML."""
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        raise ConfigError(missing(path, ".toml")) from None
+        raise ConfigError(describe_missing(path, ".toml")) from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}:{line}: is not UTF-8 text, which TOML must be") from None
@@ -25,11 +29,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_syntax_error(path, str(error), text)) from None
+        raise ConfigError(_describe_syntax_error(path, str(error), text)) from None
 
 
-def missing(path: Path, suffix: str = "") -> str:
-    """What to say when `path` is not there: the names in its folder that are near, else those that end in `suffix`."""
+def describe_missing(path: Path, suffix: str = "") -> str:
+    """Say that `path` is not there, with the names in its folder that are near, else those that end in `suffix`."""
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: does not exist, nor does the folder {folder}"
@@ -42,8 +46,8 @@ def missing(path: Path, suffix: str = "") -> str:
     return f"{path}: does not exist; {hint} {', '.join(str(folder / name) for name in listed)}{'?' if near else ''}"
 
 
-def _syntax_error(path: Path, message: str, text: str) -> str:
-    found = re.search(r" \(at line (\d+), column \d+\)$", message)
-    line = found[1] if found else str(max(1, len(text.splitlines())))
+def _describe_syntax_error(path: Path, message: str, text: str) -> str:
+    position = re.search(r" \(at line (\d+), column \d+\)$", message)
+    line = position[1] if position else str(max(1, len(text.splitlines())))
     message = re.sub(r" \(at (line \d+, column \d+|end of document)\)$", "", message)
     return f"{path}:{line}: is not TOML: {message[:1].lower()}{message[1:]}"
