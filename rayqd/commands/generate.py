@@ -18,7 +18,7 @@ from rayqd.actors.connection import connect
 from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.resolved import setting_value, with_absolute_paths
-from rayqd.config.sections.markers import ChangesAnswers
+from rayqd.config.sections.markers import ChangesCompletions
 from rayqd.config.settings import settings_with
 from rayqd.console.generation_progress import WritingProgress
 from rayqd.console.progress import Progress, duration
@@ -172,7 +172,7 @@ def _settings(resolved: ResolvedModel, directory: Path, config: Config) -> dict[
     settings = {"model": Path(resolved.name).name, "weights": weights_digest(directory)[:16]}
     # Where somebody keeps a file does not matter: each row's prompt is compared with the data when the file is read.
     settings |= {"data.source": file.name if file else config.data.source}
-    return settings | {key: setting_value(config, key) for key in settings_with(ChangesAnswers)}
+    return settings | {key: setting_value(config, key) for key in settings_with(ChangesCompletions)}
 
 
 def _print_summary(console: Console, file: CompletionFile, prompts: Prompts, config: Config) -> None:

@@ -5,8 +5,8 @@ import pytest
 from rayqd.config.sections import markers
 from rayqd.config.sections.markers import (
     AbsolutePath,
-    ChangesAnswers,
     ChangesBenchmarks,
+    ChangesCompletions,
     ChangesHeldOut,
     Housekeeping,
     HubIdOrPath,
@@ -32,7 +32,7 @@ EXPECTED: dict[type[Marker], str] = {
     ChangesHeldOut: "seed data.source data.split data.on_bad_row data.max_length data.min_room",
     OnlyMeasured: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
-    ChangesAnswers: """
+    ChangesCompletions: """
         seed model.dtype data.split data.max_length data.min_room
         rollout.min_new_tokens rollout.max_new_tokens rollout.temperature""",
     RunIdentity: "name runs_dir",

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import (
     AbsolutePath,
-    ChangesAnswers,
+    ChangesCompletions,
     ChangesHeldOut,
     Housekeeping,
     IgnoredBy,
@@ -70,7 +70,7 @@ class Config(Section):
     storage: Annotated[str | None, AbsolutePath(lasting=True), SameResult()] = None
     """Where a run is kept beside its directory, as storage/name: s3://bucket/runs, gs://..., file:///..., or a path.
     From there it resumes on any machine, and no node needs a disk that others share."""
-    seed: Annotated[int, ChangesHeldOut(), ChangesAnswers()] = Field(default=42, ge=0)
+    seed: Annotated[int, ChangesHeldOut(), ChangesCompletions()] = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
     model: ModelConfig = ModelConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -130,7 +130,7 @@ class Config(Section):
 
     @property
     def is_on_policy(self) -> bool:
-        """Whether the student writes any of what it is trained on, so that there are rollout workers."""
+        """Whether the student samples any of what it is trained on, so that there are rollout workers."""
         return self.distill.lmbda > 0
 
     @property

@@ -1,4 +1,4 @@
-"""What all sections have in common."""
+"""The base class of all sections."""
 
 from __future__ import annotations
 

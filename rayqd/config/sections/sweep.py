@@ -1,4 +1,4 @@
-"""What a sweep tries, and how it looks for the best."""
+"""What a sweep varies, and how it searches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SweepConfig(Section):
     """Many runs that differ in a few settings, and which of them is best."""
 
     search: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination of the lists; random: drawn from lists and ranges; optuna: drawn too, and the more is
+    """grid: every combination of the lists; random: sampled from lists and ranges; optuna: sampled too, and the more is
     known, the nearer to what did well (TPE)."""
     num_trials: int | None = Field(default=None, ge=1)
     """Trials of random and optuna; none: 16, or as many as there can be. A grid has one a combination."""
@@ -51,6 +51,6 @@ class SweepConfig(Section):
     metric: Literal["kl_to_teacher", "perplexity"] = "kl_to_teacher"
     """What is to be small, on the held-out rows."""
     seed: int = Field(default=42, ge=0)
-    """Decides what is drawn. The seed of the trials is the setting `seed`, the same for all."""
+    """Decides what is sampled. The seed of the trials is the setting `seed`, the same for all."""
     over: Mapping[str, list[Any] | Span] = Field(default={})
     """Settings by their dotted names: a list of values, or {low, high, log, integer}."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rayqd.config.sections.base import Section
-from rayqd.config.sections.markers import ChangesAnswers, ChangesHeldOut, HubIdOrPath, SameResult
+from rayqd.config.sections.markers import ChangesCompletions, ChangesHeldOut, HubIdOrPath, SameResult
 
 
 class DataConfig(Section):
@@ -15,11 +15,13 @@ class DataConfig(Section):
 
     source: Annotated[str, ChangesHeldOut(), HubIdOrPath(only_files=True)] = "allenai/tulu-3-sft-mixture"
     """A .jsonl file, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
-    split: Annotated[str, ChangesHeldOut(), ChangesAnswers()] = "train"
+    split: Annotated[str, ChangesHeldOut(), ChangesCompletions()] = "train"
     """Split of a hub data set."""
-    max_length: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesAnswers()] = Field(default=1024, ge=64)
+    max_length: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(
+        default=1024, ge=64
+    )
     """Tokens of prompt and completion together; longer prompts are left out, longer completions too."""
-    min_room: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesAnswers()] = Field(default=32, ge=1)
+    min_room: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(default=32, ge=1)
     """A prompt must leave at least this many tokens for its completion."""
     on_bad_row: Annotated[Literal["auto", "error", "skip"], ChangesHeldOut()] = "auto"
     """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file
@@ -30,7 +32,7 @@ class DistillConfig(Section):
     """The objective."""
 
     lmbda: float = Field(default=1.0, ge=0, le=1)
-    """Share of each step's sequences that the student writes itself; 0 is off-policy, 1 on-policy. Kept exactly."""
+    """Share of each step's sequences that the student samples itself; 0 is off-policy, 1 on-policy. Kept exactly."""
     beta: float = Field(default=1.0, ge=0, le=1)
     """0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon."""
     temperature: float = Field(default=1.0, gt=0)
@@ -40,25 +42,25 @@ class DistillConfig(Section):
     function to second order, so a learning rate means the same at each beta; and towards 0 and 1 it becomes the forward
     and the reverse KL, where GKD's own would vanish."""
     seq_kd: bool = False
-    """Before training the teacher writes the completions of the off-policy share, which then trains on those instead
+    """Before training the teacher samples the completions of the off-policy share, which then trains on those instead
     of the data's own (sequence-level distillation). rollout.* says how it samples."""
 
 
 class RolloutConfig(Section):
-    """How the student writes."""
+    """How the student samples completions, and the workers that do."""
 
     num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Rollout workers; none are started when distill.lmbda is 0."""
-    min_new_tokens: Annotated[int, ChangesAnswers()] = Field(default=16, ge=0)
+    min_new_tokens: Annotated[int, ChangesCompletions()] = Field(default=16, ge=0)
     """No end of text before this many tokens."""
-    max_new_tokens: Annotated[int, ChangesAnswers()] = Field(default=128, ge=1)
-    """Completions are cut here."""
-    temperature: Annotated[float, ChangesAnswers()] = Field(default=1.0, ge=0)
-    """Of the sampling; 0 is greedy."""
+    max_new_tokens: Annotated[int, ChangesCompletions()] = Field(default=128, ge=1)
+    """Completions are cut after this many tokens."""
+    temperature: Annotated[float, ChangesCompletions()] = Field(default=1.0, ge=0)
+    """Of sampling; 0 is greedy."""
     max_staleness: int = Field(default=0, ge=0)
     """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
     max_concurrent: Annotated[int, SameResult()] = Field(default=64, ge=1)
-    """Completions that one worker writes at a time."""
+    """Completions that one worker samples at a time."""
     gpu_memory_utilization: Annotated[float | None, SameResult()] = Field(default=None, gt=0, le=1)
     """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
 
@@ -70,11 +72,11 @@ class RolloutConfig(Section):
 
 
 class LearnerConfig(Section):
-    """How the student learns."""
+    """The optimizer, its schedule, and the workers that compute its steps."""
 
     num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Ray Train workers; each takes its share of every step. With adapters every one has the whole student; with
-    adapter.kind none they divide weights, gradients and moments among them, so that models fit that fit on no GPU."""
+    adapter.kind none they shard weights, gradients and moments among them, so that models fit that fit on no GPU."""
     steps: int = Field(default=1000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=8, ge=1)
