@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rayqd.errors import ConfigError
-from rayqd.model import packed
 from rayqd.model.load import device, torch_dtype
+from rayqd.model.packed_attention import NAME as ATTENTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,5 +62,5 @@ def random_model(shape: str, dtype: str) -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SHAPES[shape])
     with device():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), attn_implementation=packed.NAME)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), attn_implementation=ATTENTION)
     return model.eval().requires_grad_(False)

@@ -20,10 +20,10 @@ from rayqd.bench.shapes import random_model
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.learner.learner import Learner
-from rayqd.model.layers import checkpoint_layers
+from rayqd.model.decoder_layers import checkpoint_layers
+from rayqd.model.fake_quantize import fake_quantize
 from rayqd.model.load import device, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
-from rayqd.model.rounding import rounded
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers
@@ -102,7 +102,7 @@ def _round_all(student: Student, config: Config) -> None:
         for layer in student.layers.values():
             low_rank = layer.low_rank if isinstance(layer, QATLoraLinear) else None
             weight = layer.weight if isinstance(layer, QATLinear) else layer.linear.weight
-            rounded(weight, low_rank, layer.grid)
+            fake_quantize(weight, low_rank, layer.grid)
 
 
 class _PlainLora:

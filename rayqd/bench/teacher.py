@@ -16,9 +16,9 @@ from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
+from rayqd.model.hidden_states import completion_states
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
 from rayqd.model.source import student_directory, teacher_directory
-from rayqd.model.states import completion_states
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
 from rayqd.teacher.payloads import HiddenSpec, LogitsSpec, PayloadSpec, SampledSpec, TopKSpec

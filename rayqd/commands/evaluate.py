@@ -100,7 +100,7 @@ class _Evaluation:
         plain = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
 
         def load() -> PreTrainedModel:
-            return Student(load_model(directory, config.model.dtype), plain, trainable=False).as_plain_model()
+            return Student(load_model(directory, config.model.dtype), plain, trainable=False).to_plain_model()
 
         name = untrained_arm("rtn", config.quant).name
         self._arms[name] = bench.scores(name, load, [*self._identity(directory), config.quant.model_dump_json()])
@@ -152,7 +152,7 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
         inside = config.adapter.model_copy(update={"placement": "inside"})
         student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
         student.load_state_dict(load_checkpoint(path)["student"])
-        return student.as_plain_model()
+        return student.to_plain_model()
     directory = directory_of(path)
     load = load_export if is_export(directory) else load_model
     return load(directory, config.model.dtype)

@@ -174,7 +174,8 @@ def _rows(run_dir: Path) -> Sequence[Mapping[str, Any]]:
 def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: Path, model: Any) -> list[Check]:
     grid = make_grid(config.quant, torch_dtype(config.model.dtype))
     if trained:
-        found = compare(model, trained.student.quantized(), trained.student.dense(), trained.student.grid)
+        student = trained.student
+        found = compare(model, student.quantized_layers(), student.dense_tensors(), student.grid)
         beside = f"step {trained.step}"
     else:
         parts = _exported_parts(run_dir, config)

@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
-from rayqd.model.load import common_vocabulary, context_length, load_tokenizer, skeleton
+from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
 
@@ -31,13 +31,13 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     What `trains` writes checkpoints, anything else an export alone.
     """
     directory = student_directory(config)
-    model = skeleton(directory)
+    model = load_meta_model(directory)
     quantizable_layers(model, config.quant)
     tokenizer = load_tokenizer(directory)
     teacher = teacher_directory(config)
     if config.teacher.name:
         _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
-    _payload_fits(config, len(tokenizer), common_vocabulary(directory, teacher))
+    _payload_fits(config, len(tokenizer), common_vocab_size(directory, teacher))
     _room(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rayqd.events import Fidelity
 from rayqd.losses import chunked_token_nll, generalized_jsd, total_variation
 from rayqd.losses.rows import chunk_size, slices
-from rayqd.model.states import by_tokens, completion_states, teacher_states
+from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
@@ -34,7 +34,7 @@ def student_fidelity(
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
     sums = torch.zeros(4, dtype=torch.float64)
-    for indices in by_tokens([s.rollout for s in heldout], max_tokens):
+    for indices in batch_by_tokens([s.rollout for s in heldout], max_tokens):
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()

@@ -22,7 +22,7 @@ def digests(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) 
 
     Collective: `gather` returns the full tensor of a sharded weight.
     """
-    return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized(gather)}
+    return {name: digest(student.grid.dequantize(quantized)) for name, quantized in student.quantized_layers(gather)}
 
 
 def digest(values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.parts import Parts
 from rayqd.export.write import KINDS, Kind, kind_named
-from rayqd.model import packed
+from rayqd.model import packed_attention
 from rayqd.model.load import device, load_tokenizer, torch_dtype
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTraine
 def _loaded(directory: Path, kind: Kind, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": packed.NAME}
+    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": packed_attention.NAME}
     if kind == "gguf":
         options["gguf_file"] = next(directory.glob("*.gguf")).name
         options["quantization_config"] = GgufConfig(dequantize=True)

@@ -40,8 +40,8 @@ class Parts:
         return cls(
             config=student.model.config,
             generation_config=student.model.generation_config,
-            dense=student.dense(),
-            quantized=dict(student.quantized()),
+            dense=student.dense_tensors(),
+            quantized=dict(student.quantized_layers()),
             quant=quant,
             dtype=student.grid.dtype,
             tokenizer=load_tokenizer(source),

@@ -59,5 +59,5 @@ def finish(
 
 def help_to_finish(learner: Learner, heldout: Heldout) -> None:
     """What `finish` needs of the other workers, in its order: their rows of the weights, and of the forward passes."""
-    deque(learner.student.quantized(), maxlen=0)
+    deque(learner.student.quantized_layers(), maxlen=0)
     heldout.student(learner.student)

@@ -14,9 +14,9 @@ from rayqd.errors import ModelError
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
-from rayqd.model.layers import compile_layers
+from rayqd.model.decoder_layers import compile_layers
+from rayqd.model.hidden_states import batch_by_tokens, completion_states
 from rayqd.model.sharding import full_tensor, shard_like
-from rayqd.model.states import by_tokens, completion_states
 from rayqd.model.student import Student
 from rayqd.types import Rollout, ScoredRollout
 
@@ -66,7 +66,7 @@ class Learner:
         """Step number `step`, on this worker's `share` of a batch that trains `num_loss_tokens` over all workers."""
         self.optimizer.zero_grad(set_to_none=False)
         loss = torch.zeros((), device=self.student.head.device)
-        microbatches = by_tokens([s.rollout for s in share], self.settings.microbatch_tokens)
+        microbatches = batch_by_tokens([s.rollout for s in share], self.settings.microbatch_tokens)
         num_rounds = self._num_rounds(len(microbatches))
         for indices in microbatches:
             loss += self._backward([share[i] for i in indices], num_loss_tokens)

@@ -67,7 +67,7 @@ def weights_on_the_wire(student: Student, config: Config) -> dict[str, WireTenso
     """What rollout workers lack: the codes, and where training starts from AWQ the norms and biases that it moved."""
     if config.quant.init != "awq":
         return packed_codes(student)
-    moved = {name: to_wire(tensor) for name, tensor in student.dense().items() if tensor.dim() == 1}
+    moved = {name: to_wire(tensor) for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
     return packed_codes(student) | moved
 
 
@@ -75,7 +75,7 @@ def packed_codes(student: Student) -> dict[str, WireTensor]:
     """The student's quantized weights as they travel: 4-bit codes and scales under compressed-tensors names."""
     return {
         f"{name}.{key}": to_wire(tensor)
-        for name, quantized in student.quantized()
+        for name, quantized in student.quantized_layers()
         for key, tensor in pack(quantized, student.quant.format).items()
     }
 

@@ -19,7 +19,7 @@ from rayqd.losses import (
     sampled_reverse_kl,
     topk_generalized_jsd,
 )
-from rayqd.model.states import teacher_states
+from rayqd.model.hidden_states import teacher_states
 from rayqd.model.wire import from_wire
 from rayqd.types import HiddenPayload, LogitsPayload, SampledPayload, ScoredRollout, TopKPayload
 

@@ -18,24 +18,24 @@ from rayqd.quant.nvfp4 import NVFP4Grid, choose_tensor_scale
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 # How far weights may grow before their largest group saturates. It costs nothing: the scales under it are floats too.
-ROOM = 2
+HEADROOM = 2
 
 
-def layer_grids(linears: Mapping[str, nn.Linear], grid: Grid) -> dict[str, Grid]:
-    """The grid of each layer, by its name; layers that are fused have one and the same."""
+def assign_grids(linears: Mapping[str, nn.Linear], grid: Grid) -> dict[str, Grid]:
+    """Return the grid of each layer by its name; layers that are fused share one. Raises ModelError at inf or nan."""
     if not isinstance(grid, NVFP4Grid):
         return dict.fromkeys(linears, grid)
     largest: dict[tuple[str, ...], Tensor] = {}
     for name, linear in linears.items():
         amax = _absmax(linear.weight, name)
-        key = fused_with(name)
+        key = fused_layer_names(name)
         largest[key] = torch.maximum(largest[key], amax) if key in largest else amax
-    shared = {key: NVFP4Grid(grid.dtype, choose_tensor_scale(amax) * ROOM) for key, amax in largest.items()}
-    return {name: shared[fused_with(name)] for name in linears}
+    shared = {key: NVFP4Grid(grid.dtype, choose_tensor_scale(amax) * HEADROOM) for key, amax in largest.items()}
+    return {name: shared[fused_layer_names(name)] for name in linears}
 
 
-def fused_with(name: str) -> tuple[str, ...]:
-    """The names of the layers that an engine computes at once with the layer `name`, itself included."""
+def fused_layer_names(name: str) -> tuple[str, ...]:
+    """Return the names of the layers that an engine fuses with the layer `name`, itself included."""
     parent, dot, leaf = name.rpartition(".")
     together = next((leaves for leaves in FUSED if leaf in leaves), (leaf,))
     return tuple(f"{parent}{dot}{leaf}" for leaf in together)

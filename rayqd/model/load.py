@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
-    """The causal language model of a checkpoint, in evaluation mode, on this process's device.
+    """Load the causal language model of a checkpoint, in evaluation mode, on this process's device.
 
-    Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits).
+    Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits). Raises
+    ModelError where the logits are not a plain product of hidden states and output head.
     """
     from transformers import AutoModelForCausalLM
 
-    from rayqd.model import packed
+    from rayqd.model import packed_attention
 
     with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch_dtype(dtype), attn_implementation=packed.NAME
+            directory, dtype=torch_dtype(dtype), attn_implementation=packed_attention.NAME
         )
     _check_head(model, directory)
     model.eval().requires_grad_(False)
@@ -33,8 +34,8 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     return model
 
 
-def skeleton(directory: Path) -> PreTrainedModel:
-    """The same model without weights (on the meta device): its layers' names and shapes, at no cost."""
+def load_meta_model(directory: Path) -> PreTrainedModel:
+    """Build the same model without weights (on the meta device): its layers' names and shapes, at no cost."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet_libraries(), torch.device("meta"):
@@ -42,6 +43,7 @@ def skeleton(directory: Path) -> PreTrainedModel:
 
 
 def load_tokenizer(directory: Path) -> Any:
+    """Load the fast tokenizer of a checkpoint, chat template included."""
     from transformers import AutoTokenizer
 
     with quiet_libraries():
@@ -49,48 +51,51 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def context_length(directory: Path) -> int:
-    """Tokens the model was made for, prompt and completion together."""
+    """Return how many tokens the model was made for, prompt and completion together."""
     from transformers import AutoConfig
 
     return int(AutoConfig.from_pretrained(directory).get_text_config().max_position_embeddings)
 
 
-def common_vocabulary(student: Path, teacher: Path) -> int:
-    """The ids that both checkpoints' heads have; models of one tokenizer may pad their heads to different sizes."""
+def common_vocab_size(student: Path, teacher: Path) -> int:
+    """Return how many ids both checkpoints' heads have: one tokenizer's models may pad them to different sizes."""
     from transformers import AutoConfig
 
-    return min(int(AutoConfig.from_pretrained(each).get_text_config().vocab_size) for each in (student, teacher))
+    configs = [AutoConfig.from_pretrained(directory).get_text_config() for directory in (student, teacher)]
+    return min(int(config.vocab_size) for config in configs)
 
 
 def output_head(model: PreTrainedModel) -> torch.Tensor:
-    """The output head's weight, [V, d]."""
+    """Return the output head's weight, [V, d]."""
     return model.get_output_embeddings().weight  # pyright: ignore
 
 
 def load_head(directory: Path, dtype: str) -> torch.Tensor:
-    """Only the output head of a checkpoint, [V, d]; tied heads are found at the embedding."""
+    """Load only the output head of a checkpoint, [V, d]; a tied one is the embedding. Raises ModelError without any."""
     from safetensors import safe_open
 
-    for wanted in ("lm_head.weight", "model.embed_tokens.weight"):
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
         for file in sorted(directory.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                if wanted in tensors.keys():  # noqa: SIM118 (not a dict)
-                    return tensors.get_tensor(wanted).to(torch_dtype(dtype))
+                if name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    return tensors.get_tensor(name).to(torch_dtype(dtype))
     raise ModelError(f"{directory} has neither lm_head.weight nor model.embed_tokens.weight; is it a language model?")
 
 
 def torch_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a setting's name, `bfloat16`."""
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def device() -> torch.device:
+    """Return where this process computes: its GPU if it has one; Ray gives a worker no more than that."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_head(model: PreTrainedModel, directory: Path) -> None:
-    """Hidden states carry the distribution exactly only if the logits are a plain matrix product."""
+    """Raise ModelError unless the logits are a plain matrix product: only then hidden states carry the distribution."""
     config, head = model.config.get_text_config(), model.get_output_embeddings()
     for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, setting, None) not in (None, 1, 1.0):

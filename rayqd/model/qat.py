@@ -15,9 +15,9 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rayqd.model.fake_quantize import merge
+from rayqd.model.fake_quantized_linear import FakeQuantizer, fake_quantized_linear, make_fake_quantizer
 from rayqd.model.low_rank import LowRank
-from rayqd.model.rounded_linear import Rounding, rounded_linear, rounding
-from rayqd.model.rounding import merged
 from rayqd.quant import Grid, Quantized
 
 
@@ -26,51 +26,54 @@ class QATLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, grid: Grid, *, trainable: bool) -> None:
         super().__init__()
-        self.rounding = rounding(grid)
+        self.quantizer = make_fake_quantizer(grid)
         weight = linear.weight.detach().float() if trainable else linear.weight.detach()
         self.weight = nn.Parameter(weight, requires_grad=trainable)
         self.bias = linear.bias
 
     @property
     def grid(self) -> Grid:
-        return self.rounding.grid
+        """Return the grid that the layer rounds on."""
+        return self.quantizer.grid
 
     def merged_weight(self) -> Tensor:
-        """What gets quantized, [N, K] in float32."""
+        """Return what gets quantized, [N, K] in float32."""
         return self.weight.detach().float()
 
-    def quantized(self, name: str) -> Quantized:
-        """Codes and scales of the moment; exactly what forward uses."""
+    def quantize(self, name: str) -> Quantized:
+        """Return the codes and scales of the moment, exactly what forward uses. `name` is for errors."""
         return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rounded_linear(x, self.weight, None, self.bias, self.rounding)
+        """Return x·Q(W)ᵀ + bias, [..., N] from [..., K]."""
+        return fake_quantized_linear(x, self.weight, None, self.bias, self.quantizer)
 
 
 class QATLoraLinear(PeftLoraLinear):
     """PEFT's LoRA layer that computes x·Q(W + s·BA)ᵀ. Initialization, scaling and file format are PEFT's."""
 
-    rounding: Rounding
+    quantizer: FakeQuantizer
     outside: bool  # the ablation: x·Q(W)ᵀ + s·xAᵀBᵀ
 
-    def set_rounding(self, grid: Grid, *, outside: bool = False, stops_saturated: bool = True) -> None:
-        """PEFT makes the layer without knowing of any rounding; nothing works before this."""
-        self.rounding, self.outside = rounding(grid, stops_saturated=stops_saturated), outside
+    def set_quantizer(self, grid: Grid, *, outside: bool = False, stops_saturated: bool = True) -> None:
+        """Finish what PEFT constructs without knowing of any grid; nothing works before this."""
+        self.quantizer, self.outside = make_fake_quantizer(grid, stops_saturated=stops_saturated), outside
 
     @property
     def grid(self) -> Grid:
-        return self.rounding.grid
+        """Return the grid that the layer rounds on."""
+        return self.quantizer.grid
 
     @property
     def linear(self) -> nn.Linear:
-        """The layer of the original model, frozen."""
+        """Return the layer of the original model, frozen."""
         linear = self.get_base_layer()
         assert isinstance(linear, nn.Linear)
         return linear
 
     @property
     def low_rank(self) -> LowRank:
-        """A [r, K], B [N, r] and s = alpha / r."""
+        """Return A [r, K], B [N, r] and s = alpha / r."""
         name = self.active_adapters[0]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         assert isinstance(a, Tensor)
@@ -78,18 +81,19 @@ class QATLoraLinear(PeftLoraLinear):
         return LowRank(a, b, self.scaling[name])
 
     def merged_weight(self) -> Tensor:
-        """What gets quantized, [N, K] in float32."""
+        """Return what gets quantized, [N, K] in float32."""
         with torch.no_grad():
-            return merged(self.linear.weight, self.low_rank, self.grid)
+            return merge(self.linear.weight, self.low_rank, self.grid)
 
-    def quantized(self, name: str) -> Quantized:
-        """Codes and scales of the moment; exactly what forward uses, unless the adapter is outside the rounding."""
+    def quantize(self, name: str) -> Quantized:
+        """Return the codes and scales of the moment, exactly what forward uses unless the adapter is outside."""
         return self.grid.quantize(self.merged_weight(), name=name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return x·Q(W + s·BA)ᵀ + bias, [..., N] from [..., K]; what else PEFT may pass is ignored."""
         weight, bias = self.linear.weight, self.linear.bias
         if not self.outside:
-            return rounded_linear(x, weight, self.low_rank, bias, self.rounding)
+            return fake_quantized_linear(x, weight, self.low_rank, bias, self.quantizer)
         a, b, scaling = self.low_rank
-        beside = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
-        return rounded_linear(x, weight, None, bias, self.rounding) + scaling * beside
+        low_rank_output = F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+        return fake_quantized_linear(x, weight, None, bias, self.quantizer) + scaling * low_rank_output

@@ -29,12 +29,12 @@ def local_directory(name: str, revision: str | None = None) -> Path:
     if name == EMBEDDED_NAME:
         gguf = _embedded_gguf()
         if gguf is not None:
-            return _converted(gguf)
+            return _convert_once(gguf)
         name = EMBEDDED_HUB_ID
     path = Path(name).expanduser()
     if path.exists() or name.startswith((".", "/", "~")):
-        return _complete(path)
-    return _complete(_downloaded(name, revision))
+        return _check_complete(path)
+    return _check_complete(_download(name, revision))
 
 
 def student_directory(config: Config) -> Path:
@@ -48,7 +48,7 @@ def teacher_directory(config: Config) -> Path:
 
 
 def cache_dir() -> Path:
-    """Where converted checkpoints are kept: $RAYQD_CACHE, else $XDG_CACHE_HOME/rayqd, else ~/.cache/rayqd."""
+    """Return where converted checkpoints are kept: $RAYQD_CACHE, else $XDG_CACHE_HOME/rayqd, else ~/.cache/rayqd."""
     if override := os.environ.get("RAYQD_CACHE"):
         return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayqd"
@@ -62,11 +62,11 @@ def _embedded_gguf() -> Path | None:
     return next(iter(sorted(Path(spec.origin).parent.glob("*.gguf"))), None)
 
 
-def _converted(gguf: Path) -> Path:
-    """The dense checkpoint made from `gguf`; no process ever sees half of it."""
+def _convert_once(gguf: Path) -> Path:
+    """Return the dense checkpoint made from `gguf`, once a machine; no process ever sees half of it."""
     target = cache_dir() / "models" / f"{EMBEDDED_NAME}-{gguf.stat().st_size}"
     if target.exists():
-        return _complete(target)
+        return _check_complete(target)
     with replace_directory(target, concurrent=True) as partial:
         _convert(gguf, partial)
     return target
@@ -91,7 +91,7 @@ def _convert(gguf: Path, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
-def _downloaded(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -110,7 +110,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _complete(directory: Path) -> Path:
+def _check_complete(directory: Path) -> Path:
     if not directory.is_dir():
         raise ModelError(f"model directory {directory} does not exist")
     if not (directory / "config.json").is_file():
@@ -129,7 +129,7 @@ def _complete(directory: Path) -> Path:
 
 
 def _check_size(file: Path) -> None:
-    """A safetensors file says in its header how long it must be (8-byte header length, header, data)."""
+    """Raise ModelError unless the file is as long as its header says (8-byte header length, header, data)."""
     if not file.is_file():
         raise ModelError(f"weights {file} are missing: the model is half downloaded; download it again")
     size = file.stat().st_size

@@ -9,7 +9,7 @@ import torch
 
 from rayqd.errors import ModelError
 from rayqd.model.load import output_head
-from rayqd.model.states import by_tokens, completion_states
+from rayqd.model.hidden_states import batch_by_tokens, completion_states
 from rayqd.teacher.payloads import HiddenSpec, PayloadSpec
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
@@ -48,7 +48,7 @@ class Teacher:
     def _compute(self, rollouts: Sequence[Rollout], spec: PayloadSpec) -> list[TeacherPayload | None]:
         head = output_head(self._model)
         payloads: dict[int, TeacherPayload | None] = {}
-        for indices in by_tokens(rollouts, self._max_batch_tokens):
+        for indices in batch_by_tokens(rollouts, self._max_batch_tokens):
             batch = [rollouts[i] for i in indices]
             states = completion_states(self._model, batch).split([rollout.num_loss_tokens for rollout in batch])
             for i, completion in zip(indices, states, strict=True):

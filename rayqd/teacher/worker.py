@@ -126,8 +126,8 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
     """Return a function that loads the real teacher, in the process that calls it."""
 
     def load() -> LoadedTeacher:
-        from rayqd.model.layers import compile_layers
-        from rayqd.model.load import common_vocabulary, load_model, output_head
+        from rayqd.model.decoder_layers import compile_layers
+        from rayqd.model.load import common_vocab_size, load_model, output_head
         from rayqd.model.source import student_directory, teacher_directory
         from rayqd.teacher.forward import Teacher
         from rayqd.teacher.payloads import payload_spec
@@ -137,7 +137,7 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
         model = load_model(directory, config.model.dtype)
         if config.model.compile and output_head(model).is_cuda:
             compile_layers(model)
-        spec = payload_spec(config, common_vocabulary(student, directory))
+        spec = payload_spec(config, common_vocab_size(student, directory))
         return LoadedTeacher(
             scorer=Teacher(model, config.teacher.max_batch_tokens, spec),
             spec=spec,

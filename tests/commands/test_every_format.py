@@ -133,7 +133,7 @@ def _student(config: Config, source: Path, version: int) -> Student:
 
 
 def _weights_of(student: Student) -> dict[str, Tensor]:
-    return {name: student.grid.dequantize(weight) for name, weight in student.quantized()}
+    return {name: student.grid.dequantize(weight) for name, weight in student.quantized_layers()}
 
 
 def _weights_that_arrived(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from rayqd.commands.quantize import quantize
 from rayqd.config.resolved import to_toml
 from rayqd.driver.preflight import check
 from rayqd.errors import ConfigError, RunError, StorageError
-from rayqd.model.load import skeleton
+from rayqd.model.load import load_meta_model
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.runs.directory import RunDirectory
@@ -163,7 +163,7 @@ def test_the_card_says_how_it_was_quantized_and_lists_no_settings_of_training(ti
 
 def test_it_needs_room_for_an_export_and_not_for_checkpoints(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(quant={"method": "rtn"}, adapter={"kind": "none"})
-    num_parameters = sum(p.numel() for p in skeleton(local_directory(config.model.name)).parameters())
+    num_parameters = sum(p.numel() for p in load_meta_model(local_directory(config.model.name)).parameters())
     monkeypatch.setattr("rayqd.driver.preflight.free_bytes", lambda path: 2 * num_parameters)
     run(config)
     with pytest.raises(StorageError, match="GiB for checkpoints and export and has"):

@@ -74,7 +74,7 @@ def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]
     student = StartingPoint(config).load_student(local_directory(config.model.name))
     student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     exported = read_quantized(run_dir / "export")
-    trained = dict(student.quantized())
+    trained = dict(student.quantized_layers())
     assert exported.keys() == trained.keys()
     assert len(trained) == 30 * 7
     for name, quantized in trained.items():

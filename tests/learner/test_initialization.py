@@ -43,5 +43,5 @@ def test_rollout_workers_get_the_norms_only_where_awq_moved_them(tiny_config: An
     config = tiny_config(quant={"init": "awq"})
     student = Student.load(tiny_model, config)
     more = weights_on_the_wire(student, config).keys() - packed_codes(student).keys()
-    assert more == {name for name in student.dense() if "norm" in name}
+    assert more == {name for name in student.dense_tensors() if "norm" in name}
     assert weights_on_the_wire(student, tiny_config()).keys() == packed_codes(student).keys()

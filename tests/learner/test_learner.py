@@ -64,7 +64,7 @@ def test_the_loss_is_trl_s_on_padded_rows_and_whole_logits(
     learner = make(tiny_model, config)
     dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     rounded = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    for name, quantized in learner.student.quantized():
+    for name, quantized in learner.student.quantized_layers():
         rounded.get_submodule(name).weight.data = learner.student.grid.dequantize(quantized)
     width = max(p + c for p, c in LENGTHS)
     ids, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)

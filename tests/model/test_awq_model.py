@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rayqd.config.sections import QuantConfig
 from rayqd.model.calibration import calibrate
 from rayqd.model.calibration.methods import AWQ
-from rayqd.model.calibration.producers import gain_offset
-from rayqd.model.calibration.statistics import input_statistics
+from rayqd.model.calibration.previous_op import detect_gain_offset
+from rayqd.model.calibration.statistics import collect_input_statistics
 from rayqd.model.load import load_model
 from rayqd.quant import make_grid, quantizable_layers
 from tests.model.calibrating import QUANT, kl_to, logits, quantized, sequences
@@ -62,7 +62,7 @@ def scale_all_layers(model: Any, quant: QuantConfig = QUANT) -> set[str]:
                 logits(model, ids)
 
         linears = {n: m for n, m in quantizable_layers(model, quant).items() if n.startswith(f"{names[layer]}.")}
-        AWQ(grid, clip=False)(layer, linears, input_statistics(layer, names, run))
+        AWQ(grid, clip=False)(layer, linears, collect_input_statistics(layer, names, run))
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
@@ -119,7 +119,7 @@ def test_what_a_norm_multiplies_by_is_found_out_or_left_alone() -> None:
     llama, gemma = LlamaRMSNorm(64).bfloat16(), GemmaRMSNorm(64).bfloat16()
     for norm in (llama, gemma):
         norm.weight.data = torch.randn(64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert (gain_offset(llama), gain_offset(gemma), gain_offset(Tanh())) == (0.0, 1.0, None)
+    assert (detect_gain_offset(llama), detect_gain_offset(gemma), detect_gain_offset(Tanh())) == (0.0, 1.0, None)
 
 
 def test_awq_is_nearer_to_the_dense_model_than_rounding_and_says_what_it_changed(tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.model.calibration import calibrate
-from rayqd.model.calibration.stream import HOST, home, moved
+from rayqd.model.calibration.layer_inputs import HOST, choose_storage, move_to
 from rayqd.model.load import load_model
 from rayqd.quant import make_grid, quantizable_layers
 from rayqd.quant.gptq import gptq
@@ -117,13 +117,13 @@ def test_gptq_on_a_format_it_does_not_know_is_one_clear_error(load: Callable[[],
 def test_hidden_states_wait_on_the_host_when_they_would_fill_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     gpu = torch.device("cuda")
-    assert [home(gpu, 250), home(gpu, 251), home(HOST, 10**9)] == [gpu, HOST, HOST]
+    assert [choose_storage(gpu, 250), choose_storage(gpu, 251), choose_storage(HOST, 10**9)] == [gpu, HOST, HOST]
 
 
 def test_moving_keywords_keeps_shared_tensors_shared_and_structure_as_it_is() -> None:
     table = torch.ones(2)
     keywords = [{"position_embeddings": (table, table), "lengths": [3, 4], "mask": None}, {"other": table}]
-    away = moved(keywords, torch.device("meta"), {})
+    away = move_to(keywords, torch.device("meta"), {})
     first = away[0]["position_embeddings"]
     assert isinstance(first, tuple)
     assert first[0] is first[1] is away[1]["other"]

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from torch import nn
 
 from rayqd.config.sections import QuantConfig
-from rayqd.model import rounding
+from rayqd.model.fake_quantize import COMPILER_OPTIONS, fake_quantize_sum_backward
 from rayqd.model.qat import QATLinear, QATLoraLinear
 from rayqd.quant import make_grid
 from rayqd.quant.int4 import Int4Grid
@@ -18,7 +18,7 @@ def lora_layer(rule: str, dtype: torch.dtype = torch.float32) -> QATLoraLinear:
     torch.manual_seed(3)
     linear = nn.Linear(64, 24, bias=True).to(dtype).requires_grad_(False)
     layer = QATLoraLinear(linear, "default", config=LoraConfig(r=4, lora_alpha=12), r=4, lora_alpha=12)
-    layer.set_rounding(make_grid(QuantConfig(group_size=32, rule=rule), dtype))  # type: ignore[arg-type]
+    layer.set_quantizer(make_grid(QuantConfig(group_size=32, rule=rule), dtype))  # type: ignore[arg-type]
     nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     layer.lora_A["default"].float()
     layer.lora_B["default"].float()
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_merged_weight_where_its_code_lets_them_throu
     rule: str, stops_saturated: bool
 ) -> None:
     layer = lora_layer(rule)
-    layer.set_rounding(layer.grid, stops_saturated=stops_saturated)
+    layer.set_quantizer(layer.grid, stops_saturated=stops_saturated)
     x = torch.randn(5, 7, 64, requires_grad=True)
     upstream = torch.randn(5, 7, 24)
     layer(x).backward(upstream)
@@ -96,7 +96,7 @@ def test_outside_the_rounding_the_adapter_is_merged_only_for_export() -> None:
     base = layer.grid.dequantize(layer.grid.quantize(layer.get_base_layer().weight))
     expected = base.double() + scaling * (b.double() @ a.double())
     torch.testing.assert_close(layer(torch.eye(64)).mT.double(), expected, rtol=1e-5, atol=1e-5)
-    exported = layer.grid.dequantize(layer.quantized("layer"))
+    exported = layer.grid.dequantize(layer.quantize("layer"))
     merged = layer.linear.weight.double() + scaling * (b.double() @ a.double())
     torch.testing.assert_close(exported, layer.grid.dequantize(layer.grid.quantize(merged.float())))
 
@@ -111,8 +111,8 @@ def test_the_compiled_rounding_has_the_bits_of_the_plain_one(rule: str, dtype: t
     grid = Int4Grid(64, dtype, rule)  # type: ignore[arg-type]
     weight, delta, grad = (torch.randn(48, 256, device=device) * 0.02 for _ in range(3))
     weight = weight.to(dtype)
-    function = torch.compile(rounding._rounded_backward, dynamic=True, options=rounding._COMPILER_OPTIONS)
+    function = torch.compile(fake_quantize_sum_backward, dynamic=True, options=COMPILER_OPTIONS)
     values, through = function(weight, 0.1 * delta, grid, grad.to(dtype))
-    plain_values, plain_through = rounding._rounded_backward(weight, 0.1 * delta, grid, grad.to(dtype))
+    plain_values, plain_through = fake_quantize_sum_backward(weight, 0.1 * delta, grid, grad.to(dtype))
     assert torch.equal(values, plain_values)
     assert torch.equal(through, plain_through)

@@ -43,7 +43,7 @@ def trained(source: Path, config: Config, seed: int) -> Student:
     for parameter in student.parameters().values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     if config.quant.init == "awq":
-        for tensor in student.dense().values():
+        for tensor in student.dense_tensors().values():
             if tensor.dim() == 1:
                 tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
     return student
@@ -71,7 +71,7 @@ def test_tensors_that_arrive_are_those_of_the_learners_forward_pass(name: str, t
     arrived = dict(form.tensors(weights_on_the_wire(student, config), torch.device("cpu")))
     expected = {f"{name}.weight": weight for name, weight in forward_weights(student).items()}
     if config.quant.init == "awq":
-        expected |= {name: tensor for name, tensor in student.dense().items() if tensor.dim() == 1}
+        expected |= {name: tensor for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
     assert arrived.keys() == expected.keys()
     for tensor_name, tensor in arrived.items():
         assert tensor.dtype == torch.bfloat16
@@ -184,9 +184,9 @@ def test_log_probabilities_follow_each_publish(engine: Any) -> None:
 def _logprobs(student: Student, source: Path, dtype: torch.dtype, ids: Tensor) -> Tensor:
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     own = model.state_dict()
-    for name, tensor in student.dense().items():
+    for name, tensor in student.dense_tensors().items():
         own[name].copy_(tensor)
-    for name, weight in student.quantized():
+    for name, weight in student.quantized_layers():
         own[f"{name}.weight"].copy_(student.grid.dequantize(weight))
     with torch.no_grad():
         logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)

@@ -40,7 +40,7 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
         generator = torch.Generator().manual_seed(1)
         for parameter in student.parameters().values():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-        for tensor in student.dense().values():
+        for tensor in student.dense_tensors().values():
             if tensor.dim() == 1:  # as AWQ moves the norms
                 tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
         engine.load_weights(weights_on_the_wire(student, config))
@@ -55,7 +55,7 @@ def request(**changes: Any) -> SamplingRequest:
 
 def test_every_norm_is_the_learners(published: Any) -> None:
     engine, student, _ = published
-    norms = {name: tensor for name, tensor in student.dense().items() if tensor.dim() == 1}
+    norms = {name: tensor for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
     own = dict(engine._model_runner.get_model().named_parameters())
     assert len(norms) == 5  # two a layer, and the last
     for name, tensor in norms.items():
@@ -64,7 +64,7 @@ def test_every_norm_is_the_learners(published: Any) -> None:
 
 def test_every_weight_in_the_kernel_is_the_learners(published: Any) -> None:
     engine, student, _ = published
-    expected = {name: student.grid.dequantize(q) for name, q in student.quantized()}
+    expected = {name: student.grid.dequantize(q) for name, q in student.quantized_layers()}
     checked = 0
     for name, module in engine._model_runner.get_model().named_modules():
         parent, _, leaf = name.rpartition(".")
@@ -89,7 +89,7 @@ def test_log_probabilities_equal_the_learners_to_16_bit_rounding(published: Any)
 
     served = torch.tensor(engine.prompt_logprobs(tokens))
     in_16_bit = learner_logprobs()
-    exact = {name: student.grid.dequantize(q).float() for name, q in student.quantized()}
+    exact = {name: student.grid.dequantize(q).float() for name, q in student.quantized_layers()}
     student.model.float()
     for name, layer in student.layers.items():
         layer.forward = torch.nn.Linear(*reversed(exact[name].shape), bias=False).requires_grad_(False).forward  # type: ignore[method-assign]

@@ -1,5 +1,5 @@
 """GPTQ and AWQ over a whole model, decoder layer by decoder layer."""
 
-from rayqd.model.calibration.layers import OnLayer, calibrate, check_method
+from rayqd.model.calibration.sequential import OnLayer, calibrate, check_method
 
 __all__ = ["OnLayer", "calibrate", "check_method"]

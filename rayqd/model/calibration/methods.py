@@ -1,4 +1,4 @@
-"""What a method does to one decoder layer, in place, once it is known what its linears are given."""
+"""The calibration methods: each changes one decoder layer in place, given the statistics of its linears' inputs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from rayqd.model.calibration.producers import Producer, producer_of
-from rayqd.model.calibration.statistics import Inputs
+from rayqd.model.calibration.previous_op import PreviousOp, find_previous_op
+from rayqd.model.calibration.statistics import InputStatistics
 from rayqd.quant import Grid
 from rayqd.quant.awq import clipped, scaled, search_scales
 from rayqd.quant.gptq import gptq
@@ -17,62 +17,69 @@ from rayqd.quant.int4 import Int4Grid
 
 
 class Method(Protocol):
-    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[Inputs]) -> None:
+    """A calibration method."""
+
+    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[InputStatistics]) -> None:
         """Change `layer` so that rounding `linears`, named as in the model, to nearest gives the method's result."""
         ...
 
 
 class GPTQ:
+    """GPTQ (Frantar et al. 2023) of each linear layer; see `rayqd.quant.gptq`."""
+
     def __init__(self, grid: Int4Grid, *, act_order: bool, damping: float) -> None:
         self._grid = grid
         self._act_order = act_order
         self._damping = damping
 
-    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[Inputs]) -> None:
+    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[InputStatistics]) -> None:
         """Rows are independent, so linears with the same inputs go together."""
-        for each in inputs:
-            together = [linear for name, linear in each.linears.items() if name in linears]
+        for statistics in inputs:
+            together = [linear for name, linear in statistics.linears.items() if name in linears]
             if not together:
                 continue
             rows = gptq(
                 torch.cat([linear.weight for linear in together]),
-                each.second_moment,
+                statistics.second_moment,
                 self._grid,
                 damping=self._damping,
                 act_order=self._act_order,
-                name=next(iter(each.linears)),
+                name=next(iter(statistics.linears)),
             )
             for linear, weight in zip(together, rows.split([len(m.weight) for m in together]), strict=True):
                 linear.weight.copy_(weight)
 
 
 class AWQ:
+    """AWQ (Lin et al. 2023): scales of input channels, then clipping; see `rayqd.quant.awq`."""
+
     def __init__(self, grid: Grid, *, clip: bool = True) -> None:
         self._grid = grid
         self._clip = clip
 
-    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[Inputs]) -> None:
-        for each in inputs:
-            producer = producer_of(each, layer)
-            if producer is not None:
-                self._scale(producer, each, linears)
+    def __call__(self, layer: nn.Module, linears: Mapping[str, nn.Linear], inputs: Sequence[InputStatistics]) -> None:
+        """Scale where the previous op allows it, and clip, in the order in which the layer computes."""
+        for statistics in inputs:
+            previous = find_previous_op(statistics, layer)
+            if previous is not None:
+                self._scale(previous, statistics, linears)
             if self._clip:
-                self._draw_in(each, linears)
+                self._clip_weights(statistics, linears)
 
-    def _scale(self, producer: Producer, inputs: Inputs, linears: Mapping[str, nn.Linear]) -> None:
-        """Moves scales from the producer to all that it feeds; only what is quantized decides which."""
+    def _scale(self, previous: PreviousOp, inputs: InputStatistics, linears: Mapping[str, nn.Linear]) -> None:
+        """Move scales from the previous op to all linears that read it; only those in `linears` decide which."""
         weights = [linear.weight for name, linear in inputs.linears.items() if name in linears]
         if not weights:
             return
-        scales = search_scales(weights, inputs.second_moment, inputs.magnitude, self._grid, producer.realized)
-        producer.divide(scales)
+        scales = search_scales(weights, inputs.second_moment, inputs.magnitude, self._grid, previous.round_scales)
+        previous.divide_outputs(scales)
         for linear in inputs.linears.values():
             linear.weight.copy_(scaled(linear.weight, scales))
         inputs.second_moment.div_(scales[:, None]).div_(scales)
         inputs.magnitude.div_(scales)
 
-    def _draw_in(self, inputs: Inputs, linears: Mapping[str, nn.Linear]) -> None:
-        """Not queries and keys, whose products decide: the reference found their outputs too sensitive."""
+    def _clip_weights(self, inputs: InputStatistics, linears: Mapping[str, nn.Linear]) -> None:
+        """Leave out queries and keys, whose products decide: the reference found their outputs too sensitive."""
         for name, linear in inputs.linears.items():
             if name in linears and not _is_query_or_key(name):
                 linear.weight.copy_(clipped(linear.weight, inputs.second_moment, self._grid))

@@ -1,4 +1,4 @@
-"""What the linears of one decoder layer are given, and by whom.
+"""Second moments and magnitudes of the inputs of one decoder layer's linears, and the norms that they come from.
 
 Shapes: T tokens, K input features.
 """
@@ -16,58 +16,64 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Inputs:
-    """One tensor that linears are given, summed up over all tokens."""
+class InputStatistics:
+    """Sums over all tokens of one tensor X [T, K] that linears read."""
 
-    linears: dict[str, nn.Linear]  # all that are given it, by their names in the model
+    linears: dict[str, nn.Linear]  # all that read it, by their names in the model
     norm: nn.Module | None  # whose output it is
     second_moment: Float[Tensor, "K K"]  # XᵀX
     magnitude: Float[Tensor, " K"]  # sum of |X|
 
 
 @dataclass(slots=True)
-class _Watch:
-    """Linears that are called one after the other with the same tensor share their sums."""
+class _Recorder:
+    """Linears that are called one after the other with the same tensor share their statistics."""
 
-    inputs: dict[str, Inputs] = field(default_factory=dict[str, Inputs])  # by the first linear that is given it
-    latest: tuple[str, Tensor] | None = None
-    normed: tuple[nn.Module, Tensor] | None = None  # the last norm's output
+    statistics: dict[str, InputStatistics] = field(default_factory=dict[str, InputStatistics])  # by the first linear
+    latest_input: tuple[str, Tensor] | None = None
+    latest_norm: tuple[nn.Module, Tensor] | None = None  # with its output
 
-    def linear(self, name: str, module: nn.Linear, x: Tensor) -> None:
-        if self.latest is None or self.latest[1] is not x:
-            self.latest = (name, x)
+    def record(self, name: str, module: nn.Linear, x: Tensor) -> None:
+        if self.latest_input is None or self.latest_input[1] is not x:
+            self.latest_input = (name, x)
             self._add(name, module, x)
-        self.inputs[self.latest[0]].linears[name] = module
+        self.statistics[self.latest_input[0]].linears[name] = module
 
     def _add(self, name: str, module: nn.Linear, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()
-        if name in self.inputs:
-            self.inputs[name].second_moment.addmm_(rows.mT, rows)
-            self.inputs[name].magnitude.add_(rows.abs().sum(0))
+        if name in self.statistics:
+            self.statistics[name].second_moment.addmm_(rows.mT, rows)
+            self.statistics[name].magnitude.add_(rows.abs().sum(0))
         else:
-            norm = self.normed[0] if self.normed is not None and self.normed[1] is x else None
-            self.inputs[name] = Inputs({name: module}, norm, rows.mT @ rows, rows.abs().sum(0))
+            norm = self.latest_norm[0] if self.latest_norm is not None and self.latest_norm[1] is x else None
+            self.statistics[name] = InputStatistics({name: module}, norm, rows.mT @ rows, rows.abs().sum(0))
 
 
-def input_statistics(layer: nn.Module, names: Mapping[nn.Module, str], run: Callable[[], None]) -> list[Inputs]:
-    """What `layer`'s linears are given while `run` sends the calibration sequences through it."""
-    watch = _Watch()
+def collect_input_statistics(
+    layer: nn.Module, names: Mapping[nn.Module, str], run: Callable[[], None]
+) -> list[InputStatistics]:
+    """Collect them from hooks in `layer` while `run` sends the calibration sequences through it.
 
-    def linear(module: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: watch.linear(names[module], module, args[0])
+    `names` are the modules' names in the model. Returns one entry for each tensor that linears read, in the order in
+    which the layer computes them.
+    """
+    recorder = _Recorder()
 
-    def norm(module: nn.Module, _: Any, output: Tensor) -> None:
-        watch.normed = (module, output)
+    def record_input(module: nn.Linear) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: recorder.record(names[module], module, args[0])
+
+    def record_norm(module: nn.Module, _: Any, output: Tensor) -> None:
+        recorder.latest_norm = (module, output)
 
     linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(linear(module)) for module in linears]
-    hooks += [module.register_forward_hook(norm) for module in layer.modules() if _is_norm(module)]
+    hooks = [module.register_forward_pre_hook(record_input(module)) for module in linears]
+    hooks += [module.register_forward_hook(record_norm) for module in layer.modules() if _is_norm(module)]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    return list(watch.inputs.values())
+    return list(recorder.statistics.values())
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ RULES = ["signed", "absmax", "asymmetric"]
 @pytest.mark.slow
 def test_the_kernel_computes_what_plain_torch_does() -> None:
     """In a process of its own: Triton's interpreter has to be chosen before anything imports Triton."""
-    cases = Path(__file__).with_name("rounding_kernel.py")
+    cases = Path(__file__).with_name("fake_quantize_kernel.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     ran = subprocess.run(
@@ -33,7 +33,7 @@ def test_the_kernel_computes_what_plain_torch_does() -> None:
 
 
 def test_the_kernel_takes_the_grids_it_knows() -> None:
-    from rayqd.model.rounding_triton import supports
+    from rayqd.model.fake_quantize_triton import supports
 
     def takes(grid: Grid) -> bool:
         return supports(torch.empty(8, 640), grid)
@@ -51,21 +51,21 @@ def compiled_for_h100(rule: str) -> tuple[str, int]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rayqd.model import rounding_triton
+    from rayqd.model import fake_quantize_triton
 
-    constants = {"RANK": 32, "RULE": rule, "GROUP": 128, "BLOCK_ROWS": rounding_triton.BLOCK_ROWS}
+    constants = {"RANK": 32, "RULE": rule, "GROUP": 128, "BLOCK_ROWS": fake_quantize_triton.BLOCK_ROWS}
     constants |= {"BLOCK_COLUMNS": 128, "BLOCK_RANK": 32}
-    constants |= {"PRECISION": rounding_triton.PRECISION, "CAST_TRUNCATES": False}
-    types = dict.fromkeys(rounding_triton._kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
+    constants |= {"PRECISION": fake_quantize_triton.PRECISION, "CAST_TRUNCATES": False}
+    types = dict.fromkeys(fake_quantize_triton._kernel.arg_names, "i32") | dict.fromkeys(constants, "constexpr")
     types |= dict.fromkeys(("weight", "values", "gradient"), "*bf16") | dict.fromkeys(("a", "b", "merged"), "*fp32")
     types["scaling"] = "fp32"
     names = list(types)
     source = ASTSource(
-        fn=rounding_triton._kernel,
+        fn=fake_quantize_triton._kernel,
         signature=types,
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    options = {"num_warps": rounding_triton.NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
+    options = {"num_warps": fake_quantize_triton.NUM_WARPS, "num_stages": 1, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     return compiled.asm["ptx"], compiled.metadata.shared
 
@@ -73,11 +73,13 @@ def compiled_for_h100(rule: str) -> tuple[str, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_compiled_for_an_h100_no_product_is_fused_into_a_sum_and_many_blocks_fit(rule: str) -> None:
-    from rayqd.model import rounding_triton
+    from rayqd.model import fake_quantize_triton
 
     ptx, shared_bytes = compiled_for_h100(rule)
     fused = ptx.count("fma.rn.f32")
-    weights_a_thread = rounding_triton.BLOCK_ROWS * rounding_triton.BLOCK_COLUMNS // (32 * rounding_triton.NUM_WARPS)
+    weights_a_thread = (
+        fake_quantize_triton.BLOCK_ROWS * fake_quantize_triton.BLOCK_COLUMNS // (32 * fake_quantize_triton.NUM_WARPS)
+    )
     assert fused == 4 * weights_a_thread  # the four of a division
     assert "div.full" not in ptx
     assert "div.approx" not in ptx

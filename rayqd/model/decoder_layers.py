@@ -1,4 +1,4 @@
-"""The decoder's layers: compiled, and without their activations.
+"""Decoder layers compiled by torch.compile, and with gradient checkpointing.
 
 Compiled, all that they compute between products and attention is a few kernels. Left to themselves norms, rotary
 embedding, gate and residuals take a third of a training step: some forty kernels a layer, each of which reads and
@@ -8,7 +8,7 @@ transformers rounds to 16 bits on the way is rounded here too; sums may be added
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
+_OPTIONS: dict[str, bool] = {"emulate_precision_casts": True}
 # Versions of a layer: of student and teacher, with gradients of its input, without (the first layer), without any.
 _MOST_VERSIONS = 64
 # Processes that compile a layer's dozen kernels; torch would start one for each core, in every role of the run.
@@ -26,11 +26,11 @@ _COMPILER_PROCESSES = 4
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Each decoder layer of `model`, when it is first called."""
+    """Have torch.compile compile each decoder layer of `model` when it is first called."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VERSIONS)
     inductor.compile_threads = min(inductor.compile_threads or _COMPILER_PROCESSES, _COMPILER_PROCESSES)
     for layer in decoder_layers(model):
-        vars(layer)["forward"] = torch.compile(layer.forward, dynamic=True, options=_OPTIONS)
+        vars(layer)["forward"] = torch.compile(layer.forward, dynamic=True, options={**_OPTIONS})
 
 
 def uncompile_layers(model: nn.Module) -> None:
@@ -50,4 +50,5 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that transformers checkpoints one by one, in the model's order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,8 +1,9 @@
 """The Triton kernel against plain torch: on a GPU if there is one, else in Triton's interpreter.
 
-`test_rounding_triton` starts this with pytest in a process of its own, since the interpreter has to be chosen before
-anything imports Triton (TRITON_INTERPRET=1). It adds a product up in another order than a tensor core does, and knows
-nothing of registers: what it proves is the arithmetic after the merge, the masks and the places. The rest a GPU proves.
+`test_fake_quantize_triton` starts this with pytest in a process of its own, since the interpreter has to be chosen
+before anything imports Triton (TRITON_INTERPRET=1). It adds a product up in another order than a tensor core does, and
+knows nothing of registers: what it proves is the arithmetic after the merge, the masks and the places. The rest a GPU
+proves.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from rayqd.model import rounding
+from rayqd.model import fake_quantize as dispatch
 from rayqd.model.low_rank import LowRank
 from rayqd.model.qat import QATLoraLinear
 from rayqd.quant.int4 import Int4Grid
@@ -32,15 +33,15 @@ def random_low_rank(rank: int, rows: int, columns: int) -> LowRank:
 
 def check(weight: Tensor, low_rank: LowRank | None, grid: Int4Grid) -> Tensor:
     """Values, codes and mask are those of the plain path for the same merged weight; returns that weight."""
-    from rayqd.model.rounding_triton import rounded
+    from rayqd.model.fake_quantize_triton import fake_quantize
 
-    once = rounded(weight, low_rank, grid, with_merged=True)
+    once = fake_quantize(weight, low_rank, grid, with_merged=True)
     plain, inside = grid.fake_quantize_with_mask(once.merged)
     assert torch.equal(once.values, plain)
     assert torch.equal(once.values, grid.dequantize(grid.quantize(once.merged)))
     upstream = torch.randn(weight.shape, device=DEVICE).to(weight.dtype)
     gradient = upstream.clone()
-    assert torch.equal(rounded(weight, low_rank, grid, gradient=gradient).values, once.values)
+    assert torch.equal(fake_quantize(weight, low_rank, grid, gradient=gradient).values, once.values)
     assert torch.equal(gradient, torch.where(inside, upstream, 0.0))
     return once.merged
 
@@ -98,11 +99,11 @@ def test_division_by_a_groups_scale_rounds_as_ieee_says(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_not_finite_stays_so(rule: str) -> None:
-    from rayqd.model.rounding_triton import rounded
+    from rayqd.model.fake_quantize_triton import fake_quantize
 
     weight = torch.randn(4, 128, device=DEVICE)
     weight[0, 3], weight[1, 5], weight[2, 7] = torch.nan, torch.inf, -torch.inf
-    values = rounded(weight, None, Int4Grid(32, torch.bfloat16, rule)).values
+    values = fake_quantize(weight, None, Int4Grid(32, torch.bfloat16, rule)).values
     assert not values[0, 3].isfinite()
     assert not values[1, 5].isfinite()
     assert not values[2, 7].isfinite()
@@ -112,16 +113,16 @@ def test_what_is_not_finite_stays_so(rule: str) -> None:
 @pytest.mark.parametrize("stops_saturated", [True, False])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_layer_trains_what_it_exports(rule: str, stops_saturated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rayqd.model import rounding_triton
+    from rayqd.model.fake_quantize_triton import fake_quantize
 
-    monkeypatch.setattr(rounding, "_kernel", lambda weight, grid: rounding_triton.rounded)
+    monkeypatch.setattr(dispatch, "_kernel", lambda weight, grid: fake_quantize)
     torch.manual_seed(3)
     linear = nn.Linear(128, 24, bias=False).requires_grad_(False)
     layer = QATLoraLinear(linear, "default", config=LoraConfig(r=4, lora_alpha=12), r=4, lora_alpha=12)
-    layer.set_rounding(Int4Grid(32, torch.float32, rule), stops_saturated=stops_saturated)
+    layer.set_quantizer(Int4Grid(32, torch.float32, rule), stops_saturated=stops_saturated)
     nn.init.normal_(layer.lora_B["default"].weight, std=0.02)
     layer.to(DEVICE)
-    assert torch.equal(layer(torch.eye(128, device=DEVICE)).mT, layer.grid.dequantize(layer.quantized("layer")))
+    assert torch.equal(layer(torch.eye(128, device=DEVICE)).mT, layer.grid.dequantize(layer.quantize("layer")))
 
     x = torch.randn(5, 7, 128, device=DEVICE, requires_grad=True)
     upstream = torch.randn(5, 7, 24, device=DEVICE)

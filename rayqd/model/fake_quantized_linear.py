@@ -1,13 +1,13 @@
-"""x·Q(W + s·BA)ᵀ and its gradients, as one function of autograd, and as two operators that a compiler leaves whole.
+"""x·Q(W + s·BA)ᵀ and its gradients: one autograd function, and two custom operators that torch.compile does not trace.
 
 Shapes: M rows of input, K inputs, N outputs, r rank. x is [..., K], W is [N, K], A is [r, K], B is [N, r].
 
 Q is computed anew in the backward pass: between the two, no second copy of the weights exists. With G = dYᵀX, zero
 where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights get their gradient too,
-G is never needed: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
+G is never made: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
 
-A compiler that saw into it would find Q computed twice from the same W, and keep it in between. Hence the operators,
-which only it calls: elsewhere they would cost more time on the CPU than the function does.
+A compiler that traced it would find Q computed twice from the same W, and keep it in between. Hence the operators,
+which only compiled code calls: elsewhere they would cost more time on the CPU than the function does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rayqd.model.fake_quantize import fake_quantize, fake_quantize_backward
 from rayqd.model.low_rank import LowRank
-from rayqd.model.rounding import rounded, rounded_backward
 from rayqd.quant import Grid
 
 
-class Rounding(NamedTuple):
-    """How a layer rounds: the grid, its number among all grids as an operator takes it, what happens at its limits."""
+class FakeQuantizer(NamedTuple):
+    """How a layer rounds: the grid, its number among all grids as an operator takes it, the gradient at its limits."""
 
     grid: Grid
     number: Tensor  # a scalar on the CPU; a compiler would take a plain number for a constant, one for each layer
@@ -35,20 +35,23 @@ class Rounding(NamedTuple):
 _GRIDS: list[Grid] = []
 
 
-def rounding(grid: Grid, *, stops_saturated: bool = True) -> Rounding:
+def make_fake_quantizer(grid: Grid, *, stops_saturated: bool = True) -> FakeQuantizer:
+    """Return the quantizer of a layer; one grid has one number in this process."""
     index = next((i for i, known in enumerate(_GRIDS) if known is grid), None)
     if index is None:
         index = len(_GRIDS)
         _GRIDS.append(grid)
-    return Rounding(grid, torch.tensor(index), stops_saturated)
+    return FakeQuantizer(grid, torch.tensor(index), stops_saturated)
 
 
-def rounded_linear(x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, how: Rounding) -> Tensor:
-    """x·Q(W + s·BA)ᵀ + bias, [..., N] in x's dtype; differentiable with respect to x, W, A and B."""
+def fake_quantized_linear(
+    x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, quantizer: FakeQuantizer
+) -> Tensor:
+    """Return x·Q(W + s·BA)ᵀ + bias, [..., N] in x's dtype; differentiable with respect to x, W, A and B."""
     a, b, scaling = low_rank or (None, None, 0.0)
     if torch.compiler.is_compiling():
-        return _forward_operator(x, weight, a, b, bias, scaling, how.number, how.stops_saturated)
-    return _RoundedLinear.apply(x, weight, a, b, bias, scaling, how.grid, how.stops_saturated)  # type: ignore[no-any-return]
+        return _forward_operator(x, weight, a, b, bias, scaling, quantizer.number, quantizer.stops_saturated)
+    return _FakeQuantizedLinear.apply(x, weight, a, b, bias, scaling, quantizer.grid, quantizer.stops_saturated)  # type: ignore[no-any-return]
 
 
 def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | None:
@@ -56,7 +59,7 @@ def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | N
 
 
 def _forward(x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, grid: Grid) -> Tensor:
-    return F.linear(x, rounded(weight, low_rank, grid).to(x.dtype), bias)
+    return F.linear(x, fake_quantize(weight, low_rank, grid).to(x.dtype), bias)
 
 
 def _backward(
@@ -68,25 +71,25 @@ def _backward(
     stops_saturated: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients with respect to x, W, A and B; those not `wanted` may be None."""
+    """Return the gradients with respect to x, W, A and B; those not `wanted` may be None."""
     grad_weight = grad_a = grad_b = None
     if not any(wanted[1:]):
-        values = rounded(weight, low_rank, grid)
+        values = fake_quantize(weight, low_rank, grid)
     elif low_rank is not None and not stops_saturated:
-        values = rounded(weight, low_rank, grid)
-        grad_a, grad_b = low_rank.gradients(x, grad)
+        values = fake_quantize(weight, low_rank, grid)
+        grad_a, grad_b = low_rank.gradients_from_output(x, grad)
     else:
         grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
-        values, through = rounded_backward(weight, low_rank, grid, grad_values)
+        values, through = fake_quantize_backward(weight, low_rank, grid, grad_values)
         if low_rank is None:
             grad_weight = through.to(weight.dtype)
         else:
-            grad_a, grad_b = low_rank.gradients_of_weight(through)
+            grad_a, grad_b = low_rank.gradients_from_weight(through)
     grad_x = grad @ values.to(grad.dtype) if wanted[0] else None
     return grad_x, grad_weight, grad_a, grad_b
 
 
-class _RoundedLinear(torch.autograd.Function):
+class _FakeQuantizedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
@@ -111,7 +114,7 @@ class _RoundedLinear(torch.autograd.Function):
         return *_backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted), *(None,) * 4
 
 
-@torch.library.custom_op("rayqd::rounded_linear", mutates_args=())
+@torch.library.custom_op("rayqd::fake_quantized_linear", mutates_args=())
 def _forward_operator(
     x: Tensor,
     weight: Tensor,
@@ -131,7 +134,7 @@ def _(x: Tensor, weight: Tensor, *_others: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op("rayqd::rounded_linear_backward", mutates_args=())
+@torch.library.custom_op("rayqd::fake_quantized_linear_backward", mutates_args=())
 def _backward_operator(
     grad: Tensor,
     x: Tensor,
@@ -143,16 +146,16 @@ def _backward_operator(
     stops_saturated: bool,
     wanted: list[bool],
 ) -> list[Tensor]:
-    """The wanted gradients with respect to x, W, A and B, in this order."""
+    """Return the wanted gradients with respect to x, W, A and B, in this order."""
     low_rank = _low_rank(a, b, scaling)
-    found = _backward(grad, x, weight, low_rank, _GRIDS[int(grid)], stops_saturated, wanted)
-    return [each.contiguous() for each, wants in zip(found, wanted, strict=True) if wants and each is not None]
+    gradients = _backward(grad, x, weight, low_rank, _GRIDS[int(grid)], stops_saturated, wanted)
+    return [g.contiguous() for g, is_wanted in zip(gradients, wanted, strict=True) if is_wanted and g is not None]
 
 
 @_backward_operator.register_fake
 def _(_grad: Tensor, x: Tensor, weight: Tensor, a: Tensor | None, b: Tensor | None, *others: Any) -> list[Tensor]:
     inputs = zip((x, weight, a, b), others[-1], strict=True)
-    return [each.new_empty(each.shape) for each, wants in inputs if wants and each is not None]
+    return [t.new_empty(t.shape) for t, is_wanted in inputs if is_wanted and t is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -165,8 +168,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _operator_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, a, b, grid = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
-    found = iter(_backward_operator(grad, x, weight, a, b, ctx.scaling, grid, ctx.stops_saturated, wanted))
-    return *(next(found) if wants else None for wants in wanted), *(None,) * 4
+    gradients = iter(_backward_operator(grad, x, weight, a, b, ctx.scaling, grid, ctx.stops_saturated, wanted))
+    return *(next(gradients) if is_wanted else None for is_wanted in wanted), *(None,) * 4
 
 
 _forward_operator.register_autograd(_operator_gradients, setup_context=_save)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from rayqd.config import Config
-from rayqd.model.layers import checkpoint_layers, compile_layers, decoder_layers, uncompile_layers
+from rayqd.model.decoder_layers import checkpoint_layers, compile_layers, decoder_layers, uncompile_layers
+from rayqd.model.fake_quantized_linear import fake_quantized_linear, make_fake_quantizer
 from rayqd.model.low_rank import LowRank
-from rayqd.model.rounded_linear import rounded_linear, rounding
 from rayqd.model.student import Student
 from rayqd.quant.int4 import Int4Grid
 
@@ -101,18 +101,18 @@ def test_a_checkpointed_layer_is_in_training_and_its_dropout_is_not(tiny_model: 
 def test_the_operators_are_what_torch_asks_of_one(rank: int | None, stops_saturated: bool) -> None:
     """torch.library.opcheck: schema, shapes without data, autograd's registration, and tracing with dynamic shapes."""
     torch.manual_seed(0)
-    how = rounding(Int4Grid(32, torch.float32, "signed"), stops_saturated=stops_saturated)
+    quantizer = make_fake_quantizer(Int4Grid(32, torch.float32, "signed"), stops_saturated=stops_saturated)
     x = torch.randn(1, 5, 64, requires_grad=True)
     weight = torch.randn(48, 64, requires_grad=rank is None)
     a = b = None
     if rank is not None:
         a, b = torch.randn(rank, 64, requires_grad=True), torch.randn(48, rank, requires_grad=True)
-    operator = torch.ops.rayqd.rounded_linear.default
-    torch.library.opcheck(operator, (x, weight, a, b, None, 0.5, how.number, stops_saturated))
+    operator = torch.ops.rayqd.fake_quantized_linear.default
+    torch.library.opcheck(operator, (x, weight, a, b, None, 0.5, quantizer.number, stops_saturated))
     low_rank = LowRank(a, b, 0.5) if a is not None and b is not None else None
-    inputs = [each for each in (x, weight, a, b) if each is not None and each.requires_grad]
-    expected = rounded_linear(x, weight, low_rank, None, how)
-    actual = operator(x, weight, a, b, None, 0.5, how.number, stops_saturated)
+    inputs = [t for t in (x, weight, a, b) if t is not None and t.requires_grad]
+    expected = fake_quantized_linear(x, weight, low_rank, None, quantizer)
+    actual = operator(x, weight, a, b, None, 0.5, quantizer.number, stops_saturated)
     assert torch.equal(actual, expected)
     upstream = torch.randn(expected.shape)
     for one, other in zip(
@@ -123,5 +123,5 @@ def test_the_operators_are_what_torch_asks_of_one(rank: int | None, stops_satura
 
 def test_one_grid_has_one_number() -> None:
     grid, other = Int4Grid(32, torch.float32, "signed"), Int4Grid(64, torch.float32, "signed")
-    assert rounding(grid).number == rounding(grid).number
-    assert rounding(grid).number != rounding(other).number
+    assert make_fake_quantizer(grid).number == make_fake_quantizer(grid).number
+    assert make_fake_quantizer(grid).number != make_fake_quantizer(other).number

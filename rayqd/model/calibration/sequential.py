@@ -1,4 +1,4 @@
-"""The loop over decoder layers: each is calibrated on the outputs of the quantized layers before it.
+"""Sequential calibration: each decoder layer is calibrated on the outputs of the quantized layers before it.
 
     tokens ─► embedding ─► layer 0 as it is: its linears' inputs ─► method ─► layer 0 quantized ─► layer 1 ...
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
+from rayqd.model.calibration.layer_inputs import LayerInputs
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
-from rayqd.model.calibration.statistics import input_statistics
-from rayqd.model.calibration.stream import Stream
+from rayqd.model.calibration.statistics import collect_input_statistics
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.int4 import Int4Grid
 from rayqd.types import IntArray
@@ -49,33 +49,33 @@ def calibrate(
     Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
     list of decoder layers.
     """
-    apply = _method(method, quant, grid)
+    calibrate_layer = _make_method(method, quant, grid)
     if not any(len(ids) for ids in sequences):
         raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
     layers = _decoder_layers(model, method)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     quantizable = quantizable_layers(model, quant)
-    stream = Stream(model, layers, sequences, max_batch_tokens)
+    inputs = LayerInputs(model, layers, sequences, max_batch_tokens)
     changed: set[str] = set()
     for i, layer in enumerate(layers):
         linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
         before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-        apply(layer, linears, input_statistics(layer, names, lambda i=i: stream.run(i)))
+        calibrate_layer(layer, linears, collect_input_statistics(layer, names, lambda i=i: inputs.run(i)))
         after = layer.state_dict().items()
         changed |= {f"{names[layer]}.{name}" for name, tensor in after if not torch.equal(tensor, before[name])}
         if i + 1 < len(layers):
-            _advance(stream, i, linears, grid)
+            _advance_quantized(inputs, i, linears, grid)
         on_layer(i + 1, len(layers))
     return changed
 
 
 def check_method(method: str, quant: QuantConfig) -> None:
-    """Raises ConfigError when `method` cannot round to the format."""
+    """Raise ConfigError when `method` cannot round to the format."""
     if method == "gptq" and quant.format != "int4":
         raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
 
 
-def _method(method: str, quant: QuantConfig, grid: Grid) -> Method:
+def _make_method(method: str, quant: QuantConfig, grid: Grid) -> Method:
     check_method(method, quant)
     if method == "awq":
         return AWQ(grid)
@@ -83,12 +83,12 @@ def _method(method: str, quant: QuantConfig, grid: Grid) -> Method:
     return GPTQ(grid, act_order=quant.act_order, damping=quant.damping)
 
 
-def _advance(stream: Stream, index: int, linears: dict[str, nn.Linear], grid: Grid) -> None:
-    """The hidden states go through the layer with the values of its codes."""
+def _advance_quantized(inputs: LayerInputs, index: int, linears: dict[str, nn.Linear], grid: Grid) -> None:
+    """Advance through the layer with its quantized weights, and give it back those that it had."""
     continuous = {name: linear.weight.clone() for name, linear in linears.items()}
     for name, linear in linears.items():
         linear.weight.copy_(grid.dequantize(grid.quantize(linear.weight, name=name)))
-    stream.advance(index)
+    inputs.advance(index)
     for name, linear in linears.items():
         linear.weight.copy_(continuous[name])
 

@@ -45,19 +45,21 @@ RULES = ("signed", "absmax", "asymmetric")
 INTERPRETED = triton.knobs.runtime.interpret
 
 
-class Rounded(NamedTuple):
+class FakeQuantized(NamedTuple):
+    """What one call of the kernel wrote."""
+
     values: Tensor  # [N, K] in the grid's dtype
     merged: Tensor  # [N, K] float32 if asked for, else empty
 
 
 def supports(weight: Tensor, grid: Grid) -> bool:
-    """Whether `rounded` knows the grid; for others there is the compiled path."""
+    """Return whether `fake_quantize` knows the grid; for others there is the compiled path."""
     if not isinstance(grid, Int4Grid) or grid.rule not in RULES or not weight.is_floating_point():
         return False
     return grid.quant_group_size in GROUP_SIZES and weight.shape[1] % grid.quant_group_size == 0
 
 
-def rounded(
+def fake_quantize(
     weight: Tensor,
     low_rank: LowRank | None,
     grid: Int4Grid,
@@ -65,8 +67,11 @@ def rounded(
     with_merged: bool = False,
     gradient: Tensor | None = None,
     precision: str = PRECISION,
-) -> Rounded:
-    """Q(W + s·BA), or Q(W). `gradient`, [N, K] and contiguous, is set to zero in place where the code saturated."""
+) -> FakeQuantized:
+    """Return Q(W + s·BA), or Q(W).
+
+    `gradient`, [N, K] and contiguous, is set to zero in place where the code saturated.
+    """
     weight = weight.contiguous()
     num_rows, num_columns = weight.shape
     values = torch.empty_like(weight, dtype=grid.dtype)
@@ -101,7 +106,7 @@ def rounded(
             num_stages=1,
             enable_fp_fusion=False,
         )
-    return Rounded(values, merged)
+    return FakeQuantized(values, merged)
 
 
 @triton.jit(do_not_specialize=["with_merged", "with_gradient"])
@@ -148,16 +153,18 @@ def _kernel(
     if with_merged:
         tl.store(merged + start_of_tile + offsets, weights, mask=here)
     groups = tl.reshape(weights, [BLOCK_ROWS * BLOCK_COLUMNS // GROUP, GROUP])
-    on_grid, inside = _round_groups(groups, RULE, GROUP, values.dtype.element_ty, CAST_TRUNCATES)
-    tl.store(values + start_of_tile + offsets, tl.reshape(on_grid, [BLOCK_ROWS, BLOCK_COLUMNS]), mask=here)
+    quantized, inside = _quantize_groups(groups, RULE, GROUP, values.dtype.element_ty, CAST_TRUNCATES)
+    tl.store(values + start_of_tile + offsets, tl.reshape(quantized, [BLOCK_ROWS, BLOCK_COLUMNS]), mask=here)
     if with_gradient:  # only the few saturated ones are written, none is read
         saturated = tl.reshape(inside, [BLOCK_ROWS, BLOCK_COLUMNS]) == 0
         tl.store(gradient + start_of_tile + offsets, 0.0, mask=here & saturated)
 
 
 @triton.jit
-def _round_groups(groups, RULE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
-    """Values in DTYPE, and 1 where the code was not clamped, of [G, g] float32; see quant.int4 for the arithmetic."""
+def _quantize_groups(
+    groups, RULE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr
+):
+    """Return values in DTYPE of [G, g] float32, and 1 where the code was not clamped; quant.int4 has the arithmetic."""
     zero_points = 0.0
     if RULE == "signed":
         divisor = _divisor(_signed_extreme(groups, GROUP) * -0.125, DTYPE, CAST_TRUNCATES)
@@ -166,16 +173,16 @@ def _round_groups(groups, RULE: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.con
     else:
         low, high = tl.minimum(tl.min(groups, 1), 0.0), tl.maximum(tl.max(groups, 1), 0.0)
         divisor = _divisor(tl.math.div_rn(high - low, 15.0), DTYPE, CAST_TRUNCATES)
-        zero_points = _clamped(-8.0 - _round_half_even(tl.math.div_rn(low, divisor)))[:, None]
-    codes = _round_half_even(_divided(groups, divisor)) + zero_points
-    steps = _clamped(codes)
+        zero_points = _clamp(-8.0 - _round_half_even(tl.math.div_rn(low, divisor)))[:, None]
+    codes = _round_half_even(_divide(groups, divisor)) + zero_points
+    steps = _clamp(codes)
     inside = (steps == codes).to(tl.int8)
-    return _to((steps - zero_points) * divisor[:, None], DTYPE, CAST_TRUNCATES), inside
+    return _cast((steps - zero_points) * divisor[:, None], DTYPE, CAST_TRUNCATES), inside
 
 
 @triton.jit
 def _signed_extreme(groups, GROUP: tl.constexpr):
-    """The element of largest magnitude in each group, the first of equals."""
+    """Return the element of largest magnitude in each group, the first of equals."""
     magnitudes = tl.abs(groups)
     largest = tl.max(magnitudes, 1)
     places = 2 * tl.arange(0, GROUP)[None, :] + (groups < 0).to(tl.int32)  # the lowest bit is the sign
@@ -185,14 +192,14 @@ def _signed_extreme(groups, GROUP: tl.constexpr):
 
 @triton.jit
 def _divisor(scales, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
-    """Scales rounded to DTYPE, in float32 again; a zero group divides by 1 instead."""
-    stored = _to(scales, DTYPE, CAST_TRUNCATES).to(tl.float32)
+    """Return scales rounded to DTYPE, in float32 again; a zero group divides by 1 instead."""
+    stored = _cast(scales, DTYPE, CAST_TRUNCATES).to(tl.float32)
     return tl.where(stored == 0, 1.0, stored)
 
 
 @triton.jit
-def _divided(groups, divisor):
-    """groups / divisor[:, None] as IEEE rounds it, wherever the quotient is 2^-12 or more and rounds to a code but 0.
+def _divide(groups, divisor):
+    """Return groups / divisor[:, None] as IEEE rounds it, where that is 2^-12 or more and its code is not 0.
 
     A third of the instructions of one division each: the group's reciprocal, correctly rounded, and two Newton steps,
     whose remainders are exact. The first leaves less than a unit in the last place, and from there the second one gives
@@ -211,19 +218,19 @@ def _divided(groups, divisor):
 
 @triton.jit
 def _round_half_even(x):
-    """Of |x| < 2^22, zeros become +0.0. From 2^23 to 2^24 float32 holds whole numbers only, so adding rounds to one."""
+    """Round |x| < 2^22, zeros to +0.0. From 2^23 to 2^24 float32 holds whole numbers only, so adding rounds."""
     return (x + 12582912.0) - 12582912.0  # 1.5 · 2^23
 
 
 @triton.jit
-def _clamped(codes):
-    """To -8..7; nan stays nan."""
+def _clamp(codes):
+    """Clamp to -8..7; nan stays nan."""
     return tl.minimum(tl.maximum(codes, -8.0, tl.PropagateNan.ALL), 7.0, tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _to(x, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
-    """Rounded half to even. A GPU's cast does that; that of Triton's interpreter cuts bfloat16 off."""
+def _cast(x, DTYPE: tl.constexpr, CAST_TRUNCATES: tl.constexpr):
+    """Cast, rounding half to even. A GPU's cast does that; that of Triton's interpreter cuts bfloat16 off."""
     if CAST_TRUNCATES and DTYPE == tl.bfloat16:  # noqa: SIM300
         bits = x.to(tl.uint32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

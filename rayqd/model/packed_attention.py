@@ -1,0 +1,99 @@
+"""Attention over packed sequences, laid end to end: no padding anywhere, and no sequence attends to another.
+
+transformers hands every keyword it does not know down to the attention function, so `make_keywords` reach it from the
+model's call. All other layers work token by token and need not know where a sequence ends.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from inspect import signature
+from itertools import accumulate
+from typing import Any, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rayqd.errors import ModelError
+
+NAME = "rayqd_packed"  # as transformers' `attn_implementation`
+# torch 2.12 and later want to hear that heads of a query share a key's; 2.11 just does it.
+_HAS_GQA = "enable_gqa" in signature(varlen_attn).parameters
+_varlen_attn = partial(varlen_attn, enable_gqa=True) if _HAS_GQA else varlen_attn  # pyright: ignore[reportCallIssue]
+
+
+class PackedKeywords(TypedDict, total=False):
+    """What a model's call needs beside the token ids and positions of packed sequences."""
+
+    lengths: list[int]  # of the sequences, in tokens
+    cu_seqlens: Tensor  # [sequences + 1] int32: where each starts, and where the last one ends
+    max_seqlen: int
+
+
+def make_keywords(lengths: list[int], model: nn.Module) -> PackedKeywords:
+    """Return the keywords for a call of `model` on sequences of `lengths`: for FlashAttention where it is used."""
+    first = next(model.parameters())
+    if not _uses_flash(first):
+        return {"lengths": lengths}
+    return {"cu_seqlens": _cumulate(tuple(lengths), first.device), "max_seqlen": max(lengths)}
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    lengths: list[int] | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally within each of the sequences that `make_keywords` described; without them, within the whole.
+
+    Shapes: query [1, heads, sum of lengths, width], key and value the same with their own heads; returns
+    [1, sum of lengths, heads, width] and no attention weights. Raises ModelError for a batch, a mask, or a sequence
+    longer than the sliding window.
+    """
+    num_tokens = query.shape[2]
+    if attention_mask is not None or len(query) > 1:
+        raise ModelError("packed attention takes one row without a mask")
+    max_seqlen = max_seqlen or max(lengths or [num_tokens])
+    if sliding_window is not None and max_seqlen > sliding_window:
+        raise ModelError(
+            f"a sequence of {max_seqlen} tokens is longer than the model's attention window of {sliding_window}: "
+            f"set data.max_length + rollout.max_new_tokens to {sliding_window} or less"
+        )
+    if _uses_flash(query):
+        if cu_seqlens is None:
+            cu_seqlens = _cumulate(tuple(lengths or [num_tokens]), query.device)
+        return _flash_attention(query, key, value, cu_seqlens, max_seqlen, settings.get("scaling")), None
+    lengths = lengths or [num_tokens]
+    settings["is_causal"] = True
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **settings)[0] for q, k, v in parts], dim=1), None
+
+
+def _uses_flash(tensor: Tensor) -> bool:
+    return tensor.is_cuda and tensor.dtype != torch.float32
+
+
+def _flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+) -> Tensor:
+    """Run one FlashAttention kernel over all sequences. Several heads of a query may share a key's."""
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    output = _varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
+    return cast(Tensor, output)[None]
+
+
+@lru_cache(maxsize=8)
+def _cumulate(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+AttentionInterface.register(NAME, packed_attention)
