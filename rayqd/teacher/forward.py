@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rayqd.errors import ModelError
-from rayqd.model.load import output_head
 from rayqd.model.hidden_states import batch_by_tokens, completion_states
+from rayqd.model.load import output_head
 from rayqd.teacher.payloads import HiddenSpec, PayloadSpec
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
