@@ -32,7 +32,7 @@ from rayqd.model.load import context_length, load_tokenizer, torch_dtype
 from rayqd.model.source import student_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
-from rayqd.rollout.parity import kernel_change, vllm_change, why_not_vllm
+from rayqd.rollout.parity import explain_missing_vllm, measure_logprob_change, measure_vllm_change
 from rayqd.types import IntArray, Rollout
 
 NUM_ROWS = 16  # held-out rows that the KL is taken over
@@ -106,21 +106,23 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
     sequences = _sequences(rollouts)
     expected = [token_logprobs(model, ids) for ids in sequences]
     kind = kind_of(directory)
-    reason = why_not_vllm(kind, config) or why_not
+    reason = explain_missing_vllm(kind, config) or why_not
     if sequences and config.model.dtype != "float32":
         for parameter in model.parameters():
             parameter.data = parameter.data.float()
         exact = [token_logprobs(model, ids) for ids in sequences]  # the yardstick for the kernels below
-        checks.append(kernel_change(config.model.dtype, expected, exact, "its rounding beside float32"))
+        checks.append(measure_logprob_change(config.model.dtype, expected, exact, "its rounding beside float32"))
     del model, trained
     if kind == "bitsandbytes" and sequences:
         own = load_export(directory, config.model.dtype, dense=False)
-        checks.append(kernel_change(kind, [token_logprobs(own, ids) for ids in sequences], expected))
+        checks.append(measure_logprob_change(kind, [token_logprobs(own, ids) for ids in sequences], expected))
         del own
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    checks.append(Check(name="vLLM", text=reason) if reason else vllm_change(directory, config, sequences, expected))
+    checks.append(
+        Check(name="vLLM", text=reason) if reason else measure_vllm_change(directory, config, sequences, expected)
+    )
     return Verdict(directory=str(directory), checks=tuple(checks))
 
 

@@ -11,17 +11,17 @@ _AS_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.f
 
 
 def to_wire(tensor: Tensor) -> WireTensor:
-    """Bits of `tensor`, on the CPU; the shape stays."""
+    """Return the bits of `tensor`, copied to the CPU where it is elsewhere; the shape stays."""
     tensor = tensor.detach().cpu().contiguous()
     bits = tensor.view(_AS_INTEGERS.get(tensor.dtype, tensor.dtype)).numpy()
     return WireTensor(dtype=str(tensor.dtype).removeprefix("torch."), bits=bits)
 
 
 def from_wire(wire: WireTensor) -> Tensor:
-    """The tensor, sharing memory with `wire`, which may be read-only: do not write to it."""
+    """Return the tensor, which shares memory with `wire`; that may be read-only: do not write to it."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(wire.bits)
+        tensor = torch.as_tensor(wire.bits)
     return tensor.view(getattr(torch, wire.dtype))

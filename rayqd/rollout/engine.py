@@ -22,18 +22,20 @@ class SamplingRequest:
 
 
 class Engine(Protocol):
+    """Writes text with the newest weights that it was given."""
+
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Replace the quantized weights by what the learner published: packed codes and scales, by name."""
         ...
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
-        """The completion's token ids for each request, [C], its end-of-turn token included."""
+        """Return the completion's token ids for each request, [C], its end-of-turn token included."""
         ...
 
     def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
-        """The same completions, each with the k ids that the model found likeliest at each of its tokens, [C, k]."""
+        """Return the same completions, each with the k ids that the model found likeliest at its tokens, [C, k]."""
         ...
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        """The same completions as they are finished, each with its place among `requests`; to be read to its end."""
+        """Yield the same completions as they are finished, with their indices in `requests`; to be read to its end."""
         ...

@@ -9,32 +9,38 @@ import torch
 from torch import Tensor
 
 from rayqd.rollout.engine import SamplingRequest
-from rayqd.rollout.weights import Form, Packed
+from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
 
 
 class FakeEngine:
-    def __init__(self, vocab_size: int, form: Form | None = None) -> None:
+    """Keeps the weights that it is given, and draws lengths and token ids from each request's seed."""
+
+    def __init__(self, vocab_size: int, weight_loader: WeightLoader | None = None) -> None:
         self.vocab_size = vocab_size
-        self.form = form or Packed()
+        self.weight_loader = weight_loader or PackedLoader()
         self.num_loads = 0
-        self.weights: dict[str, Tensor] = {}  # what a real engine would now compute with, in the same form
+        self.weights: dict[str, Tensor] = {}  # what a real engine would now compute with
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
+        """Keep what a real engine would be given."""
         self.num_loads += 1
-        self.weights.update(self.form.tensors(tensors, torch.device("cpu")))
+        self.weights.update(self.weight_loader.convert(tensors, torch.device("cpu")))
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
-        return [self._completion(request) for request in requests]
+        """Return a completion for each request, [C]."""
+        return [self._complete(request) for request in requests]
 
     def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+        """Return the same with ids, id + 1, ... id + k - 1 at each token, [C, k]."""
         completions = self.generate(requests)
         return [(ids, (ids[:, None] + np.arange(k, dtype=np.int32)) % self.vocab_size) for ids in completions]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        yield from ([(place, self._completion(request))] for place, request in enumerate(requests))
+        """Yield the same one by one, each with its index among `requests`."""
+        yield from ([(index, self._complete(request))] for index, request in enumerate(requests))
 
-    def _completion(self, request: SamplingRequest) -> IntArray:
+    def _complete(self, request: SamplingRequest) -> IntArray:
         random = np.random.default_rng(request.seed)
         length = int(random.integers(max(1, request.min_new_tokens), request.max_new_tokens + 1))
         return random.integers(0, self.vocab_size, length, dtype=np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from rayqd.config import Config
 from rayqd.console.quiet import output_to
 from rayqd.export.verdict import Check
-from rayqd.rollout.weights import why_no_int4_kernel
+from rayqd.rollout.weights import explain_missing_int4_kernel
 from rayqd.types import IntArray
 
 LOG_NAME = "verify.log"
@@ -25,25 +25,26 @@ MAX_REASON_CHARACTERS = 300
 _REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def why_not_vllm(kind: str, config: Config) -> str:
-    """Why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
+def explain_missing_vllm(kind: str, config: Config) -> str:
+    """Return why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
     if kind != "compressed-tensors":
         return f"not asked: vLLM does not load {kind}"
     if not _has_vllm():
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
-    if config.quant.format == "int4" and (reason := why_no_int4_kernel(config)):
+    if config.quant.format == "int4" and (reason := explain_missing_int4_kernel(config)):
         return f"not asked: {reason}"
     return ""
 
 
-def vllm_change(
+def measure_vllm_change(
     directory: Path, config: Config, sequences: Sequence[IntArray], expected: Sequence[Sequence[float]]
 ) -> Check:
-    """vLLM's log-probabilities of `sequences` beside those `expected`, [T - 1] each; its messages go to verify.log.
+    """Compare vLLM's log-probabilities of `sequences` with those `expected`, [T - 1] each, in nats.
 
-    Where vLLM cannot load the export the check says so, and has neither passed nor failed.
+    vLLM's messages go to verify.log. Where it cannot load the export the check says so, and has neither passed nor
+    failed.
     """
     from rayqd.rollout.vllm import VLLMEngine
 
@@ -59,26 +60,26 @@ def vllm_change(
                 eager=True,
             )
         except _REFUSALS as error:
-            return Check(name="vLLM", text=f"vLLM could not load it: {_in_one_line(error)}; more in {log}")
+            return Check(name="vLLM", text=f"vLLM could not load it: {_shorten(error)}; more in {log}")
         served = [engine.prompt_logprobs(ids) for ids in sequences]
-    return kernel_change("vLLM", served, expected)
+    return measure_logprob_change("vLLM", served, expected)
 
 
-def kernel_change(
+def measure_logprob_change(
     name: str,
     served: Sequence[Sequence[float]],
     expected: Sequence[Sequence[float]],
     what: str = "its kernels beside transformers'",
 ) -> Check:
-    """How far log-probabilities are from those `expected`; reported, not judged."""
+    """Report how far log-probabilities are from those `expected`, on average and at most, in nats; judge nothing."""
     change = np.abs(np.concatenate([np.subtract(a, b) for a, b in zip(served, expected, strict=True)]))
     text = f"{what}: mean |Δ log p| {change.mean():.4f}, at most {change.max():.3f}, on {len(change):,} tokens"
     return Check(name=name, text=text, value=float(change.mean()))
 
 
 @contextmanager
-def _without_compiler() -> Iterator[None]:
-    """For the engine's processes: compiling takes a minute, and computes the same."""
+def _without_compiler() -> Generator[None]:
+    """Keep torch.compile out of the engine's processes: it takes a minute, and computes the same."""
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = before or "1"
     try:
@@ -88,7 +89,7 @@ def _without_compiler() -> Iterator[None]:
             del os.environ["TORCHDYNAMO_DISABLE"]
 
 
-def _in_one_line(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     words = f"{type(error).__name__}: {error}".split()
     return textwrap.shorten(" ".join(words), MAX_REASON_CHARACTERS, placeholder=" ...")
 

@@ -1,9 +1,9 @@
 """The INT4 student in vLLM. The only file that imports vllm; written for vLLM 0.26 to 0.33, on GPUs and on CPUs.
 
-The engine starts from a checkpoint on disk and gets each version in place, as `rayqd.rollout.weights` says. vLLM's own
-layer-by-layer reload prepares them for its kernels: it repacks codes, and on a CPU dense weights too. Embedding and
-output head are never reloaded: where they are tied, vLLM's CPU backend packs the head once and would go on using the
-first one.
+The engine starts from a checkpoint on disk and takes each version in place, as its weight loader converts it. vLLM's
+own layer-by-layer reload prepares the tensors for its kernels: it repacks codes, and on a CPU dense weights too.
+Embedding and output head are never reloaded: where they are tied, vLLM's CPU backend packs the head once and would go
+on using the first one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rayqd.rollout.engine import SamplingRequest
-from rayqd.rollout.weights import Form, Packed
+from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.inputs import TokensInput, TokensPrompt
+    from vllm.logprobs import Logprob
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, where its weights can be reached
@@ -29,7 +36,18 @@ _ENVIRONMENT = {
 _CPU_KV_CACHE_GIB = 1
 
 
+class _ModelRunner(Protocol):
+    """The part of vLLM that holds the model."""
+
+    device: torch.device
+
+    def get_model(self) -> torch.nn.Module: ...
+    def reload_weights(self, *, weights_iterator: Iterator[tuple[str, Tensor]]) -> None: ...
+
+
 class VLLMEngine:
+    """vLLM in this process. Raises whatever vLLM raises at a checkpoint that it cannot take, or without room for it."""
+
     def __init__(
         self,
         checkpoint: Path,
@@ -38,12 +56,13 @@ class VLLMEngine:
         max_concurrent: int,
         gpu_memory_utilization: float,
         dtype: str,
-        form: Form | None = None,
+        weight_loader: WeightLoader | None = None,
         max_top_ids: int = 0,
         eager: bool = False,
     ) -> None:
-        """`max_top_ids`: the most that `generate_ranked` will be asked for.
+        """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
+        `max_top_ids`: the most that `generate_ranked` will be asked for.
         `eager`: no compiler and no CUDA graphs, for few tokens; a CPU always is.
         """
         os.environ.update(_ENVIRONMENT)
@@ -53,7 +72,7 @@ class VLLMEngine:
 
         # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
-        self._form = form or Packed()
+        self._weight_loader = weight_loader or PackedLoader()
         self._context_length = context_length
         self._llm = LLM(
             model=str(checkpoint),
@@ -70,55 +89,49 @@ class VLLMEngine:
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
         runner = self._model_runner
-        runner.reload_weights(weights_iterator=self._form.tensors(tensors, runner.device))
+        runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
         self._llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
-        """All requests at once; vLLM batches them continuously."""
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
-            [self._sampling(request) for request in requests],
-            use_tqdm=False,
-        )
-        return [_token_ids(output) for output in outputs]
+        """Write all requests at once; vLLM batches them continuously."""
+        params = [self._sampling_params(request) for request in requests]
+        return [_token_ids(output) for output in self._run([request.prompt_ids for request in requests], params)]
 
     def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
-        """By the model's own distribution, whatever temperature and minimum length the sampling has."""
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": request.prompt_ids.tolist()} for request in requests],
-            [self._sampling(request, num_logprobs=k) for request in requests],
-            use_tqdm=False,
-        )
+        """Rank by the model's own distribution, whatever temperature and minimum length the sampling has."""
+        params = [self._sampling_params(request, num_logprobs=k) for request in requests]
+        outputs = self._run([request.prompt_ids for request in requests], params)
         return [(_token_ids(output), _ranked_ids(output, k)) for output in outputs]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        """What `LLM.generate` does, but for telling of each completion when it is there."""
+        """Do what `LLM.generate` does, and yield each completion when it is there."""
         engine = self._llm.llm_engine
-        for place, request in enumerate(requests):
-            prompt: Any = {"type": "token", "prompt_token_ids": request.prompt_ids.tolist()}
-            engine.add_request(str(place), prompt, self._sampling(request))
+        for index, request in enumerate(requests):
+            prompt: TokensInput = {"type": "token", "prompt_token_ids": request.prompt_ids.tolist()}
+            engine.add_request(str(index), prompt, self._sampling_params(request))
         while engine.has_unfinished_requests():
-            outputs: list[Any] = [output for output in engine.step() if output.finished]
-            if outputs:
-                yield [(int(output.request_id), _token_ids(output)) for output in outputs]
+            outputs = cast("list[RequestOutput]", engine.step())
+            if finished := [(int(output.request_id), _token_ids(output)) for output in outputs if output.finished]:
+                yield finished
 
     def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
-        """Log-probability of every token but the first under the present weights, in nats."""
+        """Return the log-probability of every token but the first under the present weights, [T - 1], in nats."""
         from vllm import SamplingParams
 
-        (output,) = self._llm.generate(
-            [{"prompt_token_ids": token_ids.tolist()}],
-            SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
-            use_tqdm=False,
-        )
+        (output,) = self._run([token_ids], [SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)])
         assert output.prompt_logprobs is not None
         return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
 
     @property
-    def _model_runner(self) -> Any:
-        return self._llm.llm_engine.model_executor.driver_worker.worker.model_runner  # pyright: ignore
+    def _model_runner(self) -> _ModelRunner:
+        engine = cast(Any, self._llm.llm_engine)  # what lies behind it has no public type
+        return engine.model_executor.driver_worker.worker.model_runner
 
-    def _sampling(self, request: SamplingRequest, num_logprobs: int | None = None) -> Any:
+    def _run(self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        inputs: list[TokensPrompt] = [{"prompt_token_ids": ids.tolist()} for ids in prompts]
+        return self._llm.generate(inputs, params, use_tqdm=False)  # pyright: ignore[reportUnknownMemberType]
+
+    def _sampling_params(self, request: SamplingRequest, num_logprobs: int | None = None) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -135,17 +148,18 @@ class VLLMEngine:
         )
 
     def _warm_up(self, max_concurrent: int) -> None:
-        """The first batch compiles and allocates; better now, while the other roles start, than in the first step."""
+        """Write a first batch, which compiles and allocates, while the other roles start and not in the first step."""
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
 
 
-def _token_ids(output: Any) -> IntArray:
+def _token_ids(output: RequestOutput) -> IntArray:
     return np.asarray(output.outputs[0].token_ids, dtype=np.int32)
 
 
-def _ranked_ids(output: Any, k: int) -> IntArray:
-    """[C, k]. vLLM gives the sampled id too, of whatever rank."""
-    rows = [sorted((entry.rank, token) for token, entry in each.items())[:k] for each in output.outputs[0].logprobs]
-    return np.asarray([[token for _, token in row] for row in rows], dtype=np.int32).reshape(-1, k)
+def _ranked_ids(output: RequestOutput, k: int) -> IntArray:
+    """Return the k likeliest ids at each token, [C, k]; vLLM gives the sampled id too, of whatever rank."""
+    positions = cast("Sequence[Mapping[int, Logprob]]", output.outputs[0].logprobs)
+    rows = [sorted(logprobs, key=lambda token: (logprobs[token].rank or 0, token))[:k] for logprobs in positions]
+    return np.asarray(rows, dtype=np.int32).reshape(-1, k)

@@ -1,4 +1,4 @@
-"""In which form an engine holds the student: its codes, or the values that they stand for.
+"""How an engine takes the student's weights: as packed codes, or as the values that the codes stand for.
 
 vLLM has kernels for int4 on every machine. It has none for bitsandbytes' formats, and none for nvfp4 on CPUs or older
 GPUs; there, and where int4's groups or dtype are none of its kernels', it runs the dense model on exactly the values of
@@ -23,32 +23,34 @@ from rayqd.quant import Grid, make_grid
 from rayqd.quant.packing import unpack
 from rayqd.types import WireTensor
 
-VLLM_GROUP_SIZES = (32, 64, 128)
+_VLLM_GROUP_SIZES = (32, 64, 128)
 _VLLM_DTYPES = ("bfloat16", "float16")
 
 
-class Form(Protocol):
-    def checkpoint(self, source: Path, config: Config) -> Path:
-        """The directory that the engine starts from; `source` is the model that was given."""
+class WeightLoader(Protocol):
+    """What an engine starts from, and how it takes each version of the weights."""
+
+    def prepare_checkpoint(self, source: Path, config: Config) -> Path:
+        """Return the directory that the engine starts from; `source` is the 16-bit model's."""
         ...
 
-    def tensors(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """What was published, as the engine takes it, one tensor at a time and on `device`."""
+    def convert(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Yield what was published as the engine takes it, by name, one tensor at a time and on `device`."""
         ...
 
 
-def form_for(config: Config) -> Form:
-    """The form in which every machine's vLLM runs the student that `config` describes."""
-    if why_no_int4_kernel(config):
-        return Dense(make_grid(config.quant, torch_dtype(config.model.dtype)))
-    return Packed()
+def choose_weight_loader(config: Config) -> WeightLoader:
+    """Return the loader with which every machine's vLLM runs the student that `config` describes."""
+    if explain_missing_int4_kernel(config):
+        return DenseLoader(make_grid(config.quant, torch_dtype(config.model.dtype)))
+    return PackedLoader()
 
 
-def why_no_int4_kernel(config: Config) -> str:
-    """Why vLLM cannot compute with the codes themselves; empty when it can."""
+def explain_missing_int4_kernel(config: Config) -> str:
+    """Return why vLLM cannot compute with the codes themselves; empty when it can."""
     if config.quant.format != "int4":
         return f"{config.quant.format} is not int4"
-    if config.quant.group_size not in VLLM_GROUP_SIZES:
+    if config.quant.group_size not in _VLLM_GROUP_SIZES:
         return f"vLLM has no kernel for groups of {config.quant.group_size}"
     if config.model.dtype not in _VLLM_DTYPES:
         return f"vLLM has no 4-bit kernel for {config.model.dtype}"
@@ -56,29 +58,33 @@ def why_no_int4_kernel(config: Config) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Codes and scales, for vLLM's 4-bit kernels."""
+class PackedLoader:
+    """Hands over codes and scales as they are, for vLLM's 4-bit kernels."""
 
-    def checkpoint(self, source: Path, config: Config) -> Path:
+    def prepare_checkpoint(self, source: Path, config: Config) -> Path:
+        """Return an int4 checkpoint of `source`, rounded to nearest."""
         return initial_checkpoint(source, config)
 
-    def tensors(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    def convert(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor under the name that it was published by."""
         for name, wire in published.items():
             yield name, from_wire(wire).to(device)
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """The values of the codes, for an engine that runs the model as it was given."""
+class DenseLoader:
+    """Dequantizes, for an engine that runs the model as a 16-bit or float32 one."""
 
     grid: Grid
 
-    def checkpoint(self, source: Path, config: Config) -> Path:
-        del config  # the first weights are replaced before anything is written with them
+    def prepare_checkpoint(self, source: Path, config: Config) -> Path:
+        """Return `source`: its weights are replaced before anything is written with them."""
+        del config
         return source
 
-    def tensors(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        for layer, parts in _by_layer(published).items():
+    def convert(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Yield the values [out, in] of each quantized layer, the learner's to the bit, and the rest as it is."""
+        for layer, parts in _group_by_layer(published).items():
             tensors = {part: from_wire(wire).to(device) for part, wire in parts.items()}
             packed = {part: tensors.pop(part) for part in parts if part.startswith("weight_")}
             if packed:
@@ -86,7 +92,8 @@ class Dense:
             yield from ((f"{layer}.{part}", tensor) for part, tensor in tensors.items())
 
 
-def _by_layer(published: Mapping[str, WireTensor]) -> dict[str, dict[str, WireTensor]]:
+def _group_by_layer(published: Mapping[str, WireTensor]) -> dict[str, dict[str, WireTensor]]:
+    """Split `model.layers.0.mlp.up_proj.weight_scale` into the layer's name and the last part."""
     layers: dict[str, dict[str, WireTensor]] = {}
     for name, wire in published.items():
         layer, _, part = name.rpartition(".")

@@ -101,23 +101,23 @@ def num_top_ids(config: Config) -> int:
 
 
 def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
-    """Makes the real engine, in the process that calls it."""
+    """Return a function that makes the student's engine, in the process that calls it."""
 
     def make() -> Engine:
         from rayqd.model.load import context_length
         from rayqd.model.source import student_directory
         from rayqd.rollout.vllm import VLLMEngine
-        from rayqd.rollout.weights import form_for
+        from rayqd.rollout.weights import choose_weight_loader
 
         directory = student_directory(config)
-        form = form_for(config)
+        weight_loader = choose_weight_loader(config)
         return VLLMEngine(
-            form.checkpoint(directory, config),
+            weight_loader.prepare_checkpoint(directory, config),
             context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
             max_concurrent=config.rollout.max_concurrent,
             gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
             dtype=config.model.dtype,
-            form=form,
+            weight_loader=weight_loader,
             max_top_ids=num_top_ids(config),
         )
 
@@ -125,8 +125,10 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
 
 
 def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu_share: float) -> MakeEngine:
-    """Makes a real engine of a model as it lies on disk, 16-bit or an export, for prompts and completions that
-    together have at most `data.max_length` tokens."""
+    """Return a function that makes an engine of a model as it lies on disk, 16-bit or an export.
+
+    Prompt and completion together have at most `data.max_length` tokens.
+    """
 
     def make() -> Engine:
         from rayqd.model.load import context_length

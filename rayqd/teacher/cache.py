@@ -13,14 +13,15 @@ import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
 from rayqd.errors import StorageError
 from rayqd.files import replace_file
@@ -33,6 +34,14 @@ _KEPT_AFTER_PRUNING = 0.9  # of the limit, so that not every write looks through
 _BETWEEN_SCANS = 64  # writes, after which it is seen what other processes wrote
 
 Arrays = dict[str, NDArray[np.generic]]
+
+
+class _Entry(Protocol):
+    """An open safetensors file, which has no types of its own."""
+
+    def metadata(self) -> dict[str, str] | None: ...
+    def keys(self) -> list[str]: ...
+    def get_tensor(self, name: str) -> NDArray[np.generic]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +76,8 @@ class PayloadCache:
         """Return the payload, whose entry now is the one used last; None if there is none, or none that is whole."""
         path = self.path(spec, rollout)
         try:
-            with safe_open(path, framework="np") as file:
-                metadata = dict(file.metadata() or {})
+            with cast("AbstractContextManager[_Entry]", safe_open(path, framework="np")) as file:
+                metadata = file.metadata() or {}
                 arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             if metadata.pop("digest") != _digest(arrays):
                 raise SafetensorError("damaged")

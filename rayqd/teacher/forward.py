@@ -50,7 +50,7 @@ class Teacher:
         payloads: dict[int, TeacherPayload | None] = {}
         for indices in batch_by_tokens(rollouts, self._max_batch_tokens):
             batch = [rollouts[i] for i in indices]
-            states = completion_states(self._model, batch).split([rollout.num_loss_tokens for rollout in batch])
+            states = torch.split(completion_states(self._model, batch), [rollout.num_loss_tokens for rollout in batch])
             for i, completion in zip(indices, states, strict=True):
                 payloads[i] = spec.compute(completion, head, rollouts[i])
         return [payloads[i] for i in range(len(rollouts))]

@@ -61,10 +61,12 @@ class HiddenSpec(PayloadSpec):
 
     @classmethod
     def from_config(cls, config: Config, vocab_size: int) -> Self:
+        """Return the one spec there is: the states follow from no setting."""
         del config, vocab_size
         return cls()
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> HiddenPayload | None:
+        """Return the states themselves, [C, d], in the model's dtype."""
         del head, rollout
         return HiddenPayload(hidden=to_wire(states)) if bool(states.isfinite().all()) else None
 
@@ -78,10 +80,12 @@ class LogitsSpec(PayloadSpec):
 
     @classmethod
     def from_config(cls, config: Config, vocab_size: int) -> Self:
+        """Return the spec for the whole vocabulary; no setting changes its logits."""
         del config
         return cls(vocab_size=vocab_size)
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> LogitsPayload | None:
+        """Return all logits, [C, V]."""
         del rollout
         chunks = [(rows - rows.amax(-1, keepdim=True)).half() for rows in _logits(states, head[: self.vocab_size])]
         logits = torch.cat(chunks)
@@ -100,6 +104,7 @@ class TopKSpec(PayloadSpec):
 
     @classmethod
     def from_config(cls, config: Config, vocab_size: int) -> Self:
+        """Read `teacher.top_k`, `teacher.top_k_of` and `distill.temperature`."""
         return cls(
             k=config.teacher.top_k,
             of_student=config.teacher.top_k_of == "student",
@@ -108,6 +113,7 @@ class TopKSpec(PayloadSpec):
         )
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TopKPayload | None:
+        """Return `k` ids and their log-probabilities, [C, k], normalized over the whole vocabulary."""
         students = _on(rollout.top_ids, states) if self.of_student and rollout.top_ids is not None else None
         chunk_ids: list[Tensor] = []
         chunk_logprobs: list[Tensor] = []
@@ -134,9 +140,11 @@ class SampledSpec(PayloadSpec):
 
     @classmethod
     def from_config(cls, config: Config, vocab_size: int) -> Self:
+        """Read `distill.temperature`."""
         return cls(temperature=config.distill.temperature, vocab_size=vocab_size)
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> SampledPayload | None:
+        """Return a log-probability a token, [C]."""
         tokens = _on(rollout.completion_ids, states)
         chunks: list[Tensor] = []
         start = 0
@@ -175,4 +183,4 @@ def _logprobs(states: Tensor, head: Tensor, temperature: float) -> Iterator[Tens
 
 
 def _on(ids: np.ndarray, states: Tensor) -> Tensor:
-    return torch.from_numpy(ids.astype(np.int64)).to(states.device)
+    return torch.as_tensor(ids.astype(np.int64), device=states.device)

@@ -24,7 +24,7 @@ from rayqd.quant import make_grid
 from rayqd.quant.packing import unpack
 from rayqd.rollout import parity
 from rayqd.rollout.fake import FakeEngine
-from rayqd.rollout.weights import Form, form_for
+from rayqd.rollout.weights import WeightLoader, choose_weight_loader
 from rayqd.rollout.worker import MakeEngine
 from rayqd.types import WireTensor
 from tests.export.small_models import byte_tokenizer, small_model
@@ -39,7 +39,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def writes_what_arrives(directory: Path, form: Form) -> MakeEngine:
+def writes_what_arrives(directory: Path, weight_loader: WeightLoader) -> MakeEngine:
     """Makes a fake engine that leaves the weights of each publish where the test can read them."""
 
     class WritesWhatArrives(FakeEngine):  # in here, because workers cannot import a test
@@ -48,7 +48,7 @@ def writes_what_arrives(directory: Path, form: Form) -> MakeEngine:
             kept = {name: tensor.contiguous() for name, tensor in self.weights.items()}
             save_file(kept, directory / f"version-{self.num_loads - 1}.safetensors")
 
-    return lambda: WritesWhatArrives(128, form)
+    return lambda: WritesWhatArrives(128, weight_loader)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +89,7 @@ def test_a_run_trains_on_what_its_own_weights_wrote_and_exports_what_it_trained(
         checkpoint={"every": 1, "keep": 2},
     )
     screen = io.StringIO()
-    make_engine = writes_what_arrives(tmp_path, form_for(config))
+    make_engine = writes_what_arrives(tmp_path, choose_weight_loader(config))
     result = distill(config, Console(file=screen, width=160), make_engine=make_engine)
     run_dir = result.run_dir
 

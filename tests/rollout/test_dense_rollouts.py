@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from rayqd.config import Config
 from rayqd.learner.loop import weights_on_the_wire
 from rayqd.model.student import Student
-from rayqd.rollout.weights import Dense, Packed, form_for
+from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
 from rayqd.types import IntArray
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
@@ -65,10 +65,10 @@ def forward_weights(student: Student) -> dict[str, Tensor]:
 def test_tensors_that_arrive_are_those_of_the_learners_forward_pass(name: str, tiny_model: Path) -> None:
     config = config_of(FORMATS[name])
     student = trained(tiny_model, config, seed=1)
-    form = form_for(config)
-    assert isinstance(form, Dense)
-    assert form.checkpoint(tiny_model, config) == tiny_model
-    arrived = dict(form.tensors(weights_on_the_wire(student, config), torch.device("cpu")))
+    loader = choose_weight_loader(config)
+    assert isinstance(loader, DenseLoader)
+    assert loader.prepare_checkpoint(tiny_model, config) == tiny_model
+    arrived = dict(loader.convert(weights_on_the_wire(student, config), torch.device("cpu")))
     expected = {f"{name}.weight": weight for name, weight in forward_weights(student).items()}
     if config.quant.init == "awq":
         expected |= {name: tensor for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
@@ -81,14 +81,14 @@ def test_tensors_that_arrive_are_those_of_the_learners_forward_pass(name: str, t
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({}, Packed),
-        ({"quant": {"group_size": 256}}, Dense),
-        ({"model": {"dtype": "float32"}}, Dense),
-        ({"quant": {"rule": "asymmetric", "group_size": 32}}, Packed),
+        ({}, PackedLoader),
+        ({"quant": {"group_size": 256}}, DenseLoader),
+        ({"model": {"dtype": "float32"}}, DenseLoader),
+        ({"quant": {"rule": "asymmetric", "group_size": 32}}, PackedLoader),
     ],
 )
 def test_int4_travels_into_the_kernels_wherever_vllm_has_one(changes: dict[str, Any], kind: type) -> None:
-    assert isinstance(form_for(Config.model_validate(changes)), kind)
+    assert isinstance(choose_weight_loader(Config.model_validate(changes)), kind)
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +124,16 @@ def engine(request: pytest.FixtureRequest) -> tuple[Any, Path, Config]:
     """An engine that runs a dense model, where that model lies, and the run's configuration."""
     from rayqd.rollout.vllm import VLLMEngine
 
-    architecture, form = request.param.split()
+    architecture, name = request.param.split()
     source: Path = request.getfixturevalue("tiny_model" if architecture == "llama" else "biased_model")
-    config = config_of(FORMATS[form])
+    config = config_of(FORMATS[name])
     vllm = VLLMEngine(
         source,
         context_length=128,
         max_concurrent=8,
         gpu_memory_utilization=0.3,
         dtype="bfloat16",
-        form=form_for(config),
+        weight_loader=choose_weight_loader(config),
     )
     return vllm, source, config
 
