@@ -14,7 +14,7 @@ from rich.text import Text
 
 from rayqd.commands.runs import plain_console
 from rayqd.config.resolved import setting_value
-from rayqd.config.sections.markers import RunIdentity
+from rayqd.config.sections.markers import RunSpecific
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.say import say
@@ -66,7 +66,7 @@ def differing_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """The settings that not all runs share, with each run's value; null where its config.toml cannot be read."""
     found: dict[str, list[Any]] = {}
     for key, setting in settings().items():
-        if setting.marker(RunIdentity):
+        if setting.marker(RunSpecific):
             continue
         values = [setting_value(record.config, key) if record.config else None for record in records]
         if any(value != values[0] for value in values):

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rayqd.config import Config, differences, load_config
-from rayqd.config.sections.markers import OnlyMeasured
+from rayqd.config.sections.markers import ChangesEvaluationOnly
 from rayqd.console.say import say
 from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
@@ -131,7 +131,7 @@ def _of_run(run_dir: Path, config: Config) -> Config:
     saved = run_dir / "config.toml"
     if not saved.is_file():
         raise ConfigError(f"{run_dir} is no run's directory: it has no config.toml")
-    changed = differences(load_config([f"@{saved}"]), config, without=[OnlyMeasured])
+    changed = differences(load_config([f"@{saved}"]), config, without=[ChangesEvaluationOnly])
     if changed:
         raise ConfigError(f"export takes the run as it is, and this would change it: {'; '.join(changed)}")
     whole = run_dir.absolute()

@@ -10,7 +10,7 @@ from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
-from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, RunIdentity, UsersMachine
+from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.settings import settings_with, value_text
 from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 from rayqd.files import write_text
@@ -111,7 +111,7 @@ def _data(config: Config, command: str) -> str:
 def _given(config: Config, command: str) -> dict[str, object]:
     """The recipe; places without the way to them."""
     paths = settings_with(HubIdOrPath)
-    given = given_settings(config, command, [RunIdentity, UsersMachine, Housekeeping])
+    given = given_settings(config, command, [RunSpecific, MachineSpecific, Housekeeping])
     return {k: _place(v) if k in paths and isinstance(v, str) else v for k, v in given.items()}
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from rayqd.config import Config, to_toml
 from rayqd.config.recipe import command_line, given_settings
-from rayqd.config.sections.markers import RunIdentity, UsersMachine
+from rayqd.config.sections.markers import MachineSpecific, RunSpecific
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.result_table import how_to_run, short_path
@@ -127,7 +127,7 @@ def _commands(run: Run) -> Markup:
     if run.command == "distill":
         use.append((f"rayqd export {directory} --verify", "compare it with the checkpoint, bit for bit"))
     again = f"rayqd {run.command} @{directory / 'config.toml'} --name {run.config.name}-again"
-    flags = command_line(given_settings(run.config, run.command, [UsersMachine]).items(), run.command)
+    flags = command_line(given_settings(run.config, run.command, [MachineSpecific]).items(), run.command)
     return page.section(
         "Use it, make it again" if run.result else "Make it again",
         *([page.code(_aligned(use))] if run.result else []),
@@ -137,7 +137,7 @@ def _commands(run: Run) -> Markup:
 
 
 def _settings(run: Run) -> Markup:
-    given = given_settings(run.config, run.command, [RunIdentity])
+    given = given_settings(run.config, run.command, [RunSpecific])
     rows = [
         [page.inline_code(key), page.inline_code(_value(value)), page.inline_code(_value(settings()[key].default))]
         for key, value in given.items()

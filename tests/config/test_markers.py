@@ -7,16 +7,16 @@ from rayqd.config.sections.markers import (
     AbsolutePath,
     ChangesBenchmarks,
     ChangesCompletions,
+    ChangesEvaluationOnly,
     ChangesHeldOut,
     Housekeeping,
     HubIdOrPath,
     IgnoredBy,
+    MachineSpecific,
     Marker,
     NotSwept,
-    OnlyMeasured,
-    RunIdentity,
+    RunSpecific,
     SameResult,
-    UsersMachine,
 )
 from rayqd.config.settings import settings, settings_in, settings_with
 from rayqd.config.sweep.fields import sweep_settings
@@ -30,13 +30,13 @@ EXPECTED: dict[type[Marker], str] = {
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
     NotSwept: "name runs_dir eval.* ray.*",
     ChangesHeldOut: "seed data.source data.split data.on_bad_row data.max_length data.min_room",
-    OnlyMeasured: "eval.*",
+    ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
     ChangesCompletions: """
         seed model.dtype data.split data.max_length data.min_room
         rollout.min_new_tokens rollout.max_new_tokens rollout.temperature""",
-    RunIdentity: "name runs_dir",
-    UsersMachine: "runs_dir ray.*",
+    RunSpecific: "name runs_dir",
+    MachineSpecific: "runs_dir ray.*",
     Housekeeping: "checkpoint.*",
     HubIdOrPath: "model.name teacher.name data.source eval.source",
     AbsolutePath: "runs_dir storage teacher.cache_dir eval.tasks_dir",

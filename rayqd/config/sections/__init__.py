@@ -15,14 +15,14 @@ from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import (
     AbsolutePath,
     ChangesCompletions,
+    ChangesEvaluationOnly,
     ChangesHeldOut,
     Housekeeping,
     IgnoredBy,
+    MachineSpecific,
     NotSwept,
-    OnlyMeasured,
-    RunIdentity,
+    RunSpecific,
     SameResult,
-    UsersMachine,
 )
 from rayqd.config.sections.models import ModelConfig, TeacherConfig
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
@@ -54,7 +54,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$"
 class Config(Section):
     """A run: everything that decides its result, and where it runs."""
 
-    name: Annotated[str, RunIdentity(), NotSwept("each trial has a name of its own")] = Field(
+    name: Annotated[str, RunSpecific(), NotSwept("each trial has a name of its own")] = Field(
         default="distill", pattern=_NAME
     )
     """Name of the run, and of its directory; that of a sweep's trial is the sweep's name, a slash, and its own."""
@@ -62,8 +62,8 @@ class Config(Section):
         Path,
         AbsolutePath(lasting=True),
         SameResult(),
-        RunIdentity(),
-        UsersMachine(),
+        RunSpecific(),
+        MachineSpecific(),
         NotSwept("all trials lie in the sweep's directory"),
     ] = Path("runs")
     """Directory of the runs' directories."""
@@ -80,9 +80,11 @@ class Config(Section):
     distill: Annotated[DistillConfig, IgnoredBy("quantize")] = DistillConfig()
     rollout: Annotated[RolloutConfig, IgnoredBy("quantize")] = RolloutConfig()
     learner: Annotated[LearnerConfig, IgnoredBy("quantize")] = LearnerConfig()
-    eval: Annotated[EvalConfig, OnlyMeasured(), NotSwept("all trials must be measured on the same rows")] = EvalConfig()
+    eval: Annotated[EvalConfig, ChangesEvaluationOnly(), NotSwept("all trials must be measured on the same rows")] = (
+        EvalConfig()
+    )
     checkpoint: Annotated[CheckpointConfig, SameResult(), Housekeeping()] = CheckpointConfig()
-    ray: Annotated[RayConfig, SameResult(), UsersMachine(), NotSwept("all trials run on the sweep's cluster")] = (
+    ray: Annotated[RayConfig, SameResult(), MachineSpecific(), NotSwept("all trials run on the sweep's cluster")] = (
         RayConfig()
     )
 

@@ -42,7 +42,7 @@ class ChangesHeldOut(Marker):
 
 
 @dataclass(frozen=True, slots=True)
-class OnlyMeasured(Marker):
+class ChangesEvaluationOnly(Marker):
     """Changes what is measured of the student, not the student: an export may be verified with another value."""
 
 
@@ -57,12 +57,12 @@ class ChangesCompletions(Marker):
 
 
 @dataclass(frozen=True, slots=True)
-class RunIdentity(Marker):
+class RunSpecific(Marker):
     """Always differs between two runs, so that a comparison leaves it out."""
 
 
 @dataclass(frozen=True, slots=True)
-class UsersMachine(Marker):
+class MachineSpecific(Marker):
     """Describes the machines that a run had: nothing to repeat elsewhere, or to publish."""
 
 
