@@ -19,8 +19,8 @@ from typing import Any
 
 from rayqd.errors import ConfigError
 
-_NAME = r"[^\W\d]\w*"
-_IMPORT_PATH = re.compile(rf"({_NAME}(?:\.{_NAME})*):({_NAME})")
+IMPORT_PATH = r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)$"  # the pattern of a setting that takes one
+_IMPORT_PATH = re.compile(IMPORT_PATH)
 
 
 def is_import_path(text: str) -> bool:

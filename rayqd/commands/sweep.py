@@ -19,6 +19,7 @@ from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ConfigError, RunError
 from rayqd.files import write_text
+from rayqd.losses.check import check_loss
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.environment import environment
 from rayqd.sweep.callback import SweepCallback
@@ -130,6 +131,7 @@ def _check_and_load(study: Study) -> Data:
         key = (example.model.model_dump_json(), example.quant.model_dump_json(), example.teacher.name)
         if key not in checked:
             checked[key] = check(example)
+        check_loss(example)
         if data_key(example) not in data:
             data[data_key(example)] = load_data(checked[key], example)
     return data

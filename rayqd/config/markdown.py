@@ -65,7 +65,11 @@ def _default(setting: Setting) -> str:
 
 def _must_be(setting: Setting) -> str:
     if setting.choices:
-        return ", ".join([*(f"`{choice}`" for choice in setting.choices), *(["none"] if setting.optional else [])])
+        others = [
+            *(["`package.module:function`"] if setting.takes_import_path else []),
+            *(["none"] if setting.optional else []),
+        ]
+        return ", ".join([*(f"`{choice}`" for choice in setting.choices), *others])
     kind, form, pattern = setting.must_be.partition(" of the form ")
     return _cell(f"{kind}{form}`{pattern}`" if form else kind)
 

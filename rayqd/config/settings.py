@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import Marker
+from rayqd.extensions import IMPORT_PATH
 
 M = TypeVar("M", bound=Marker)
 
@@ -42,6 +43,7 @@ class Setting:
     kind: str  # JSON's name of the type: boolean, integer, number, string, array; or path
     optional: bool  # takes none
     choices: tuple[str, ...]  # every value there is, if they can be listed
+    takes_import_path: bool  # besides them also package.module:function
     must_be: str  # "a number above 0"; completes "learner.lr must be"
     default: object
     markers: tuple[Marker, ...]  # of its field, then of its section's
@@ -152,7 +154,8 @@ def _markers(field: FieldInfo) -> tuple[Marker, ...]:
 def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, ...]) -> Setting:
     variants = schema.get("anyOf", [schema])
     value = next(variant for variant in variants if variant.get("type") != "null")
-    optional = len(variants) > 1
+    optional = any(variant.get("type") == "null" for variant in variants)
+    takes_import_path = any(variant.get("pattern") == IMPORT_PATH for variant in variants)
     choices = tuple(value.get("enum") or ([value["const"]] if "const" in value else []))
     return Setting(
         key=key,
@@ -160,7 +163,10 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
         kind="path" if value.get("format") == "path" else value.get("type", ""),
         optional=optional,
         choices=choices,
-        must_be=_must_be(value, choices) + (", or none" if optional else ""),
+        takes_import_path=takes_import_path,
+        must_be=_must_be(value, choices)
+        + (", or package.module:function" if takes_import_path else "")
+        + (", or none" if optional else ""),
         default=default,
         markers=markers,
     )

@@ -11,6 +11,7 @@ from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
+from rayqd.losses.check import check_loss
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
@@ -30,6 +31,8 @@ def check(config: Config, *, trains: bool = True) -> Checked:
 
     What `trains` writes checkpoints, anything else an export alone.
     """
+    if trains:
+        check_loss(config)
     directory = student_directory(config)
     model = load_meta_model(directory)
     quantizable_layers(model, config.quant)

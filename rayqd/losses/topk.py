@@ -32,9 +32,9 @@ def topk_generalized_jsd(
     beta: float,
     temperature: float = 1.0,
 ) -> Float[Tensor, " T"]:
-    """Divergence of student and teacher over `ids` and one tail bucket at each token: nats, float32, a lower bound.
+    """Return the divergence of student and teacher over `ids` and one tail bucket, token by token: nats, float32.
 
-    Direction and beta as in `generalized_jsd`, which is the bound and is reached at k = V and k = V - 1.
+    Direction and beta as in `generalized_jsd`, of which it is a lower bound that is reached at k = V and k = V - 1.
     `teacher_logprobs[t, i]` is the teacher's log-probability of `ids[t, i]` over its whole vocabulary (not renormalized
     over the k ids); the ids may be anyone's choice, in any order, but distinct. Differentiable once, with respect to
     `student_logits`; within the tail the gradient only moves all of its ids together, in proportion to p.
@@ -55,17 +55,31 @@ def topk_generalized_jsd(
             f"distill.temperature={temperature} needs the teacher's whole distribution: top-k log-probabilities cannot "
             "be taken to another temperature; use 1, or a teacher that gives logits or hidden states"
         )
+    student, teacher = topk_buckets(student_logits, ids, teacher_logprobs)
+    return generalized_jsd(student, teacher, beta=beta)  # whose softmax takes out what rounding added to the total
+
+
+def topk_buckets(
+    student_logits: Float[Tensor, "T V"], ids: Int[Tensor, "T k"], teacher_logprobs: Float[Tensor, "T k"]
+) -> tuple[Float[Tensor, "T b"], Float[Tensor, "T b"]]:
+    """Return both sides' logits over `ids` and the tail, in float32; b is k + 1, or k where no id is left for a tail.
+
+    Arguments, gradient, tail and what raises ModelError are as in `topk_generalized_jsd`. Of these distributions, which
+    merge ids, any f-divergence is a lower bound of that over the vocabulary.
+    """
     _check(student_logits, ids, teacher_logprobs)
     student = _student_buckets(student_logits, ids.long())
     teacher = _teacher_buckets(teacher_logprobs.detach(), student.detach())
     if ids.shape[1] == student_logits.shape[1]:  # no tail is left, whatever rounding says
         student, teacher = student[:, :-1], teacher[:, :-1]
-    return generalized_jsd(student, teacher, beta=beta)  # whose softmax takes out what rounding added to the total
+    return student, teacher
 
 
-def _student_buckets(logits: Tensor, ids: Tensor) -> Tensor:
-    """[T, k + 1] float32: the logits of the ids, and the logsumexp of all others, -inf if there are none. All are less
-    the token's largest logit, or they would be rounded to the precision of what the logits have in common."""
+def _student_buckets(logits: Tensor, ids: Tensor) -> Float[Tensor, "T k+1"]:
+    """Return the logits of the ids, and the logsumexp of all others, -inf if there are none.
+
+    All are less the token's largest logit, or they would be rounded to the precision of what the logits have in common.
+    """
     return _Buckets.apply(logits, ids)  # type: ignore[no-any-return]
 
 
@@ -96,13 +110,13 @@ class _Buckets(torch.autograd.Function):
 
 
 def _without_offset(logits: Tensor) -> Tensor:
-    """A float32 copy less its rows' largest, which to a divergence is the same, and to the backward pass a constant."""
+    """Return a float32 copy less its rows' largest: to a divergence the same, to the backward pass a constant."""
     logits = logits.float()
     return logits - logits.amax(-1, keepdim=True).clamp_(min=MASKED_LOGIT)
 
 
 def _teacher_buckets(logprobs: Tensor, student: Tensor) -> Tensor:
-    """[T, k + 1] float32: the log-probabilities, and that of the tail."""
+    """Return [T, k + 1] float32: the log-probabilities, and that of the tail."""
     # In float64 only so that adding up adds no rounding to that of the log-probabilities themselves.
     probs = logprobs.double().exp()
     rest = 1.0 - probs.sum(-1, keepdim=True)

@@ -58,6 +58,17 @@ def test_equal_configs_do_not_differ():
     assert differences(Config(), Config()) == []
 
 
+def test_a_setting_that_a_run_was_made_before_is_its_default(tmp_path):
+    written = to_toml(Config())
+    assert 'loss = "jsd"\n' in written
+    file = tmp_path / "config.toml"
+    file.write_text(written.replace('loss = "jsd"\n', ""))
+    assert differences(load_config([f"@{file}"]), Config()) == []
+    assert differences(load_config([f"@{file}"]), load_config(["--distill.loss=total_variation"])) == [
+        'distill.loss: "jsd" -> "total_variation"'
+    ]
+
+
 def test_differences_are_written_as_settings():
     old = load_config(["--learner.lr", "1e-3", "--data.source", "a"])
     new = load_config(["--learner.lr", "5e-4", "--adapter.alpha", "8", "--data.source", "b"])

@@ -15,11 +15,13 @@ from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.initialization import StartingPoint
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
+from rayqd.model.hidden_states import completion_states, teacher_states
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.forward import Teacher
 from rayqd.types import HiddenPayload, ScoredRollout
+from tests.losses.outside_losses import squared_log_ratio
 
 LENGTHS = [(5, 9), (17, 3), (2, 1), (30, 14), (8, 8)]
 
@@ -85,6 +87,36 @@ def test_the_loss_is_trl_s_on_padded_rows_and_whole_logits(
     actual = learner.step(0, batch, sum(c for _, c in LENGTHS)).loss
     assert actual == pytest.approx(expected.item(), rel=2e-4)
     assert actual > 1e-3
+
+
+def test_a_step_on_a_loss_from_outside_is_adamw_on_the_loss_of_whole_logits(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
+) -> None:
+    """The same student, whole logits in float64, autograd, and torch's own AdamW."""
+    loss = "tests.losses.outside_losses:squared_log_ratio"
+    distill = {"loss": loss, "beta": 0.3, "temperature": 1.5}
+    config = config_of(tiny_config, distill=distill, learner={"max_grad_norm": 1e9})
+    num_loss_tokens = sum(c for _, c in LENGTHS)
+    reference = make(tiny_model, config)
+    parameters = list(reference.student.parameters().values())
+    logits = (
+        completion_states(reference.student.model, [s.rollout for s in batch]).double()
+        @ reference.student.head.double().t()
+    )
+    teacher = teacher_states(batch, logits.device).double() @ reference.student.head.double().t()
+    expected = squared_log_ratio(logits, teacher, beta=0.3, temperature=1.5).sum() / num_loss_tokens
+    expected.backward()
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate(0, config.learner), weight_decay=0.0)
+    optimizer.step()
+
+    learner = make(tiny_model, config)
+    result = learner.step(0, batch, num_loss_tokens)
+    assert result.loss == pytest.approx(expected.item(), rel=1e-4)
+    assert expected.item() > 1e-3
+    for ours, theirs in zip(learner.student.parameters().values(), parameters, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
+        # Adam's first step is lr · sign of the gradient, so that only its size is left to compare.
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("microbatch_tokens", [1, 20, 50])

@@ -93,7 +93,7 @@ class Config(Section):
         distill, rollout = self.distill, self.rollout
         if self.teacher.payload != "sampled":
             return self
-        if distill.lmbda != 1 or distill.beta != 1 or rollout.max_staleness:
+        if distill.lmbda != 1 or (distill.loss == "jsd" and distill.beta != 1) or rollout.max_staleness:
             raise ValueError(
                 f"payload=sampled estimates the reverse KL on tokens that the student has just sampled: it needs "
                 f"distill.lmbda=1 (now {distill.lmbda:g}), distill.beta=1 (now {distill.beta:g}) and "

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rayqd.extensions import IMPORT_PATH
+
+# Beside the choices of a setting: `Literal["jsd", "k3"] | ImportPath`.
+ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayqd.config.sections.base import Section
+from rayqd.config.sections.base import ImportPath, Section
 from rayqd.config.sections.markers import ChangesCompletions, ChangesHeldOut, HubIdOrPath, SameResult
 
 
@@ -33,17 +33,33 @@ class DistillConfig(Section):
 
     lmbda: float = Field(default=1.0, ge=0, le=1)
     """Share of each step's sequences that the student samples itself; 0 is off-policy, 1 on-policy. Kept exactly."""
+    loss: Literal["jsd", "skew_kl", "skew_reverse_kl", "total_variation", "k3"] | ImportPath = "jsd"
+    """Of each token. jsd: GKD's generalized Jensen-Shannon divergence, a KL at either end of beta; skew_kl,
+    skew_reverse_kl: KL(teacher‖m) and KL(student‖m) to a mixture m of both (DistiLLM); total_variation: half of
+    Σ|teacher - student|; k3: from teacher.payload sampled alone, the estimator of the reverse KL that GRPO adds to its
+    loss, whose gradient is in expectation the forward KL's. A function of yours, package.module:function, takes the
+    logits of student and teacher, float32 [tokens, vocabulary], and the keywords beta and temperature, and returns a
+    loss for each token, [tokens], of that token's logits alone; it needs teacher.payload hidden or logits."""
     beta: float = Field(default=1.0, ge=0, le=1)
-    """0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon."""
+    """jsd: 0: forward KL(teacher‖student); 1: reverse KL(student‖teacher); between: generalized Jensen-Shannon.
+    skew_kl, skew_reverse_kl: DistiLLM's α, below 1: the weight in m of the side that is named first. total_variation
+    and k3 do not read it; a function of yours gets it."""
     temperature: float = Field(default=1.0, gt=0)
-    """Divides both sides' logits in the loss."""
+    """Divides both sides' logits in the loss; a function of yours gets it, and the logits undivided."""
     normalize: bool = True
-    """Divide the loss by beta · (1 - beta) where 0 < beta < 1. Close to the teacher every divergence is then the same
-    function to second order, so a learning rate means the same at each beta; and towards 0 and 1 it becomes the forward
-    and the reverse KL, where GKD's own would vanish."""
+    """Divide jsd by beta · (1 - beta) where 0 < beta < 1, and the skew KLs by (1 - beta)². Close to the teacher every
+    divergence is then the same function to second order, so a learning rate means the same at each beta; and towards 0
+    and 1 jsd becomes the forward and the reverse KL, where GKD's own would vanish. All other losses stay as they are.
+    """
     seq_kd: bool = False
     """Before training the teacher samples the completions of the off-policy share, which then trains on those instead
     of the data's own (sequence-level distillation). rollout.* says how it samples."""
+
+    @model_validator(mode="after")
+    def _beta_is_an_alpha(self) -> DistillConfig:
+        if self.loss in ("skew_kl", "skew_reverse_kl") and self.beta == 1:
+            raise ValueError(f"loss={self.loss} is 0 everywhere at beta=1: set beta below 1; DistiLLM's is 0.1")
+        return self
 
 
 class RolloutConfig(Section):
