@@ -42,10 +42,10 @@ def differences(old: Config, new: Config, without: Sequence[type[Marker]] = ()) 
 def with_absolute_paths(config: Config) -> Config:
     """Return `config` with paths that mean the same in workers and to later readers, whose directories are others."""
     paths = settings_with(AbsolutePath, HubIdOrPath)
-    return with_values(config, {key: _absolute(settings()[key], setting_value(config, key)) for key in paths})
+    return with_values(config, {key: _make_absolute(settings()[key], setting_value(config, key)) for key in paths})
 
 
-def _absolute(setting: Setting, value: object) -> object:
+def _make_absolute(setting: Setting, value: object) -> object:
     if not isinstance(value, str | Path) or not value or "://" in str(value):
         return value
     path = Path(value).expanduser()

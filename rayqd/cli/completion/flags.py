@@ -42,7 +42,7 @@ def setting_flags() -> Iterator[Flag]:
 def command_flags(command: Command) -> Iterator[Flag]:
     """Yield the flags that `command` alone has."""
     for option in command.options:
-        value = Value(paths=_paths(option.value)) if option.value else None
+        value = Value(paths=_path_kind(option.value)) if option.value else None
         yield Flag(name=f"--{option.name}", text=_first_sentence(option.text), value=value)
     if command.name == "sweep":  # which has a section of settings of its own
         yield from map(_setting_flag, sweep_settings().values())
@@ -54,10 +54,10 @@ def operand_value(command: Command) -> Value:
     if not command.operands:
         return Value()
     operand = command.operands[0]
-    return Value(words=tuple(operand.choices)) if operand.choices else Value(paths=_paths(operand.name))
+    return Value(words=tuple(operand.choices)) if operand.choices else Value(paths=_path_kind(operand.name))
 
 
-def _paths(name: str) -> str:
+def _path_kind(name: str) -> str:
     """Return the kind of path that a name in the help, RUN_DIR or FILE, stands for."""
     return DIRECTORIES if "DIR" in name or "RUN" in name else FILES if "FILE" in name else ""
 

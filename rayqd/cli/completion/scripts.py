@@ -27,11 +27,11 @@ def _bash(commands: Sequence[Command]) -> Mapping[str, str]:
 
 
 def _zsh(commands: Sequence[Command]) -> Mapping[str, str]:
-    flags = {c.name: " ".join(_described(flag.name, flag.text) for flag in command_flags(c)) for c in commands}
+    flags = {c.name: " ".join(_describe(flag.name, flag.text) for flag in command_flags(c)) for c in commands}
     return _values(commands, _zsh_action) | {
         "SWITCHES": _lines(f"{name}) flags=({names}) ;;" for name, names in flags.items()),
-        "SETTINGS": _lines(_described(flag.name, flag.text) for flag in setting_flags()),
-        "COMMANDS": _lines(_described(c.name, c.text) for c in commands),
+        "SETTINGS": _lines(_describe(flag.name, flag.text) for flag in setting_flags()),
+        "COMMANDS": _lines(_describe(c.name, c.text) for c in commands),
     }
 
 
@@ -41,13 +41,13 @@ def _values(commands: Sequence[Command], action: Callable[[Value], str]) -> dict
     values += [(f"*' {flag.name}'", flag.value) for flag in setting_flags()]
     words = [(c.name, operand_value(c)) for c in commands]
     return {
-        "VALUES": _lines(f"{patterns}) {action(value)} ;;" for value, patterns in _grouped(values)),
+        "VALUES": _lines(f"{patterns}) {action(value)} ;;" for value, patterns in _group_by_value(values)),
         "WORDS": _lines(f"{name}) {action(value)} ;;" for name, value in words if value != Value()),
         "WITHOUT_SETTINGS": "|".join(c.name for c in commands if not c.takes_settings),
     }
 
 
-def _grouped(values: Sequence[tuple[str, Value | None]]) -> Iterator[tuple[Value, str]]:
+def _group_by_value(values: Sequence[tuple[str, Value | None]]) -> Iterator[tuple[Value, str]]:
     """Yield each value with the patterns of the flags that take it."""
     for value in dict.fromkeys(value for _, value in values if value):
         yield value, "|".join(pattern for pattern, other in values if other == value)
@@ -59,7 +59,7 @@ def _zsh_action(value: Value) -> str:
     return f"compadd -- {' '.join(value.words)}" if value.words else "_message value"
 
 
-def _described(word: str, text: str) -> str:
+def _describe(word: str, text: str) -> str:
     quoted = text.replace("'", "'\\''").replace(":", r"\:")
     return f"'{word}:{quoted}'"
 
@@ -74,7 +74,7 @@ def _fish(commands: Sequence[Command]) -> Mapping[str, str]:
 
 def _fish_lines(commands: Sequence[Command]) -> Iterator[str]:
     for command in commands:
-        yield f"-n __fish_use_subcommand -a {command.name} -d {_fish_quoted(command.text)}"
+        yield f"-n __fish_use_subcommand -a {command.name} -d {_quote_for_fish(command.text)}"
         condition = f"-n '__rayqd_command {command.name}'"
         if (value := operand_value(command)) != Value():
             yield f"{condition} {_fish_value(value)}"
@@ -88,15 +88,15 @@ def _fish_lines(commands: Sequence[Command]) -> Iterator[str]:
 
 def _fish_flag(flag: Flag) -> str:
     needed = "" if flag.value is None else f" -r {_fish_value(flag.value)}"
-    return f"-l {flag.name.removeprefix('--')}{needed} -d {_fish_quoted(flag.text)}"
+    return f"-l {flag.name.removeprefix('--')}{needed} -d {_quote_for_fish(flag.text)}"
 
 
 def _fish_value(value: Value) -> str:
     if value.paths:
         return "-F" if value.paths == FILES else "-f -a '(__fish_complete_directories)'"
-    return f"-f -a {_fish_quoted(' '.join(value.words))}" if value.words else "-f"
+    return f"-f -a {_quote_for_fish(' '.join(value.words))}" if value.words else "-f"
 
 
-def _fish_quoted(text: str) -> str:
+def _quote_for_fish(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
