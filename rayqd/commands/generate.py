@@ -185,6 +185,7 @@ def _print_summary(console: Console, file: CompletionFile, prompts: Prompts, con
     left_out = {
         "prompts too long": prompts.num_too_long,
         "broken rows": prompts.num_skipped,
+        "rows by data.filter": prompts.num_filtered,
         "empty answers": summary.num_left_out,
     }
     if any(left_out.values()):
@@ -198,7 +199,8 @@ def _no_prompts(prompts: Prompts, config: Config) -> str:
     data = config.data
     return (
         f"{prompts.source} leaves no prompts: of its {len(prompts)} rows {prompts.num_skipped} are broken, "
-        f"{prompts.num_too_long} leave no room (data.max_length={data.max_length}, data.min_room={data.min_room}); "
+        f"{prompts.num_too_long} leave no room (data.max_length={data.max_length}, data.min_room={data.min_room})"
+        f"{f', {prompts.num_filtered} are left out by data.filter' if prompts.num_filtered else ''}; "
         "raise data.max_length or give other data"
     )
 

@@ -32,6 +32,7 @@ class ExampleSet:
     examples: list[Example]
     num_skipped: int  # broken rows
     num_too_long: int  # rows left out by data.max_length and data.min_room
+    num_filtered: int = 0  # rows left out by data.filter
     source: str  # path, or id and split
     reasons: tuple[str, ...]  # location and fault of the first few broken rows
 
@@ -68,7 +69,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
         )
     data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
     check_max_length(data, context_length)
-    rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
+    rows = read_rows(data)
     return _select(tokenizer, rows, range(len(rows)), data, num_rows, context_length, exclude=0)
 
 
@@ -86,7 +87,7 @@ def load_examples(
     Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
     """
     check_max_length(data, context_length)
-    rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row)
+    rows = read_rows(data)
     return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, context_length, exclude)
 
 
@@ -125,6 +126,7 @@ def _select(
         examples=kept[exclude:],
         num_skipped=rows.num_skipped,
         num_too_long=num_too_long,
+        num_filtered=rows.num_filtered,
         source=rows.name,
         reasons=tuple(rows.reasons),
     )
@@ -166,6 +168,8 @@ def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_l
         f"of its {len(rows)} rows {rows.num_skipped} are broken, {num_too_long} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"
     )
+    if rows.num_filtered:
+        fate = f"{fate}, {rows.num_filtered} are left out by data.filter"
     if exclude:
         return (
             f"{rows.name} leaves nothing to train on: {fate}, and the {num_kept} others are held out "

@@ -39,7 +39,7 @@ class Prompts:
         check_max_length(data, context_length)
         self._tokenizer = tokenizer
         self._longest = data.max_length - data.min_room
-        self._rows = read_rows(data.source, data.split, on_bad_row=data.on_bad_row, parse=parse_prompt)
+        self._rows = read_rows(data, parse=parse_prompt)
         self._order = row_order(len(self._rows), config.seed)
         self._too_long: set[int] = set()
 
@@ -61,6 +61,11 @@ class Prompts:
     def num_skipped(self) -> int:
         """Broken rows met so far."""
         return self._rows.num_skipped
+
+    @property
+    def num_filtered(self) -> int:
+        """Rows met so far that `data.filter` leaves out."""
+        return self._rows.num_filtered
 
     @property
     def order(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The rows of a data set: of a file, of one on the hub, or of the set that ships with rayqd.
+"""The rows of a data set: of a file, of one on the hub, of the set that ships with rayqd, or of a reader of the user's.
 
 A row that is no conversation (`conversation.py` says what one is) is an error that names its location, or is skipped
 and counted.
@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from rayqd.config.data_source import QUICKSTART, path_of_source
+from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message, Parse, parse_row
+from rayqd.data.user_code import RowFilter, call_reader
 from rayqd.errors import DataError
 
 QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
@@ -34,6 +36,7 @@ class Rows:
         location: Callable[[int], str],
         on_bad_row: OnBadRow,
         parse: Parse,
+        keep: RowFilter | None = None,
     ) -> None:
         self.name = name
         self.reasons: list[str] = []
@@ -43,6 +46,7 @@ class Rows:
         self._location = location
         self._on_bad_row = on_bad_row
         self._parse = parse
+        self._keep = keep
         self._skipped: set[int] = set()
 
     def __len__(self) -> int:
@@ -53,12 +57,23 @@ class Rows:
         """Broken rows met so far; one met twice counts once."""
         return len(self._skipped)
 
+    @property
+    def num_filtered(self) -> int:
+        """Rows met so far that `data.filter` leaves out."""
+        return self._keep.num_left_out if self._keep else 0
+
     def row(self, index: int) -> list[Message] | None:
-        """Return the conversation at `index`; None if it is broken and those are skipped. Raises DataError if not."""
+        """Return the conversation at `index`; None if it is filtered out, or broken and those are skipped.
+
+        Raises DataError for a broken row that is not skipped.
+        """
         if index in self._skipped:
             return None
         try:
-            return self._parse(self._fetch(index))
+            row = self._fetch(index)
+            if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._location(index)):
+                return None
+            return self._parse(row)
         except DataError as error:
             self.reject(index, str(error))
             return None
@@ -72,19 +87,42 @@ class Rows:
         self._skipped.add(index)
 
 
-def read_rows(source: str, split: str, *, on_bad_row: OnBadRow, parse: Parse = parse_row) -> Rows:
-    """Open "quickstart", a .jsonl file, or a data set on the hub.
+def read_rows(data: DataConfig, *, parse: Parse = parse_row) -> Rows:
+    """Open what `data` names: by its reader if it has one, else "quickstart", a .jsonl file, or a data set on the hub.
 
-    A file is checked whole before this returns, a hub set row by row as it is read; `split` means nothing to a file.
-    With `on_bad_row` auto a broken row is an error in a file, and skipped in a hub set, which its user cannot mend.
-    Raises DataError for a source that is missing or cannot be reached, and for a broken row unless those are skipped.
+    What a reader gives, and a file, is checked to its end before this returns, a hub set row by row as it is read;
+    `split` means nothing to a file. With `on_bad_row` auto a broken row is an error, but skipped in a hub set, which
+    its user cannot mend. Raises DataError for a source that is missing or cannot be reached, and for a broken row
+    unless those are skipped; ConfigError for a reader or a filter that cannot be called or returns something else.
     """
-    if source == QUICKSTART:
-        return _read_jsonl(_quickstart_path(split), on_bad_row, parse)
-    path = path_of_source(source)
+    keep = RowFilter(data.filter) if data.filter is not None else None
+    if data.reader is not None:
+        return _check_all(_read_by(data.reader, data, parse, keep))
+    if data.source == QUICKSTART:
+        return _check_all(_read_jsonl(_quickstart_path(data.split), data.on_bad_row, parse, keep))
+    path = path_of_source(data.source)
     if path is not None:
-        return _read_jsonl(path, on_bad_row, parse)
-    return _read_hub(source, split, "skip" if on_bad_row == "auto" else on_bad_row, parse)
+        return _check_all(_read_jsonl(path, data.on_bad_row, parse, keep))
+    return _read_hub(data, parse, keep)
+
+
+def _check_all(rows: Rows) -> Rows:
+    for index in range(len(rows)):
+        rows.row(index)
+    return rows
+
+
+def _read_by(reader: str, data: DataConfig, parse: Parse, keep: RowFilter | None) -> Rows:
+    read = call_reader(reader, data.source, data.split)
+    return Rows(
+        name=f"{data.source} ({data.split})",
+        length=len(read),
+        fetch=read.__getitem__,
+        location=lambda index: f"{data.source} ({data.split}) by {reader}, row {index}",
+        on_bad_row=data.on_bad_row,
+        parse=parse,
+        keep=keep,
+    )
 
 
 def _quickstart_path(split: str) -> Path:
@@ -93,24 +131,22 @@ def _quickstart_path(split: str) -> Path:
     return Path(str(files("rayqd.data").joinpath("quickstart", QUICKSTART_FILES[split])))
 
 
-def _read_jsonl(path: Path, on_bad_row: OnBadRow, parse: Parse) -> Rows:
+def _read_jsonl(path: Path, on_bad_row: OnBadRow, parse: Parse, keep: RowFilter | None) -> Rows:
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise DataError(f"cannot read the data file {path}: {error.strerror}; check its path") from error
     # Lines end at b"\n" alone: str.splitlines would also cut at U+2028 and others, which JSON allows inside text.
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-    rows = Rows(
+    return Rows(
         name=str(path),
         length=len(lines),
         fetch=lambda index: _parse_json(lines[index][1]),
         location=lambda index: f"{path}:{lines[index][0]}",
         on_bad_row=on_bad_row,
         parse=parse,
+        keep=keep,
     )
-    for index in range(len(rows)):
-        rows.row(index)
-    return rows
 
 
 def _parse_json(line: bytes) -> object:
@@ -124,10 +160,11 @@ def _parse_json(line: bytes) -> object:
         raise DataError(f"the line is JSON that cannot be read ({error})") from error
 
 
-def _read_hub(source: str, split: str, on_bad_row: OnBadRow, parse: Parse) -> Rows:
+def _read_hub(data: DataConfig, parse: Parse, keep: RowFilter | None) -> Rows:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    source, split = data.source, data.split
     try:
         dataset = load_dataset(source, split=split)
     except ConnectionError as error:
@@ -146,6 +183,7 @@ def _read_hub(source: str, split: str, on_bad_row: OnBadRow, parse: Parse) -> Ro
         length=len(dataset),
         fetch=lambda index: dataset[index],
         location=lambda index: f"{source} ({split}), row {index}",
-        on_bad_row=on_bad_row,
+        on_bad_row="skip" if data.on_bad_row == "auto" else data.on_bad_row,
         parse=parse,
+        keep=keep,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
+from rayqd.data.user_code import check_user_code
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
@@ -33,6 +34,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     """
     if trains:
         check_loss(config)
+    check_user_code(config.data)
     directory = student_directory(config)
     model = load_meta_model(directory)
     quantizable_layers(model, config.quant)
@@ -55,6 +57,8 @@ def summary(data: ExampleSet) -> str:
     left_out = [f"{data.num_too_long} too long"] if data.num_too_long else []
     if data.num_skipped:
         left_out.append(f"{data.num_skipped} broken (first: {data.reasons[0]})")
+    if data.num_filtered:
+        left_out.append(f"{data.num_filtered} left out by data.filter")
     return ", ".join([f"{len(data.examples)} rows of {data.source}", *left_out])
 
 

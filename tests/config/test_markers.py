@@ -29,11 +29,11 @@ EXPECTED: dict[type[Marker], str] = {
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
     NotSwept: "name runs_dir eval.* ray.*",
-    ChangesHeldOut: "seed data.source data.split data.on_bad_row data.max_length data.min_room",
+    ChangesHeldOut: "seed data.source data.split data.on_bad_row data.max_length data.min_room data.reader data.filter",
     ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
     ChangesCompletions: """
-        seed model.dtype data.split data.max_length data.min_room
+        seed model.dtype data.split data.max_length data.min_room data.reader data.filter
         rollout.min_new_tokens rollout.max_new_tokens rollout.temperature""",
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.*",
@@ -70,9 +70,9 @@ def test_a_command_ignores_its_own_settings_alone() -> None:
     }
 
 
-def test_what_fits_a_length_changes_the_held_out_rows_of_eval_source_too() -> None:
+def test_what_every_source_goes_through_changes_the_held_out_rows_of_eval_source_too() -> None:
     too = {key for key, setting in settings().items() if ChangesHeldOut(of_eval_source_too=True) in setting.markers}
-    assert too == {"data.max_length", "data.min_room"}
+    assert too == {"data.max_length", "data.min_room", "data.reader", "data.filter"}
 
 
 def test_only_files_are_data_sets() -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from rayqd.data import read_rows, tokenize_example
+from rayqd.data import tokenize_example
 from rayqd.data.detokenize import Detokenizer, end_token_ids
 from rayqd.data.prompts import Prompt
 from rayqd.data.template import tokenize_prompt
+from tests.data.reading import open_rows
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 
@@ -44,7 +45,7 @@ def test_a_cut_answer_is_read_back_without_an_end(tokenizer: Any, tmp_path: Path
     file = tmp_path / "rows.jsonl"
     whole = {key: value for key, value in row.items() if key != "finish_reason"}
     file.write_text("".join(json.dumps(each) + "\n" for each in (row, whole)))
-    rows = read_rows(str(file), "train", on_bad_row="error")
+    rows = open_rows(str(file), "train", on_bad_row="error")
     cut, ended = (tokenize_example(tokenizer, rows.row(i) or [], i).completion_ids.tolist() for i in (0, 1))
     assert cut == ids(tokenizer, "Because of").tolist()
     assert ended == [*cut, tokenizer.convert_tokens_to_ids("<|im_end|>")]
@@ -54,7 +55,7 @@ def test_a_cut_answer_without_a_chat_template_has_no_end_either(make_tokenizer: 
     tokenizer = make_tokenizer(chat_template=None)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "Why?", "completion": "Because of", "finish_reason": "length"}\n')
-    messages = read_rows(str(file), "train", on_bad_row="error").row(0)
+    messages = open_rows(str(file), "train", on_bad_row="error").row(0)
     example = tokenize_example(tokenizer, messages or [], 0)
     assert example.completion_ids.tolist() == ids(tokenizer, "Because of").tolist()
 

@@ -9,8 +9,9 @@ from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source, path_of_source
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sections import DataConfig
-from rayqd.data import Rows, read_rows
+from rayqd.data import Rows
 from rayqd.errors import DataError
+from tests.data.reading import open_rows
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}], "id": 7}
 USER = {"role": "user", "content": "Hi"}
@@ -59,7 +60,7 @@ def test_a_broken_row_is_an_error_with_its_file_line_fault_and_way_out(
     # The blank second line is no row, but it counts as a line: the broken one is the third.
     source = _write(tmp_path / "rows.jsonl", json.dumps(GOOD), "", line, json.dumps(GOOD))
     with pytest.raises(DataError) as caught:
-        read_rows(source, "train", on_bad_row="error")
+        open_rows(source, "train", on_bad_row="error")
     message = str(caught.value)
     assert message.startswith(f"{source}:3: ")
     assert fault in message
@@ -69,7 +70,7 @@ def test_a_broken_row_is_an_error_with_its_file_line_fault_and_way_out(
 
 def test_skipped_rows_are_none_counted_once_and_the_first_five_have_reasons(tmp_path: Path) -> None:
     source = _write(tmp_path / "rows.jsonl", json.dumps(GOOD), *["{}"] * 7, json.dumps(GOOD))
-    rows = read_rows(source, "train", on_bad_row="skip")
+    rows = open_rows(source, "train", on_bad_row="skip")
     assert rows.num_skipped == 7  # the file is checked whole at once
     assert [rows.row(i) is None for i in range(len(rows))] == [False, *[True] * 7, False]
     assert rows.num_skipped == 7
@@ -78,13 +79,13 @@ def test_skipped_rows_are_none_counted_once_and_the_first_five_have_reasons(tmp_
 
 def test_a_row_of_messages_keeps_roles_and_text_alone(tmp_path: Path) -> None:
     row = {"messages": [{"role": "system", "content": "S", "name": "x"}, *GOOD["messages"]], "score": 0.5}
-    rows = read_rows(_write(tmp_path / "rows.jsonl", json.dumps(row)), "train", on_bad_row="error")
+    rows = open_rows(_write(tmp_path / "rows.jsonl", json.dumps(row)), "train", on_bad_row="error")
     assert rows.row(0) == [{"role": "system", "content": "S"}, *GOOD["messages"]]
 
 
 @pytest.mark.parametrize("key", ["completion", "response"])
 def test_a_prompt_and_its_completion_are_a_question_and_an_answer(tmp_path: Path, key: str) -> None:
-    rows = read_rows(
+    rows = open_rows(
         _write(tmp_path / "rows.jsonl", json.dumps({"prompt": " Hi", key: "Hello\n"})), "train", on_bad_row="error"
     )
     assert rows.row(0) == [{"role": "user", "content": " Hi"}, {"role": "assistant", "content": "Hello\n"}]
@@ -95,7 +96,7 @@ def test_only_line_feeds_end_a_row(tmp_path: Path, separator: str) -> None:
     row = {"prompt": f"a{separator}b", "completion": "c"}
     text = json.dumps(row, ensure_ascii=False)
     assert len(f"{row['prompt']}".splitlines()) == 2  # what splitlines would do to it
-    rows = read_rows(_write(tmp_path / "rows.jsonl", text, text), "train", on_bad_row="error")
+    rows = open_rows(_write(tmp_path / "rows.jsonl", text, text), "train", on_bad_row="error")
     assert len(rows) == 2
     messages = rows.row(1)
     assert messages is not None
@@ -105,7 +106,7 @@ def test_only_line_feeds_end_a_row(tmp_path: Path, separator: str) -> None:
 def test_a_file_from_windows_reads_the_same(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode())
-    rows = read_rows(str(path), "train", on_bad_row="error")
+    rows = open_rows(str(path), "train", on_bad_row="error")
     assert [rows.row(0), rows.row(1)] == [GOOD["messages"]] * 2
 
 
@@ -113,23 +114,23 @@ def test_a_file_from_windows_reads_the_same(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     source = str(tmp_path / name)
     with pytest.raises(DataError, match="cannot read the data file") as caught:
-        read_rows(source, "train", on_bad_row="error")
+        open_rows(source, "train", on_bad_row="error")
     assert source in str(caught.value)
 
 
 def test_a_file_may_have_any_name(tmp_path: Path) -> None:
-    rows = read_rows(_write(tmp_path / "rows.txt", json.dumps(GOOD)), "train", on_bad_row="error")
+    rows = open_rows(_write(tmp_path / "rows.txt", json.dumps(GOOD)), "train", on_bad_row="error")
     assert rows.row(0) == GOOD["messages"]
 
 
 def test_the_quickstart_set_has_no_other_splits_than_train_and_test() -> None:
     with pytest.raises(DataError, match='has the splits train and test, got "validation"'):
-        read_rows("quickstart", "validation", on_bad_row="error")
+        open_rows("quickstart", "validation", on_bad_row="error")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_row_of_the_quickstart_set_is_whole(split: str) -> None:
-    assert len(read_rows("quickstart", split, on_bad_row="error")) > 0
+    assert len(open_rows("quickstart", split, on_bad_row="error")) > 0
 
 
 def _hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> list[tuple[str, str]]:
@@ -145,7 +146,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> list
 
 def test_a_hub_set_is_read_row_by_row_and_counts_what_it_meets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _hub(monkeypatch, [GOOD, {"messages": [USER]}, {"messages": []}])
-    rows: Rows = read_rows("some/set", "train", on_bad_row="skip")
+    rows: Rows = open_rows("some/set", "train", on_bad_row="skip")
     assert asked == [("some/set", "train")]
     assert (len(rows), rows.num_skipped) == (3, 0)
     assert rows.row(0) == GOOD["messages"]
@@ -157,7 +158,7 @@ def test_a_hub_set_is_read_row_by_row_and_counts_what_it_meets(monkeypatch: pyte
 
 def test_a_broken_row_of_a_hub_set_names_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     _hub(monkeypatch, [GOOD, {"messages": [USER]}])
-    rows = read_rows("some/set", "train", on_bad_row="error")
+    rows = open_rows("some/set", "train", on_bad_row="error")
     with pytest.raises(DataError, match=r"^some/set \(train\), row 1: the last message must be the assistant's"):
         rows.row(1)
 
@@ -166,9 +167,9 @@ def test_left_to_itself_a_broken_row_stops_a_file_and_is_left_out_of_a_hub_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError, match=r"rows.jsonl:1: the last message"):
-        read_rows(_write(tmp_path / "rows.jsonl", json.dumps({"messages": [USER]})), "train", on_bad_row="auto")
+        open_rows(_write(tmp_path / "rows.jsonl", json.dumps({"messages": [USER]})), "train", on_bad_row="auto")
     _hub(monkeypatch, [{"messages": [USER]}])
-    rows = read_rows("some/set", "train", on_bad_row="auto")
+    rows = open_rows("some/set", "train", on_bad_row="auto")
     assert (rows.row(0), rows.num_skipped) == (None, 1)
 
 
@@ -189,7 +190,7 @@ def test_a_hub_set_that_cannot_be_had_is_one_line_with_a_way_out(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError) as caught:
-        read_rows("some/set", "train", on_bad_row="error")
+        open_rows("some/set", "train", on_bad_row="error")
     assert said in str(caught.value)
     assert ".jsonl file" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -203,7 +204,7 @@ def test_a_file_or_folder_called_quickstart_hides_the_quickstart_set_from_nobody
     config = with_absolute_paths(Config())
     config = with_absolute_paths(config.model_copy(update={"data": DataConfig(source="quickstart")}))
     assert config.data.source == "quickstart"
-    assert len(read_rows(config.data.source, "train", on_bad_row="error")) > 1
+    assert len(open_rows(config.data.source, "train", on_bad_row="error")) > 1
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,12 @@ class DataConfig(Section):
     on_bad_row: Annotated[Literal["auto", "error", "skip"], ChangesHeldOut()] = "auto"
     """What a row that cannot be read does. error: stops the run; skip: is left out and counted; auto: error in a file
     of yours, skip in a data set of the hub."""
+    reader: Annotated[str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = None
+    """A function of yours that reads data.source and eval.source, as package.module:function: called with source and
+    split, it yields rows as dicts, in any of the forms that a .jsonl file may have."""
+    filter: Annotated[str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = None
+    """A function of yours that says which rows stay, as package.module:function: called with a row as it was read, a
+    dict, it returns True or False. Rows that it leaves out are counted."""
 
 
 class DistillConfig(Section):
