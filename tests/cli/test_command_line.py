@@ -1,6 +1,7 @@
 """Commands, their exit codes, and what they print; none of it may load torch."""
 
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -149,6 +150,16 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run_module, capsys):
 
     run_module.distill = interrupt
     assert main(["distill"]) == 130
+    assert capsys.readouterr().err == "rayqd: stopped; the same command goes on from the last checkpoint\n"
+
+
+def test_sigterm_is_as_orderly_an_end_as_an_interrupt(run_module, capsys):
+    run_module.distill = lambda config: signal.raise_signal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["distill"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "rayqd: stopped; the same command goes on from the last checkpoint\n"
 
 
