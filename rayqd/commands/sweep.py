@@ -30,6 +30,7 @@ from rayqd.sweep.results import SweepResult, format_best_toml, print_result
 from rayqd.sweep.shared import Data, Key, data_key
 from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import SuggesterSearch
+from rayqd.sweep.trial_run import TrialResources
 from rayqd.sweep.trials import Outcome
 from rayqd.sweep.tuner import run_trials, start_shared_resources
 
@@ -95,13 +96,13 @@ def _run(
                 metric=study.sweep.metric,
                 callback=callback,
                 directory=directory,
-                means={
-                    "shared": start_shared_resources(study.base.name, placement, data),
-                    "cluster": cluster,
-                    "placement": placement,
-                    "make_engine": make_engine,
-                    "environment": environment(cluster.summary),
-                },
+                shared=start_shared_resources(study.base.name, placement, data),
+                resources=TrialResources(
+                    cluster=cluster,
+                    placement=placement,
+                    environment=environment(cluster.summary),
+                    make_engine=make_engine,
+                ),
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from ray.tune import Callback
 
@@ -14,17 +14,7 @@ from rayqd.errors import ConfigError
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
 from rayqd.sweep.study import Study
-from rayqd.sweep.suggest import TrialConfig
-from rayqd.sweep.trials import Trial
-
-
-class TrialReport(TypedDict):
-    """What a trial reports to Ray Tune, which adds to it."""
-
-    step: int
-    kl_to_teacher: float  # nats a token
-    perplexity: float
-    done: bool
+from rayqd.sweep.trials import Trial, TrialConfig, TrialReport
 
 
 class TuneTrial(Protocol):

@@ -31,8 +31,8 @@ class TeacherCost:
         """Sum over trials."""
         return cls(
             seconds=round(sum(outcome.teacher_seconds for outcome in outcomes), 1),
-            cache_hits=sum(outcome.cache["hits"] for outcome in outcomes),
-            cache_misses=sum(outcome.cache["misses"] for outcome in outcomes),
+            cache_hits=sum(outcome.cache_hits for outcome in outcomes),
+            cache_misses=sum(outcome.cache_misses for outcome in outcomes),
         )
 
 

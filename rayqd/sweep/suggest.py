@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
-from pydantic import JsonValue
 from ray.tune.search import Searcher
 
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.sweep.space import make_tune_space, point_at, settings_at
-from rayqd.sweep.trials import Trial
-
-
-class TrialConfig(TypedDict):
-    """A trial as Ray Tune hands it around."""
-
-    number: int
-    name: str
-    num_steps: int
-    run: dict[str, JsonValue]  # its Config
+from rayqd.sweep.trials import Trial, TrialConfig
 
 
 class Suggester(Protocol):

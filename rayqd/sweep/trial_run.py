@@ -1,107 +1,149 @@
-"""The course of a trial: an ordinary run that tells each evaluation, and may be ended at any of them."""
+"""A trial's run: an ordinary one that yields each evaluation, and may be ended at any of them."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 
 from rayqd.actors.connection import Cluster
 from rayqd.actors.run_actors import RunActors
 from rayqd.cluster.placement import Placement
-from rayqd.config import Config
+from rayqd.config import Config, load_config
 from rayqd.console.progress import Progress
-from rayqd.data import ExampleSet
 from rayqd.driver.monitor import Monitor
-from rayqd.events import ArmResult, EvalEvent, FinishedEvent, ReadyEvent
+from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEvent, from_json
+from rayqd.files import replace_directory
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
 from rayqd.runs.metrics_file import read_events
-from rayqd.sweep.inherit import inherit_start
-
-Evaluation = dict[str, Any]  # "step", "kl_to_teacher", "perplexity"; "done" with the last one
+from rayqd.sweep.shared import Key, Rows, data_key
+from rayqd.sweep.trials import TrialReport
 
 _GOODBYE_SECONDS = 10.0
 _PATIENCE_SECONDS = 30.0  # after a sweep that was killed: its trials' processes are not gone at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """What a sweep gives each of its trials."""
+class TrialResources:
+    """What a sweep gives each of its trials, beside the data and the teachers that some of them share."""
 
     cluster: Cluster
     placement: Placement
-    teachers: list[Any]
-    data: tuple[ExampleSet, ExampleSet]  # training and held out
-    environment: Mapping[str, Any]  # machine, cluster and versions, for the records
+    environment: Mapping[str, object]  # machine, cluster and versions, for the records
     make_engine: MakeEngine | None
 
 
-def evaluations(config: Config, means: Means) -> Generator[Evaluation]:
-    """Run `config`, from its last checkpoint if there is one, and yield what each evaluation found.
+def run_trial(config: Config, resources: TrialResources, data: Rows, teachers: list[Any]) -> Generator[TrialReport]:
+    """Run `config`, from its last checkpoint if there is one, and yield each evaluation.
 
     After a resumed start the earlier evaluations come once more. Closing the iterator before its last one ends the run
     there: `result.json` then says that it was stopped early, and at which step.
     """
     with closing(RunDirectory(config, patience_seconds=_PATIENCE_SECONDS)) as run_dir:
         if run_dir.result is None:
-            yield from _run(config, run_dir, means)
+            yield from _run(config, run_dir, resources, data, teachers)
         assert run_dir.result is not None
-        yield _evaluation(run_dir.result["num_steps"], run_dir.result["rows"][-1]) | {"done": True}
+        last = ArmResult.from_json(run_dir.result["rows"][-1])
+        yield _report(run_dir.result["num_steps"], last.fidelity, done=True)
 
 
-def _run(config: Config, run_dir: RunDirectory, means: Means) -> Iterator[Evaluation]:
+def reuse_start(config: Config, run_dir: RunDirectory) -> None:
+    """Take the `start/` of another trial of the sweep, with what was measured of it, if one fits and none is there.
+
+    Trials that differ only in how they train start from the same weights, which need be calibrated only once.
+    """
+    own = run_dir.path / "start"
+    if own.exists():
+        return
+    for other in sorted(run_dir.path.parent.glob("*/start")):
+        if _start_key(load_config([f"@{other.parent / 'config.toml'}"])) == _start_key(config):
+            _link_directory(other, own)
+            _record_start(own, run_dir)
+            return
+
+
+def _run(
+    config: Config, run_dir: RunDirectory, resources: TrialResources, data: Rows, teachers: list[Any]
+) -> Iterator[TrialReport]:
+    """Yield the evaluations after training began, until the run has finished or the iterator is closed."""
     began = time.monotonic()
     with (run_dir.path / "log.txt").open("a") as log, Progress(Console(file=log), config.learner.steps) as progress:
-        run_dir.link_logs(means.cluster.log_dir)
-        inherit_start(config, run_dir)
-        roles = RunActors(config, means.cluster, means.make_engine, placement=means.placement, teachers=means.teachers)
+        run_dir.link_logs(resources.cluster.log_dir)
+        reuse_start(config, run_dir)
+        placement = resources.placement
+        actors = RunActors(config, resources.cluster, resources.make_engine, placement=placement, teachers=teachers)
         try:
-            roles.set_data(*means.data)
-            report = Report(config, "distill", means.environment)
-            monitor = Monitor(roles, config, run_dir, progress, report)
-            told: list[EvalEvent] = []
-            finished: FinishedEvent | None = None
+            actors.set_data(*data)
+            report = Report(config, "distill", resources.environment)
+            monitor = Monitor(actors, config, run_dir, progress, report)
+            events = _events(monitor, run_dir.path)
+            evaluated: list[EvalEvent] = []
             try:
-                for event in _events(monitor, run_dir.path):
-                    if isinstance(event, FinishedEvent):
-                        finished = event
-                        break
-                    told.append(event)
+                while isinstance(event := next(events), EvalEvent):
+                    evaluated.append(event)
                     if event.step > 0:
-                        yield _evaluation(event.step, asdict(event.fidelity))
+                        yield _report(event.step, event.fidelity, done=False)
             except GeneratorExit:
-                step = told[-1].step
-                rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in told if e.step in (0, step)]
+                step = evaluated[-1].step
+                rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in evaluated if e.step in (0, step)]
                 result = monitor.result(rows, step, time.monotonic() - began)
                 early = {"step": step, "of": config.learner.steps}
-                run_dir.finish(result | {STOPPED_EARLY: early, "environment": means.environment})
+                run_dir.finish(result | {STOPPED_EARLY: early, "environment": resources.environment})
                 run_dir.upload()
                 raise
-            roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            assert finished is not None
-            result = monitor.result(finished.rows, config.learner.steps, time.monotonic() - began)
-            result |= {"export": run_dir.export, "environment": means.environment}
+            actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
+            result = monitor.result(event.rows, config.learner.steps, time.monotonic() - began)
+            result |= {"export": run_dir.export, "environment": resources.environment}
             run_dir.finish(result)
             report.write(result)
             run_dir.upload(export=True)
         finally:
-            roles.kill()
+            actors.kill()
 
 
 def _events(monitor: Monitor, run_dir: Path) -> Iterator[EvalEvent | FinishedEvent]:
-    """Evaluations, first those before the checkpoint that the run goes on from, and last that it is finished."""
+    """Yield evaluations, first those before the checkpoint that the run goes on from, and last that it is finished."""
     monitor.until(ReadyEvent)
     yield from (event for event in read_events(run_dir) if isinstance(event, EvalEvent))
     while True:
         yield monitor.until(EvalEvent, FinishedEvent)
 
 
-def _evaluation(step: int, found: dict[str, Any]) -> Evaluation:
-    return {"step": step, "kl_to_teacher": found["kl_to_teacher"], "perplexity": found["perplexity"]}
+def _report(step: int, fidelity: Fidelity, *, done: bool) -> TrialReport:
+    return {"step": step, "kl_to_teacher": fidelity.kl_to_teacher, "perplexity": fidelity.perplexity, "done": done}
+
+
+def _start_key(config: Config) -> Key:
+    """Return a key that is equal for two trials just when start and teacher are the same."""
+    return (*data_key(config), config.model.dtype, config.quant.model_dump_json(), config.teacher_name)
+
+
+def _link_directory(source: Path, destination: Path) -> None:
+    """Copy by hard links where the disk can: nobody writes to these files, and the weights may be large."""
+    with replace_directory(destination) as partial:
+        shutil.copytree(source, partial, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def _record_start(start: Path, run_dir: RunDirectory) -> None:
+    """Record the untrained arms' evaluations, as the monitor does where the learner measures them itself."""
+    arms: dict[str, dict[str, JsonValue]] = json.loads((start / "arms.json").read_text())
+    for name, fidelity in arms.items():
+        run_dir.append(from_json({"event": "eval", "step": 0, "arm": name, **fidelity}), time.time())

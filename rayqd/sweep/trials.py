@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from pydantic import JsonValue
 
+from rayqd.events import ArmResult, EvalEvent, RecordedEvent, StepEvent
 from rayqd.runs.directory import STOPPED_EARLY
+from rayqd.runs.metrics_file import read_events
 
 Settings = Mapping[str, JsonValue]  # values by dotted name
 State = Literal["finished", "stopped early", "failed", "unfinished"]
@@ -34,6 +36,24 @@ class Trial:
         labels = short_labels(list(self.settings))
         parts = [f"{labels[key]}={_file_name(value_label(value))}" for key, value in self.settings.items()]
         return "-".join([f"{self.number:03d}", *parts])[:_MAX_NAME_LENGTH].rstrip("-.=")
+
+
+class TrialConfig(TypedDict):
+    """A trial as Ray Tune hands it around."""
+
+    number: int
+    name: str
+    num_steps: int
+    run: dict[str, JsonValue]  # its Config
+
+
+class TrialReport(TypedDict):
+    """What a trial reports to Ray Tune, which adds to it."""
+
+    step: int
+    kl_to_teacher: float  # nats a token
+    perplexity: float
+    done: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +78,8 @@ class Outcome:
     curve: tuple[Evaluation, ...]  # by step, the untrained start first
     seconds: Mapping[str, float]  # total, and of each role
     teacher_seconds: float  # of loading and of scoring
-    cache: Mapping[str, int]  # teacher payloads found (hits) and made (misses)
+    cache_hits: int  # teacher payloads that were there already
+    cache_misses: int  # teacher payloads that were made
     error: str | None
 
     @property
@@ -84,8 +105,9 @@ class Outcome:
 def read_outcome(trial: Trial, sweep_dir: Path, error: str | None = None) -> Outcome:
     """Read what became of a trial that was begun; `error` is why it failed."""
     directory = sweep_dir / trial.name
-    result = _read_json(directory / "result.json")
-    events = _read_rows(directory / "metrics.jsonl")
+    result = _read_result(directory / "result.json")
+    events = read_events(directory)
+    roles = [event.roles for event in events if isinstance(event, StepEvent)]
     seconds, starts = result.get("seconds", {}), result.get("start_seconds", {})
     return Outcome(
         trial=trial,
@@ -94,7 +116,8 @@ def read_outcome(trial: Trial, sweep_dir: Path, error: str | None = None) -> Out
         seconds=seconds,
         teacher_seconds=seconds.get("teacher", 0.0)
         + sum(s for role, s in starts.items() if role.startswith("teacher")),
-        cache={kind: sum(row.get(f"teacher_cache_{kind}") or 0 for row in events) for kind in ("hits", "misses")},
+        cache_hits=sum(step.teacher_cache_hits for step in roles),
+        cache_misses=sum(step.teacher_cache_misses for step in roles),
         error=error if not result else None,
     )
 
@@ -132,32 +155,35 @@ def value_label(value: object) -> str:
     return PurePath(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
-def _state(result: Mapping[str, Any], error: str | None) -> State:
+class _Result(TypedDict, total=False):
+    """What is read of a trial's result.json; all of it or nothing is there."""
+
+    rows: list[dict[str, JsonValue]]
+    num_steps: int
+    seconds: dict[str, float]
+    start_seconds: dict[str, float]
+    stopped_early: dict[str, int]
+
+
+def _state(result: _Result, error: str | None) -> State:
     if result:
         return "stopped early" if STOPPED_EARLY in result else "finished"
     return "failed" if error else "unfinished"
 
 
-def _curve(events: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+def _curve(events: Sequence[RecordedEvent], result: _Result) -> tuple[Evaluation, ...]:
     """Return an evaluation a step; the untrained start is the last arm of step 0: GPTQ's, where there is one."""
-    arms = [(row["step"], row) for row in events if row["event"] == "eval"]
-    if result:
-        arms.append((result["num_steps"], result["rows"][-1]))
-    evaluations = {
-        step: Evaluation(step=step, kl_to_teacher=arm["kl_to_teacher"], perplexity=arm["perplexity"])
-        for step, arm in arms
-    }
-    return tuple(evaluations[step] for step in sorted(evaluations))
+    by_step = {event.step: event.fidelity for event in events if isinstance(event, EvalEvent)}
+    if "rows" in result and "num_steps" in result:
+        by_step[result["num_steps"]] = ArmResult.from_json(result["rows"][-1]).fidelity
+    return tuple(
+        Evaluation(step=step, kl_to_teacher=fidelity.kl_to_teacher, perplexity=fidelity.perplexity)
+        for step, fidelity in sorted(by_step.items(), key=lambda item: item[0])
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_result(path: Path) -> _Result:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines, without the last one if it is half written."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 def _shortest_number(value: float) -> str:

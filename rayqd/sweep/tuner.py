@@ -1,11 +1,11 @@
-"""The sweep inside Ray Tune: which trials, how many at a time, and which of them are stopped early."""
+"""The sweep inside Ray Tune: which trials, how many at a time, each one's driver, and which are stopped early."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -21,8 +21,8 @@ from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
 from rayqd.sweep.shared import Data, Rows, SharedResources
 from rayqd.sweep.suggest import SuggesterSearch
-from rayqd.sweep.trials import Outcome
-from rayqd.sweep.worker import TrialWorker
+from rayqd.sweep.trial_run import TrialResources, run_trial
+from rayqd.sweep.trials import Outcome, TrialConfig, TrialReport
 
 _SCRATCH = ".tune"
 _NO_CONTROLLER: Any = None  # which ASHA does not look at
@@ -46,7 +46,8 @@ def run_trials(
     metric: str,
     callback: tune.Callback,
     directory: SweepDirectory,
-    means: Mapping[str, Any],
+    shared: Any,
+    resources: TrialResources,
 ) -> None:
     """Run at most `num_trials` of the search, each to its end. `ended` trials count where asha compares."""
     scratch = directory.path / _SCRATCH
@@ -54,7 +55,7 @@ def run_trials(
     if scheduler:
         replay_ended(scheduler, ended)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(TrialWorker, **means), _on_this_node()),
+        tune.with_resources(tune.with_parameters(TrialDriver, shared=shared, resources=resources), _on_this_node()),
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=scheduler,
@@ -75,6 +76,34 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
         tuner.fit()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class TrialDriver(tune.Trainable):
+    """The driver of one trial. It computes nothing; the actors of the run are processes of their own."""
+
+    def setup(self, config: TrialConfig, *, shared: Any, resources: TrialResources) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Prepare the run of a trial; `shared` is the actor of `SharedResources`."""
+        self._run_config = Config.model_validate(config["run"])
+        self._shared = shared
+        self._resources = resources
+        self._reports = self._run()
+
+    def step(self) -> TrialReport:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Run until the next evaluation."""
+        return next(self._reports)
+
+    def cleanup(self) -> None:
+        """End the run if it is not done: Tune has stopped it early."""
+        self._reports.close()
+
+    def _run(self) -> Generator[TrialReport]:
+        data, teachers = ray.get(
+            [self._shared.data.remote(self._run_config), self._shared.borrow_teachers.remote(self._run_config)]
+        )
+        try:
+            yield from run_trial(self._run_config, self._resources, data, teachers)
+        finally:
+            ray.get(self._shared.return_teachers.remote(self._run_config))
 
 
 def replay_ended(scheduler: TrialScheduler, ended: Sequence[Outcome]) -> None:

@@ -75,7 +75,8 @@ def outcome(number: int, *curve: tuple[int, float]) -> Outcome:
         curve=tuple(Evaluation(step=step, kl_to_teacher=kl, perplexity=1.0) for step, kl in curve),
         seconds={},
         teacher_seconds=0.0,
-        cache={},
+        cache_hits=0,
+        cache_misses=0,
         error=None,
     )
 

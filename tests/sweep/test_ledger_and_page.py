@@ -16,15 +16,16 @@ from rayqd.config import load_config
 from rayqd.config.resolved import to_toml
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import RunError
+from rayqd.events import Arm, ArmResult, RecordedEvent, to_json
 from rayqd.runs.directory import RunDirectory
 from rayqd.sweep.directory import SweepDirectory
-from rayqd.sweep.inherit import inherit_start
 from rayqd.sweep.report import write_page
 from rayqd.sweep.report.axes import position, setting_axis
 from rayqd.sweep.results import SweepResult, format_best_toml, print_result
 from rayqd.sweep.study import Study
+from rayqd.sweep.trial_run import reuse_start
 from rayqd.sweep.trials import Evaluation, Trial, find_best, read_outcome
-from tests.example_events import fidelity
+from tests.example_events import eval_event, fidelity, step_event
 
 FLAGS = (
     "--sweep.over.distill.lmbda", "0,1", "--sweep.over.distill.beta", "0,0.5", "--learner.steps", "8",
@@ -44,26 +45,19 @@ def directory(study: Study) -> Any:
     opened.close()
 
 
-def evaluation(step: int, kl: float) -> dict[str, Any]:
-    return {"event": "eval", "step": step, "arm": "arm", "kl_to_teacher": kl, "perplexity": 10 + kl, "num_tokens": 9}
-
-
-def a_step(step: int) -> dict[str, Any]:
-    return {"event": "step", "step": step, "loss": 1 / step, "teacher_cache_hits": 3, "teacher_cache_misses": 1}
-
-
 def leave(path: Path, kls: list[float], **result: Any) -> None:
     """What a trial leaves: an evaluation before the first step and after every second one, and its result."""
     path.mkdir()
-    rows = [evaluation(2 * i, kl) for i, kl in enumerate(kls)]
-    rows += [a_step(step) for step in range(1, 2 * len(kls) - 1)]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    events: list[RecordedEvent] = [eval_event(f"after step {2 * i}", kl, step=2 * i) for i, kl in enumerate(kls)]
+    steps = range(1, 2 * len(kls) - 1)
+    events += [step_event(step, teacher_cache_hits=3, teacher_cache_misses=1) for step in steps]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(to_json(event, time=0.0)) + "\n" for event in events))
     if result:
         (path / "result.json").write_text(json.dumps(result))
 
 
 def finished(kl: float, step: int, **more: Any) -> dict[str, Any]:
-    row = {"arm": "distilled INT4", "kl_to_teacher": kl, "perplexity": 10 + kl}
+    row = ArmResult(arm=Arm.from_name("distilled INT4"), fidelity=fidelity(kl)).to_json()
     seconds = {"total": 60.0, "teacher": 2.0}
     return {"rows": [row], "num_steps": step, "seconds": seconds, "start_seconds": {"teacher-0": 5.0}} | more
 
@@ -93,7 +87,7 @@ def test_what_became_of_a_trial_is_read_from_its_directory(directory: SweepDirec
         (0, 0.5, 10.5), (2, 0.4, 10.4), (4, 0.3, 10.3), (6, 0.2, 10.2), (8, 0.15, 10.15),
     ]  # fmt: skip
     assert done.teacher_seconds == 5.0 + 2.0
-    assert done.cache == {"hits": 6 * 3, "misses": 6 * 1}
+    assert (done.cache_hits, done.cache_misses) == (6 * 3, 6 * 1)
     assert (early.state, early.step, early.metric("kl_to_teacher")) == ("stopped early", 2, 0.45)
     assert (failed.state, failed.metric("kl_to_teacher"), failed.error) == ("failed", None, "the <engine> broke")
     assert (interrupted.state, interrupted.step, interrupted.metric("kl_to_teacher")) == ("unfinished", 4, 0.25)
@@ -213,13 +207,13 @@ def test_a_trial_takes_over_where_another_started_if_that_is_where_it_would(
     (start / "arms.json").write_text(json.dumps({"GPTQ INT4": asdict(fidelity(0.5))}))
     (start / "weights.safetensors").write_bytes(b"weights")
     own = RunDirectory(study.trial_config(second))
-    inherit_start(study.trial_config(second), own)
+    reuse_start(study.trial_config(second), own)
     assert (own.path / "start" / "weights.safetensors").read_bytes() == b"weights"
     (event,) = [json.loads(line) for line in own.metrics.read_text().splitlines()]
     assert (event["event"], event["step"], event["arm"], event["kl_to_teacher"]) == ("eval", 0, "GPTQ INT4", 0.5)
     other = study.trial_config(Trial(number=9, settings={**first.settings, "quant.rule": "absmax"}))
     alone = RunDirectory(other)
-    inherit_start(other, alone)
+    reuse_start(other, alone)
     assert not (alone.path / "start").exists()
     for opened in (source, own, alone):
         opened.close()
