@@ -1,13 +1,13 @@
 """What can go wrong, as a user meets it: each prints as one line that says what, where, and what to do.
 
 RayqdError
-├── ConfigError        the configuration cannot mean anything, or does not fit the model
-├── DataError          a row or a file of the data cannot be used (names file and line)
-├── ModelError         a model or tokenizer is missing, incomplete, or does not fit its partner
-├── RunError           the run directory belongs to another configuration, or is damaged
-├── StorageError       a checkpoint or an export could not be written
-├── PlacementError     the cluster has no room for the roles
-└── WorkerError        a role died and could not be brought back
+├── ConfigError
+├── DataError
+├── ModelError
+├── RunError
+├── StorageError
+├── PlacementError
+└── WorkerError
 
 Every class takes its message alone, so that it survives the trip between processes.
 """
@@ -16,34 +16,36 @@ from __future__ import annotations
 
 
 class RayqdError(Exception):
-    """Base of everything a user can cause or mend; `exit_code` is what the command returns."""
+    """Base of everything a user can cause or put right; `exit_code` is what the command returns."""
 
     exit_code = 1
 
 
 class ConfigError(RayqdError):
+    """The configuration cannot mean anything, or does not fit the model."""
+
     exit_code = 2
 
 
 class DataError(RayqdError):
-    pass
+    """A row or a file of the data cannot be used; names file and line."""
 
 
 class ModelError(RayqdError):
-    pass
+    """A model or tokenizer is missing, incomplete, or does not fit its partner."""
 
 
 class RunError(RayqdError):
-    pass
+    """The run directory belongs to another configuration, or is damaged."""
 
 
 class StorageError(RayqdError):
-    pass
+    """A checkpoint or an export could not be written."""
 
 
 class PlacementError(RayqdError):
-    pass
+    """The cluster has no room for the roles."""
 
 
 class WorkerError(RayqdError):
-    pass
+    """A role died and could not be brought back."""

@@ -15,7 +15,7 @@ def _doctor(given: Given) -> int:
 
 COMMAND = Command(
     name="doctor",
-    text="check this machine: what it can run, and how to mend what it cannot",
+    text="check this machine: what it can run, and how to fix what it cannot",
     run=_doctor,
     details="Of the settings it looks at runs_dir alone. The exit code is 1 if something fails.",
 )

@@ -1,4 +1,4 @@
-"""`rayqd doctor`: what this machine can run, what it cannot, and how to mend that."""
+"""`rayqd doctor`: what this machine can run, what it cannot, and how to fix that."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Iterator
 
 from rayqd.config import Config
 from rayqd.doctor import machine, software
-from rayqd.doctor.finding import Finding, show
+from rayqd.doctor.finding import Finding, print_finding
 from rayqd.doctor.probe import start_probes
 
 
 def findings(config: Config) -> Iterator[Finding]:
-    """Every check once: what is quick first, then what other processes found meanwhile."""
+    """Run every check once: what is quick first, then what other processes found out meanwhile."""
     probes = start_probes(software.PROBES)
-    yield software.python()
-    yield from software.packages()
-    yield software.embedded_model()
-    yield machine.cores()
-    yield machine.bfloat16()
-    yield machine.memory()
-    yield machine.disk("disk of runs_dir", config.runs_dir)
-    yield machine.temporary_disk()
-    yield machine.shared_memory()
+    yield software.check_python()
+    yield from software.check_packages()
+    yield software.check_quickstart_model()
+    yield machine.check_cores()
+    yield machine.check_bfloat16()
+    yield machine.check_memory()
+    yield machine.check_disk("disk of runs_dir", config.runs_dir)
+    yield machine.check_temporary_disk()
+    yield machine.check_shared_memory()
     outcomes = {name: probe.outcome() for name, probe in probes.items()}
-    yield from software.companions(outcomes)
-    yield software.gpus(outcomes["gpus"])
-    yield from software.c_compiler(outcomes["gpus"])
-    yield software.vllm_backend(outcomes["vllm"], outcomes["gpus"])
+    yield from software.check_torch_companions(outcomes)
+    yield software.check_gpus(outcomes["gpus"])
+    yield from software.check_c_compiler(outcomes["gpus"])
+    yield software.check_vllm_backend(outcomes["vllm"], outcomes["gpus"])
 
 
 def examine(config: Config) -> int:
-    """Prints every finding; the exit code is 1 if something fails, else 0."""
+    """Print every finding; return the exit code, 1 if something fails."""
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     marks: list[str] = []
     for finding in findings(config):
-        show(finding, coloured)
+        print_finding(finding, coloured)
         marks.append(finding.mark)
     print(f"\n{len(marks)} checks: {marks.count('fail')} failed, {marks.count('warn')} to look at")
     return 1 if "fail" in marks else 0

