@@ -86,10 +86,13 @@ class TeacherPayload:
     Every field of a subclass is an array or a WireTensor that has a row for each completion token, [C, ...].
     """
 
+    def arrays(self) -> dict[str, WireTensor | NDArray[Any]]:
+        """Return every field by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def num_bytes(self) -> int:
-        parts: list[WireTensor | NDArray[Any]] = [getattr(self, field.name) for field in fields(self)]
-        return sum(part.bits.nbytes if isinstance(part, WireTensor) else part.nbytes for part in parts)
+        return sum(a.bits.nbytes if isinstance(a, WireTensor) else a.nbytes for a in self.arrays().values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from rayqd.sweep.concurrency import choose_concurrency, place_concurrent_trials
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
 from rayqd.sweep.results import SweepResult, format_best_toml, print_result
-from rayqd.sweep.shared import Data, Key, data_key
+from rayqd.sweep.shared import Data, Key, data_key, teacher_key
 from rayqd.sweep.study import Study
 from rayqd.sweep.suggest import SuggesterSearch
 from rayqd.sweep.trial_run import TrialResources
@@ -129,7 +129,7 @@ def _check_and_load(study: Study) -> Data:
     data: Data = {}
     checked: dict[Key, Checked] = {}
     for example in examples:
-        key = (example.model.model_dump_json(), example.quant.model_dump_json(), example.teacher.name)
+        key = (example.model.model_dump_json(), example.quant.model_dump_json(), teacher_key(example))
         if key not in checked:
             checked[key] = check(example)
         check_loss(example)

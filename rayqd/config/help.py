@@ -28,7 +28,7 @@ def _usage(setting: Setting) -> str:
     if setting.kind == "boolean":
         return f"--{setting.key}, --no-{setting.key}"
     if setting.choices:
-        others = ["MODULE:FUNCTION"] if setting.takes_import_path else []
+        others = ["MODULE:NAME"] if setting.takes_import_path else []
         return f"--{setting.key} {'|'.join([*setting.choices, *others])}"
     words = {"integer": "N", "number": "X", "array": "A,B,..."}
     return f"--{setting.key} {words.get(setting.kind, 'TEXT')}"

@@ -66,7 +66,7 @@ def _default(setting: Setting) -> str:
 def _must_be(setting: Setting) -> str:
     if setting.choices:
         others = [
-            *(["`package.module:function`"] if setting.takes_import_path else []),
+            *(["`package.module:name`"] if setting.takes_import_path else []),
             *(["none"] if setting.optional else []),
         ]
         return ", ".join([*(f"`{choice}`" for choice in setting.choices), *others])

@@ -43,7 +43,7 @@ class Setting:
     kind: str  # JSON's name of the type: boolean, integer, number, string, array; or path
     optional: bool  # takes none
     choices: tuple[str, ...]  # every value there is, if they can be listed
-    takes_import_path: bool  # besides them also package.module:function
+    takes_import_path: bool  # besides them also package.module:name
     must_be: str  # "a number above 0"; completes "learner.lr must be"
     default: object
     markers: tuple[Marker, ...]  # of its field, then of its section's
@@ -165,7 +165,7 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
         choices=choices,
         takes_import_path=takes_import_path,
         must_be=_must_be(value, choices)
-        + (", or package.module:function" if takes_import_path else "")
+        + (", or package.module:name" if takes_import_path else "")
         + (", or none" if optional else ""),
         default=default,
         markers=markers,

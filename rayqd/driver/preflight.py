@@ -16,6 +16,7 @@ from rayqd.losses.check import check_loss
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
+from rayqd.teacher.check import check_payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,10 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     teacher = teacher_directory(config)
     if config.teacher.name:
         _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
-    _payload_fits(config, len(tokenizer), common_vocab_size(directory, teacher))
+    vocab_size = common_vocab_size(directory, teacher)
+    _payload_fits(config, len(tokenizer), vocab_size)
+    if trains:
+        check_payload(config, vocab_size)
     _room(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
 

@@ -145,12 +145,11 @@ def _to_arrays(payload: TeacherPayload) -> tuple[Arrays, dict[str, str]]:
     """Return the payload's fields as arrays, and the torch dtype of those that are a WireTensor."""
     arrays: Arrays = {}
     dtypes: dict[str, str] = {}
-    for field in fields(payload):
-        value: WireTensor | NDArray[np.generic] = getattr(payload, field.name)
+    for name, value in payload.arrays().items():
         if isinstance(value, WireTensor):
-            dtypes[field.name] = value.dtype
+            dtypes[name] = value.dtype
             value = value.bits
-        arrays[field.name] = np.ascontiguousarray(value)
+        arrays[name] = np.ascontiguousarray(value)
     return arrays, dtypes
 
 

@@ -11,14 +11,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rayqd.config import Config
-from rayqd.extensions import source_digest
+from rayqd.config.sections import TeacherConfig
+from rayqd.extensions import is_import_path, load_extension, source_digest
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.wire import to_wire
 from rayqd.teacher.cache import TeacherIdentity
@@ -35,8 +36,11 @@ class PayloadSpec(ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: Config, vocab_size: int) -> Self:
-        """Return the spec that `config` describes; `vocab_size` ids are in the output heads of teacher and student."""
+    def from_settings(cls, settings: TeacherConfig, temperature: float, vocab_size: int) -> Self:
+        """Return the spec that the settings describe, which are all that the trials of a sweep with one teacher share.
+
+        `temperature` is that of the loss; `vocab_size` ids are in the output heads of teacher and student.
+        """
 
     @abstractmethod
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TeacherPayload | None:
@@ -60,9 +64,9 @@ class HiddenSpec(PayloadSpec):
     payload_type = HiddenPayload
 
     @classmethod
-    def from_config(cls, config: Config, vocab_size: int) -> Self:
+    def from_settings(cls, settings: TeacherConfig, temperature: float, vocab_size: int) -> Self:
         """Return the one spec there is: the states follow from no setting."""
-        del config, vocab_size
+        del settings, temperature, vocab_size
         return cls()
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> HiddenPayload | None:
@@ -79,9 +83,9 @@ class LogitsSpec(PayloadSpec):
     vocab_size: int
 
     @classmethod
-    def from_config(cls, config: Config, vocab_size: int) -> Self:
+    def from_settings(cls, settings: TeacherConfig, temperature: float, vocab_size: int) -> Self:
         """Return the spec for the whole vocabulary; no setting changes its logits."""
-        del config
+        del settings, temperature
         return cls(vocab_size=vocab_size)
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> LogitsPayload | None:
@@ -103,12 +107,12 @@ class TopKSpec(PayloadSpec):
     vocab_size: int
 
     @classmethod
-    def from_config(cls, config: Config, vocab_size: int) -> Self:
-        """Read `teacher.top_k`, `teacher.top_k_of` and `distill.temperature`."""
+    def from_settings(cls, settings: TeacherConfig, temperature: float, vocab_size: int) -> Self:
+        """Read `teacher.top_k` and `teacher.top_k_of`."""
         return cls(
-            k=config.teacher.top_k,
-            of_student=config.teacher.top_k_of == "student",
-            temperature=config.distill.temperature,
+            k=settings.top_k,
+            of_student=settings.top_k_of == "student",
+            temperature=temperature,
             vocab_size=vocab_size,
         )
 
@@ -139,9 +143,10 @@ class SampledSpec(PayloadSpec):
     vocab_size: int
 
     @classmethod
-    def from_config(cls, config: Config, vocab_size: int) -> Self:
-        """Read `distill.temperature`."""
-        return cls(temperature=config.distill.temperature, vocab_size=vocab_size)
+    def from_settings(cls, settings: TeacherConfig, temperature: float, vocab_size: int) -> Self:
+        """Read no setting but the temperature."""
+        del settings
+        return cls(temperature=temperature, vocab_size=vocab_size)
 
     def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> SampledPayload | None:
         """Return a log-probability a token, [C]."""
@@ -166,8 +171,16 @@ SPECS: dict[str, type[PayloadSpec]] = {
 
 
 def payload_spec(config: Config, vocab_size: int) -> PayloadSpec:
-    """Return the spec that `teacher.payload` names; `vocab_size` ids are in the output heads of teacher and student."""
-    return SPECS[config.teacher.payload].from_config(config, vocab_size)
+    """Return the spec that `teacher.payload` names; `vocab_size` ids are in the output heads of teacher and student.
+
+    Raises ConfigError for one from outside that cannot be imported.
+    """
+    name = config.teacher.payload
+    if is_import_path(name):
+        spec_type = cast("type[PayloadSpec]", load_extension(name, "teacher.payload"))
+    else:
+        spec_type = SPECS[name]
+    return spec_type.from_settings(config.teacher, config.distill.temperature, vocab_size)
 
 
 def _logits(states: Tensor, head: Tensor) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rayqd.config.sections.base import Section
+from rayqd.config.sections.base import ImportPath, Section
 from rayqd.config.sections.markers import AbsolutePath, ChangesCompletions, HubIdOrPath, SameResult
 
 
@@ -34,11 +34,12 @@ class TeacherConfig(Section):
     """Teacher actors."""
     max_batch_tokens: Annotated[int, SameResult()] = Field(default=8192, ge=1)
     """Tokens that a teacher actor runs at once."""
-    payload: Literal["hidden", "logits", "topk", "sampled"] = "hidden"
+    payload: Literal["hidden", "logits", "topk", "sampled"] | ImportPath = "hidden"
     """What it sends of each token. hidden: the state from which its distribution follows exactly, 2·width bytes;
     logits: 2 bytes for each id of the vocabulary, as exact as float16; topk: `top_k` log-probabilities, 8 bytes each,
     all other ids as one; sampled: the log-probability of the token that stands there, 4 bytes, which gives the reverse
-    KL's gradient in expectation (needs distill.lmbda = 1, distill.beta = 1 and rollout.max_staleness = 0)."""
+    KL's gradient in expectation (needs distill.lmbda = 1, distill.beta = 1 and rollout.max_staleness = 0). A class of
+    yours, package.module:name, computes a payload of its own and has the loss on it (docs/distillation.md)."""
     top_k: int = Field(default=64, ge=1)
     """topk: log-probabilities a token."""
     top_k_of: Literal["teacher", "student"] = "teacher"
