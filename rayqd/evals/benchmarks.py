@@ -33,28 +33,28 @@ class Bench:
         self._say = say
 
     def scores(self, name: str, load: Callable[[], PreTrainedModel], identity: Sequence[str] = ()) -> Arm:
-        """Of the model that `load` gives, which is called only if something is left to run.
+        """Score the model that `load` returns, which is called only if something is left to run.
 
         `identity` says all that the scores depend on besides the benchmarks; with it they are kept for the next time.
         """
-        files = {each.name: self._file(each, identity) for each in self._benchmarks} if identity else {}
-        found = {key: scores for key, file in files.items() if (scores := _kept(file))}
-        missing = [each for each in self._benchmarks if each.name not in found]
-        if found:
-            self._say(f"{name}: {', '.join(found)} known from before")
+        files = {b.name: self._cache_file(b, identity) for b in self._benchmarks} if identity else {}
+        arm = {key: scores for key, file in files.items() if (scores := _read_cached(file))}
+        missing = [benchmark for benchmark in self._benchmarks if benchmark.name not in arm]
+        if arm:
+            self._say(f"{name}: {', '.join(arm)} known from before")
         if not missing:
-            return found
+            return arm
         model = load()
-        for each in missing:
+        for benchmark in missing:
             began = time.monotonic()
-            found[each.name] = scores = each.run(model, self._tokenizer)
-            self._say(f"{name}: {each.name} in {time.monotonic() - began:.0f} s")
+            arm[benchmark.name] = scores = benchmark.run(model, self._tokenizer)
+            self._say(f"{name}: {benchmark.name} in {time.monotonic() - began:.0f} s")
             if identity:
-                _keep(files[each.name], scores)
-        return found
+                _write_cache(files[benchmark.name], scores)
+        return arm
 
     def compare(self, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
-        """A row for each metric of each task and group; `arms` by name, among them the teacher's."""
+        """Return a row for each metric of each task and group; `arms` by name, among them the teacher's."""
         rows: list[dict[str, Any]] = []
         for benchmark in self._benchmarks:
             scores = {name: arm[benchmark.name] for name, arm in arms.items()}
@@ -63,26 +63,26 @@ class Bench:
             rows += [_task_row(benchmark, score, scores) for score in teacher.tasks]
         return rows
 
-    def _file(self, benchmark: Benchmark, identity: Sequence[str]) -> Path:
-        said = json.dumps([benchmark.fingerprint, self._tokenizer.chat_template, *identity])
-        return cache_dir() / "benchmarks" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.json"
+    def _cache_file(self, benchmark: Benchmark, identity: Sequence[str]) -> Path:
+        key = json.dumps([benchmark.fingerprint, self._tokenizer.chat_template, *identity])
+        return cache_dir() / "benchmarks" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
     teacher = scores[TEACHER]
     group = teacher.groups[index]
-    parts = [teacher.of(task, group.metric, group.filter) for task in group.parts]
+    parts = [teacher.find(task, group.metric, group.filter) for task in group.parts]
 
     def difference(model: Scores) -> Difference:
         return weighted_difference([_difference(benchmark, part, model) for part in parts], group.weights)
 
-    row = _row(benchmark, group, {name: each.groups[index] for name, each in scores.items()})
+    row = _row(benchmark, group, {name: model.groups[index] for name, model in scores.items()})
     row |= {"num_documents": sum(len(p.document_ids) for p in parts), "tasks": len(parts)}
     return _with_differences(row, scores, difference, higher_is_better=parts[0].higher_is_better)
 
 
 def _task_row(benchmark: Benchmark, score: TaskScore, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    same = {name: each.of(score.task, score.metric, score.filter) for name, each in scores.items()}
+    same = {name: model.find(score.task, score.metric, score.filter) for name, model in scores.items()}
     row = _row(benchmark, score, same) | {
         "num_documents": len(score.document_ids),
         "part_of": benchmark.name if scores[TEACHER].groups else None,
@@ -100,7 +100,7 @@ def _row(
         "task": score.task,
         "metric": score.metric,
         "filter": score.filter,
-        "arms": {name: {"value": each.value, "stderr": each.stderr} for name, each in same.items()},
+        "arms": {name: {"value": score.value, "stderr": score.stderr} for name, score in same.items()},
     }
 
 
@@ -112,38 +112,38 @@ def _with_differences(
     higher_is_better: bool,
 ) -> dict[str, Any]:
     for name in scores.keys() - {TEACHER}:
-        found = difference(scores[name])
+        paired = difference(scores[name])
         row["arms"][name] |= {
-            "difference": found.value,
-            "difference_stderr": found.stderr,
-            "verdict": found.verdict(higher_is_better=higher_is_better),
+            "difference": paired.value,
+            "difference_stderr": paired.stderr,
+            "verdict": paired.verdict(higher_is_better=higher_is_better),
         }
     return row | {"higher_is_better": higher_is_better}
 
 
 def _difference(benchmark: Benchmark, teacher: TaskScore, model: Scores) -> Difference:
-    """Over the documents for which both have a value."""
-    theirs = dict(zip(teacher.document_ids, teacher.document_values, strict=True))
-    score = model.of(teacher.task, teacher.metric, teacher.filter)
-    ours = dict(zip(score.document_ids, score.document_values, strict=True))
-    both = [i for i in ours if i in theirs]
-    model_values, teacher_values = [ours[i] for i in both], [theirs[i] for i in both]
+    """Compare over the documents for which both have a value."""
+    by_teacher = dict(zip(teacher.document_ids, teacher.document_values, strict=True))
+    score = model.find(teacher.task, teacher.metric, teacher.filter)
+    by_model = dict(zip(score.document_ids, score.document_values, strict=True))
+    both = [i for i in by_model if i in by_teacher]
+    model_values, teacher_values = [by_model[i] for i in both], [by_teacher[i] for i in both]
     aggregation = benchmark.aggregation(teacher.task, teacher.metric)
     if aggregation is None:
         return mean_difference(model_values, teacher_values)
     return resampled_difference(model_values, teacher_values, aggregation)
 
 
-def _kept(file: Path) -> Scores | None:
-    """None where there are none, or none that are whole."""
+def _read_cached(file: Path) -> Scores | None:
+    """Return the scores kept in `file`; None where there are none, or none that are intact."""
     try:
         return Scores.from_json(json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _keep(file: Path, scores: Scores) -> None:
-    """A full disk costs only the time to measure again."""
+def _write_cache(file: Path, scores: Scores) -> None:
+    """Cache `scores` in `file`; a full disk costs only the time to measure again."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(file, concurrent=True) as partial:

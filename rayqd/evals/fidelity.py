@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
-    """Held-out rows with what the teacher makes of them."""
+    """Return the held-out rows with the teacher's hidden states."""
     rollouts = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
     return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, teacher.hidden(rollouts), strict=True)]
 
@@ -30,7 +30,7 @@ def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
 def student_fidelity(
     model: PreTrainedModel, head: Tensor, teacher_head: Tensor, heldout: Sequence[ScoredRollout], max_tokens: int
 ) -> Fidelity:
-    """Of a student [V, d] head included, against the teacher's hidden states that `heldout` carries."""
+    """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
     sums = torch.zeros(4, dtype=torch.float64)
@@ -44,7 +44,7 @@ def student_fidelity(
 
 @torch.no_grad()
 def teacher_fidelity(teacher_head: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
-    """Of the teacher itself: no distance, and its own perplexity."""
+    """Measure the teacher itself: no distance, and its own perplexity."""
     teacher_head = teacher_head.float()
     sums = torch.zeros(4, dtype=torch.float64)
     for scored in heldout:
@@ -55,7 +55,7 @@ def teacher_fidelity(teacher_head: Tensor, heldout: Sequence[ScoredRollout]) -> 
 
 
 def _sums(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, targets: Tensor) -> Tensor:
-    """Over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4] float64."""
+    """Sum over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4]."""
     common = min(len(head), len(teacher_head))  # heads of one tokenizer may be padded to different sizes
     sums = torch.zeros(4, dtype=torch.float64)
     for rows in slices(len(hidden), chunk_size(None, len(head), 24, head.device)):
@@ -65,7 +65,7 @@ def _sums(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, t
         agrees = logits.argmax(-1) == teacher_logits.argmax(-1)
         kl = generalized_jsd(logits, teacher_logits, beta=0.0)
         distance = total_variation(logits, teacher_logits)
-        sums += torch.stack([each.double().sum().cpu() for each in (kl, distance, agrees, nll)])
+        sums += torch.stack([metric.double().sum().cpu() for metric in (kl, distance, agrees, nll)])
     return sums
 
 

@@ -46,7 +46,7 @@ class Benchmark:
         return any(task.OUTPUT_TYPE == "generate_until" for task in self._loaded["tasks"].values())
 
     def aggregation(self, task: str, metric: str) -> Callable[[Sequence[Any]], float] | None:
-        """What makes a score of the documents' values; None for their mean."""
+        """Return the function that makes a score of the documents' values; None for their mean."""
         from lm_eval.api.metrics import mean
 
         function = self._loaded["tasks"][task].aggregation().get(metric, mean)
@@ -69,20 +69,20 @@ class Benchmark:
             if task.config.num_fewshot:
                 parts += islice(task.fewshot_docs(), _MOST_EXAMPLES)
             for part in parts:
-                digest.update(json.dumps(part, sort_keys=True, default=_named).encode())
+                digest.update(json.dumps(part, sort_keys=True, default=_name_of).encode())
         return digest.hexdigest()
 
     def run(self, model: PreTrainedModel, tokenizer: Any) -> Scores:
-        """What `lm_eval run --model hf` says of the model, document by document. Raises ModelError."""
+        """Score the model, document by document, as `lm_eval run --model hf` does. Raises ModelError."""
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
         settings = self._settings
         template = settings.apply_chat_template
-        with _quiet(), _plain_attention(model):
+        with _quiet(), _sdpa_attention(model):
             make: Any = HFLM  # lm-eval's registry hides its parameters
             language_model = make(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
-            _seed()
+            _set_seeds()
             try:
                 results = evaluate(
                     lm=language_model,
@@ -98,7 +98,7 @@ class Benchmark:
 
 
 def open_benchmarks(settings: EvalConfig, tokenizer: Any) -> list[Benchmark]:
-    """Those of `settings.tasks`, with their documents.
+    """Load the tasks of `settings.tasks`, with their documents.
 
     Raises ConfigError at a name that there is not, a missing template or package, DataError at documents that cannot be
     had.
@@ -111,11 +111,11 @@ def open_benchmarks(settings: EvalConfig, tokenizer: Any) -> list[Benchmark]:
         raise ConfigError(f"eval.tasks_dir={settings.tasks_dir} is no directory")
     with _quiet():
         manager = _manager(settings)
-        return [_opened(name, manager, settings) for name in dict.fromkeys(settings.tasks)]
+        return [_open(name, manager, settings) for name in dict.fromkeys(settings.tasks)]
 
 
 def _manager(settings: EvalConfig) -> Any:
-    """Of rayqd's and the user's tasks; of lm-eval's too, whose 14,000 files take seconds, where one is asked for."""
+    """Index rayqd's and the user's tasks; lm-eval's 14,000 files too, which take seconds, where one is asked for."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Kind
 
@@ -132,7 +132,7 @@ def _manager(settings: EvalConfig) -> Any:
     return manager
 
 
-def _opened(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
+def _open(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
     from datasets.exceptions import DatasetsError
 
     try:
@@ -142,7 +142,7 @@ def _opened(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
     except ImportError as error:
         raise ConfigError(f"task {name} needs another package: {_first_line(error)}") from error
     except (OSError, DatasetsError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(_why_not_loaded(name, error)) from error
+        raise DataError(_explain_not_loaded(name, error)) from error
     for task in loaded["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
             raise ConfigError(
@@ -154,26 +154,26 @@ def _opened(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
     return Benchmark(name, loaded, settings)
 
 
-def _why_not_loaded(name: str, error: Exception) -> str:
-    told = _first_line(error)
+def _explain_not_loaded(name: str, error: Exception) -> str:
+    reason = _first_line(error)
     if isinstance(error, ConnectionError):
         return (
-            f"task {name} needs a data set from the Hugging Face hub, which cannot be reached ({told}): load it once "
+            f"task {name} needs a data set from the Hugging Face hub, which cannot be reached ({reason}): load it once "
             "where there is a network and bring HF_HOME along, or give a task of your own in eval.tasks_dir"
         )
-    return f"task {name} cannot be loaded: {type(error).__name__}: {told}"
+    return f"task {name} cannot be loaded: {type(error).__name__}: {reason}"
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
-    """As lm-eval's simple_evaluate does: a task that says 0 keeps it, one that says nothing has 0."""
+    """Set it as lm-eval's simple_evaluate does: a task that says 0 keeps it, one that says nothing has 0."""
     own = task.get_config("num_fewshot")
     if own is None or (num_fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=_defaults().DEFAULT_OTHER_SEED)
 
 
-def _seed() -> None:
-    """lm-eval's own."""
+def _set_seeds() -> None:
+    """Seed with lm-eval's own."""
     random.seed(_defaults().DEFAULT_RANDOM_SEED)
     np.random.seed(_defaults().DEFAULT_OTHER_SEED)
     torch.manual_seed(_defaults().DEFAULT_OTHER_SEED)
@@ -186,8 +186,8 @@ def _defaults() -> Any:
 
 
 @contextlib.contextmanager
-def _plain_attention(model: Any) -> Iterator[None]:
-    """lm-eval pads its batches and generates with a cache, which rayqd's packed attention does not take."""
+def _sdpa_attention(model: Any) -> Iterator[None]:
+    """Switch to sdpa: lm-eval pads its batches and generates with a cache, which packed attention does not take."""
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
@@ -198,7 +198,7 @@ def _plain_attention(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Progress bars on a terminal, and nothing else."""
+    """Let through progress bars on a terminal, and nothing else."""
     for name in ("lm_eval", "huggingface_hub", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with quiet_libraries(progress=sys.stderr.isatty()), contextlib.redirect_stdout(io.StringIO()):
@@ -225,7 +225,7 @@ def _task_scores(
     values: dict[tuple[str, str], list[tuple[int, Any]]] = {}
     for sample in samples:
         for metric in sample["metrics"]:
-            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], _plain(sample[metric])))
+            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], _to_json_value(sample[metric])))
     for (metric, filtered), documents in values.items():
         if f"{metric},{filtered}" in aggregated:
             yield TaskScore(
@@ -241,10 +241,10 @@ def _task_scores(
 
 
 def _group_scores(group: Any, aggregated: Any, results: Any) -> Iterator[GroupScore]:
-    """With the weights that lm-eval gives the tasks in a group: by their size, or all the same."""
+    """Yield the group's metrics, with the weights that lm-eval gives its tasks: by their size, or all the same."""
     for setting in group.aggregate_metric_list or []:
-        found = [key.partition(",")[2] for key in aggregated if key.startswith(f"{setting.metric},")]
-        for filtered in found:
+        filters = [key.partition(",")[2] for key in aggregated if key.startswith(f"{setting.metric},")]
+        for filtered in filters:
             key = f"{setting.metric},{filtered}"
             names = [task.task_name for task in group.get_all_tasks() if key in results.get(task.task_name, {})]
             sizes = [results[name]["sample_len"] if setting.weight_by_size else 1 for name in names]
@@ -264,17 +264,17 @@ def _stderr(aggregated: Any, metric: str, filtered: str) -> float | None:
     return None if value == "N/A" else float(value)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON keeps it."""
+def _to_json_value(value: Any) -> Any:
+    """Return `value` as JSON keeps it."""
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_to_json_value(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, (bool, int, float, np.number, np.bool_)):
         return float(value)
     return value if value is None or isinstance(value, str) else str(value)
 
 
-def _named(value: object) -> str:
-    """What JSON has no word for; a function by its name, since its address is another one every time."""
+def _name_of(value: object) -> str:
+    """Name what JSON cannot hold: a function by its name, since its address is another one every time."""
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 

@@ -29,7 +29,7 @@ class Difference:
     stderr: float | None  # paired, same unit; None where a single document says nothing of it
 
     def verdict(self, *, higher_is_better: bool) -> Verdict | None:
-        """Whether the difference is beyond noise: outside of 0 ± 1.96 standard errors (95 %); None if none is known."""
+        """Judge whether the difference is beyond noise: outside of 0 ± 1.96 standard errors (95 %); None without one."""
         if self.stderr is None:
             return None
         if abs(self.value) <= _TWO_SIDED_95 * self.stderr:
@@ -38,8 +38,8 @@ class Difference:
 
 
 def mean_difference(model: Sequence[float], teacher: Sequence[float]) -> Difference:
-    """Of metrics that are means over the documents; scores of both in the same order of documents."""
-    differences = [float(ours) - float(theirs) for ours, theirs in zip(model, teacher, strict=True)]
+    """Compare a metric that is a mean over the documents; scores of both in the same order of documents."""
+    differences = [float(m) - float(t) for m, t in zip(model, teacher, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
     if n < 2:
@@ -49,23 +49,23 @@ def mean_difference(model: Sequence[float], teacher: Sequence[float]) -> Differe
 
 
 def resampled_difference(model: Sequence[Any], teacher: Sequence[Any], aggregation: Aggregation) -> Difference:
-    """Of metrics that are no means, perplexities for instance: the same documents are drawn for both (paired bootstrap,
-    Efron and Tibshirani 1993, chapter 6), with a fixed seed."""
+    """Compare a metric that is no mean, a perplexity for instance: the same documents are drawn for both (paired
+    bootstrap, Efron and Tibshirani 1993, chapter 6), with a fixed seed."""
     n = len(model)
     value = aggregation(model) - aggregation(teacher)
     if n < 2:
         return Difference(value=value, stderr=None)
     generator = random.Random(0)
-    drawn: list[float] = []
+    resampled: list[float] = []
     for _ in range(_RESAMPLES):
         rows = generator.choices(range(n), k=n)
-        drawn.append(aggregation([model[i] for i in rows]) - aggregation([teacher[i] for i in rows]))
-    mean = math.fsum(drawn) / _RESAMPLES
-    return Difference(value=value, stderr=math.sqrt(math.fsum((d - mean) ** 2 for d in drawn) / (_RESAMPLES - 1)))
+        resampled.append(aggregation([model[i] for i in rows]) - aggregation([teacher[i] for i in rows]))
+    mean = math.fsum(resampled) / _RESAMPLES
+    return Difference(value=value, stderr=math.sqrt(math.fsum((d - mean) ** 2 for d in resampled) / (_RESAMPLES - 1)))
 
 
 def weighted_difference(parts: Sequence[Difference], weights: Sequence[float]) -> Difference:
-    """Of a group's score, Σ wₜ·scoreₜ with Σ wₜ = 1; its tasks have no documents in common, so variances add."""
+    """Compare a group's score, Σ wₜ·scoreₜ with Σ wₜ = 1; its tasks have no documents in common, so variances add."""
     value = math.fsum(w * part.value for w, part in zip(weights, parts, strict=True))
     errors = [part.stderr for part in parts]
     known = [error for error in errors if error is not None]

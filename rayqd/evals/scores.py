@@ -40,23 +40,24 @@ class Scores:
     tasks: tuple[TaskScore, ...]
     groups: tuple[GroupScore, ...]
 
-    def of(self, task: str, metric: str, filtered: str) -> TaskScore:
-        """Raises KeyError where there is none."""
+    def find(self, task: str, metric: str, filtered: str) -> TaskScore:
+        """Return the score of a task's metric after a filter. Raises KeyError where there is none."""
         for score in self.tasks:
             if (score.task, score.metric, score.filter) == (task, metric, filtered):
                 return score
         raise KeyError((task, metric, filtered))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
+        """Return what `from_json` reads back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Scores:
-        """Raises KeyError or TypeError where `fields` are none."""
-        tasks = [{key: _frozen(value) for key, value in each.items()} for each in fields["tasks"]]
-        groups = [{key: _frozen(value) for key, value in each.items()} for each in fields["groups"]]
+    def from_json(cls, fields: Any) -> Scores:
+        """Read what `to_json` returned. Raises KeyError or TypeError where `fields` are something else."""
+        tasks = [{key: _freeze(value) for key, value in score.items()} for score in fields["tasks"]]
+        groups = [{key: _freeze(value) for key, value in score.items()} for score in fields["groups"]]
         return cls(tasks=tuple(TaskScore(**t) for t in tasks), groups=tuple(GroupScore(**g) for g in groups))
 
 
-def _frozen(value: Any) -> Any:
+def _freeze(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
