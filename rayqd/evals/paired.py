@@ -29,7 +29,7 @@ class Difference:
     stderr: float | None  # paired, same unit; None where a single document says nothing of it
 
     def verdict(self, *, higher_is_better: bool) -> Verdict | None:
-        """Judge whether the difference is beyond noise: outside of 0 ± 1.96 standard errors (95 %); None without one."""
+        """Judge whether the difference is outside of 0 ± 1.96 standard errors (95 %); None where there is no error."""
         if self.stderr is None:
             return None
         if abs(self.value) <= _TWO_SIDED_95 * self.stderr:
