@@ -22,13 +22,10 @@ from rayqd.export.destination import export_directory
 from rayqd.export.parts import Parts
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
-from rayqd.quant import Quantized
-from rayqd.quant.fp4 import FP4
+from rayqd.quant import Quantized, pack, unpack
+from rayqd.quant.formats import FORMATS
 from rayqd.quant.nested import BLOCK_SIZE, make_dynamic_map
-from rayqd.quant.nf4 import NF4
-from rayqd.quant.packing import pack, unpack
 
-_CODEBOOKS = {"nf4": NF4, "fp4": FP4}
 _STATE = "weight.quant_state.bitsandbytes__"
 _REQUIRED = ("weight.absmax", "weight.quant_map")
 
@@ -64,7 +61,8 @@ def write_parts(
 
 def layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a layer by what follows its name and a dot. A loader gets values in `dtype`."""
-    packed = pack(quantized, quant.format)
+    packed, codebook = pack(quantized, quant.format), FORMATS[quant.format].codebook
+    assert codebook is not None
     state: dict[str, Any] = {
         "quant_type": quant.format,
         "blocksize": quant.group_size,
@@ -74,7 +72,7 @@ def layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) 
     tensors = {
         "weight": packed["weight_packed"].reshape(-1, 1),
         "weight.absmax": packed["weight_absmax"].reshape(-1),
-        "weight.quant_map": torch.tensor(_CODEBOOKS[quant.format].values, dtype=torch.float32),
+        "weight.quant_map": torch.tensor(codebook.values, dtype=torch.float32),
     }
     if quantized.nested is not None:
         tensors["weight.nested_absmax"] = quantized.nested.scales

@@ -21,17 +21,15 @@ from rayqd.export.destination import export_directory
 from rayqd.export.parts import Parts
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
+from rayqd.quant import pack, unpack
+from rayqd.quant.formats import FORMATS
 from rayqd.quant.grid import Quantized
-from rayqd.quant.packing import pack, unpack
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 # The last one of a set tells the formats apart: INT4 has a shape, NVFP4 a scale for the whole tensor.
-REQUIRED_PARTS = (
-    ("weight_packed", "weight_scale", "weight_shape"),
-    ("weight_packed", "weight_scale", "weight_global_scale"),
-)
+REQUIRED_PARTS = [("weight_packed", "weight_scale", known.own_part) for known in FORMATS.values() if known.scheme]
 PACKED_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
 
 
@@ -42,20 +40,13 @@ def quantization_config(quant: QuantConfig) -> dict[str, Any]:
     written twice: as it is, and as a pattern.
     """
     ignore = [*quant.ignore, *(rf"re:.*\.{re.escape(entry)}$" for entry in quant.ignore)]
-    nvfp4 = quant.format == "nvfp4"
-    weights = {
-        "num_bits": 4,
-        "type": "float" if nvfp4 else "int",
-        "symmetric": quant.rule != "asymmetric",
-        "strategy": "tensor_group" if nvfp4 else "group",
-        "group_size": quant.group_size,
-    }
-    if nvfp4:
-        weights["scale_dtype"] = "torch.float8_e4m3fn"
+    known = FORMATS[quant.format]
+    symmetric = quant.rule != "asymmetric"
+    weights = {"num_bits": 4, "symmetric": symmetric, "group_size": quant.group_size, **known.scheme_weights}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized" if nvfp4 else "pack-quantized",
+        "format": known.scheme,
         "quantization_status": "compressed",
         "ignore": ignore,
         "config_groups": {"group_0": group},

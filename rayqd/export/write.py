@@ -15,21 +15,15 @@ from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.card import model_card, write_card
 from rayqd.export.parts import Parts
 from rayqd.model.student import Student
+from rayqd.quant.formats import FORMATS
 
 Kind = Literal["compressed-tensors", "bitsandbytes", "gguf"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_USUAL: Mapping[str, Kind] = {
-    "int4": "compressed-tensors",
-    "nvfp4": "compressed-tensors",
-    "nf4": "bitsandbytes",
-    "fp4": "bitsandbytes",
-}
-
 
 def usual_kind(quant: QuantConfig) -> Kind:
     """What `quant.format` is written as unless something else is asked for."""
-    return _USUAL[quant.format]
+    return FORMATS[quant.format].container
 
 
 def kind_named(name: str) -> Kind:
@@ -107,7 +101,7 @@ def check_kind(kind: Kind, config: Config, model_type: str) -> None:
 
         check_gguf(quant, model_type)
     elif kind != usual_kind(quant):
-        formats = " and ".join(form for form, usual in _USUAL.items() if usual == kind)
+        formats = " and ".join(form for form, known in FORMATS.items() if known.container == kind)
         raise ConfigError(f"{kind} holds {formats}, and this run is {quant.format}: use --as {usual_kind(quant)}")
     elif quant.format == "nvfp4" and config.model.dtype != "bfloat16":
         raise ConfigError(

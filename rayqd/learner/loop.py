@@ -14,7 +14,7 @@ from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
-from rayqd.quant.packing import pack
+from rayqd.quant import pack
 from rayqd.types import Batch, WireTensor
 
 

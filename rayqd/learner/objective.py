@@ -40,7 +40,9 @@ class TokenLoss(Protocol):
 
     def __call__(
         self, student_logits: Tensor, completion_ids: Tensor, /, *, beta: float, temperature: float, **fields: Tensor
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return the loss; row t of it must follow from row t of all arguments alone."""
+        ...
 
 
 class Objective:

@@ -119,5 +119,5 @@ def softmax_and_logsumexp(logits: Tensor, out: Tensor | None = None) -> tuple[Te
 
 
 def _clean(loss: Tensor) -> Tensor:
-    """Rounding may leave -1e-8 where 0 is meant; a masked logit against a real one stands for infinity."""
+    """Take out what rounding leaves below 0, and make a masked logit against a real one infinity."""
     return loss.clamp_(min=0.0).masked_fill_(loss > INFINITE_LOSS, math.inf)

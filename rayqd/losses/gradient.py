@@ -69,7 +69,9 @@ class LossAndSlope(Protocol):
     Logits of both sides are float32, divided by the temperature, with 0 as each row's largest; they may be overwritten.
     """
 
-    def __call__(self, student: Tensor, teacher: Tensor, *, with_slope: bool) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, student: Tensor, teacher: Tensor, *, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Return both of the rows, whose logits are [R, V]."""
+        ...
 
 
 def loss_of_logits(

@@ -19,7 +19,7 @@ def chunked_token_nll(
     *,
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, " T"]:
-    """-log softmax(hidden @ head.T)[target] of each token in nats, float32; no gradient.
+    """Return -log softmax(hidden @ head.T)[target] of each token in nats, float32; no gradient.
 
     `hidden[t]` is the state that predicts `target_ids[t]`. The product runs in the dtype of `hidden` and `head`, the
     softmax in float32; `chunk_tokens` rows of logits are held at a time. Raises ModelError for shapes, dtypes or ids

@@ -22,7 +22,9 @@ from rayqd.losses.total_variation import total_variation
 class LossOfLogits(Protocol):
     """Loss [T] of logits [T, V], token by token; differentiable with respect to the student's."""
 
-    def __call__(self, student: Tensor, teacher: Tensor, /, *, beta: float, temperature: float) -> Tensor: ...
+    def __call__(self, student: Tensor, teacher: Tensor, /, *, beta: float, temperature: float) -> Tensor:
+        """Return the loss of each token."""
+        ...
 
 
 class LossOfHiddenStates(Protocol):
@@ -38,7 +40,9 @@ class LossOfHiddenStates(Protocol):
         *,
         beta: float,
         temperature: float,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return the loss of each token."""
+        ...
 
 
 LossOfLogprobs = Callable[[Tensor, Tensor], Tensor]  # of each sampled token, [T], student and teacher -> loss [T]

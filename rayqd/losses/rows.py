@@ -22,7 +22,7 @@ _BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 def chunk_size(
     wanted: int | None, vocab_size: int, bytes_per_id: int, device: torch.device, num_tokens: int | None = None
 ) -> int:
-    """Tokens whose logits are held at a time, `bytes_per_id` for each id of the vocabulary; `wanted` if given.
+    """Return how many tokens' logits to hold at a time, at `bytes_per_id` for each id; `wanted` if given.
 
     Where `num_tokens` is known the chunks get as even as whole tiles of a product allow, instead of a short last one.
     Raises ConfigError for a `wanted` below 1.
@@ -40,12 +40,12 @@ def chunk_size(
 
 
 def row_blocks(num_rows: int, vocab_size: int, device: torch.device) -> Iterator[slice]:
-    """Slices of at most a cache's worth of rows, in order."""
+    """Yield slices of at most a cache's worth of rows, in order."""
     return slices(num_rows, max(1, _BLOCK_ELEMENTS[_kind(device)] // max(1, vocab_size)))
 
 
 def slices(num_rows: int, size: int) -> Iterator[slice]:
-    """Slices of `size` rows, in order; the last may be shorter."""
+    """Yield slices of `size` rows, in order; the last may be shorter."""
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
 

@@ -8,7 +8,7 @@ from rayqd.errors import ModelError
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raises ModelError unless both are [tokens, vocabulary] of one shape."""
+    """Raise ModelError unless both are [tokens, vocabulary] of one shape."""
     if student_logits.dim() != 2 or student_logits.shape != teacher_logits.shape:
         raise ModelError(
             f"student_logits {list(student_logits.shape)} and teacher_logits {list(teacher_logits.shape)} must both be "
@@ -17,7 +17,7 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
 
 
 def check_sides(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> None:
-    """Raises ModelError unless hidden @ head.T is possible on each side, and of one shape on both."""
+    """Raise ModelError unless hidden @ head.T is possible on each side, and of one shape on both."""
     for side, hidden, head in (("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)):
         if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
             raise ModelError(

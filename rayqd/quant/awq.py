@@ -11,7 +11,7 @@ look at the data: with E = W - Q(W s) / s,
     ‖X Eᵀ‖² = tr(E H Eᵀ)
 
 α = 0 leaves the weights alone, so the chosen scales are never worse on these inputs than rounding to nearest. Then the
-reference draws in the ends of each group where that lessens the group's own share of the error, and so does `clipped`.
+reference clips the ends of each group where that lessens the group's own share of the error, and so does `clip_groups`.
 
 Shapes: N rows (output features), K columns (input features), g weights a group, G = K / g groups a row, b the columns
 of one block.
@@ -46,7 +46,7 @@ def search_scales(
     grid: Grid,
     realize: Realize = lambda scales: scales,
 ) -> Float[Tensor, " K"]:
-    """The scales, in float32, of least Σ tr(E H Eᵀ) over `weights`, which are all given the same inputs.
+    """Return the scales, in float32, of least Σ tr(E H Eᵀ) over `weights`, which are all given the same inputs.
 
     `second_moment` is XᵀX up to a factor, `magnitude` the mean of |X|. A weight is scaled in float32 and cast to its
     own dtype before it is rounded.
@@ -54,25 +54,27 @@ def search_scales(
     best, least = torch.ones_like(magnitude), torch.inf
     for asked in _candidates(magnitude):
         scales = realize(asked)
-        error = sum(output_error(w.float() - _rounded(w, scales, grid), second_moment).sum().item() for w in weights)
+        error = sum(
+            output_error(w.float() - _quantize_scaled(w, scales, grid), second_moment).sum().item() for w in weights
+        )
         if error < least:
             best, least = scales, error
     return best
 
 
-def scaled(weight: Float[Tensor, "N K"], scales: Float[Tensor, " K"]) -> Float[Tensor, "N K"]:
-    """W s in the weight's dtype."""
+def scale_columns(weight: Float[Tensor, "N K"], scales: Float[Tensor, " K"]) -> Float[Tensor, "N K"]:
+    """Return W s in the weight's dtype."""
     return (weight.float() * scales).to(weight.dtype)
 
 
 def output_error(error: Float[Tensor, "N K"], second_moment: Float[Tensor, "K K"]) -> Float[Tensor, " N"]:
-    """‖X eᵀ‖² for each row e of `error`."""
+    """Return ‖X eᵀ‖² for each row e of `error`."""
     return (error @ second_moment).mul_(error).sum(-1)
 
 
 @torch.no_grad()
-def clipped(weight: Float[Tensor, "N K"], second_moment: Float[Tensor, "K K"], grid: Grid) -> Float[Tensor, "N K"]:
-    """`weight` with the ends of each group drawn in by what gives the least e H eᵀ of the group alone.
+def clip_groups(weight: Float[Tensor, "N K"], second_moment: Float[Tensor, "K K"], grid: Grid) -> Float[Tensor, "N K"]:
+    """Return `weight` with each group's ends clipped to where e H eᵀ of the group alone is least.
 
     A group alone means the g columns' block of H, as the reference has it. A row whose whole error grows by that keeps
     its weights.
@@ -94,7 +96,7 @@ def clipped(weight: Float[Tensor, "N K"], second_moment: Float[Tensor, "K K"], g
 
 
 def _candidates(magnitude: Float[Tensor, " K"]) -> Iterator[Float[Tensor, " K"]]:
-    """s for each α; a channel without input is taken for the weakest that has one."""
+    """Yield s for each α; a channel without input is taken for the weakest that has one."""
     live = magnitude[magnitude > 0]
     magnitude = magnitude.float().clamp(min=float(live.min()) if len(live) else 1.0)
     for i in range(NUM_ALPHAS):
@@ -102,15 +104,15 @@ def _candidates(magnitude: Float[Tensor, " K"]) -> Iterator[Float[Tensor, " K"]]
         yield scales / (scales.max() * scales.min()).sqrt()
 
 
-def _rounded(weight: Float[Tensor, "N K"], scales: Float[Tensor, " K"], grid: Grid) -> Float[Tensor, "N K"]:
-    """Q(W s) / s."""
-    return grid.fake_quantize(scaled(weight, scales)).float() / scales
+def _quantize_scaled(weight: Float[Tensor, "N K"], scales: Float[Tensor, " K"], grid: Grid) -> Float[Tensor, "N K"]:
+    """Return Q(W s) / s."""
+    return grid.fake_quantize(scale_columns(weight, scales)).float() / scales
 
 
 def _ends(
     groups: Float[Tensor, "N G g"], grid: Grid
 ) -> Iterator[tuple[Float[Tensor, "N G 1"], Float[Tensor, "N G 1"]]]:
-    """Smallest and largest weight to allow.
+    """Yield the smallest and largest weight to allow.
 
     Where a scale has a sign, it reaches 8 steps to one side and 7 to the other; either side may be the long one.
     """

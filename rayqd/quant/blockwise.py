@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rayqd.quant.codebooks import Codebook
 from rayqd.quant.grid import NestedScales, Quantized, StraightThrough
 from rayqd.quant.groups import check_finite, split_groups
 from rayqd.quant.nested import nest, unnest
@@ -33,30 +34,6 @@ if TYPE_CHECKING:
 
 # bitsandbytes divides by no less.
 SCALE_MIN = 1e-38
-
-
-@dataclass(frozen=True, slots=True)
-class Codebook:
-    """What sixteen codes stand for, between -1 and 1; the change-over from one to the next is half way."""
-
-    values: tuple[float, ...]  # by code; float32 numbers
-    ascending: tuple[int, ...]  # the codes in the order of their values
-
-    @property
-    def sorted_values(self) -> list[float]:
-        return [self.values[code] for code in self.ascending]
-
-    @property
-    def boundaries(self) -> list[float]:
-        """Half way between neighbours, exact in Python's float64 until a float32 tensor is made of it."""
-        values = self.sorted_values
-        return [(values[i] + values[i + 1]) / 2 for i in range(len(values) - 1)]
-
-    @property
-    def reach(self) -> float:
-        """How far from 0 a weight is still nearer to the table's end than to a next value: half a step past it."""
-        values = self.sorted_values
-        return 1 + (1 - max(-values[1], values[-2])) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +47,13 @@ class BlockwiseGrid:
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits, scales and zero points included."""
         scale_bits = 8 + 32 / 256 if self.double_quant else 32
         return 4 + scale_bits / self.quant_group_size
 
     @torch.no_grad()
     def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        """Round to nearest. Raises ModelError, naming `name`, where the weight is inf or nan."""
         groups = split_groups(weight, self.quant_group_size)
         absmax = groups.abs().amax(-1)
         check_finite(weight, absmax.to(self.dtype), name=name)
@@ -85,11 +64,13 @@ class BlockwiseGrid:
 
     @torch.no_grad()
     def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        """Return the values that the codes stand for, in `dtype`."""
         codes = quantized.codes.reshape(*quantized.scales.shape, -1)
         values = _float32(self.codebook.values, codes.device)[codes.to(torch.int32)]
         return (values * quantized.scales.unsqueeze(-1)).to(self.dtype).reshape(quantized.codes.shape)
 
     def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Return dequantize(quantize(weight)) with the straight-through gradient."""
         return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     @torch.no_grad()
@@ -108,7 +89,7 @@ class BlockwiseGrid:
         return values.reshape(weight.shape), inside.reshape(weight.shape)
 
     def _nested(self, absmax: Float[Tensor, "N G"]) -> tuple[Float[Tensor, "N G"], NestedScales | None]:
-        """The scales to dequantize with, and what they were computed from."""
+        """Return the scales to dequantize with, and what they were computed from."""
         if not self.double_quant:
             return absmax, None
         nested = nest(absmax)

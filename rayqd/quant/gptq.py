@@ -50,7 +50,7 @@ def gptq(
     search_scales: bool = True,
     name: str = "weight",
 ) -> Float[Tensor, "N K"]:
-    """Weights in float32 that `grid` rounds to GPTQ's codes and scales, also after a cast to the grid's scale dtype.
+    """Return float32 weights that `grid` rounds to GPTQ's codes and scales, also after a cast to its scales' dtype.
 
     `hessian` is 2/T XᵀX up to a factor, and `damping` the share of its mean diagonal that is added to the diagonal. A
     group's scale follows the grid's rule on the weights as they are when its first column is reached, with `act_order`
@@ -69,10 +69,10 @@ def gptq(
     diagonal = torch.empty_like(factor.diagonal()).scatter_(0, order, factor.diagonal())
     search_scales = search_scales or grid.rule == "searched"
 
-    def fit(group: Tensor, start: int) -> _Fitted:
+    def fit(group: Tensor, start: int) -> _GroupFit:
         if search_scales:
-            return _searched(group, diagonal[start : start + g], grid)
-        return _fit(_deciding(group, grid), grid).of_group(g)
+            return _search(group, diagonal[start : start + g], grid)
+        return _fit(_choose_anchors(group, grid), grid).expand_over(g)
 
     groups = range(0, len(columns), g)
     fitted = [fit(weight[:, k : k + g].float().mT.contiguous(), k) for k in groups] if act_order else []
@@ -108,27 +108,28 @@ class _Scale:
     steps: Float[Tensor, "m N"]  # their codes - zero point
 
     def nearest(self, group: Float[Tensor, "g N"], out: Float[Tensor, "g N"]) -> Float[Tensor, "g N"]:
-        """The values, before they are cast, of the nearest codes; of an anchor, of the code that it keeps."""
+        """Write to `out` the values of the nearest codes, of anchors of those that they keep, before any cast."""
         torch.div(group, self.scales, out=out).round_().clamp_(self.fewest, self.most)
         return self._with_anchors(out, self.steps).mul_(self.scales)
 
-    def of_group(self, g: int) -> _Fitted:
+    def expand_over(self, g: int) -> _GroupFit:
+        """Return the same for each of `g` columns, with the anchors at their places."""
         empty = self.scales.new_zeros(g, len(self.scales))
         fewest, most = (self._with_anchors(empty + end, self.steps) for end in (self.fewest, self.most))
         anchored = self._with_anchors(empty.bool(), torch.ones_like(self.exist))
         anchors = self._with_anchors(empty, self.anchors.values)
         scales, low, high = (same.expand(g, -1) for same in (self.scales, self.low, self.high))
-        return _Fitted(scales, low, high, fewest, most, anchored, anchors)
+        return _GroupFit(scales, low, high, fewest, most, anchored, anchors)
 
     def _with_anchors(self, group: Tensor, values: Tensor) -> Tensor:
-        """`group` with `values` where the anchors are, in place; where one is missing another may stand."""
+        """Return `group` with `values` where the anchors are, in place; where one is missing another may stand."""
         for place, value, exists in zip(self.anchors.places, values, self.exist, strict=True):
             group.scatter_(0, place[None], torch.where(exists, value, group.gather(0, place[None])))
         return group
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
+class _GroupFit:
     """A `_Scale` for each column of its group."""
 
     scales: Float[Tensor, "g N"]
@@ -141,7 +142,7 @@ class _Fitted:
 
 
 def _fit(anchors: _Anchors, grid: Int4Grid, share: float | Float[Tensor, " N"] = 1.0) -> _Scale:
-    """The scale that the grid's rule takes from the anchors, multiplied by `share`."""
+    """Return the scale that the grid's rule takes from the anchors, multiplied by `share`."""
     exist = anchors.values != 0
     values = (share * anchors.values).to(grid.dtype).float()
     rule = "signed" if grid.rule == "searched" else grid.rule
@@ -161,8 +162,8 @@ def _fit(anchors: _Anchors, grid: Int4Grid, share: float | Float[Tensor, " N"] =
     return _Scale(scales, low, high, ends.amin(0), ends.amax(0), kept, exist, steps(values))
 
 
-def _deciding(group: Float[Tensor, "g N"], grid: Int4Grid) -> _Anchors:
-    """The elements from which the grid's rule takes the scale: the extreme, or the smallest and the largest."""
+def _choose_anchors(group: Float[Tensor, "g N"], grid: Int4Grid) -> _Anchors:
+    """Return the elements that decide the scale under the grid's rule: the extreme, or the smallest and the largest."""
     if grid.rule == "asymmetric":
         largest, smallest = _largest(group, group), _largest(-group, group)
         places = torch.cat([largest.places, smallest.places])
@@ -171,17 +172,17 @@ def _deciding(group: Float[Tensor, "g N"], grid: Int4Grid) -> _Anchors:
 
 
 def _largest(sizes: Float[Tensor, "g N"], group: Float[Tensor, "g N"]) -> _Anchors:
-    """The element of a row's largest size, the first of equals; none when that is not above zero."""
+    """Return the element of a row's largest size, the first of equals; none when that is not above zero."""
     largest, places = sizes.max(0, keepdim=True)
     return _Anchors(places, torch.where(largest > 0, group.gather(0, places), 0.0))
 
 
-def _searched(group: Float[Tensor, "g N"], diagonal: Float[Tensor, " g"], grid: Int4Grid) -> _Fitted:
-    """The fit of least Σ ((w_j - q_j) / U_jj)², row by row, over which elements decide the scale and their shares."""
+def _search(group: Float[Tensor, "g N"], diagonal: Float[Tensor, " g"], grid: Int4Grid) -> _GroupFit:
+    """Return the anchors and shares of least Σ ((w_j - q_j) / U_jj)², chosen row by row."""
     if grid.rule in ("signed", "searched"):
         candidates = [_largest(group, group), _largest(-group, group)]
     else:
-        candidates = [_deciding(group, grid)]
+        candidates = [_choose_anchors(group, grid)]
     best, best_share = candidates[0], group.new_full(group.shape[1:], int4.SHARES[0])
     least, errors = torch.full_like(best_share, torch.inf), torch.empty_like(group)
     for anchors, share in product(candidates, int4.SHARES):
@@ -191,26 +192,26 @@ def _searched(group: Float[Tensor, "g N"], diagonal: Float[Tensor, " g"], grid: 
         best = _Anchors(*(torch.where(less, getattr(anchors, f.name), getattr(best, f.name)) for f in fields(best)))
         best_share = torch.where(less, share, best_share)
         least = torch.minimum(total, least)
-    return _fit(best, grid, best_share).of_group(len(group))
+    return _fit(best, grid, best_share).expand_over(len(group))
 
 
 def _round_block(
     columns: Float[Tensor, "b N"],
     factor: Float[Tensor, "b b"],
-    fitted: Sequence[_Fitted],
+    fitted: Sequence[_GroupFit],
     places: Sequence[tuple[int, int]],
     grid: Int4Grid,
 ) -> Float[Tensor, "b N"]:
-    """Replaces `columns` by the continuous ones; returns each column's error / U_jj.
+    """Replace `columns` by the continuous ones; return each column's error / U_jj.
 
     `places` says which of `fitted` is a column's group, and which of the group's columns it is.
     """
     scales, low, high, fewest, most, anchored, anchors = (
-        torch.stack([getattr(fitted[group], field.name)[j] for group, j in places]) for field in fields(_Fitted)
+        torch.stack([getattr(fitted[group], field.name)[j] for group, j in places]) for field in fields(_GroupFit)
     )
     errors, nearest = torch.empty_like(columns), torch.empty_like(columns)
-    each = zip(columns, nearest, errors, scales, fewest, most, factor.diagonal(), strict=True)
-    for j, (column, value, error, scale, least, largest, diagonal) in enumerate(each):
+    per_column = zip(columns, nearest, errors, scales, fewest, most, factor.diagonal(), strict=True)
+    for j, (column, value, error, scale, least, largest, diagonal) in enumerate(per_column):
         if j:
             column.addmv_(errors[:j].mT, factor[:j, j], alpha=-1)
         torch.div(column, scale, out=value).round_().clamp_(least, largest).mul_(scale)
@@ -224,7 +225,7 @@ def _round_block(
 def _inverse_factor(
     hessian: Float[Tensor, "K K"], damping: float, *, act_order: bool, name: str
 ) -> tuple[Float[Tensor, "K K"], Int64[Tensor, " K"]]:
-    """U, upper, with (H + damping · mean(diag H) · I)⁻¹ = UᵀU, in float32; and the order in which it has the columns.
+    """Return U, upper, with (H + damping · mean(diag H) · I)⁻¹ = UᵀU, in float32, and the order of its columns.
 
     H = RRᵀ with R upper comes from the Cholesky factor of H with its rows and columns in reverse; then U = R⁻¹.
     """

@@ -38,6 +38,7 @@ class Quantized:
 
     @property
     def quant_group_size(self) -> int:
+        """Weights along a row that share one scale."""
         return self.codes.shape[1] // self.scales.shape[1]
 
 
@@ -64,15 +65,15 @@ class Grid(Protocol):
         ...
 
     def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
-        """The values that the codes stand for, in `dtype`."""
+        """Return the values that the codes stand for, in `dtype`."""
         ...
 
     def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """dequantize(quantize(weight)) with the straight-through gradient, which is zero where a code saturated."""
+        """Return dequantize(quantize(weight)) with the straight-through gradient: zero where a code saturated."""
         ...
 
     def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        """The values of `fake_quantize` without autograd, and where its gradient passes (True: not saturated)."""
+        """Return the values of `fake_quantize` without autograd, and True where its gradient passes."""
         ...
 
 
@@ -81,6 +82,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, grid: Grid) -> Tensor:
+        """Return the grid's values, and keep where no code saturated."""
         values, inside = grid.fake_quantize_with_mask(weight)
         ctx.save_for_backward(inside)
         ctx.weight_dtype = weight.dtype
@@ -88,5 +90,6 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on where no code saturated."""
         (inside,) = ctx.saved_tensors
         return torch.where(inside, gradients[0], 0.0).to(ctx.weight_dtype), None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def split_groups(weight: Float[Tensor, "N K"], quant_group_size: int) -> Float[Tensor, "N G g"]:
-    """The weights of each group in float32. Raises ConfigError where groups of this size do not fill a row."""
+    """Return the weights of each group in float32. Raises ConfigError where groups of this size do not fill a row."""
     num_columns = weight.shape[-1]
     if num_columns % quant_group_size:
         raise ConfigError(
@@ -27,8 +27,8 @@ def split_groups(weight: Float[Tensor, "N K"], quant_group_size: int) -> Float[T
     return weight.to(torch.float32).reshape(weight.shape[0], -1, quant_group_size)
 
 
-def divided(x: Float[Tensor, "*shape"], number: float) -> Float[Tensor, "*shape"]:
-    """x / number in float32, rounded as IEEE says on every device.
+def divide(x: Float[Tensor, "*shape"], number: float) -> Float[Tensor, "*shape"]:
+    """Return x / number in float32, rounded as IEEE says on every device.
 
     Where the divisor is a number, a GPU multiplies by its reciprocal, which rounds twice. In float64 either way is near
     enough: no quotient of two float32 numbers lies so close to where the rounding changes.
@@ -37,7 +37,7 @@ def divided(x: Float[Tensor, "*shape"], number: float) -> Float[Tensor, "*shape"
 
 
 def check_finite(weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], *, name: str) -> None:
-    """Raises ModelError when a group has no scale; inf and nan in a weight always reach their group's scale."""
+    """Raise ModelError when a group has no scale; inf and nan in a weight always reach their group's scale."""
     if bool(torch.isfinite(scales).all()):
         return
     num_bad = weight.numel() - int(torch.isfinite(weight).sum())

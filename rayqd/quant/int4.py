@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rayqd.quant.grid import Quantized, StraightThrough
-from rayqd.quant.groups import check_finite, divided, split_groups
+from rayqd.quant.groups import check_finite, divide, split_groups
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int8
@@ -44,24 +44,29 @@ class Int4Grid:
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits, scales and zero points included."""
         zero_point_bits = 4 if self.rule == "asymmetric" else 0
         return 4 + (8 * self.dtype.itemsize + zero_point_bits) / self.quant_group_size
 
     @torch.no_grad()
     def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        """Round to nearest. Raises ModelError, naming `name`, where the weight is inf or nan."""
         scales, zero_points = self._scales(weight)
         check_finite(weight, scales, name=name)
         return Quantized(choose_codes(weight, scales, zero_points), scales, zero_points)
 
     @torch.no_grad()
     def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        """Return the values that the codes stand for, in `dtype`."""
         return dequantize_codes(quantized.codes, quantized.scales, quantized.zero_points)
 
     def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Return dequantize(quantize(weight)) with the straight-through gradient."""
         return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     @torch.no_grad()
     def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
+        """Return the values, and True where the code did not saturate."""
         return quantize_and_dequantize(weight, *self._scales(weight))
 
     def _scales(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N G"], Int8[Tensor, "N G"] | None]:
@@ -71,7 +76,7 @@ class Int4Grid:
 def choose_scales(
     weight: Float[Tensor, "N K"], *, rule: Rule, quant_group_size: int, scale_dtype: torch.dtype
 ) -> tuple[Float[Tensor, "N G"], Int8[Tensor, "N G"] | None]:
-    """Scales in `scale_dtype`, and the zero points where the rule has them (codes that mean 0, in -8..7).
+    """Return scales in `scale_dtype`, and the zero points where the rule has them (codes that mean 0, in -8..7).
 
     signed: the element of largest magnitude, the first of equals, / -8 (GGUF Q4_0); may be negative.
     absmax: the largest magnitude / 7.5 (torchao's and compressed-tensors' symmetric grid).
@@ -86,15 +91,15 @@ def choose_scales(
         return _searched_scales(groups, scale_dtype), None
     low, high = groups.amin(-1), groups.amax(-1)
     if rule == "absmax":
-        return divided(torch.maximum(high, -low), 7.5).to(scale_dtype) + 0.0, None
+        return divide(torch.maximum(high, -low), 7.5).to(scale_dtype) + 0.0, None
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scales = divided(high - low, CODE_MAX - CODE_MIN).to(scale_dtype)
+    scales = divide(high - low, CODE_MAX - CODE_MIN).to(scale_dtype)
     zero_points = CODE_MIN - (low / _divisor(scales)).round_()
     return scales, zero_points.clamp_(CODE_MIN, CODE_MAX).to(torch.int8)
 
 
 def _searched_scales(groups: Float[Tensor, "N G g"], scale_dtype: torch.dtype) -> Float[Tensor, "N G"]:
-    """Either end of a group, times a share, / -8: the scale of least squared error, the first of equals."""
+    """Return either end of a group, times a share, / -8: the scale of least squared error, the first of equals."""
     candidates = [
         (share * end / CODE_MIN).to(scale_dtype) + 0.0 for end in (groups.amax(-1), groups.amin(-1)) for share in SHARES
     ]
@@ -114,15 +119,15 @@ def _squared_error(groups: Float[Tensor, "N G g"], scales: Float[Tensor, "N G"])
 def choose_codes(
     weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
 ) -> Int8[Tensor, "N K"]:
-    """The nearest codes on a grid whose scales are given; ties go to the even multiple of the scale."""
-    rounded = _rounded(weight, _divisor(scales), zero_points)
+    """Return the nearest codes on a grid whose scales are given; ties go to the even multiple of the scale."""
+    rounded = _round(weight, _divisor(scales), zero_points)
     return rounded.clamp_(CODE_MIN, CODE_MAX).to(torch.int8).reshape(weight.shape)
 
 
 def dequantize_codes(
     codes: Int8[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
 ) -> Float[Tensor, "N K"]:
-    """(code - zero) * scale in the scales' dtype, as compressed-tensors computes it."""
+    """Return (code - zero) * scale in the scales' dtype, as compressed-tensors computes it."""
     steps = codes.reshape(*scales.shape, -1).to(scales.dtype)
     if zero_points is not None:
         steps = steps - zero_points.to(scales.dtype).unsqueeze(-1)
@@ -132,13 +137,13 @@ def dequantize_codes(
 def quantize_and_dequantize(
     weight: Float[Tensor, "N K"], scales: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None = None
 ) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-    """Values on the grid, bit-equal to those of the stored codes, and where the rounding was not clamped.
+    """Return values on the grid, bit-equal to those of the stored codes, and where the rounding was not clamped.
 
     The codes stay in float32: (code - zero) * scale has at most 4 + 11 significant bits there for 16-bit scales, so it
     is exact until the one rounding to the scales' dtype. A weight that is not finite gives values that are not.
     """
     divisor = _divisor(scales)
-    rounded = _rounded(weight, divisor, zero_points)
+    rounded = _round(weight, divisor, zero_points)
     steps = rounded.clamp(CODE_MIN, CODE_MAX)
     inside = steps == rounded
     if zero_points is not None:
@@ -148,14 +153,14 @@ def quantize_and_dequantize(
 
 
 def _divisor(scales: Float[Tensor, "N G"]) -> Float[Tensor, "N G"]:
-    """The scales in float32; a zero group, all of whose weights are far below 0.5, divides by 1 instead."""
+    """Return the scales in float32; a zero group, all of whose weights are far below 0.5, divides by 1 instead."""
     return torch.where(scales == 0, 1.0, scales.to(torch.float32))
 
 
-def _rounded(
+def _round(
     weight: Float[Tensor, "N K"], divisor: Float[Tensor, "N G"], zero_points: Int8[Tensor, "N G"] | None
 ) -> Float[Tensor, "N G g"]:
-    """Codes before they are clamped, a new float32 tensor. Division, because w * (1 / scale) rounds twice."""
+    """Return the codes before they are clamped, in float32. Division, because w * (1 / scale) rounds twice."""
     rounded = split_groups(weight, weight.shape[-1] // divisor.shape[-1]).div(divisor.unsqueeze(-1)).round_()
     if zero_points is not None:
         return rounded.add_(zero_points.unsqueeze(-1))

@@ -27,13 +27,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _eager(function: Function) -> Function:
-    """Keeps a function out of compiled code, so that fake quantization there has the bits that are exported."""
+    """Keep a function out of compiled code, so that fake quantization there has the bits that are exported."""
     return cast(Any, torch.compiler).disable(function)
 
 
 @_eager  # a compiled mean adds up in another order
 def nest(scales: Float[Tensor, "N G"]) -> NestedScales:
-    """The 8-bit codes of float32 scales."""
+    """Return the 8-bit codes of float32 scales."""
     flat = scales.reshape(-1)
     offset = flat.mean()
     blocks = _blocks(flat - offset)
@@ -49,7 +49,7 @@ def nest(scales: Float[Tensor, "N G"]) -> NestedScales:
 
 @_eager  # a compiler may make one rounding of the product and the sum
 def unnest(nested: NestedScales, num_rows: int) -> Float[Tensor, "N G"]:
-    """The float32 scales that the codes stand for; `num_rows` is N."""
+    """Return the float32 scales that the codes stand for; `num_rows` is N."""
     values = _blocks(make_dynamic_map(nested.codes.device)[nested.codes.to(torch.int32)])
     flat = (values * nested.scales.unsqueeze(-1)).reshape(-1)[: len(nested.codes)]
     return (flat + nested.offset).reshape(num_rows, -1)
@@ -57,7 +57,7 @@ def unnest(nested: NestedScales, num_rows: int) -> Float[Tensor, "N G"]:
 
 @cache
 def make_dynamic_map(device: torch.device) -> Float[Tensor, " 256"]:
-    """The values of the 256 codes, ascending: 0, 1, and for each of seven decades 2^i midpoints of either sign."""
+    """Return the values of the 256 codes, ascending: 0, 1, and per decade 2^i midpoints of either sign."""
     values = [0.0, 1.0]
     for i in range(7):
         boundaries = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)

@@ -63,14 +63,17 @@ class NVFP4Grid:
 
     @property
     def quant_group_size(self) -> int:
+        """Weights along a row that share one scale: always 16."""
         return GROUP_SIZE
 
     @property
     def bits_per_weight(self) -> float:
+        """Stored bits, scales and zero points included."""
         return 4 + 8 / GROUP_SIZE
 
     @torch.no_grad()
     def quantize(self, weight: Float[Tensor, "N K"], *, name: str = "weight") -> Quantized:
+        """Round to nearest. Raises ModelError, naming `name`, where the weight is inf or nan."""
         groups = split_groups(weight, GROUP_SIZE)
         amax = _absmax(groups)
         scales, tensor_scale = self._scales(amax)
@@ -81,6 +84,7 @@ class NVFP4Grid:
 
     @torch.no_grad()
     def dequantize(self, quantized: Quantized) -> Float[Tensor, "N K"]:
+        """Return the values that the codes stand for, in `dtype`."""
         assert quantized.tensor_scale is not None
         codes = quantized.codes.reshape(*quantized.scales.shape, GROUP_SIZE)
         divisor = quantized.scales.to(torch.float32) * quantized.tensor_scale
@@ -88,6 +92,7 @@ class NVFP4Grid:
         return values.to(self.dtype).reshape(quantized.codes.shape)
 
     def fake_quantize(self, weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Return dequantize(quantize(weight)) with the straight-through gradient."""
         return StraightThrough.apply(weight, self)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     @torch.no_grad()
@@ -112,18 +117,18 @@ class NVFP4Grid:
 
 
 def choose_tensor_scale(amax: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The least power of two, a float32, under which a group whose largest magnitude is `amax` has a scale <= 448."""
+    """Return the least power of two, a float32, that gives a group of largest magnitude `amax` a scale <= 448."""
     least = (amax.to(torch.float32) / (SCALE_MAX * E2M1_MAX)).clamp(min=TENSOR_SCALE_MIN)
     return ((least.view(torch.int32) + (1 << 23) - 1) & _EXPONENT).view(torch.float32)  # up to the next exponent
 
 
 def choose_scales(amax: Float[Tensor, "N G"], tensor_scale: Float[Tensor, ""]) -> Float[Tensor, "N G"]:
-    """Scales in float8_e4m3fn that put the largest magnitude of a group, `amax`, at 6, the last code."""
+    """Return scales in float8_e4m3fn that put the largest magnitude of a group, `amax`, at 6, the last code."""
     return (amax / E2M1_MAX / tensor_scale).clamp_(SCALE_MIN, SCALE_MAX).to(torch.float8_e4m3fn)
 
 
 def round_to_e2m1(quotients: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The nearest E2M1 values, ties to the even code, zeros with their sign; past 6 it goes on in steps of 2.
+    """Return the nearest E2M1 values, ties to the even code, zeros with their sign; past 6 it goes on in steps of 2.
 
     Where |x| is in [2^e, 2^(e+1)), e one of 0 (and below), 1, 2 (and above), neighbours are 2^(e-1) apart. A float32 in
     [2^(e+22), 2^(e+23)) keeps multiples of 2^(e-1), so adding and taking off 1.5 · 2^(e+22) rounds to them.

@@ -14,7 +14,7 @@ USUAL_GROUP_SIZES = (32, 64, 128, 256)
 
 
 def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Linear]:
-    """The layers to quantize by qualified name, in the model's order; the model may be on the meta device.
+    """Return the layers to quantize by qualified name, in the model's order; the model may be on the meta device.
 
     Raises ConfigError when nothing is left to quantize, when `quant.group_size` does not divide a layer's input
     features, or when a layer shares its weight with the embedding, which stays dense.
@@ -33,7 +33,7 @@ def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Lin
 
 
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
-    """Whether an entry is `name` itself or its last dotted parts: "lm_head", "mlp.down_proj"."""
+    """Return whether an entry is `name` itself or its last dotted parts: "lm_head", "mlp.down_proj"."""
     return any(name == entry or name.endswith(f".{entry}") for entry in ignore)
 
 

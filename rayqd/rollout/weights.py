@@ -19,8 +19,7 @@ from rayqd.config import Config
 from rayqd.export.initial import initial_checkpoint
 from rayqd.model.load import torch_dtype
 from rayqd.model.wire import from_wire
-from rayqd.quant import Grid, make_grid
-from rayqd.quant.packing import unpack
+from rayqd.quant import Grid, make_grid, unpack
 from rayqd.types import WireTensor
 
 _VLLM_GROUP_SIZES = (32, 64, 128)

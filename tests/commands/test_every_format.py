@@ -20,8 +20,7 @@ from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.initialization import StartingPoint
 from rayqd.model.student import Student
-from rayqd.quant import make_grid
-from rayqd.quant.packing import unpack
+from rayqd.quant import make_grid, unpack
 from rayqd.rollout import parity
 from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.weights import WeightLoader, choose_weight_loader

@@ -11,8 +11,8 @@ import torch
 
 from rayqd.quant import Grid
 from rayqd.quant.blockwise import BlockwiseGrid
+from rayqd.quant.codebooks import NF4
 from rayqd.quant.int4 import Int4Grid
-from rayqd.quant.nf4 import NF4
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not for this machine")
 

@@ -10,7 +10,7 @@ import torch
 
 from rayqd.config.sections import QuantConfig
 from rayqd.quant import Grid, make_grid
-from rayqd.quant.awq import SHARES, clipped, output_error, scaled, search_scales
+from rayqd.quant.awq import SHARES, clip_groups, output_error, scale_columns, search_scales
 
 G = 16
 FORMATS: list[dict[str, Any]] = [
@@ -83,7 +83,7 @@ def test_on_these_inputs_no_grid_does_worse_with_the_scales_than_without(fields:
         weight, moment = weight.to(torch.bfloat16), second_moment(inputs)
         scales = search_scales([weight], moment, inputs.abs().mean(0), grid)
         before = output_error(weight.float() - grid.fake_quantize(weight).float(), moment).sum()
-        values = grid.fake_quantize(scaled(weight, scales)).float() / scales
+        values = grid.fake_quantize(scale_columns(weight, scales)).float() / scales
         after = output_error(weight.float() - values, moment).sum()
         assert after <= before
         gained += bool(after < 0.9 * before)
@@ -128,7 +128,7 @@ def test_clipping_lessens_the_error_of_no_row_into_more(fields: dict[str, Any]) 
     grid = grid_of(**fields)
     weight, inputs = problem(num_rows=40)
     weight, moment = weight.to(torch.bfloat16), second_moment(inputs)
-    drawn_in = clipped(weight, moment, grid)
+    drawn_in = clip_groups(weight, moment, grid)
     before, after = (output_error(weight.float() - grid.fake_quantize(w).float(), moment) for w in (weight, drawn_in))
     assert drawn_in.dtype == weight.dtype
     if fields.get("format") == "nvfp4":  # rows share the tensor's scale
@@ -142,7 +142,7 @@ def test_the_share_of_each_group_is_that_of_least_error_in_the_groups_own_output
     weight, inputs = problem(num_rows=6, num_columns=G)  # a single group: its own outputs are the row's
     weight = weight.double().float()
     grid = grid_of(torch.float32, rule="absmax", group_size=G)
-    drawn_in = clipped(weight, second_moment(inputs), grid)
+    drawn_in = clip_groups(weight, second_moment(inputs), grid)
     for row, ours in zip(weight, drawn_in, strict=True):
         errors: list[float] = []
         for share in SHARES:

@@ -14,12 +14,10 @@ from hypothesis.extra.numpy import arrays
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.quant import Quantized, make_grid
-from rayqd.quant.blockwise import BlockwiseGrid, Codebook
-from rayqd.quant.fp4 import FP4
+from rayqd.quant import Quantized, make_grid, pack, unpack
+from rayqd.quant.blockwise import BlockwiseGrid
+from rayqd.quant.codebooks import FP4, NF4, Codebook
 from rayqd.quant.nested import make_dynamic_map, nest, unnest
-from rayqd.quant.nf4 import NF4
-from rayqd.quant.packing import pack, unpack
 
 CPU = torch.device("cpu")
 CODEBOOKS = {"nf4": NF4, "fp4": FP4}

@@ -19,9 +19,8 @@ from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.quant import Quantized, make_grid
+from rayqd.quant import Quantized, make_grid, pack, unpack
 from rayqd.quant.nvfp4 import E2M1, NVFP4Grid, choose_tensor_scale, round_to_e2m1
-from rayqd.quant.packing import pack, unpack
 
 INT_VIEW = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 FP8_MAGNITUDES = [m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0**e for e in range(-6, 9) for m in range(8)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
-from rayqd.quant import Quantized
-from rayqd.quant.packing import pack, unpack
+from rayqd.config.sections.quant import Format, QuantConfig
+from rayqd.quant import Quantized, make_grid, pack, unpack
+from rayqd.quant.formats import FORMATS
 
 
 def random_quantized(num_rows: int, num_columns: int, group_size: int, *, asymmetric: bool) -> Quantized:
@@ -63,3 +66,14 @@ def test_symmetric_weights_have_no_zero_points() -> None:
     quantized = random_quantized(16, 64, 32, asymmetric=False)
     assert sorted(pack(quantized)) == ["weight_packed", "weight_scale", "weight_shape"]
     assert unpack(pack(quantized)).zero_points is None
+
+
+def test_every_format_of_the_setting_has_an_entry_and_its_own_packed_part() -> None:
+    assert set(FORMATS) == set(get_args(Format))
+    for name, known in FORMATS.items():
+        quant = QuantConfig(format=name)
+        packed = pack(make_grid(quant, torch.bfloat16).quantize(torch.randn(8, 256)), name)
+        assert known.own_part in packed
+        others = {other.own_part for other in FORMATS.values()} - {known.own_part}
+        assert not others & packed.keys()
+        assert bool(known.scheme) == (known.container == "compressed-tensors")

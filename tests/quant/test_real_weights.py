@@ -16,8 +16,7 @@ from compressed_tensors.quantization import preset_name_to_scheme
 
 from rayqd.config.sections import QuantConfig
 from rayqd.model.source import EMBEDDED_PACKAGE
-from rayqd.quant import make_grid
-from rayqd.quant.packing import pack
+from rayqd.quant import make_grid, pack
 
 SPEC = importlib.util.find_spec(EMBEDDED_PACKAGE)
 

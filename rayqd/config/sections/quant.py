@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import IgnoredBy
 
+Format = Literal["int4", "nvfp4", "nf4", "fp4"]
+
 
 class QuantConfig(Section):
     """The 4-bit grid. One definition serves training, rollouts and export."""
 
-    format: Literal["int4", "nvfp4", "nf4", "fp4"] = "int4"
+    format: Format = "int4"
     """Number format. int4: evenly spaced codes; nvfp4: E2M1 codes, FP8 scales; nf4, fp4: bitsandbytes' tables."""
     group_size: int = Field(default=128, ge=8)
     """Weights along a row that share one scale; must divide every quantized layer's input width. Unless given: 128 for

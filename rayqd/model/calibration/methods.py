@@ -11,7 +11,7 @@ from torch import nn
 from rayqd.model.calibration.previous_op import PreviousOp, find_previous_op
 from rayqd.model.calibration.statistics import InputStatistics
 from rayqd.quant import Grid
-from rayqd.quant.awq import clipped, scaled, search_scales
+from rayqd.quant.awq import clip_groups, scale_columns, search_scales
 from rayqd.quant.gptq import gptq
 from rayqd.quant.int4 import Int4Grid
 
@@ -74,7 +74,7 @@ class AWQ:
         scales = search_scales(weights, inputs.second_moment, inputs.magnitude, self._grid, previous.round_scales)
         previous.divide_outputs(scales)
         for linear in inputs.linears.values():
-            linear.weight.copy_(scaled(linear.weight, scales))
+            linear.weight.copy_(scale_columns(linear.weight, scales))
         inputs.second_moment.div_(scales[:, None]).div_(scales)
         inputs.magnitude.div_(scales)
 
@@ -82,7 +82,7 @@ class AWQ:
         """Leave out queries and keys, whose products decide: the reference found their outputs too sensitive."""
         for name, linear in inputs.linears.items():
             if name in linears and not _is_query_or_key(name):
-                linear.weight.copy_(clipped(linear.weight, inputs.second_moment, self._grid))
+                linear.weight.copy_(clip_groups(linear.weight, inputs.second_moment, self._grid))
 
 
 def _is_query_or_key(name: str) -> bool:

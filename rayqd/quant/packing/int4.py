@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from rayqd.quant.grid import Quantized
-from rayqd.quant.packing.nibbles import join, split
 
 if TYPE_CHECKING:
-    from jaxtyping import Int8, Int32
+    from jaxtyping import Int8, Int32, UInt8
 
 CODES_PER_INT32 = 8
 
 
 def pack(quantized: Quantized) -> dict[str, Tensor]:
-    """weight_packed int32 [N, K/8], weight_scale [N, K/g], weight_shape int64 [2], and for asymmetric grids
-    weight_zero_point int32 [N/8, K/g]."""
+    """Return weight_packed int32 [N, K/8], weight_scale [N, K/g] and weight_shape int64 [2].
+
+    Asymmetric grids have a weight_zero_point int32 [N/8, K/g] too.
+    """
     tensors = {
         "weight_packed": pack_codes(quantized.codes),
         "weight_scale": quantized.scales,
@@ -35,7 +36,7 @@ def pack(quantized: Quantized) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> Quantized:
-    """The inverse of `pack`; `weight_zero_point` is absent from symmetric grids."""
+    """Return what `pack` was given; `weight_zero_point` is absent from symmetric grids."""
     num_rows, num_columns = (int(size) for size in tensors["weight_shape"])
     packed_zero_points = tensors.get("weight_zero_point")
     return Quantized(
@@ -46,14 +47,24 @@ def unpack(tensors: Mapping[str, Tensor]) -> Quantized:
 
 
 def pack_codes(codes: Int8[Tensor, "N K"]) -> Int32[Tensor, "N K/8"]:
-    """Eight codes to an int32 along the last dimension, the first lowest."""
+    """Pack eight codes to an int32 along the last dimension, the first lowest."""
     padding = -codes.shape[-1] % CODES_PER_INT32
     nibbles = torch.nn.functional.pad(codes + 8, (0, padding)).view(torch.uint8)
-    octets = join(low=nibbles[:, 0::2], high=nibbles[:, 1::2])  # four octets make a little-endian int32
+    octets = join_nibbles(low=nibbles[:, 0::2], high=nibbles[:, 1::2])  # four octets make a little-endian int32
     return octets.contiguous().view(torch.int32)
 
 
 def unpack_codes(packed: Int32[Tensor, "N K/8"], num_columns: int) -> Int8[Tensor, "N K"]:
-    """The inverse of `pack_codes`; `num_columns` is K."""
-    nibbles = torch.stack(split(packed.contiguous().view(torch.uint8)), dim=-1).flatten(-2)
+    """Return the codes that `pack_codes` was given; `num_columns` is K."""
+    nibbles = torch.stack(split_nibbles(packed.contiguous().view(torch.uint8)), dim=-1).flatten(-2)
     return nibbles[:, :num_columns].to(torch.int8) - 8
+
+
+def join_nibbles(*, low: UInt8[Tensor, "N J"], high: UInt8[Tensor, "N J"]) -> UInt8[Tensor, "N J"]:
+    """Put two numbers below 16 into a byte."""
+    return low | (high << 4)
+
+
+def split_nibbles(octets: UInt8[Tensor, "N J"]) -> tuple[UInt8[Tensor, "N J"], UInt8[Tensor, "N J"]]:
+    """Return the low and the high four bits of each byte."""
+    return octets & 15, octets >> 4
