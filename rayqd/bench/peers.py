@@ -15,7 +15,7 @@ MeanDivergence = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def installed_peers() -> Iterator[tuple[str, MeanDivergence]]:
-    """Name and function of each peer that this environment has in a version that we know how to call."""
+    """Yield name and function of each peer that this environment has in a version that we know how to call."""
     if _has("trl.kernels.chunked_divergence"):
         yield "TRL, chunked divergence", _trl
     if _has("liger_kernel.chunked_loss.jsd_loss"):
@@ -28,7 +28,7 @@ def _trl(student: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, b
 
 
 def _liger(student: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, beta: float) -> Tensor:
-    """Also computes the gradient of the head, which cannot be turned off. Its chunks are compiled on a GPU alone."""
+    """Compute the gradient of the head, too, which cannot be turned off. Chunks are compiled on a GPU alone."""
     module: Any = import_module("liger_kernel.chunked_loss.jsd_loss")
     loss = module.LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=student.is_cuda

@@ -40,11 +40,13 @@ ARMS = {
     "full": "full QAT",
     "rounding": "the rounding of pass alone",
 }
-USUAL_ARMS = ("plain", "stop", "pass", "rounding")
+DEFAULT_ARMS = ("plain", "stop", "pass", "rounding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTiming:
+    """One arm's optimizer step."""
+
     arm: str
     timing: Timing
     num_tokens: int
@@ -52,21 +54,22 @@ class StepTiming:
 
     @property
     def tokens_per_second(self) -> float:
+        """Return the tokens of a step, prompts included, over its median time."""
         return self.num_tokens / self.timing.seconds
 
 
 def bench_step(
-    shape: str, config: Config, *, sequences: int, length: int, repeats: int, arms: Sequence[str] = USUAL_ARMS
+    shape: str, config: Config, *, sequences: int, length: int, repeats: int, arms: Sequence[str] = DEFAULT_ARMS
 ) -> Iterator[StepTiming]:
-    """Each of `arms` on a model of its own, which is gone before the next."""
+    """Measure each of `arms` on a model of its own, which is gone before the next."""
     for arm in arms:
-        yield _time_arm(arm, shape, _changed(config, _SETTINGS[arm]), sequences, length, repeats)
+        yield _time_arm(arm, shape, _with_adapter(config, _ADAPTERS[arm]), sequences, length, repeats)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-_SETTINGS: Mapping[str, Mapping[str, str]] = {
+_ADAPTERS: Mapping[str, Mapping[str, str]] = {
     "plain": {"kind": "lora"},
     "stop": {"kind": "lora", "saturated": "stop"},
     "pass": {"kind": "lora", "saturated": "pass"},
@@ -75,13 +78,13 @@ _SETTINGS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def _changed(config: Config, adapter: Mapping[str, str]) -> Config:
+def _with_adapter(config: Config, adapter: Mapping[str, str]) -> Config:
     return config.model_copy(update={"adapter": config.adapter.model_copy(update=dict(adapter))})
 
 
 def _time_arm(arm: str, shape: str, config: Config, sequences: int, length: int, repeats: int) -> StepTiming:
     model = random_model(shape, config.model.dtype)
-    flop = 0.0 if arm == "rounding" else _flop(model, config, sequences * length)
+    flop = 0.0 if arm == "rounding" else _count_flop(model, config, sequences * length)
     batch = _batch(model, sequences, length, config.model.dtype)
     num_loss_tokens = sum(s.rollout.num_loss_tokens for s in batch)
     student: Any = (_PlainLora if arm == "plain" else Student)(model, config)
@@ -97,7 +100,7 @@ def _time_arm(arm: str, shape: str, config: Config, sequences: int, length: int,
 
 @torch.no_grad()
 def _round_all(student: Student, config: Config) -> None:
-    """Every layer's weights, as often as one step of one microbatch rounds them."""
+    """Round every layer's weights as often as one step of one microbatch does."""
     for _ in range(3 if config.learner.gradient_checkpointing else 2):
         for layer in student.layers.values():
             low_rank = layer.low_rank if isinstance(layer, QATLoraLinear) else None
@@ -131,7 +134,7 @@ class _PlainLora:
 
 
 def _batch(model: PreTrainedModel, sequences: int, length: int, dtype: str) -> list[ScoredRollout]:
-    """Random sequences of `length` tokens, of which all but the first are trained."""
+    """Make random sequences of `length` tokens, of which all but the first are trained."""
     random = np.random.default_rng(0)
     vocab_size, width = output_head(model).shape
     batch: list[ScoredRollout] = []
@@ -145,7 +148,7 @@ def _batch(model: PreTrainedModel, sequences: int, length: int, dtype: str) -> l
     return batch
 
 
-def _flop(model: PreTrainedModel, config: Config, num_tokens: int) -> float:
-    """Forward and input gradients of the decoder's linears, and the three products of the loss; no attention."""
+def _count_flop(model: PreTrainedModel, config: Config, num_tokens: int) -> float:
+    """Count forward and input gradients of the decoder's linears, and the loss's three products; no attention."""
     linears = sum(m.weight.numel() for m in quantizable_layers(model, config.quant).values())
     return num_tokens * (2 * 2 * linears + 3 * 2 * output_head(model).numel())

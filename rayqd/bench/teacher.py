@@ -29,15 +29,14 @@ TOP_K = (1, 8, 32, 64, 256, 1024)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadBenchmark:
-    """One payload of the same tokens. `loss` and `cosine` by beta: mean loss in nats a token, and the cosine of
-    the gradient of the student's hidden states to the exact one."""
+    """One payload of the same tokens."""
 
     arm: str
     timing: Timing
     num_tokens: int  # read, prompts included
     bytes_per_token: float  # of completion
-    loss: dict[float, float]
-    cosine: dict[float, float]
+    loss: dict[float, float]  # by beta: mean in nats a token
+    cosine: dict[float, float]  # by beta: of the gradient of the student's hidden states to the exact one
 
 
 def bench_teacher(
@@ -54,27 +53,29 @@ def bench_teacher(
     model = load_model(teacher_directory(config), config.model.dtype)
     head = output_head(model)
     vocab_size = min(len(student_head), len(head))
-    own = _own_ids(hidden, student_head[:vocab_size], max(k for k in TOP_K if k <= vocab_size), rollouts)
+    with_own_ids = _attach_student_ids(
+        hidden, student_head[:vocab_size], max(k for k in TOP_K if k <= vocab_size), rollouts
+    )
     exact: dict[float, tuple[float, Tensor]] = {}
-    for arm, spec, read in _arms(vocab_size, config.distill.temperature, rollouts, own):
+    for arm, spec, read in _arms(vocab_size, config.distill.temperature, rollouts, with_own_ids):
         teacher = Teacher(model, config.teacher.max_batch_tokens, spec)
         timing = measure(lambda teacher=teacher, read=read: teacher.score(read), device(), repeats=repeats)
         payloads = [payload for payload in teacher.score(read) if payload is not None]
         batch = [ScoredRollout(rollout=r, payload=p) for r, p in zip(read, payloads, strict=True)]
-        found = {} if isinstance(spec, SampledSpec) else _losses(config, hidden, student_head, head, batch, betas)
-        exact = exact or found
+        losses = {} if isinstance(spec, SampledSpec) else _losses(config, hidden, student_head, head, batch, betas)
+        exact = exact or losses
         yield PayloadBenchmark(
             arm=arm,
             timing=timing,
             num_tokens=sum(r.num_tokens for r in read),
             bytes_per_token=sum(payload.num_bytes for payload in payloads) / sum(r.num_loss_tokens for r in read),
-            loss={beta: loss for beta, (loss, _) in found.items()},
-            cosine={beta: _cosine(gradient, exact[beta][1]) for beta, (_, gradient) in found.items()},
+            loss={beta: loss for beta, (loss, _) in losses.items()},
+            cosine={beta: _cosine(gradient, exact[beta][1]) for beta, (_, gradient) in losses.items()},
         )
 
 
 def _arms(
-    vocab_size: int, temperature: float, rollouts: list[Rollout], own: list[Rollout]
+    vocab_size: int, temperature: float, rollouts: list[Rollout], with_own_ids: list[Rollout]
 ) -> Iterator[tuple[str, PayloadSpec, list[Rollout]]]:
     """Yield a name, the spec, and what is read: the same rollouts, for the student's ids with them."""
     yield "hidden", HiddenSpec(), rollouts
@@ -87,7 +88,7 @@ def _arms(
     for spec in specs:
         yield f"topk {spec.k}", spec, rollouts
     for spec in specs:
-        cut = [replace(r, top_ids=None if r.top_ids is None else r.top_ids[:, : spec.k]) for r in own]
+        cut = [replace(r, top_ids=None if r.top_ids is None else r.top_ids[:, : spec.k]) for r in with_own_ids]
         yield f"student's {spec.k}", replace(spec, of_student=True), cut
     yield "sampled", SampledSpec(temperature=temperature, vocab_size=vocab_size), rollouts
 
@@ -103,13 +104,13 @@ def _rollouts(config: Config, num_tokens: int) -> list[Rollout]:
     return rollouts
 
 
-def _own_ids(hidden: Tensor, head: Tensor, k: int, rollouts: list[Rollout]) -> list[Rollout]:
-    """The rollouts with the student's k likeliest ids at each token."""
-    found: list[Rollout] = []
-    for own, rollout in zip(hidden.split([r.num_loss_tokens for r in rollouts]), rollouts, strict=True):
-        ids = (own @ head.t()).float().topk(k, dim=-1).indices
-        found.append(replace(rollout, top_ids=ids.int().cpu().numpy()))
-    return found
+def _attach_student_ids(hidden: Tensor, head: Tensor, k: int, rollouts: list[Rollout]) -> list[Rollout]:
+    """Return the rollouts with the student's k likeliest ids at each token."""
+    attached: list[Rollout] = []
+    for states, rollout in zip(hidden.split([r.num_loss_tokens for r in rollouts]), rollouts, strict=True):
+        ids = (states @ head.t()).float().topk(k, dim=-1).indices
+        attached.append(replace(rollout, top_ids=ids.int().cpu().numpy()))
+    return attached
 
 
 def _losses(
@@ -120,15 +121,15 @@ def _losses(
     batch: list[ScoredRollout],
     betas: Sequence[float],
 ) -> dict[float, tuple[float, Tensor]]:
-    """Mean loss and gradient [T, d] at each beta."""
-    found: dict[float, tuple[float, Tensor]] = {}
+    """Return mean loss in nats a token, and its gradient [T, d], at each beta."""
+    losses: dict[float, tuple[float, Tensor]] = {}
     for beta in betas:
         distill = config.distill.model_copy(update={"beta": beta, "normalize": False})
         leaf = hidden.detach().clone().requires_grad_()
         loss = Objective(distill, head, teacher_head)(leaf, batch).mean()
         (gradient,) = torch.autograd.grad(loss, leaf)
-        found[beta] = loss.item(), gradient.float()
-    return found
+        losses[beta] = loss.item(), gradient.float()
+    return losses
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

@@ -14,7 +14,7 @@ WARM_UP = 2  # compilers, caches, allocator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Of several repeats, each waited for to its end."""
+    """Wall time over several repeats, each waited for to its end."""
 
     seconds: float  # median
     fastest_seconds: float

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from rayqd.bench.loss import bench_loss
+from rayqd.bench.report import BenchReport, BenchRow, Cell
 from rayqd.bench.shapes import SHAPES
-from rayqd.bench.step import ARMS, USUAL_ARMS, bench_step
-from rayqd.bench.teacher import bench_teacher
+from rayqd.bench.step import ARMS, DEFAULT_ARMS, StepTiming, bench_step
+from rayqd.bench.teacher import PayloadBenchmark, bench_teacher
 from rayqd.config import Config
 from rayqd.console.say import say
 from rayqd.errors import ConfigError
@@ -28,98 +25,110 @@ BETAS = (0.0, 0.5, 1.0)
 _PEAK_FLOP_PER_SECOND = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-def bench(kind: str, config: Config, switches: Mapping[str, str], console: Console | None = None) -> dict[str, Any]:
-    """Measure step, loss or teacher; returns what it printed. Raises ConfigError for a switch that makes no sense."""
+def bench(kind: str, config: Config, switches: Mapping[str, str], console: Console | None = None) -> BenchReport:
+    """Measure step, loss or teacher, and print what was measured. Raises ConfigError for a switch out of place."""
     console = console or Console()
     model = _model(kind, config, switches)
     sequences, length = _tokens(switches.get("tokens", "8x1024" if torch.cuda.is_available() else "2x256"))
     repeats = _positive("repeats", switches.get("repeats", "5"))
-    about = {"kind": kind, "model": model, "device": _device(), "torch": torch.__version__, "dtype": config.model.dtype}
-    about |= {"sequences": sequences, "length": length, "repeats": repeats}
-    measured = {
-        "step": partial(_step, arms=_arms(kind, switches)),
-        "loss": partial(_loss, chunk_tokens=_chunk_tokens(kind, switches)),
-        "teacher": _teacher,
-    }
-    rows = measured[kind](model, config, sequences, length, repeats)
-    table = Table(title=f"{kind}: {model}, {sequences} x {length} tokens, {config.model.dtype}, {about['device']}")
-    for i, name in enumerate(key for key in rows[0] if not key.startswith("_")):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*(_shown(value) for key, value in row.items() if not key.startswith("_")))
-    console.print(table)
-    if kind == "teacher":
-        console.print("by beta: bias of the loss, and cosine of its gradient to the exact one", highlight=False)
-    console.print(f"median of {repeats} after warm-up; slowest and fastest are in the JSON", highlight=False)
-    result = about | {"rows": [{**row, **row["_timing"]} for row in rows]}
-    for row in result["rows"]:
-        del row["_timing"]
+    arms, chunk_tokens = _arms(kind, switches), _chunk_tokens(kind, switches)
+    match kind:
+        case "step":
+            rows = _step_rows(model, config, sequences, length, repeats, arms)
+        case "loss":
+            rows = _loss_rows(model, config, sequences * length, repeats, chunk_tokens)
+        case _:
+            rows = _teacher_rows(config, sequences * length, repeats)
+    report = BenchReport(
+        kind=kind,
+        model=model,
+        device=_device_name(),
+        torch=torch.__version__,
+        dtype=config.model.dtype,
+        sequences=sequences,
+        length=length,
+        repeats=repeats,
+        rows=list(rows),
+    )
+    _print(report, console)
     if "json" in switches:
-        Path(switches["json"]).write_text(json.dumps(result, indent=2) + "\n")
+        Path(switches["json"]).write_text(json.dumps(report.to_json(), indent=2) + "\n")
         say(console, f"written to {switches['json']}")
-    return result
+    return report
 
 
-def _step(
-    shape: str, config: Config, sequences: int, length: int, repeats: int, *, arms: Sequence[str]
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for each in bench_step(shape, config, sequences=sequences, length=length, repeats=repeats, arms=arms):
-        seconds = each.timing.seconds
-        row: dict[str, Any] = {"arm": each.arm, "ms a step": 1e3 * seconds, "tokens/s": round(each.tokens_per_second)}
-        if (peak := _peak()) is not None:
-            row["FLOP use"] = f"{each.flop / seconds / peak:.0%}"
-        if each.timing.peak_bytes is not None:
-            row["peak GiB"] = each.timing.peak_bytes / 2**30
-        row["to the first"] = seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
-        rows.append(row | {"_timing": asdict(each.timing)})
-    return rows
+def _print(report: BenchReport, console: Console) -> None:
+    console.print(report.table())
+    if report.kind == "teacher":
+        console.print("by beta: bias of the loss, and cosine of its gradient to the exact one", highlight=False)
+    console.print(f"median of {report.repeats} after warm-up; slowest and fastest are in the JSON", highlight=False)
 
 
-def _loss(
-    shape: str, config: Config, sequences: int, length: int, repeats: int, *, chunk_tokens: int | None
-) -> list[dict[str, Any]]:
-    model = SHAPES[shape]
-    rows: list[dict[str, Any]] = []
-    for each in bench_loss(
-        num_tokens=sequences * length,
-        vocab_size=model["vocab_size"],
-        width=model["hidden_size"],
+def _step_rows(
+    shape: str, config: Config, sequences: int, length: int, repeats: int, arms: Sequence[str]
+) -> Iterator[BenchRow]:
+    first: StepTiming | None = None
+    for step in bench_step(shape, config, sequences=sequences, length=length, repeats=repeats, arms=arms):
+        first = first or step
+        seconds = step.timing.seconds
+        cells: dict[str, Cell] = {
+            "arm": step.arm,
+            "ms a step": 1e3 * seconds,
+            "tokens/s": round(step.tokens_per_second),
+        }
+        if (peak := _peak_flop_per_second()) is not None:
+            cells["FLOP use"] = f"{step.flop / seconds / peak:.0%}"
+        if step.timing.peak_bytes is not None:
+            cells["peak GiB"] = step.timing.peak_bytes / 2**30
+        cells["to the first"] = seconds / first.timing.seconds
+        yield BenchRow(cells=cells, timing=step.timing)
+
+
+def _loss_rows(
+    shape: str, config: Config, num_tokens: int, repeats: int, chunk_tokens: int | None
+) -> Iterator[BenchRow]:
+    products_seconds = None
+    for loss in bench_loss(
+        num_tokens=num_tokens,
+        vocab_size=SHAPES[shape].vocab_size,
+        width=SHAPES[shape].hidden_size,
         dtype=config.model.dtype,
         betas=BETAS,
         repeats=repeats,
         chunk_tokens=chunk_tokens,
     ):
-        row: dict[str, Any] = {"arm": each.arm, "ms": 1e3 * each.timing.seconds}
-        if each.extra_bytes is not None:
-            row["extra GiB"] = each.extra_bytes / 2**30
-            row["GB/s"] = round(each.logit_bytes / 1e9 / each.timing.seconds) if each.logit_bytes else ""
-        row["to products"] = each.timing.seconds / rows[0]["_timing"]["seconds"] if rows else 1.0
-        rows.append(row | {"_timing": asdict(each.timing)})
-    return rows
+        seconds = loss.timing.seconds
+        products_seconds = products_seconds or seconds
+        cells: dict[str, Cell] = {"arm": loss.arm, "ms": 1e3 * seconds}
+        if loss.extra_bytes is not None:
+            cells["extra GiB"] = loss.extra_bytes / 2**30
+            cells["GB/s"] = round(loss.logit_bytes / 1e9 / seconds) if loss.logit_bytes else ""
+        cells["to products"] = seconds / products_seconds
+        yield BenchRow(cells=cells, timing=loss.timing)
 
 
-def _teacher(model: str, config: Config, sequences: int, length: int, repeats: int) -> list[dict[str, Any]]:
-    del model  # the configuration names it
-    rows: list[dict[str, Any]] = []
+def _teacher_rows(config: Config, num_tokens: int, repeats: int) -> Iterator[BenchRow]:
     exact: dict[float, float] = {}
-    for each in bench_teacher(config, num_tokens=sequences * length, betas=BETAS, repeats=repeats):
-        exact = exact or each.loss
-        row: dict[str, Any] = {
-            "payload": each.arm,
-            "bytes/token": round(each.bytes_per_token),
-            "tokens/s": round(each.num_tokens / each.timing.seconds),
+    for payload in bench_teacher(config, num_tokens=num_tokens, betas=BETAS, repeats=repeats):
+        exact = exact or payload.loss
+        cells: dict[str, Cell] = {
+            "payload": payload.arm,
+            "bytes/token": round(payload.bytes_per_token),
+            "tokens/s": round(payload.num_tokens / payload.timing.seconds),
         }
-        for beta in BETAS:
-            known = beta in each.loss
-            bias = f"{each.loss[beta] / exact[beta] - 1:+.1%}  {each.cosine[beta]:.4f}" if known else ""
-            row[f"beta {beta:g}"] = bias
-        rows.append(row | {"_timing": asdict(each.timing) | {"loss": each.loss, "cosine": each.cosine}})
-    return rows
+        cells |= {f"beta {beta:g}": _bias(payload, exact, beta) for beta in BETAS}
+        by_beta = {"loss": payload.loss, "cosine": payload.cosine}
+        yield BenchRow(cells=cells, timing=payload.timing, by_beta=by_beta)
+
+
+def _bias(payload: PayloadBenchmark, exact: Mapping[float, float], beta: float) -> str:
+    if beta not in payload.loss:
+        return ""
+    return f"{payload.loss[beta] / exact[beta] - 1:+.1%}  {payload.cosine[beta]:.4f}"
 
 
 def _model(kind: str, config: Config, switches: Mapping[str, str]) -> str:
-    """What is measured: a shape with random weights, or the real model that answers as a teacher."""
+    """Return what is measured: a shape with random weights, or the real model that is the teacher."""
     if kind == "teacher":
         if "shape" in switches:
             raise ConfigError("flag --shape: what a teacher leaves out is seen on a real one alone; give --model.name")
@@ -133,7 +142,7 @@ def _model(kind: str, config: Config, switches: Mapping[str, str]) -> str:
 def _arms(kind: str, switches: Mapping[str, str]) -> Sequence[str]:
     if kind != "step" and "arms" in switches:
         raise ConfigError(f"flag --arms: only rayqd bench step has arms to choose from, not {kind}")
-    arms = tuple(switches.get("arms", ",".join(USUAL_ARMS)).split(","))
+    arms = tuple(switches.get("arms", ",".join(DEFAULT_ARMS)).split(","))
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise ConfigError(f"flag --arms={','.join(arms)}: {unknown[0] or 'nothing'} is none of {', '.join(ARMS)}")
     return arms
@@ -160,20 +169,14 @@ def _positive(name: str, text: str) -> int:
     return int(text)
 
 
-def _device() -> str:
+def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def _peak() -> float | None:
+def _peak_flop_per_second() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
     return next((peak for chip, peak in _PEAK_FLOP_PER_SECOND.items() if chip in name), None)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -10,22 +10,21 @@ from rich.console import Console
 
 from rayqd.bench import shapes
 from rayqd.bench.peers import installed_peers
-from rayqd.bench.step import ARMS, USUAL_ARMS
+from rayqd.bench.step import ARMS, DEFAULT_ARMS
 from rayqd.commands.bench import bench
 from rayqd.config import Config
 from rayqd.errors import ConfigError
 from rayqd.losses import chunked_generalized_jsd
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "tie_word_embeddings": True,
-}
+TINY = shapes.ModelShape(
+    model_type="llama",
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,44 +36,49 @@ def config() -> Config:
     return Config.model_validate({"quant": {"group_size": 32}, "adapter": {"rank": 4}, "learner": {"lr": 1e-3}})
 
 
+def rows_of(kind: str, config: Config, switches: dict[str, str]) -> list[dict[str, Any]]:
+    rows: Any = bench(kind, config, switches, Console(quiet=True)).to_json()["rows"]
+    return rows
+
+
 def switches(tmp_path: Path, **more: str) -> dict[str, str]:
     return {"shape": "tiny", "tokens": "2x16", "repeats": "2", "json": str(tmp_path / "bench.json"), **more}
 
 
 def test_step_times_plain_lora_and_the_rounded_ones(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
-    result = bench("step", config(), switches(tmp_path), console)
-    assert [row["arm"] for row in result["rows"]] == [ARMS[arm] for arm in USUAL_ARMS]
+    result: Any = bench("step", config(), switches(tmp_path), console).to_json()
+    assert [row["arm"] for row in result["rows"]] == [ARMS[arm] for arm in DEFAULT_ARMS]
     for row in result["rows"]:
         assert row["fastest_seconds"] <= row["seconds"] <= row["slowest_seconds"]
     for row in result["rows"][:3]:
         assert row["tokens/s"] == round(32 / row["seconds"])
-    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((tmp_path / "bench.json").read_text()) == result
     shown = console.export_text()
     assert ARMS["plain"] in shown
     assert "tiny, 2 x 16 tokens" in shown
 
 
 def test_step_times_the_arms_it_is_told(tmp_path: Path) -> None:
-    rows = bench("step", config(), switches(tmp_path, arms="full,plain"), Console(quiet=True))["rows"]
+    rows = rows_of("step", config(), switches(tmp_path, arms="full,plain"))
     assert [row["arm"] for row in rows] == [ARMS["full"], ARMS["plain"]]
     assert rows[0]["to the first"] == 1.0
 
 
 def test_loss_times_each_beta_against_the_products(tmp_path: Path) -> None:
-    result = bench("loss", config(), switches(tmp_path, **{"chunk-tokens": "20"}), Console(quiet=True))
-    arms = [row["arm"] for row in result["rows"]]
+    rows = rows_of("loss", config(), switches(tmp_path, **{"chunk-tokens": "20"}))
+    arms = [row["arm"] for row in rows]
     assert arms[1:4] == ["its rows alone, beta 0", "its rows alone, beta 0.5", "its rows alone, beta 1"]
     assert arms[4:7] == ["loss, beta 0", "loss, beta 0.5", "loss, beta 1"]
     assert arms[7:10] == [f"TRL, chunked divergence, beta {b}" for b in ("0", "0.5", "1")]
-    assert result["rows"][0]["to products"] == 1.0
+    assert rows[0]["to products"] == 1.0
 
 
-def test_each_form_of_an_answer_is_put_beside_the_exact_divergence(tmp_path: Path, tiny_config: Any) -> None:
+def test_each_payload_is_put_beside_the_exact_divergence(tmp_path: Path, tiny_config: Any) -> None:
     """At k = V nothing is left out; fewer ids lose more, and are fewer bytes."""
     config = tiny_config(data={"max_length": 64})
     given = {"tokens": "2x64", "repeats": "1", "json": str(tmp_path / "bench.json")}
-    rows = {row["payload"]: row for row in bench("teacher", config, given, Console(quiet=True))["rows"]}
+    rows = {row["payload"]: row for row in rows_of("teacher", config, given)}
     exact = rows["hidden"]
     assert exact["bytes/token"] == 2 * 128  # bfloat16
     assert rows["logits"]["bytes/token"] == 2 * 128
@@ -112,9 +116,9 @@ def test_the_shapes_are_those_of_the_models_they_are_named_after() -> None:
 
 
 def _on_meta(shape: str) -> torch.nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**shapes.SHAPES[shape]))
+    return AutoModelForCausalLM.from_config(shapes.SHAPES[shape].to_config())
 
 
 @pytest.mark.parametrize(
