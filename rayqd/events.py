@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import NotRequired, TypedDict
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -75,6 +76,20 @@ class Fidelity:
     num_tokens: int
 
 
+class ArmRow(TypedDict):
+    """An `ArmResult` as JSON."""
+
+    arm: str  # its name
+    kind: str  # teacher, rtn, gptq, awq or distilled
+    kl_to_teacher: float
+    total_variation: float
+    top1_agreement: float
+    perplexity: float
+    num_tokens: int
+    bits_per_weight: NotRequired[float]
+    size_bytes: NotRequired[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
     """A row of a run's result: one arm, measured at the end."""
@@ -84,12 +99,14 @@ class ArmResult:
     bits_per_weight: float | None = None  # scales included; None where nothing was exported, like `size_bytes`
     size_bytes: int | None = None  # of the weights' files
 
-    def to_json(self) -> dict[str, JsonValue]:
-        """Return the flat row that result.json holds: `{"arm": "GPTQ INT4", "kind": "gptq", "kl_to_teacher": ...}`."""
-        sizes: dict[str, JsonValue] = {}
+    def to_json(self) -> ArmRow:
+        """Return the flat row that result.json holds."""
+        row = ArmRow(arm=self.arm.name, kind=self.arm.kind.value, **asdict(self.fidelity))
         if self.bits_per_weight is not None:
-            sizes = {"bits_per_weight": self.bits_per_weight, "size_bytes": self.size_bytes}
-        return {"arm": self.arm.name, "kind": self.arm.kind.value, **asdict(self.fidelity), **sizes}
+            row["bits_per_weight"] = self.bits_per_weight
+        if self.size_bytes is not None:
+            row["size_bytes"] = self.size_bytes
+        return row
 
     @classmethod
     def from_json(cls, row: Mapping[str, JsonValue]) -> ArmResult:

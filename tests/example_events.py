@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from rayqd.events import Arm, EvalEvent, Fidelity, LearnerStep, RoleMetrics, StepEvent
+from rayqd.events import Arm, ArmResult, EvalEvent, Fidelity, LearnerStep, RoleMetrics, StepEvent
 
 LEARNER = LearnerStep(
     step=1,
@@ -49,3 +49,9 @@ def fidelity(kl: float, **changed: Any) -> Fidelity:
 def eval_event(arm: str, kl: float, step: int = 0, **changed: Any) -> EvalEvent:
     """A measurement of the arm of that name."""
     return EvalEvent(step=step, arm=Arm.from_name(arm), fidelity=fidelity(kl, **changed))
+
+
+def arm_result(arm: str, kl: float, **changed: Any) -> ArmResult:
+    """A row of a result."""
+    measured = fidelity(kl, **changed)
+    return ArmResult(arm=Arm.from_name(arm), fidelity=measured, bits_per_weight=4.25, size_bytes=1_000_000)

@@ -23,6 +23,7 @@ from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
 from rayqd.console.quiet import unheard
 from rayqd.errors import ConfigError, PlacementError
+from rayqd.runs.environment import ClusterSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,15 @@ class Cluster:
     log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """Return the nodes that run, for the run's records, as JSON."""
+    def size(self) -> ClusterSize:
+        """Return what the nodes that run have, for the run's records."""
         groups = self.nodes.groups
-        return {
-            "nodes": sum(group.running for group in groups),
-            "cpus": sum(group.running * group.cpus for group in groups),
-            "gpus": sum(group.running * group.gpus for group in groups),
-            "accelerators": list(self.accelerators),
-        }
+        return ClusterSize(
+            nodes=sum(group.running for group in groups),
+            cpus=sum(group.running * group.cpus for group in groups),
+            gpus=sum(group.running * group.gpus for group in groups),
+            accelerators=tuple(self.accelerators),
+        )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, make_plan
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, ScoredRef, Weights
+from rayqd.runs.paths import RAY_TRAIN
 from rayqd.types import Example, IntArray
 
 
@@ -54,9 +55,7 @@ class Controller:
         from rayqd.actors.learner import make_trainer
 
         own_handle = ray.get_runtime_context().current_actor
-        trainer = make_trainer(
-            self._config, own_handle, placement, localize_run_dir(self._config).run_dir / "ray_train"
-        )
+        trainer = make_trainer(self._config, own_handle, placement, localize_run_dir(self._config).run_dir / RAY_TRAIN)
         series = asyncio.create_task(self._series.keep_alive())
         try:
             await asyncio.to_thread(trainer.fit)

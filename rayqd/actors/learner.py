@@ -31,6 +31,7 @@ from rayqd.events import (
     StoppedEvent,
 )
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
+from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
@@ -164,7 +165,7 @@ def learn(settings: dict[str, Any]) -> None:
     if config.teacher.name:
         teacher_head = load_head(teacher_directory(config), config.model.dtype).to(device())
     start = StartingPoint(config)
-    checkpoints = Checkpoints(config.run_dir / "checkpoints", config.checkpoint.keep)
+    checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
     uploader = None
     if stored := StoredRun.of(config):
         uploader = CheckpointUploader(stored.folder, config.run_dir, checkpoints, feed.notice)

@@ -6,7 +6,8 @@ import shutil
 
 from rayqd.config import Config
 from rayqd.model.source import cache_dir
-from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
+from rayqd.runs.paths import RUN_ID
+from rayqd.runs.storage.stored_run import StoredRun
 
 
 def localize_run_dir(config: Config) -> Config:

@@ -6,10 +6,11 @@ from rayqd.cli.command import Command, Given
 from rayqd.cli.operands import Operand, existing_run, settings_of_run
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
+from rayqd.runs.paths import EXPORT
 
 
 def _evaluate(given: Given) -> int:
-    path = existing_run(given.operands[0], parts=("export",))
+    path = existing_run(given.operands[0], parts=(EXPORT,))
     config = config_of(given.arguments, before=settings_of_run(path))
     quiet_driver()
     from rayqd.commands.evaluate import evaluate

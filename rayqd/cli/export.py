@@ -7,10 +7,11 @@ from rayqd.cli.operands import Operand, existing_run, settings_of_run
 from rayqd.cli.options import Option
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
+from rayqd.runs.paths import CHECKPOINTS, EXPORT, START
 
 
 def _export(given: Given) -> int:
-    run_dir = existing_run(given.operands[0], parts=("start", "checkpoints", "export"))
+    run_dir = existing_run(given.operands[0], parts=(START, CHECKPOINTS, EXPORT))
     config = config_of(given.arguments, before=settings_of_run(run_dir))
     quiet_driver()
     from rayqd.commands.export import export_run

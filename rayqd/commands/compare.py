@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +17,10 @@ from rayqd.config.resolved import setting_value
 from rayqd.config.sections.markers import RunSpecific
 from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
+from rayqd.console.result_table import format_bits, format_size
 from rayqd.console.say import say
+from rayqd.events import TEACHER, ArmResult, ArmRow
+from rayqd.runs.metrics_file import read_metrics
 from rayqd.runs.record import RunRecord, find_run, read_run
 
 _LONGEST_VALUE = 28  # characters of a setting; of longer ones, which are paths, the end is shown
@@ -33,7 +36,7 @@ class Block:
 
 
 def compare(words: Sequence[str], runs_dir: Path, *, as_json: bool = False, console: Console | None = None) -> None:
-    """Prints the runs that `words` name beside each other. Raises RunError where one is missing."""
+    """Print the runs that `words` name beside each other. Raises RunError where one is missing."""
     paths = [find_run(word, runs_dir) for word in words]
     records = [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
     if as_json:
@@ -47,47 +50,48 @@ def compare(words: Sequence[str], runs_dir: Path, *, as_json: bool = False, cons
         say(console, note)
 
 
-def comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """The same for programs."""
+def comparison(records: Sequence[RunRecord]) -> dict[str, object]:
+    """Return the same for programs."""
     runs = [
         {
             "name": record.name,
             "path": str(record.path),
             "state": record.state,
-            "rows": record.rows,
-            "seconds": (record.result or {}).get("seconds"),
+            "rows": _json_rows(record),
+            "seconds": dict(record.result.seconds) if record.result else None,
         }
         for record in records
     ]
     return {"runs": runs, "settings": differing_settings(records), "notes": notes(records)}
 
 
-def differing_settings(records: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """The settings that not all runs share, with each run's value; null where its config.toml cannot be read."""
-    found: dict[str, list[Any]] = {}
+def differing_settings(records: Sequence[RunRecord]) -> dict[str, list[object]]:
+    """Return the settings that not all runs share, with each run's value; None where its config.toml cannot be read."""
+    differing: dict[str, list[object]] = {}
     for key, setting in settings().items():
         if setting.marker(RunSpecific):
             continue
         values = [setting_value(record.config, key) if record.config else None for record in records]
         if any(value != values[0] for value in values):
-            found[key] = values
-    return found
+            differing[key] = values
+    return differing
 
 
 def notes(records: Sequence[RunRecord]) -> list[str]:
-    """What a reader of the numbers must know."""
-    found = [f"{r.name} is {r.state}: its last numbers are those of step {r.step}" for r in records if not r.result]
-    yardsticks = {(row["num_tokens"], row["perplexity"]) for r in records for row in r.rows if row["arm"] == "teacher"}
-    if len(yardsticks) > 1:
-        found.append("measured on different held-out text or against different teachers: these KLs do not compare")
-    return found + [f"{r.name}: {r.problem}" for r in records if r.problem]
+    """Return what a reader of the numbers must know."""
+    under_way = [r for r in records if not r.result and r.state != "finished"]
+    lines = [f"{r.name} is {r.state}: its last numbers are those of step {r.step}" for r in under_way]
+    teachers = [row.fidelity for record in records for row in record.rows if row.arm == TEACHER]
+    if len({(teacher.num_tokens, teacher.perplexity) for teacher in teachers}) > 1:
+        lines.append("measured on different held-out text or against different teachers: these KLs do not compare")
+    return lines + [f"{r.name}: {r.problem}" for r in records if r.problem]
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many of them as tell the runs apart."""
+    """Return the last parts of the paths, as many of them as tell the runs apart."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-count:]) for each in parts]
+        names = ["/".join(path[-count:]) for path in parts]
         if len(set(names)) == len(set(parts)):
             return names
     raise AssertionError("unreachable")
@@ -97,29 +101,36 @@ def _blocks(records: Sequence[RunRecord]) -> Iterator[Block]:
     differing = {key: [_setting_text(v) for v in values] for key, values in differing_settings(records).items()}
     if differing:
         yield Block(title="settings that differ", lines=differing)
-    yield Block(
-        title="KL to teacher", lines=_by_arm(records, "kl_to_teacher", "{:.4f}", without="teacher"), least_is_best=True
-    )
-    yield Block(title="same top-1", lines=_by_arm(records, "top1_agreement", "{:.1%}", without="teacher"))
-    yield Block(title="perplexity", lines=_by_arm(records, "perplexity", "{:.3f}"))
-    last = [(record.rows or [{}])[-1] for record in records]
-    results = [record.result or {} for record in records]
+    students = [record.students for record in records]
+    kl = _by_arm(students, lambda row: f"{row.fidelity.kl_to_teacher:.4f}")
+    yield Block(title="KL to teacher", lines=kl, least_is_best=True)
+    yield Block(title="same top-1", lines=_by_arm(students, lambda row: f"{row.fidelity.top1_agreement:.1%}"))
+    everyone = [record.rows for record in records]
+    yield Block(title="perplexity", lines=_by_arm(everyone, lambda row: f"{row.fidelity.perplexity:.3f}"))
+    last = [rows[-1] if rows else None for rows in everyone]
     yield Block(
         title="size and time",
         lines={
-            "bits/weight": [_text(row.get("bits_per_weight"), "{:g}") for row in last],
-            "size": [f"{row['size_bytes'] / 1e6:,.1f} MB" if "size_bytes" in row else "-" for row in last],
+            "bits/weight": [format_bits(row) if row else "-" for row in last],
+            "size": [format_size(row) if row else "-" for row in last],
             "steps": [str(record.step) if record.trains else "-" for record in records],
-            "time": [duration(result["seconds"]["total"]) if "seconds" in result else "-" for result in results],
+            "time": [duration(record.result.seconds["total"]) if record.result else "-" for record in records],
         },
     )
 
 
-def _by_arm(records: Sequence[RunRecord], key: str, form: str, without: str = "") -> dict[str, list[str]]:
-    """A line for each arm that some run has, in the order of the runs."""
-    by_run = [{row["arm"]: row.get(key) for row in record.rows if row["arm"] != without} for record in records]
-    arms = dict.fromkeys(arm for rows in by_run for arm in rows)
-    return {arm: [_text(rows.get(arm), form) for rows in by_run] for arm in arms}
+def _by_arm(by_run: Sequence[Sequence[ArmResult]], text: Callable[[ArmResult], str]) -> dict[str, list[str]]:
+    """Return a line for each arm that some run has, in the order of the runs; a dash where a run has not got it."""
+    texts = [{row.arm.name: text(row) for row in rows} for rows in by_run]
+    arms = dict.fromkeys(arm for lines in texts for arm in lines)
+    return {arm: [lines.get(arm, "-") for lines in texts] for arm in arms}
+
+
+def _json_rows(record: RunRecord) -> Sequence[ArmRow] | Sequence[Mapping[str, JsonValue]]:
+    """Return the rows of result.json, or while there is none the evaluations in metrics.jsonl."""
+    if record.result:
+        return [row.to_json() for row in record.result.rows]
+    return [row for row in read_metrics(record.path) if row.get("event") == "eval"]
 
 
 def _setting_text(value: object) -> str:
@@ -127,12 +138,8 @@ def _setting_text(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"…{text[1 - _LONGEST_VALUE :]}"
 
 
-def _text(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
 def _that_fit(records: Sequence[RunRecord], blocks: Sequence[Block], width: int) -> Iterator[list[int]]:
-    """The runs' numbers in portions whose columns fit into `width` characters."""
+    """Yield the runs' numbers in portions whose columns fit into `width` characters."""
     left = max(len(name) for block in blocks for name in block.lines) + 4
     portion: list[int] = []
     taken = left

@@ -10,7 +10,7 @@ check what can be checked ─► start Ray ─► start every role at once ─�
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -26,12 +26,14 @@ from rayqd.driver.monitor import Monitor
 from rayqd.driver.preflight import check, load_data, summary
 from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
-from rayqd.report.write import Report
+from rayqd.report.write import Report, write_report
 from rayqd.rollout.worker import MakeEngine
-from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
-from rayqd.runs.ended import last_words
-from rayqd.runs.environment import environment
+from rayqd.runs.directory import RunDirectory
+from rayqd.runs.ended import record_abnormal_exit
+from rayqd.runs.environment import collect_environment
+from rayqd.runs.paths import EXPORT
 from rayqd.runs.result import Result
+from rayqd.runs.result_file import DistillResult
 
 _GOODBYE_SECONDS = 10.0
 
@@ -53,11 +55,11 @@ def distill(
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
-        if result is None or STOPPED_EARLY in result:
-            with last_words(run_dir.path):
+        if not isinstance(result, DistillResult) or result.stopped_early:
+            with record_abnormal_exit(run_dir.path):
                 result = _run(config, run_dir, console, make_engine, make_teacher_engine)
                 run_dir.finish(result)
-            Report(config, "distill", result["environment"]).write(result)
+            write_report(config, result)
         else:
             say(console, f"{run_dir.path} has finished already; this is its result")
         cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
@@ -65,7 +67,8 @@ def distill(
         run_dir.upload(export=True)
     finally:
         run_dir.close()
-    return Result(run_dir=run_dir.path, export_dir=run_dir.path / "export", rows=result["rows"])
+    rows = [row.to_json() for row in result.rows]
+    return Result(run_dir=run_dir.path, export_dir=run_dir.path / EXPORT, rows=rows)
 
 
 def _run(
@@ -74,7 +77,7 @@ def _run(
     console: Console,
     make_engine: MakeEngine | None,
     make_teacher_engine: MakeEngine | None,
-) -> dict[str, Any]:
+) -> DistillResult:
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
@@ -87,7 +90,7 @@ def _run(
             run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
-            made_with = environment(cluster.summary)
+            environment = collect_environment(cluster.size)
             seconds: dict[str, float] = {}
             if config.distill.seq_kd:
                 started = time.monotonic()
@@ -97,13 +100,17 @@ def _run(
                 )
                 run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
-            roles = RunActors(config, cluster, make_engine)
-            if roles.nodes_to_start:
-                progress.say(f"waiting for the cluster to start {format_nodes(roles.nodes_to_start)}")
-            roles.set_data(training, heldout)
-            monitor = Monitor(roles, config, run_dir, progress, Report(config, "distill", made_with))
+            actors = RunActors(config, cluster, make_engine)
+            if actors.nodes_to_start:
+                progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
+            actors.set_data(training, heldout)
+            monitor = Monitor(actors, config, run_dir, progress, Report(config, "distill", environment))
             finished = monitor.until(FinishedEvent)
-            roles.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
+            actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = monitor.result(finished.rows, config.learner.steps, time.monotonic() - began)
-            result["seconds"] |= {role: round(value, 1) for role, value in seconds.items()}
-    return result | {"export": run_dir.export, "environment": made_with}
+    return replace(
+        result,
+        seconds={**result.seconds, **{part: round(value, 1) for part, value in seconds.items()}},
+        export=run_dir.export,
+        environment=environment,
+    )

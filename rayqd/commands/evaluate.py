@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from torch import Tensor
@@ -31,7 +32,10 @@ from rayqd.learner.initialization import StartingPoint, untrained_arm
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
 from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
-from rayqd.report.write import benchmarks_of_export, command_of, write_again
+from rayqd.report.write import rewrite_report
+from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
+from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
+from rayqd.runs.result_file import read_result
 from rayqd.teacher.cache import weights_digest
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, ScoredRollout
@@ -40,8 +44,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def evaluate(path: Path, config: Config, console: Console | None = None) -> dict[str, Any]:
-    """The model at `path`, a run, one of its checkpoints, or any model directory, beside its teacher.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """A model beside its teacher, on the same held-out rows and benchmarks."""
+
+    path: str  # of the model
+    model: Fidelity
+    teacher: Fidelity
+    benchmarks: list[BenchmarkRow]  # none without eval.tasks
+
+    def to_json(self) -> dict[str, object]:
+        """Return what eval/NAME.json holds: all but the benchmarks, which have a file of their own."""
+        return {"path": self.path, "model": asdict(self.model), "teacher": asdict(self.teacher)}
+
+
+def evaluate(path: Path, config: Config, console: Console | None = None) -> Evaluation:
+    """Measure the model at `path`, a run, one of its checkpoints, or any model directory, beside its teacher.
 
     KL and perplexity on the held-out rows, and the benchmarks of `eval.tasks`. Prints them, and keeps them in `eval/`
     of the run's directory when `path` lies in one. Raises a RayqdError before any model is loaded where a setting, a
@@ -63,29 +81,32 @@ class _Evaluation:
         self._bench = Bench(benchmarks, load_tokenizer(checked.directory), self._say) if benchmarks else None
         self._arms: dict[str, Arm] = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Evaluation:
         path, config = self._path, self._config
         _, heldout = load_data(self._checked, config)
-        rows, teacher_head, teacher_row = self._teacher(heldout.examples)
+        rows, teacher_head, teacher = self._teacher(heldout.examples)
         model = load_student(path, config)
         fidelity = student_fidelity(model, output_head(model), teacher_head, rows, config.learner.microbatch_tokens)
-        result = {"path": str(path), "model": asdict(fidelity), "teacher": asdict(teacher_row)}
         self._say(
             f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f} "
-            f"(teacher {teacher_row.perplexity:.3f}) over {fidelity.num_tokens:,} held-out tokens"
+            f"(teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} held-out tokens"
         )
-        if self._bench:
-            student = self._bench.scores("student", lambda: model)
-            if config.eval.rtn:
-                self._rounded(self._bench)
-            self._arms["student"] = student  # the last row of the table
-            result["benchmarks"] = self._bench.compare(self._arms)
-            print_benchmarks(self._console, result["benchmarks"])
-        self._keep(result)
-        return result
+        benchmarks = self._run_benchmarks(self._bench, model) if self._bench else []
+        evaluation = Evaluation(path=str(path), model=fidelity, teacher=teacher, benchmarks=benchmarks)
+        self._keep(evaluation)
+        return evaluation
+
+    def _run_benchmarks(self, bench: Bench, model: PreTrainedModel) -> list[BenchmarkRow]:
+        student = bench.scores("student", lambda: model)
+        if self._config.eval.rtn:
+            self._rounded(bench)
+        self._arms["student"] = student  # the last row of the table
+        rows = bench.compare(self._arms)
+        print_benchmarks(self._console, rows)
+        return rows
 
     def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Tensor, Fidelity]:
-        """The held-out rows with its scores, its head, and how it does itself; its benchmarks are in `_arms` then."""
+        """Score the held-out rows; returns them, its head, and its own fidelity. Its benchmarks are in `_arms` then."""
         config = self._config
         directory = teacher_directory(config)
         teacher = load_model(directory, config.model.dtype)
@@ -106,26 +127,26 @@ class _Evaluation:
         self._arms[name] = bench.scores(name, load, [*self._identity(directory), config.quant.model_dump_json()])
 
     def _identity(self, directory: Path) -> list[str]:
-        """What a model's answers depend on, besides the question."""
+        """Return what a model's answers depend on, besides the question."""
         return [weights_digest(directory), self._config.model.dtype, device().type]
 
-    def _keep(self, result: dict[str, Any]) -> None:
-        """Benchmarks in a file of their own, which measuring the KL again leaves alone."""
+    def _keep(self, evaluation: Evaluation) -> None:
+        """Write benchmarks to a file of their own, which measuring the KL again leaves alone."""
         run_dir = _run_directory(self._path)
         if run_dir is None:
             return
         name = self._path.resolve().name
-        _write(run_dir / "eval" / f"{name}.json", {k: v for k, v in result.items() if k != "benchmarks"})
+        _write(run_dir / EVALS / f"{name}.json", evaluation.to_json())
         if self._bench:
-            _write(run_dir / "eval" / f"{name}-benchmarks.json", self._benchmarks_file(result))
-            if self._path.resolve() in (run_dir, run_dir / "export"):
-                _tell(run_dir)
+            _write(benchmarks_file(run_dir, name), self._benchmarks_file(evaluation))
+            if self._path.resolve() in (run_dir, run_dir / EXPORT):
+                _publish_benchmarks(run_dir)
 
-    def _benchmarks_file(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _benchmarks_file(self, evaluation: Evaluation) -> dict[str, object]:
         asked = {
             key.removeprefix("eval."): setting_value(self._config, key) for key in settings_with(ChangesBenchmarks)
         }
-        return {"path": result["path"], "lm_eval": version("lm_eval"), **asked, "rows": result["benchmarks"]}
+        return {"path": evaluation.path, "lm_eval": version("lm_eval"), **asked, "rows": evaluation.benchmarks}
 
     def _say(self, line: str) -> None:
         say(self._console, line)
@@ -147,7 +168,7 @@ def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benc
 
 
 def load_student(path: Path, config: Config) -> PreTrainedModel:
-    """What is at `path`; of a checkpoint what would be exported, so the adapter is merged wherever it was trained."""
+    """Load what is at `path`; of a checkpoint what would be exported, so that its adapter is merged."""
     if (path / "student.safetensors").is_file():
         inside = config.adapter.model_copy(update={"placement": "inside"})
         student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
@@ -159,30 +180,29 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
 
 
 def directory_of(path: Path) -> Path:
-    """The checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none."""
+    """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none."""
     if (path / "student.safetensors").is_file():
         return path
-    if (path / "checkpoints").is_dir() and not (path / "export").is_dir():
-        raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path}/checkpoints/step-...")
-    directory = path / "export" if (path / "export").is_dir() else path
+    if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():
+        raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path / CHECKPOINTS}/step-...")
+    directory = path / EXPORT if (path / EXPORT).is_dir() else path
     return directory if is_export(directory) else local_directory(str(directory.absolute()))
 
 
-def _tell(run_dir: Path) -> None:
-    """Puts the benchmarks of the export into the run's page and the export's model card."""
-    write_again(run_dir)
-    ended, export = run_dir / "result.json", run_dir / "export"
-    if ended.exists() and (export / CARD_NAME).exists():
-        config, result = load_config([f"@{run_dir / 'config.toml'}"]), json.loads(ended.read_text())
-        benchmarks = benchmarks_of_export(run_dir)
-        update_card(export, config, result["rows"], benchmarks=benchmarks, command=command_of(result))
+def _publish_benchmarks(run_dir: Path) -> None:
+    """Put the benchmarks of the export into the run's page and the export's model card."""
+    rewrite_report(run_dir)
+    result, export = read_result(run_dir / RESULT), run_dir / EXPORT
+    if result and (export / CARD_NAME).exists():
+        config, benchmarks = load_config([f"@{run_dir / CONFIG}"]), read_benchmarks(run_dir)
+        update_card(export, config, result.rows, benchmarks=benchmarks, command=result.command)
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def _write(file: Path, content: Mapping[str, object]) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _run_directory(path: Path) -> Path | None:
     candidates = (path.resolve(), *path.resolve().parents[:2])
-    return next((place for place in candidates if (place / "config.toml").is_file()), None)
+    return next((directory for directory in candidates if (directory / CONFIG).is_file()), None)

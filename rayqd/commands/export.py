@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from rayqd.config.sections.markers import ChangesEvaluationOnly
 from rayqd.console.say import say
 from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
+from rayqd.events import ArmResult
 from rayqd.export.digest import others
 from rayqd.export.load import kind_of, load_export, read_parts
 from rayqd.export.parts import Parts
@@ -33,6 +33,8 @@ from rayqd.model.source import student_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.rollout.parity import explain_missing_vllm, measure_logprob_change, measure_vllm_change
+from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT
+from rayqd.runs.result_file import read_result
 from rayqd.types import IntArray, Rollout
 
 NUM_ROWS = 16  # held-out rows that the KL is taken over
@@ -63,7 +65,7 @@ def export_run(
     console = console or Console()
     config = _of_run(run_dir, config)
     kind = kind_named(kind_name) if kind_name else usual_kind(config.quant)
-    directory = out or run_dir / ("export" if kind == usual_kind(config.quant) else f"export-{kind}")
+    directory = out or run_dir / (EXPORT if kind == usual_kind(config.quant) else f"{EXPORT}-{kind}")
     only_verify = verify and directory.exists() and not overwrite
     if not only_verify:
         _check_replaceable(directory, overwrite)
@@ -72,7 +74,7 @@ def export_run(
         say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
     else:
         _write(run_dir, config, trained, directory, kind, overwrite)
-        of = f"step {trained.step}" if trained else f"{run_dir / 'export'}"
+        of = f"step {trained.step}" if trained else f"{run_dir / EXPORT}"
         say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
     if not verify:
         return 0
@@ -83,8 +85,8 @@ def export_run(
 
 
 def load_trained(run_dir: Path, config: Config) -> Trained | None:
-    """The student of the run's newest checkpoint; None where there is no checkpoint."""
-    checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint.keep)
+    """Load the student of the run's newest checkpoint; None where there is no checkpoint."""
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS, config.checkpoint.keep)
     steps = checkpoints.steps()
     if not steps:
         return None
@@ -96,7 +98,7 @@ def load_trained(run_dir: Path, config: Config) -> Trained | None:
 
 
 def verify_export(run_dir: Path, config: Config, trained: Trained | None, directory: Path) -> Verdict:
-    """Weights, dense tensors, predictions, and what vLLM's kernels add to those."""
+    """Check weights, dense tensors, predictions, and what vLLM's kernels add to those."""
     model = load_export(directory, config.model.dtype)
     checks = _compare(run_dir, config, trained, directory, model)
     if trained and trained.digests:
@@ -128,9 +130,9 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
 
 def _of_run(run_dir: Path, config: Config) -> Config:
     """`config` where the run lies now. Raises when `run_dir` is no run, or a flag would make it another one."""
-    saved = run_dir / "config.toml"
+    saved = run_dir / CONFIG
     if not saved.is_file():
-        raise ConfigError(f"{run_dir} is no run's directory: it has no config.toml")
+        raise ConfigError(f"{run_dir} is no run's directory: it has no {CONFIG}")
     changed = differences(load_config([f"@{saved}"]), config, without=[ChangesEvaluationOnly])
     if changed:
         raise ConfigError(f"export takes the run as it is, and this would change it: {'; '.join(changed)}")
@@ -163,14 +165,14 @@ def _check_replaceable(directory: Path, overwrite: bool) -> None:
 
 
 def _exported_parts(run_dir: Path, config: Config) -> Parts:
-    if not (run_dir / "export").is_dir():
+    if not (run_dir / EXPORT).is_dir():
         raise RunError(f"{run_dir} has neither a checkpoint nor an export yet: let the run come that far")
-    return read_parts(run_dir / "export", config)
+    return read_parts(run_dir / EXPORT, config)
 
 
-def _rows(run_dir: Path) -> Sequence[Mapping[str, Any]]:
-    file = run_dir / "result.json"
-    return json.loads(file.read_text()).get("rows", []) if file.is_file() else []
+def _rows(run_dir: Path) -> Sequence[ArmResult]:
+    result = read_result(run_dir / RESULT)
+    return result.rows if result else ()
 
 
 def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: Path, model: Any) -> list[Check]:
@@ -182,7 +184,7 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
     else:
         parts = _exported_parts(run_dir, config)
         found = compare(model, parts.quantized.items(), parts.dense, grid)
-        beside = f"the codes in {run_dir / 'export'}"
+        beside = f"the codes in {run_dir / EXPORT}"
     weights = f"{found.num_quantized - found.quantized_differing} of {found.num_quantized} layers equal {beside}"
     dense_differing = len(found.differing) - found.quantized_differing
     return [
@@ -211,7 +213,7 @@ def _as_trained(trained: Trained, model: Any) -> Check:
 
 
 def _heldout(config: Config) -> tuple[list[Rollout], str]:
-    """Some held-out rows; or none, and why."""
+    """Return some held-out rows; or none, and why."""
     try:
         source = student_directory(config)
         _, heldout = load_run_data(load_tokenizer(source), config, context_length(source))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 
@@ -29,15 +28,17 @@ from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.source import teacher_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
-from rayqd.report.write import Report
+from rayqd.report.write import write_report
 from rayqd.runs.directory import RunDirectory
-from rayqd.runs.ended import last_words
-from rayqd.runs.environment import environment
+from rayqd.runs.ended import record_abnormal_exit
+from rayqd.runs.environment import collect_environment
+from rayqd.runs.paths import EXPORT
+from rayqd.runs.result_file import QuantizeResult
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, IntArray
 
 
-def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
+def quantize(config: Config, console: Console | None = None) -> QuantizeResult:
     """Quantize `config.model` with `quant.method`; returns what result.json says. A finished run only tells it.
 
     Of the settings, those of training, rollouts and Ray do not matter. Raises a RayqdError that says in one line what
@@ -49,12 +50,12 @@ def quantize(config: Config, console: Console | None = None) -> dict[str, Any]:
     run_dir = RunDirectory(config, command="quantize")
     try:
         result = run_dir.result
-        if result is None:
+        if not isinstance(result, QuantizeResult):
             run_dir.forget_metrics_after(-1)
-            with last_words(run_dir.path):
+            with record_abnormal_exit(run_dir.path):
                 result = _Quantizing(config, run_dir, console).run()
                 run_dir.finish(result)
-            Report(config, "quantize", result["environment"]).write(result)
+            write_report(config, result)
         else:
             say(console, f"{run_dir.path} has finished already; this is its result")
         print_result(console, result, run_dir.path, title="what 4 bits cost")
@@ -72,7 +73,7 @@ class _Quantizing:
         self._config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
         self._seconds: dict[str, float] = {}
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> QuantizeResult:
         config, quant = self._config, self._config.quant
         began = time.monotonic()
         with self._progress as progress:
@@ -91,17 +92,17 @@ class _Quantizing:
                 arms[untrained_arm(quant.method, quant)] = self._measured(quant.method, student, heldout)
             with self._timed("export", "writing the export"):
                 rows = self._exported(student, checked, teacher_row, arms)
-        return {
-            "name": config.name,
-            "rows": [row.to_json() for row in rows],
-            "seconds": {k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
-            "method": quant.method,
-            "export": str(self._run_dir.path / "export"),
-            "environment": environment(),
-        }
+        return QuantizeResult(
+            name=config.name,
+            rows=tuple(rows),
+            seconds={k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
+            method=quant.method,
+            export=str(self._run_dir.path / EXPORT),
+            environment=collect_environment(),
+        )
 
     def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, ArmResult]:
-        """The scored held-out rows, and the teacher's own row of the result."""
+        """Score the held-out rows; returns them and the teacher's own row of the result."""
         config = self._config
         directory = teacher_directory(config)
         with self._timed("teacher", "the teacher reads the held-out rows"):
@@ -146,8 +147,8 @@ class _Quantizing:
     def _exported(
         self, student: Student, checked: Checked, teacher_row: ArmResult, arms: dict[Arm, Fidelity]
     ) -> list[ArmResult]:
-        """Writes the export; returns the rows of the result."""
-        directory = self._run_dir.path / "export"
+        """Write the export; returns the rows of the result."""
+        directory = self._run_dir.path / EXPORT
         export(student, checked.directory, self._config, directory, command="quantize")
         size = weight_bytes(directory)
         bits = student.grid.bits_per_weight
@@ -155,7 +156,7 @@ class _Quantizing:
             teacher_row,
             *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in arms.items()),
         ]
-        update_card(directory, self._config, [row.to_json() for row in rows], command="quantize")
+        update_card(directory, self._config, rows, command="quantize")
         return rows
 
     @contextmanager

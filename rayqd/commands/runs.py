@@ -6,13 +6,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
 from rayqd.console.say import say
 from rayqd.errors import RunError
+from rayqd.runs.paths import CONFIG
 from rayqd.runs.record import RunRecord, read_run
 
 _STYLES = {"running": "green", "failed": "red", "stopped": "yellow", "unfinished": "yellow"}
@@ -21,7 +22,7 @@ _STYLES = {"running": "green", "failed": "red", "stopped": "yellow", "unfinished
 def show_runs(
     records: Sequence[RunRecord], directory: Path, *, as_json: bool = False, console: Console | None = None
 ) -> None:
-    """Prints the runs found in `directory`, and below them why some failed or cannot be read."""
+    """Print the runs found in `directory`, and below them why some failed or cannot be read."""
     if as_json:
         print(json.dumps([fields(record) for record in records], indent=2))
         return
@@ -36,24 +37,24 @@ def show_runs(
 
 
 def find_runs(directory: Path) -> list[RunRecord]:
-    """The runs in `directory` and one level deeper, where sweeps keep theirs, or the one that it is; newest first.
+    """Return the runs in `directory`, newest first, and one level deeper, where sweeps keep theirs.
 
-    Raises RunError where there is no such directory.
+    Where `directory` is a run itself, that one. Raises RunError where there is no such directory.
     """
     if not directory.is_dir():
         raise RunError(f"{directory} is no directory: rayqd runs DIR lists the runs in DIR, which runs_dir sets")
-    if (directory / "config.toml").is_file():
+    if (directory / CONFIG).is_file():
         itself = read_run(directory)
         if itself.command != "sweep":
             return [itself]
-    files = [*directory.glob("*/config.toml"), *directory.glob("*/*/config.toml")]
+    files = [*directory.glob(f"*/{CONFIG}"), *directory.glob(f"*/*/{CONFIG}")]
     records = [read_run(file.parent, str(file.parent.relative_to(directory))) for file in files]
     return sorted(records, key=lambda record: record.updated, reverse=True)
 
 
-def fields(record: RunRecord) -> dict[str, Any]:
-    """A run for programs; what is not known is null."""
-    config, arms = record.config, record.arms
+def fields(record: RunRecord) -> dict[str, JsonValue]:
+    """Return a run for programs; what is not known is null."""
+    config, students = record.config, record.students
     return {
         "name": record.name,
         "path": str(record.path),
@@ -62,10 +63,10 @@ def fields(record: RunRecord) -> dict[str, Any]:
         "error": record.error or None,
         "step": record.step if record.trains else None,
         "num_steps": record.num_steps if record.trains else None,
-        "first_arm": arms[0]["arm"] if arms else None,
-        "first_kl_to_teacher": arms[0]["kl_to_teacher"] if arms else None,
-        "last_arm": arms[-1]["arm"] if arms else None,
-        "last_kl_to_teacher": arms[-1]["kl_to_teacher"] if arms else None,
+        "first_arm": students[0].arm.name if students else None,
+        "first_kl_to_teacher": students[0].fidelity.kl_to_teacher if students else None,
+        "last_arm": students[-1].arm.name if students else None,
+        "last_kl_to_teacher": students[-1].fidelity.kl_to_teacher if students else None,
         "model": config.model.name if config else None,
         "format": config.quant.format if config else None,
         "group_size": config.quant.group_size if config else None,
@@ -74,7 +75,7 @@ def fields(record: RunRecord) -> dict[str, Any]:
 
 
 def plain_console() -> Console:
-    """A console whose tables are as wide as they need to be where no terminal sets a limit."""
+    """Return a console whose tables are as wide as they need to be where no terminal sets a limit."""
     console = Console()
     return console if console.is_terminal else Console(width=200)
 
@@ -99,13 +100,13 @@ def _table(records: Sequence[RunRecord], now: float) -> Table:
 
 
 def _kl(record: RunRecord) -> str:
-    """The first measurement and the last."""
-    values = [f"{arm['kl_to_teacher']:.4f}" for arm in record.arms]
+    """Return the first measurement and the last."""
+    values = [f"{row.fidelity.kl_to_teacher:.4f}" for row in record.students]
     return " → ".join(values[:1] + values[1:][-1:]) or "-"
 
 
 def age(seconds: float) -> str:
-    """75 -> "1 min", 7300 -> "2 h"."""
+    """Write seconds in the largest unit that they fill: 75 -> "1 min", 7300 -> "2 h"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"

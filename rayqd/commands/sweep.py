@@ -21,7 +21,7 @@ from rayqd.errors import ConfigError, RunError
 from rayqd.files import write_text
 from rayqd.losses.check import check_loss
 from rayqd.rollout.worker import MakeEngine
-from rayqd.runs.environment import environment
+from rayqd.runs.environment import collect_environment
 from rayqd.sweep.callback import SweepCallback
 from rayqd.sweep.concurrency import choose_concurrency, place_concurrent_trials
 from rayqd.sweep.directory import SweepDirectory
@@ -100,7 +100,7 @@ def _run(
                 resources=TrialResources(
                     cluster=cluster,
                     placement=placement,
-                    environment=environment(cluster.summary),
+                    environment=collect_environment(cluster.size),
                     make_engine=make_engine,
                 ),
             )

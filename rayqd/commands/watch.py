@@ -21,7 +21,7 @@ _KILLED_EXIT_CODE = 1
 
 
 def watch(path: Path, console: Console | None = None, *, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Shows what the run in `path` shows, from its first line on, until it ends; returns the exit code of the run."""
+    """Show what the run in `path` shows, from its first line on, until it ends; returns the exit code of the run."""
     console = console or Console()
     record = read_run(path)
     if record.config:
@@ -67,11 +67,11 @@ def _show(event: RecordedEvent, progress: Progress) -> None:
 
 
 def _tell_end(record: RunRecord, console: Console) -> int:
-    """The result, or why there is none."""
-    if record.rows and record.result is not None:
+    """Print the result, or why there is none; returns the exit code of the run."""
+    if record.result:
         print_result(console, record.result, record.path.absolute(), title="the result")
         return 0
-    if record.result is not None:
+    if record.state == "finished":
         say(console, f"{record.name} has finished")
         return 0
     where = f"{record.name} at step {record.step}" if record.trains else record.name

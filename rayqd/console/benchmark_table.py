@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from rayqd.console.say import say
+from rayqd.runs.benchmarks import BenchmarkRow, BenchmarkScore
 
-Row = Mapping[str, Any]
 
-
-def print_benchmarks(console: Console, rows: Sequence[Row]) -> None:
+def print_benchmarks(console: Console, rows: Sequence[BenchmarkRow]) -> None:
     """`rows` as rayqd.evals.benchmarks makes them; of a group's tasks only the group is shown."""
     shown = asked_for(rows)
     table = Table(title="benchmarks: what 4 bits cost", title_justify="left")
@@ -38,12 +36,12 @@ NOTES = (
 )
 
 
-def asked_for(rows: Sequence[Row]) -> list[Row]:
+def asked_for(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """Without the tasks that a group's row stands for."""
     return [row for row in rows if row.get("part_of") is None]
 
 
-def chance(rows: Sequence[Row]) -> list[str]:
+def chance(rows: Sequence[BenchmarkRow]) -> list[str]:
     """With many comparisons some are beyond noise by chance."""
     compared = sum("verdict" in arm for row in rows for arm in row["arms"].values())
     return (
@@ -51,20 +49,22 @@ def chance(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def heading_of(row: Row) -> str:
+def heading_of(row: BenchmarkRow) -> str:
     """`gsm8k: exact_match, flexible-extract`; an arrow where less is better."""
     filtered = "" if row["filter"] == "none" else f", {row['filter']}"
     return f"{row['task']}: {row['metric']}{filtered}{'' if row['higher_is_better'] else ' ↓'}"
 
 
-def score_text(arm: Row) -> str:
+def score_text(score: BenchmarkScore) -> str:
     """`0.4123 ± 0.0101`"""
-    return f"{_number(arm['value'])}{_error(arm['stderr'])}"
+    return f"{_number(score['value'])}{_error(score['stderr'])}"
 
 
-def difference_text(arm: Row) -> str:
+def difference_text(score: BenchmarkScore) -> str:
     """`-0.0200 ± 0.0065`; nothing for the teacher."""
-    return f"{_number(arm['difference'], '+')}{_error(arm['difference_stderr'])}" if "difference" in arm else ""
+    if "difference" not in score:
+        return ""
+    return f"{_number(score['difference'], '+')}{_error(score.get('difference_stderr'))}"
 
 
 def _error(stderr: float | None) -> str:

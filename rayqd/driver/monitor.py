@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rayqd.actors.run_actors import RunActors
 from rayqd.config import Config
@@ -27,6 +27,7 @@ from rayqd.events import (
 )
 from rayqd.report.write import Report
 from rayqd.runs.directory import RunDirectory
+from rayqd.runs.result_file import DistillResult
 
 _POLL_SECONDS = 0.5
 _LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first word
@@ -38,9 +39,9 @@ class Monitor:
     """Shows and keeps what happens in a run."""
 
     def __init__(
-        self, roles: RunActors, config: Config, run_dir: RunDirectory, progress: Progress, report: Report
+        self, actors: RunActors, config: Config, run_dir: RunDirectory, progress: Progress, report: Report
     ) -> None:
-        self._roles = roles
+        self._actors = actors
         self._config = config
         self._report = report
         self._run_dir = run_dir
@@ -68,16 +69,16 @@ class Monitor:
             self._stop()
             raise
 
-    def result(self, rows: Sequence[ArmResult], num_steps: int, total_seconds: float) -> dict[str, Any]:
-        """What a run of `num_steps` leaves: the arms' rows, and the seconds of each role's work and start."""
-        seconds = {"total": total_seconds, **self._roles.role_seconds(), "learner": self._learner_seconds}
-        return {
-            "name": self._config.name,
-            "rows": [row.to_json() for row in rows],
-            "seconds": {role: round(value, 1) for role, value in seconds.items()},
-            "start_seconds": {role: round(value, 1) for role, value in self._start_seconds.items()},
-            "num_steps": num_steps,
-        }
+    def result(self, rows: Sequence[ArmResult], num_steps: int, total_seconds: float) -> DistillResult:
+        """Return what a run of `num_steps` leaves: the arms, and the seconds of each role's work and start."""
+        seconds = {"total": total_seconds, **self._actors.role_seconds(), "learner": self._learner_seconds}
+        return DistillResult(
+            name=self._config.name,
+            rows=tuple(rows),
+            seconds={role: round(value, 1) for role, value in seconds.items()},
+            start_seconds={role: round(value, 1) for role, value in self._start_seconds.items()},
+            num_steps=num_steps,
+        )
 
     def _stop(self) -> None:
         """Let the learner keep the last step it has done, and hear of all steps up to that: they are not done again."""
@@ -85,7 +86,7 @@ class Monitor:
             return
         self._progress.status("stopping: keeping a checkpoint of the last step (Ctrl-C again: without)")
         try:
-            self._roles.stop()
+            self._actors.stop()
             while not (self._stopped or self._finished):
                 for _ in self._new_events(_POLL_SECONDS):
                     pass
@@ -94,7 +95,7 @@ class Monitor:
 
     def _new_events(self, timeout_seconds: float) -> Iterator[Event]:
         """Yield what has happened since the last call, each event once it is shown and kept."""
-        for timed in self._roles.events(self._num_seen, timeout_seconds):
+        for timed in self._actors.events(self._num_seen, timeout_seconds):
             self._num_seen += 1
             self._keep(timed)
             self._show(timed.event)
@@ -104,7 +105,7 @@ class Monitor:
     def _tell_silence(self) -> None:
         if self._training and (seconds := self._silence.to_tell()):
             step = self._step + 1 if self._step < self._config.learner.steps else None
-            self._progress.say(waiting_line(step, self._roles.list_awaited_workers(), seconds))
+            self._progress.say(waiting_line(step, self._actors.list_awaited_workers(), seconds))
 
     def _keep(self, timed: TimedEvent) -> None:
         match timed.event:
@@ -158,18 +159,18 @@ class Monitor:
             self._upload()
 
     def _upload(self) -> None:
-        """The driver's part of what a resumed run needs; the learner uploads the rest."""
+        """Upload the driver's part of what a resumed run needs; the learner uploads the rest."""
         try:
             self._run_dir.upload()
         except StorageError as error:
             self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
 
     def _look_at_starting_roles(self) -> None:
-        for name, seconds in self._roles.collect_ready().items():
+        for name, seconds in self._actors.collect_ready().items():
             self._start_seconds[name] = seconds
-            self._progress.say(_ready(name, seconds, self._roles.node_of(name)))
+            self._progress.say(_ready(name, seconds, self._actors.node_of(name)))
         waited = time.monotonic() - self._began
-        unplaced = self._roles.list_unplaced()
+        unplaced = self._actors.list_unplaced()
         if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:
             unplaced.append("learner")  # Ray Train asks again and again, and does not tell
         if unplaced and waited > self._timeout_seconds:
@@ -177,10 +178,10 @@ class Monitor:
                 f"the cluster made no room for {', '.join(unplaced)} within ray.placement_timeout_seconds="
                 f"{self._timeout_seconds:g}: add nodes, wait until others are done, or raise it"
             )
-        waiting = self._roles.list_starting() + ([] if self._learner_ready else ["learner"])
+        waiting = self._actors.list_starting() + ([] if self._learner_ready else ["learner"])
         if waiting:
             self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")
 
 
-def _ready(name: str, seconds: float, place: str) -> str:
-    return f"{name} ready after {seconds:.0f} s{' on ' if place else ''}{place}"
+def _ready(name: str, seconds: float, node: str) -> str:
+    return f"{name} ready after {seconds:.0f} s{' on ' if node else ''}{node}"

@@ -28,7 +28,7 @@ from rayqd.data.plan import off_policy_examples
 from rayqd.errors import RunError
 from rayqd.model.source import teacher_directory
 from rayqd.rollout.worker import MakeEngine
-from rayqd.runs.storage.stored_run import COMPLETIONS
+from rayqd.runs.paths import COMPLETIONS
 from rayqd.types import Example, IntArray
 
 

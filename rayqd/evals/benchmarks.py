@@ -15,6 +15,7 @@ from rayqd.evals.paired import Difference, mean_difference, resampled_difference
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.files import replace_file
 from rayqd.model.source import cache_dir
+from rayqd.runs.benchmarks import BenchmarkRow, BenchmarkScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,9 +54,9 @@ class Bench:
                 _write_cache(files[benchmark.name], scores)
         return arm
 
-    def compare(self, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    def compare(self, arms: Mapping[str, Arm]) -> list[BenchmarkRow]:
         """Return a row for each metric of each task and group; `arms` by name, among them the teacher's."""
-        rows: list[dict[str, Any]] = []
+        rows: list[BenchmarkRow] = []
         for benchmark in self._benchmarks:
             scores = {name: arm[benchmark.name] for name, arm in arms.items()}
             teacher = scores[TEACHER]
@@ -68,7 +69,7 @@ class Bench:
         return cache_dir() / "benchmarks" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
+def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -> BenchmarkRow:
     teacher = scores[TEACHER]
     group = teacher.groups[index]
     parts = [teacher.find(task, group.metric, group.filter) for task in group.parts]
@@ -76,49 +77,54 @@ def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -
     def difference(model: Scores) -> Difference:
         return weighted_difference([_difference(benchmark, part, model) for part in parts], group.weights)
 
-    row = _row(benchmark, group, {name: model.groups[index] for name, model in scores.items()})
-    row |= {"num_documents": sum(len(p.document_ids) for p in parts), "tasks": len(parts)}
-    return _with_differences(row, scores, difference, higher_is_better=parts[0].higher_is_better)
-
-
-def _task_row(benchmark: Benchmark, score: TaskScore, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    same = {name: model.find(score.task, score.metric, score.filter) for name, model in scores.items()}
-    row = _row(benchmark, score, same) | {
-        "num_documents": len(score.document_ids),
-        "part_of": benchmark.name if scores[TEACHER].groups else None,
+    higher_is_better = parts[0].higher_is_better
+    same = {name: model.groups[index] for name, model in scores.items()}
+    return {
+        "benchmark": benchmark.name,
+        "task": group.task,
+        "metric": group.metric,
+        "filter": group.filter,
+        "arms": _with_differences(same, scores, difference, higher_is_better=higher_is_better),
+        "num_documents": sum(len(part.document_ids) for part in parts),
+        "tasks": len(parts),
+        "higher_is_better": higher_is_better,
     }
-    return _with_differences(
-        row, scores, lambda model: _difference(benchmark, score, model), higher_is_better=score.higher_is_better
-    )
 
 
-def _row(
-    benchmark: Benchmark, score: TaskScore | GroupScore, same: Mapping[str, TaskScore | GroupScore]
-) -> dict[str, Any]:
+def _task_row(benchmark: Benchmark, score: TaskScore, scores: Mapping[str, Scores]) -> BenchmarkRow:
+    def difference(model: Scores) -> Difference:
+        return _difference(benchmark, score, model)
+
+    same = {name: model.find(score.task, score.metric, score.filter) for name, model in scores.items()}
     return {
         "benchmark": benchmark.name,
         "task": score.task,
         "metric": score.metric,
         "filter": score.filter,
-        "arms": {name: {"value": score.value, "stderr": score.stderr} for name, score in same.items()},
+        "arms": _with_differences(same, scores, difference, higher_is_better=score.higher_is_better),
+        "num_documents": len(score.document_ids),
+        "part_of": benchmark.name if scores[TEACHER].groups else None,
+        "higher_is_better": score.higher_is_better,
     }
 
 
 def _with_differences(
-    row: dict[str, Any],
+    same: Mapping[str, TaskScore] | Mapping[str, GroupScore],
     scores: Mapping[str, Scores],
     difference: Callable[[Scores], Difference],
     *,
     higher_is_better: bool,
-) -> dict[str, Any]:
-    for name in scores.keys() - {TEACHER}:
-        paired = difference(scores[name])
-        row["arms"][name] |= {
-            "difference": paired.value,
-            "difference_stderr": paired.stderr,
-            "verdict": paired.verdict(higher_is_better=higher_is_better),
-        }
-    return row | {"higher_is_better": higher_is_better}
+) -> dict[str, BenchmarkScore]:
+    """Return the same score of every model, with its `difference` from the teacher's."""
+    arms: dict[str, BenchmarkScore] = {}
+    for name, score in same.items():
+        arms[name] = {"value": score.value, "stderr": score.stderr}
+        if name != TEACHER:
+            paired = difference(scores[name])
+            arms[name]["difference"] = paired.value
+            arms[name]["difference_stderr"] = paired.stderr
+            arms[name]["verdict"] = paired.verdict(higher_is_better=higher_is_better)
+    return arms
 
 
 def _difference(benchmark: Benchmark, teacher: TaskScore, model: Scores) -> Difference:

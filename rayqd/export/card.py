@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.settings import settings_with, value_text
 from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.console.result_table import format_bits, format_size
+from rayqd.events import ArmResult
 from rayqd.files import write_text
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
+from rayqd.runs.benchmarks import BenchmarkRow
 
 CARD_NAME = "README.md"
 
@@ -40,8 +42,8 @@ def model_card(
     config: Config,
     *,
     kind: str,
-    rows: Sequence[Mapping[str, Any]] = (),
-    benchmarks: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[ArmResult] = (),
+    benchmarks: Sequence[BenchmarkRow] = (),
     command: str = "distill",
 ) -> str:
     """Markdown with the hub's front matter; `rows` are those of result.json, `benchmarks` those of `rayqd eval`."""
@@ -119,20 +121,20 @@ def _recipe(config: Config, command: str) -> str:
     return "\n".join(f"{key} = {value_text(value)}" for key, value in _given(config, command).items()) or "# none"
 
 
-def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+def _results(rows: Sequence[ArmResult]) -> str:
     if not rows:
         return ""
     lines = [
-        f"| {row['arm']} | {row['kl_to_teacher']:.4f} | {row['perplexity']:.3f} | {row['bits_per_weight']:g} | "
-        f"{row['size_bytes'] / 1e6:,.1f} MB |"
+        f"| {row.arm.name} | {row.fidelity.kl_to_teacher:.4f} | {row.fidelity.perplexity:.3f} | "
+        f"{format_bits(row)} | {format_size(row)} |"
         for row in rows
     ]
-    tokens = f"{rows[0]['num_tokens']:,} held-out tokens; " if "num_tokens" in rows[0] else ""
+    tokens = f"{rows[0].fidelity.num_tokens:,} held-out tokens; "
     head = ["| | KL to teacher | perplexity | bits/weight | size |", "| --- | ---: | ---: | ---: | ---: |"]
     return "\n".join(["## Results", "", f"{tokens}KL(teacher‖student) in nats a token.", "", *head, *lines])
 
 
-def _benchmarks(rows: Sequence[Mapping[str, Any]]) -> str:
+def _benchmarks(rows: Sequence[BenchmarkRow]) -> str:
     if not rows:
         return ""
     shown = asked_for(rows)
@@ -140,7 +142,7 @@ def _benchmarks(rows: Sequence[Mapping[str, Any]]) -> str:
     head = [f"| | {' | '.join(arms)} | student against teacher | |", f"| --- |{' ---: |' * (len(arms) + 1)} --- |"]
     lines = [
         f"| {heading_of(row)} | {' | '.join(score_text(row['arms'][arm]) for arm in arms)} | "
-        f"{difference_text(row['arms']['student'])} | {row['arms']['student']['verdict'] or ''} |"
+        f"{difference_text(row['arms']['student'])} | {row['arms']['student'].get('verdict') or ''} |"
         for row in shown
     ]
     notes = [f"{note}." for note in (*NOTES, *chance(shown))]

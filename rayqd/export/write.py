@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
+from rayqd.events import ArmResult
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.card import model_card, write_card
 from rayqd.export.parts import Parts
 from rayqd.model.student import Student
 from rayqd.quant.formats import FORMATS
+from rayqd.runs.benchmarks import BenchmarkRow
 
 Kind = Literal["compressed-tensors", "bitsandbytes", "gguf"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -44,7 +46,7 @@ def export(
     *,
     kind: Kind | None = None,
     overwrite: bool = True,
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[ArmResult] = (),
     command: Literal["distill", "quantize"] = "distill",
 ) -> int:
     """Write `student` to `directory`, with the tokenizer and chat template of `source`; returns the files' bytes.
@@ -62,9 +64,9 @@ def export(
 def update_card(
     directory: Path,
     config: Config,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[ArmResult],
     *,
-    benchmarks: Sequence[Mapping[str, Any]] = (),
+    benchmarks: Sequence[BenchmarkRow] = (),
     command: Literal["distill", "quantize"] = "distill",
 ) -> None:
     """Put the results, known only after the export was measured, into the card of a run's usual export."""
@@ -79,7 +81,7 @@ def write(
     *,
     kind: Kind,
     overwrite: bool,
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[ArmResult] = (),
     command: Literal["distill", "quantize"] = "distill",
 ) -> int:
     """Write `parts` as `kind`, with a model card; `command` is what made them."""

@@ -14,6 +14,7 @@ from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
 from rayqd.export.write import export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.model.student import Student
+from rayqd.runs.paths import EXPORT
 from rayqd.types import ScoredRollout
 
 
@@ -41,7 +42,7 @@ def finish(
 
     Of rank 0; where the weights are sharded, the others call `help_to_finish`.
     """
-    directory = config.run_dir / "export"
+    directory = config.run_dir / EXPORT
     export(learner.student, source, config, directory)
     size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
@@ -53,7 +54,7 @@ def finish(
         ArmResult(arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits, size_bytes=weight_bytes(source)),
         *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in students.items()),
     ]
-    update_card(directory, config, [row.to_json() for row in rows])
+    update_card(directory, config, rows)
     return rows
 
 

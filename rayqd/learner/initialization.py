@@ -24,6 +24,7 @@ from rayqd.model.calibration import OnLayer, calibrate
 from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
+from rayqd.runs.paths import START
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class StartingPoint:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._directory = config.run_dir / "start"
+        self._directory = config.run_dir / START
 
     @property
     def is_new(self) -> bool:

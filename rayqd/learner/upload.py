@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from rayqd.errors import StorageError
 from rayqd.learner.checkpoint import Checkpoints, step_of
+from rayqd.runs.paths import CHECKPOINTS, EXPORT, FETCH_LOCK, START
 from rayqd.runs.storage.folder import Folder
 
 _ATTEMPTS = 3  # at the end, when no later checkpoint will try again
@@ -24,7 +25,7 @@ class CheckpointUploader:
 
     def __init__(self, folder: Folder, run_dir: Path, checkpoints: Checkpoints, tell: Callable[[str], None]) -> None:
         self._folder = folder
-        self._stored = folder.inside("checkpoints")
+        self._stored = folder.inside(CHECKPOINTS)
         self._run_dir = run_dir
         self._checkpoints = checkpoints
         self._tell = tell
@@ -36,11 +37,11 @@ class CheckpointUploader:
         storage, and uploads it; to any other such a checkpoint is one that the run has forgotten.
         """
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._run_dir / ".fetch.lock"):  # workers on one node share the directory
+        with FileLock(self._run_dir / FETCH_LOCK):  # workers on one node share the directory
             if is_rank0:
                 self._folder.check_rights()
-            if not (self._run_dir / "start").is_dir() and "start" in self._folder.directories():
-                self._folder.get("start", self._run_dir / "start")
+            if not (self._run_dir / START).is_dir() and START in self._folder.directories():
+                self._folder.get(START, self._run_dir / START)
             newest = max(self._stored_steps(), default=0)
             ahead = [step for step in self._checkpoints.steps() if step > newest]
             if ahead and is_rank0:
@@ -64,7 +65,7 @@ class CheckpointUploader:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._upload()
-                self._folder.put(self._run_dir / "export", "export")
+                self._folder.put(self._run_dir / EXPORT, EXPORT)
             except StorageError as error:
                 if attempt == _ATTEMPTS:
                     raise StorageError(f"{error}; mend that, and the same command finishes the run") from error
@@ -73,8 +74,8 @@ class CheckpointUploader:
                 return
 
     def _upload(self) -> None:
-        if (self._run_dir / "start").is_dir() and "start" not in self._folder.directories():
-            self._folder.put(self._run_dir / "start", "start")
+        if (self._run_dir / START).is_dir() and START not in self._folder.directories():
+            self._folder.put(self._run_dir / START, START)
         own, stored = self._checkpoints.steps(), self._stored_steps()
         for step in reversed(own):
             if step not in stored:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from rayqd.console.benchmark_table import NOTES, Row, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
 from rayqd.report import page
 from rayqd.report.page import Column
+from rayqd.runs.benchmarks import BenchmarkRow
 
 
-def benchmarks(rows: Sequence[Row]) -> Markup:
-    """A line for each metric; all rows were measured on the same models."""
+def benchmarks(rows: Sequence[BenchmarkRow]) -> Markup:
+    """Draw a line for each metric; all rows were measured on the same models."""
     shown = asked_for(rows)
     titles = [Column(title=""), *(Column(title=name, kind="number") for name in shown[0]["arms"])]
     titles += [Column(title="student against teacher", kind="number"), Column(title="")]
@@ -21,7 +22,7 @@ def benchmarks(rows: Sequence[Row]) -> Markup:
             heading_of(row),
             *(score_text(arm) for arm in row["arms"].values()),
             difference_text(row["arms"]["student"]),
-            row["arms"]["student"]["verdict"] or "",
+            row["arms"]["student"].get("verdict") or "",
         ]
         for row in shown
     ]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -23,8 +22,12 @@ from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import arrange_charts
 from rayqd.report.curves import run_charts
 from rayqd.report.page import Column
-from rayqd.report.result import Row, arms, figures, gpus
+from rayqd.report.result import arms, figures, gpus
 from rayqd.report.time import busy
+from rayqd.runs.benchmarks import BenchmarkRow
+from rayqd.runs.environment import Environment
+from rayqd.runs.paths import CONFIG, EXPORT
+from rayqd.runs.result_file import Command, RunResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,28 +35,29 @@ class Run:
     """All that the page is made from; what is not there yet is left out of it."""
 
     config: Config
-    command: str  # "distill" or "quantize"
+    command: Command
     events: Sequence[RecordedEvent]  # of metrics.jsonl
-    result: Row | None  # of result.json
-    environment: Mapping[str, Any]
+    result: RunResult | None  # None until it has finished
+    environment: Environment
     made: datetime.datetime
-    benchmarks: Sequence[Row] = ()  # as rayqd.evals.benchmarks makes them, of the export
+    benchmarks: Sequence[BenchmarkRow] = ()  # of the export
 
     @property
     def num_done(self) -> int:
+        """Return the number of optimizer steps done."""
         return max((event.step for event in self.events), default=0)
 
     @property
-    def rows(self) -> Sequence[Row]:
-        """Arms side by side: the result's, or as far as they are known, of the student its newest evaluation."""
+    def rows(self) -> Sequence[ArmResult]:
+        """Return the result's arms, or those that are known, of the student its newest evaluation."""
         if self.result:
-            return self.result["rows"]
+            return self.result.rows
         newest = {series_name(e.arm): e for e in self.events if isinstance(e, EvalEvent)}
-        return [ArmResult(arm=event.arm, fidelity=event.fidelity).to_json() for event in newest.values()]
+        return [ArmResult(arm=event.arm, fidelity=event.fidelity) for event in newest.values()]
 
 
 def run_page(run: Run) -> str:
-    """The file's text."""
+    """Return the file's text."""
     body = [_header(run)]
     if run.rows:
         body += [figures(run.result, run.environment)] if run.result else []
@@ -122,11 +126,11 @@ def _time(run: Run) -> Markup:
 
 def _commands(run: Run) -> Markup:
     directory = short_path(run.config.run_dir)
-    verb, command, remark = how_to_run(run.config.quant.format, directory / "export")
+    verb, command, remark = how_to_run(run.config.quant.format, directory / EXPORT)
     use = [(command, ", ".join(filter(None, [verb, remark]))), (f"rayqd eval {directory}", "measure the export again")]
     if run.command == "distill":
         use.append((f"rayqd export {directory} --verify", "compare it with the checkpoint, bit for bit"))
-    again = f"rayqd {run.command} @{directory / 'config.toml'} --name {run.config.name}-again"
+    again = f"rayqd {run.command} @{directory / CONFIG} --name {run.config.name}-again"
     flags = command_line(given_settings(run.config, run.command, [MachineSpecific]).items(), run.command)
     return page.section(
         "Use it, make it again" if run.result else "Make it again",
@@ -149,18 +153,18 @@ def _settings(run: Run) -> Markup:
 
 
 def _environment(run: Run) -> Markup:
-    machine, cluster = run.environment["machine"], run.environment.get("cluster", {})
+    machine, cluster = run.environment.machine, run.environment.cluster
     about = [
-        ["processor", machine["processor"]],
-        ["cores", machine["cores"]],
-        ["memory", f"{machine['memory_gib']:g} GiB"],
-        ["system", machine["system"]],
+        ["processor", machine.processor],
+        ["cores", machine.cores],
+        ["memory", f"{machine.memory_gib:g} GiB"],
+        ["system", machine.system],
     ]
-    if cluster.get("gpus"):
+    if cluster and cluster.gpus:
         about.append(["GPUs", gpus(cluster)])
-    if cluster.get("nodes", 1) > 1:
-        about.append(["Ray cluster", f"{cluster['nodes']} nodes, {cluster['cpus']:g} CPUs"])
-    versions = [[name, number] for name, number in run.environment["versions"].items()]
+    if cluster and cluster.nodes > 1:
+        about.append(["Ray cluster", f"{cluster.nodes} nodes, {cluster.cpus:g} CPUs"])
+    versions = [[name, number] for name, number in run.environment.versions.items()]
     bare = [Column(title=""), Column(title="")]
     tables = [page.table(bare, rows, tight=True) for rows in (about, versions)]
     return page.section("Machine and software", page.columns(*tables))
@@ -169,7 +173,7 @@ def _environment(run: Run) -> Markup:
 def _events(run: Run) -> list[RecordedEvent]:
     """With what the result says of the trained student as its last evaluation."""
     last = run.config.learner.steps
-    rows = [ArmResult.from_json(row) for row in run.result["rows"]] if run.result else []
+    rows = run.result.rows if run.result else ()
     trained = [row for row in rows if row.arm.kind is ArmKind.DISTILLED]
     return [*run.events, *(EvalEvent(step=last, arm=row.arm, fidelity=row.fidelity) for row in trained)]
 
@@ -190,4 +194,4 @@ def _aligned(lines: Sequence[tuple[str, str]]) -> str:
 
 
 def _version(run: Run) -> str:
-    return run.environment["versions"].get("rayqd", "")
+    return run.environment.versions.get("rayqd", "")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -14,20 +15,39 @@ from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
 from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import write_text
-from rayqd.runs.storage.stored_run import RUN_ID, StoredRun
+from rayqd.runs.paths import (
+    CONFIG,
+    ENDED,
+    EXPORT,
+    FETCH_LOCK,
+    LOCK,
+    LOGS,
+    METRICS,
+    QUARANTINE,
+    RAY_TRAIN,
+    RESULT,
+    RUN_ID,
+)
+from rayqd.runs.result_file import RunResult, read_result
+from rayqd.runs.storage.stored_run import StoredRun
 
-STOPPED_EARLY = "stopped_early"  # in the result of a trial that its sweep ended before the last step
+_NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED}  # a run that left no more has not begun
+_HEAD = "# rayqd "  # how config.toml begins; the command's name follows
 
-# Nothing is lost with these.
-_BEFORE_A_RUN = {"config.toml", ".lock", RUN_ID, "logs", "ray_train", ".fetch.lock", "ended.json"}
-_MADE_BY = "# rayqd "  # how config.toml begins; the command's name follows
+
+class Result(Protocol):
+    """What a command came to."""
+
+    def to_json(self) -> Mapping[str, object]:
+        """Return the object that result.json is to hold."""
+        ...
 
 
 class RunDirectory:
-    """Written by the driver alone, checkpoints and export excepted. Opening it locks it."""
+    """The driver's view of a run's directory, where it alone writes, checkpoints and export excepted."""
 
     def __init__(self, config: Config, command: str = "distill", *, patience_seconds: float = 0.2) -> None:
-        """Raises RunError where another process, another configuration or another command has it.
+        """Lock the directory; raises RunError where another process, configuration or command has it.
 
         A process that is about to end is waited for, up to `patience_seconds`; by default only as long as somebody who
         lists the runs may be touching the lock.
@@ -39,42 +59,44 @@ class RunDirectory:
         self._lock = self._open(config)
 
     @property
-    def result(self) -> dict[str, Any] | None:
-        """What `result.json` says; None until the run has finished."""
-        return self._read("result.json")
+    def result(self) -> RunResult | None:
+        """Return what `result.json` says; None until the run has finished."""
+        return read_result(self.path / RESULT)
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        """Return the path of `metrics.jsonl`, which may not be there yet."""
+        return self.path / METRICS
 
     def append(self, event: RecordedEvent, time: float) -> None:
         """Add a line to the file that keeps such events; `time` in seconds since the epoch."""
-        file = self.path / "quarantine.jsonl" if isinstance(event, QuarantineEvent) else self.metrics
+        file = self.path / QUARANTINE if isinstance(event, QuarantineEvent) else self.metrics
         with file.open("a") as stream:
             stream.write(json.dumps(to_json(event, time)) + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Rows of steps that will be done again."""
+        """Drop the rows of steps that will be done again."""
         if self.metrics.exists():
             rows = [line for line in self.metrics.read_text().split("\n") if line]
             kept = [row for row in rows if json.loads(row)["step"] <= step]
             write_text(self.metrics, "".join(row + "\n" for row in kept))
 
     def link_logs(self, logs: Path | None) -> None:
-        """`logs` leads to what the processes of this run print."""
-        link = self.path / "logs"
+        """Link to `logs`, where the processes of this run print; None removes the link."""
+        link = self.path / LOGS
         link.unlink(missing_ok=True)
         if logs is not None:
             link.symlink_to(logs)
 
-    def finish(self, result: dict[str, Any]) -> None:
-        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+    def finish(self, result: Result) -> None:
+        """Write `result.json`, by which a run has finished. Raises StorageError."""
+        write_text(self.path / RESULT, json.dumps(result.to_json(), indent=2) + "\n")
 
     @property
     def export(self) -> str:
-        """Where the finished run's export is: in the storage alone when the learner was on another machine."""
-        own = self.path / "export"
-        return str(own) if own.is_dir() or not self._stored else f"{self._stored.folder}/export"
+        """Return where the finished run's export is: in the storage alone when the learner was on another machine."""
+        own = self.path / EXPORT
+        return str(own) if own.is_dir() or not self._stored else f"{self._stored.folder}/{EXPORT}"
 
     def upload(self, *, export: bool = False) -> None:
         """Bring the storage, if there is one, up to this directory; `export` when the run has finished.
@@ -87,13 +109,14 @@ class RunDirectory:
             self._stored.upload_export(self.path)
 
     def close(self) -> None:
+        """Unlock the directory."""
         self._lock.release()
 
     def _open(self, config: Config) -> FileLock:
-        saved = self.path / "config.toml"
+        saved = self.path / CONFIG
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+            lock = FileLock(self.path / LOCK)
             lock.acquire(timeout=self._patience_seconds, poll_interval=0.02)
         except Timeout:
             raise RunError(f"{self.path} is in use: this run is going on in another process") from None
@@ -101,14 +124,14 @@ class RunDirectory:
             raise StorageError(f"run directory {self.path} cannot be made: {error.strerror}") from error
         try:
             if saved.exists():
-                begun = any(path.name not in _BEFORE_A_RUN for path in self.path.iterdir())
+                begun = any(path.name not in _NO_PROGRESS for path in self.path.iterdir())
                 self._refuse_other(str(self.path), saved, begun, config)
-            elif any(path.name != ".lock" for path in self.path.iterdir()):
+            elif any(path.name != LOCK for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._stored = StoredRun.of(config)
             if self._stored:
-                self._stored.join(self.path, lambda place, file, begun: self._refuse_other(place, file, begun, config))
-            write_text(saved, f"{_MADE_BY}{self._command}\n\n{to_toml(config)}")
+                self._stored.join(self.path, lambda uri, file, begun: self._refuse_other(uri, file, begun, config))
+            write_text(saved, f"{_HEAD}{self._command}\n\n{to_toml(config)}")
             if self._stored:
                 self._stored.begin(self.path)
         except RayqdError:
@@ -116,31 +139,32 @@ class RunDirectory:
             raise
         return lock
 
-    def _refuse_other(self, place: str, saved: Path, begun: bool, config: Config) -> None:
-        """`saved` is the config.toml found at `place`; what has not `begun` may still change."""
-        _refuse_other_command(place, saved, self._command)
+    def _refuse_other(self, location: str, saved: Path, begun: bool, config: Config) -> None:
+        """Compare with `saved`, the config.toml at `location`; the settings of what has not `begun` may change."""
+        _refuse_other_command(location, saved, self._command)
         if begun:
-            _refuse_other(place, load_config([f"@{saved}"]), config)
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else None
+            _refuse_other_settings(location, load_config([f"@{saved}"]), config)
 
 
-def _refuse_other_command(place: str, saved: Path, command: str) -> None:
-    first = saved.read_text().partition("\n")[0]
-    old = first.removeprefix(_MADE_BY) if first.startswith(_MADE_BY) else "distill"
+def command_of(config_file: Path) -> str:
+    """Return the command whose run has this config.toml: distill, quantize or sweep."""
+    first = config_file.read_text(errors="replace").partition("\n")[0]
+    return first.removeprefix(_HEAD) if first.startswith(_HEAD) else "distill"
+
+
+def _refuse_other_command(location: str, saved: Path, command: str) -> None:
+    old = command_of(saved)
     if old != command:
         raise RunError(
-            f"{place} belongs to `rayqd {old}`, not `rayqd {command}`: "
+            f"{location} belongs to `rayqd {old}`, not `rayqd {command}`: "
             "give this run another name, or remove the directory"
         )
 
 
-def _refuse_other(place: str, old: Config, new: Config) -> None:
+def _refuse_other_settings(location: str, old: Config, new: Config) -> None:
     changed = differences(old, new)
     if changed:
         raise RunError(
-            f"{place} belongs to another configuration ({'; '.join(changed)}): "
+            f"{location} belongs to another configuration ({'; '.join(changed)}): "
             "give this run another name, or remove the directory"
         )

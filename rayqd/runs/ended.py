@@ -1,4 +1,4 @@
-"""Why a run ended before its time, for whoever looks at its directory afterwards."""
+"""Why a run ended before its last step, for whoever looks at its directory afterwards."""
 
 from __future__ import annotations
 
@@ -6,44 +6,62 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from rayqd.errors import RayqdError
+from rayqd.runs.paths import ENDED
 
-_NAME = "ended.json"
 _STOPPED_EXIT_CODE = 130  # what shells give a process that Ctrl-C ends
 
 
-@contextlib.contextmanager
-def last_words(run_dir: Path) -> Iterator[None]:
-    """Keeps in `ended.json` what breaks off the body: `{"state": "stopped" or "failed", "error", "exit_code", "time"}`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbnormalExit:
+    """What broke a run off."""
 
-    What an earlier attempt left is forgotten. A process that is killed says nothing.
+    state: Literal["stopped", "failed"]  # stopped by a signal, or failed by itself
+    error: str  # in one line; "" where it was stopped
+    exit_code: int  # of the command
+    time: float  # seconds since the epoch
+
+
+@contextlib.contextmanager
+def record_abnormal_exit(run_dir: Path) -> Iterator[None]:
+    """Keep in `ended.json` what breaks off the body, which is raised again.
+
+    What an earlier attempt left is removed first. A process that is killed leaves nothing.
     """
-    file = run_dir / _NAME
+    file = run_dir / ENDED
     file.unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            file.write_text(json.dumps(_words_on(error) | {"time": time.time()}) + "\n")
+            file.write_text(json.dumps(asdict(_describe(error))) + "\n")
         raise
 
 
-def read_last_words(run_dir: Path) -> dict[str, Any] | None:
-    """What `last_words` kept; None where a run ended otherwise, or has not ended."""
+def read_abnormal_exit(run_dir: Path) -> AbnormalExit | None:
+    """Return what `record_abnormal_exit` kept; None where a run ended otherwise, or has not ended."""
     try:
-        return json.loads((run_dir / _NAME).read_text())
+        return _ABNORMAL_EXIT.validate_json((run_dir / ENDED).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _words_on(error: BaseException) -> dict[str, Any]:
+_ABNORMAL_EXIT = TypeAdapter(AbnormalExit)
+
+
+def _describe(error: BaseException) -> AbnormalExit:
+    now = time.time()
     if isinstance(error, KeyboardInterrupt | SystemExit):  # Ray turns a SIGTERM into the latter
         code = getattr(error, "code", None)
-        return {"state": "stopped", "error": "", "exit_code": code if isinstance(code, int) else _STOPPED_EXIT_CODE}
+        code = code if isinstance(code, int) else _STOPPED_EXIT_CODE
+        return AbnormalExit(state="stopped", error="", exit_code=code, time=now)
     text = " ".join(str(error).split())
     if isinstance(error, RayqdError):
-        return {"state": "failed", "error": text, "exit_code": error.exit_code}
-    return {"state": "failed", "error": f"{type(error).__name__}: {text}", "exit_code": 1}
+        return AbnormalExit(state="failed", error=text, exit_code=error.exit_code, time=now)
+    return AbnormalExit(state="failed", error=f"{type(error).__name__}: {text}", exit_code=1, time=now)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import psutil
+from pydantic import JsonValue
 
 _PACKAGES = (
     "rayqd",
@@ -26,28 +27,60 @@ _PACKAGES = (
 )
 
 
-def environment(cluster: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """As JSON; `cluster` is what Ray says of itself, None without Ray."""
-    return {
-        "versions": {"python": platform.python_version(), **_installed()},
-        "machine": {
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        },
-        **({"cluster": dict(cluster)} if cluster else {}),
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine of the driver."""
+
+    processor: str
+    cores: int | None  # that this process may use; None where the system does not say
+    memory_gib: float
+    system: str  # name, release and architecture
 
 
-def _installed() -> dict[str, str]:
-    found: dict[str, str] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSize:
+    """The Ray cluster of a run."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    accelerators: tuple[str, ...]  # models of its GPUs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Everything outside of its configuration that a run's numbers may depend on."""
+
+    versions: Mapping[str, str]  # by package; those that are installed
+    machine: Machine
+    cluster: ClusterSize | None = None  # None without Ray
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return it as result.json has it."""
+        cluster: dict[str, JsonValue] = {}
+        if self.cluster:
+            cluster = {"cluster": {**asdict(self.cluster), "accelerators": list(self.cluster.accelerators)}}
+        return {"versions": dict(self.versions), "machine": asdict(self.machine), **cluster}
+
+
+def collect_environment(cluster: ClusterSize | None = None) -> Environment:
+    """Look up the installed packages and this machine; `cluster` is None without Ray."""
+    machine = Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+    )
+    versions = {"python": platform.python_version(), **dict(_installed_versions())}
+    return Environment(versions=versions, machine=machine, cluster=cluster)
+
+
+def _installed_versions() -> Iterator[tuple[str, str]]:
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            yield name, version(name)
         except PackageNotFoundError:
             continue
-    return found
 
 
 def _processor() -> str:

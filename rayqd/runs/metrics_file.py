@@ -10,8 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rayqd.events import RecordedEvent, from_json
-
-_NAME = "metrics.jsonl"
+from rayqd.runs.paths import METRICS
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, JsonValue]]:
@@ -37,7 +36,7 @@ class MetricsTail:
 
 class _Tail:
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / _NAME
+        self._file = run_dir / METRICS
         self._inode = 0
         self._offset = 0
         self._num_seen = 0

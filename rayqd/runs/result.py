@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
+from rayqd.events import ArmRow
 from rayqd.runs.metrics_file import read_metrics
 
 
@@ -21,19 +21,20 @@ class Result:
 
     run_dir: Path  # config.toml, metrics.jsonl, result.json, checkpoints/, export/
     export_dir: Path  # what transformers and vLLM load
-    rows: list[dict[str, Any]]  # one a model, the teacher first, the distilled one last; as in result.json
+    rows: list[ArmRow]  # one a model, the teacher first, the distilled one last; as in result.json
 
     @property
     def name(self) -> str:
+        """Return the name of the run."""
         return self.run_dir.name
 
     @property
     def kl_to_teacher(self) -> dict[str, float]:
-        """KL(teacher‖student) on the held-out rows, in nats a token, of every arm but the teacher."""
-        return {row["arm"]: row["kl_to_teacher"] for row in self.rows if row["arm"] != "teacher"}
+        """Return KL(teacher‖student) on the held-out rows, in nats a token, of every arm but the teacher."""
+        return {row["arm"]: row["kl_to_teacher"] for row in self.rows if row["kind"] != "teacher"}
 
     def metrics(self) -> list[dict[str, JsonValue]]:
-        """The rows of metrics.jsonl, oldest first: each a step or an evaluation, as `event` says."""
+        """Return the rows of metrics.jsonl, oldest first: each a step or an evaluation, as `event` says."""
         return read_metrics(self.run_dir)
 
     def __repr__(self) -> str:

@@ -71,7 +71,7 @@ class SweepDirectory:
 
     def finish(self, result: SweepResult) -> None:
         """Write `result.json`."""
-        self._run_dir.finish(result.to_json())
+        self._run_dir.finish(result)
 
     def link_logs(self, logs: Path | None) -> None:
         """Link to Ray's logs, if they are on this machine."""

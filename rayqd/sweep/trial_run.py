@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEve
 from rayqd.files import replace_directory
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
-from rayqd.runs.directory import STOPPED_EARLY, RunDirectory
+from rayqd.runs.directory import RunDirectory
+from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
+from rayqd.runs.paths import CONFIG, START
+from rayqd.runs.result_file import DistillResult, StoppedEarly
 from rayqd.sweep.shared import Key, Rows, data_key
 from rayqd.sweep.trials import TrialReport
 
@@ -40,7 +43,7 @@ class TrialResources:
 
     cluster: Cluster
     placement: Placement
-    environment: Mapping[str, object]  # machine, cluster and versions, for the records
+    environment: Environment
     make_engine: MakeEngine | None
 
 
@@ -53,9 +56,9 @@ def run_trial(config: Config, resources: TrialResources, data: Rows, teachers: l
     with closing(RunDirectory(config, patience_seconds=_PATIENCE_SECONDS)) as run_dir:
         if run_dir.result is None:
             yield from _run(config, run_dir, resources, data, teachers)
-        assert run_dir.result is not None
-        last = ArmResult.from_json(run_dir.result["rows"][-1])
-        yield _report(run_dir.result["num_steps"], last.fidelity, done=True)
+        result = run_dir.result
+        assert isinstance(result, DistillResult)
+        yield _report(result.num_steps, result.student.fidelity, done=True)
 
 
 def reuse_start(config: Config, run_dir: RunDirectory) -> None:
@@ -63,11 +66,11 @@ def reuse_start(config: Config, run_dir: RunDirectory) -> None:
 
     Trials that differ only in how they train start from the same weights, which need be calibrated only once.
     """
-    own = run_dir.path / "start"
+    own = run_dir.path / START
     if own.exists():
         return
-    for other in sorted(run_dir.path.parent.glob("*/start")):
-        if _start_key(load_config([f"@{other.parent / 'config.toml'}"])) == _start_key(config):
+    for other in sorted(run_dir.path.parent.glob(f"*/{START}")):
+        if _start_key(load_config([f"@{other.parent / CONFIG}"])) == _start_key(config):
             _link_directory(other, own)
             _record_start(own, run_dir)
             return
@@ -98,13 +101,13 @@ def _run(
                 step = evaluated[-1].step
                 rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in evaluated if e.step in (0, step)]
                 result = monitor.result(rows, step, time.monotonic() - began)
-                early = {"step": step, "of": config.learner.steps}
-                run_dir.finish(result | {STOPPED_EARLY: early, "environment": resources.environment})
+                early = StoppedEarly(step=step, of=config.learner.steps)
+                run_dir.finish(replace(result, stopped_early=early, environment=resources.environment))
                 run_dir.upload()
                 raise
             actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             result = monitor.result(event.rows, config.learner.steps, time.monotonic() - began)
-            result |= {"export": run_dir.export, "environment": resources.environment}
+            result = replace(result, export=run_dir.export, environment=resources.environment)
             run_dir.finish(result)
             report.write(result)
             run_dir.upload(export=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Literal, TypedDict
 
 from pydantic import JsonValue
 
-from rayqd.events import ArmResult, EvalEvent, RecordedEvent, StepEvent
-from rayqd.runs.directory import STOPPED_EARLY
+from rayqd.events import EvalEvent, RecordedEvent, StepEvent
 from rayqd.runs.metrics_file import read_events
+from rayqd.runs.paths import RESULT
+from rayqd.runs.result_file import DistillResult, read_result
 
 Settings = Mapping[str, JsonValue]  # values by dotted name
 State = Literal["finished", "stopped early", "failed", "unfinished"]
@@ -105,17 +105,16 @@ class Outcome:
 def read_outcome(trial: Trial, sweep_dir: Path, error: str | None = None) -> Outcome:
     """Read what became of a trial that was begun; `error` is why it failed."""
     directory = sweep_dir / trial.name
-    result = _read_result(directory / "result.json")
+    result = read_result(directory / RESULT)
+    result = result if isinstance(result, DistillResult) else None
     events = read_events(directory)
     roles = [event.roles for event in events if isinstance(event, StepEvent)]
-    seconds, starts = result.get("seconds", {}), result.get("start_seconds", {})
     return Outcome(
         trial=trial,
         state=_state(result, error),
         curve=_curve(events, result),
-        seconds=seconds,
-        teacher_seconds=seconds.get("teacher", 0.0)
-        + sum(s for role, s in starts.items() if role.startswith("teacher")),
+        seconds=result.seconds if result else {},
+        teacher_seconds=_teacher_seconds(result) if result else 0.0,
         cache_hits=sum(step.teacher_cache_hits for step in roles),
         cache_misses=sum(step.teacher_cache_misses for step in roles),
         error=error if not result else None,
@@ -155,35 +154,26 @@ def value_label(value: object) -> str:
     return PurePath(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
-class _Result(TypedDict, total=False):
-    """What is read of a trial's result.json; all of it or nothing is there."""
-
-    rows: list[dict[str, JsonValue]]
-    num_steps: int
-    seconds: dict[str, float]
-    start_seconds: dict[str, float]
-    stopped_early: dict[str, int]
-
-
-def _state(result: _Result, error: str | None) -> State:
+def _state(result: DistillResult | None, error: str | None) -> State:
     if result:
-        return "stopped early" if STOPPED_EARLY in result else "finished"
+        return "stopped early" if result.stopped_early else "finished"
     return "failed" if error else "unfinished"
 
 
-def _curve(events: Sequence[RecordedEvent], result: _Result) -> tuple[Evaluation, ...]:
+def _teacher_seconds(result: DistillResult) -> float:
+    loading = (seconds for role, seconds in result.start_seconds.items() if role.startswith("teacher"))
+    return result.seconds.get("teacher", 0.0) + sum(loading)
+
+
+def _curve(events: Sequence[RecordedEvent], result: DistillResult | None) -> tuple[Evaluation, ...]:
     """Return an evaluation a step; the untrained start is the last arm of step 0: GPTQ's, where there is one."""
     by_step = {event.step: event.fidelity for event in events if isinstance(event, EvalEvent)}
-    if "rows" in result and "num_steps" in result:
-        by_step[result["num_steps"]] = ArmResult.from_json(result["rows"][-1]).fidelity
+    if result:
+        by_step[result.num_steps] = result.student.fidelity
     return tuple(
         Evaluation(step=step, kl_to_teacher=fidelity.kl_to_teacher, perplexity=fidelity.perplexity)
         for step, fidelity in sorted(by_step.items(), key=lambda item: item[0])
     )
-
-
-def _read_result(path: Path) -> _Result:
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _shortest_number(value: float) -> str:

@@ -1,12 +1,12 @@
 """Run directories as a run leaves them, without the run."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rayqd.config import Config
 from rayqd.runs.directory import RunDirectory
-from tests.example_events import eval_event, fidelity, step_event
+from rayqd.runs.result_file import DistillResult
+from tests.example_events import arm_result, eval_event, step_event
 
 
 def open_run(runs_dir: Path, name: str, command: str = "distill", **sections: Any) -> RunDirectory:
@@ -26,10 +26,13 @@ def finished_run(runs_dir: Path, name: str, kl: float, num_tokens: int = 50, **s
     return run.path
 
 
-def result_of(name: str, kl: float, num_tokens: int = 50) -> dict[str, Any]:
+def result_of(name: str, kl: float, num_tokens: int = 50) -> DistillResult:
     arms = {"teacher": 0.0, "round-to-nearest INT4": 0.5, "distilled INT4": kl}
-    rows = [
-        {"arm": arm, **asdict(fidelity(kl, num_tokens=num_tokens)), "bits_per_weight": 4.25, "size_bytes": 1_000_000}
-        for arm, kl in arms.items()
-    ]
-    return {"name": name, "rows": rows, "seconds": {"total": 61.0}, "num_steps": 4, "export": f"runs/{name}/export"}
+    return DistillResult(
+        name=name,
+        rows=tuple(arm_result(arm, kl, num_tokens=num_tokens) for arm, kl in arms.items()),
+        seconds={"total": 61.0},
+        start_seconds={},
+        num_steps=4,
+        export=f"runs/{name}/export",
+    )

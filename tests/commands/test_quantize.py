@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from run_directories import result_of
 from safetensors.torch import load_file
 
 from rayqd.cli import main
@@ -22,12 +23,13 @@ from rayqd.model.load import load_meta_model
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.runs.directory import RunDirectory
+from rayqd.runs.result_file import QuantizeResult
 from tests.example_events import eval_event
 
 CALIBRATION = {"group_size": 64, "calibration_tokens": 400}
 
 
-def run(config: Any) -> tuple[dict[str, Any], str]:
+def run(config: Any) -> tuple[QuantizeResult, str]:
     output = io.StringIO()
     result = quantize(config, Console(file=output, width=160))
     return result, output.getvalue()
@@ -39,17 +41,18 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     result, output = run(config)
     run_dir = config.run_dir
 
-    teacher, rounded, ours = result["rows"]
+    written = result.to_json()
+    teacher, rounded, ours = [row.to_json() for row in result.rows]
     arms = ["teacher", "round-to-nearest INT4", f"{method.upper()} INT4"]
-    assert [row["arm"] for row in result["rows"]] == arms
+    assert [row.arm.name for row in result.rows] == arms
     assert teacher["kl_to_teacher"] == 0
     assert 0 < ours["kl_to_teacher"] < rounded["kl_to_teacher"]
     # 4 bits and a 16-bit scale for 64 weights
-    assert ours["bits_per_weight"] == 4 + 16 / 64
-    assert teacher["size_bytes"] == (Path(config.model.name) / "model.safetensors").stat().st_size
-    assert ours["size_bytes"] == (run_dir / "export" / "model.safetensors").stat().st_size
-    assert {"total", "teacher", "calibration", "evaluation", "export"} == set(result["seconds"])
-    assert json.loads((run_dir / "result.json").read_text()) == result
+    assert result.student.bits_per_weight == 4 + 16 / 64
+    assert result.teacher.size_bytes == (Path(config.model.name) / "model.safetensors").stat().st_size
+    assert result.student.size_bytes == (run_dir / "export" / "model.safetensors").stat().st_size
+    assert {"total", "teacher", "calibration", "evaluation", "export"} == set(result.seconds)
+    assert json.loads((run_dir / "result.json").read_text()) == written
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["event"], row["arm"]) for row in metrics] == [("eval", arm) for arm in arms[1:]]
     assert "what 4 bits cost" in output
@@ -57,7 +60,7 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert f"{ours['kl_to_teacher']:.4f}" in (run_dir / "report.html").read_text()
 
     measured = evaluate(run_dir, config, Console(file=io.StringIO()))
-    assert measured["model"]["kl_to_teacher"] == pytest.approx(ours["kl_to_teacher"], rel=1e-3)
+    assert measured.model.kl_to_teacher == pytest.approx(ours["kl_to_teacher"], rel=1e-3)
 
     again, output = run(config)
     assert "has finished already" in output
@@ -67,9 +70,9 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
 def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any) -> None:
     config = tiny_config(quant={"method": "rtn"})
     result, _ = run(config)
-    assert [row["arm"] for row in result["rows"]] == ["teacher", "round-to-nearest INT4"]
+    assert [row.arm.name for row in result.rows] == ["teacher", "round-to-nearest INT4"]
     measured = evaluate(config.run_dir, config, Console(file=io.StringIO()))
-    assert measured["model"]["kl_to_teacher"] == pytest.approx(result["rows"][1]["kl_to_teacher"], rel=1e-3)
+    assert measured.model.kl_to_teacher == pytest.approx(result.rows[1].fidelity.kl_to_teacher, rel=1e-3)
 
 
 @pytest.mark.parametrize("format", ["nvfp4", "nf4"])
@@ -78,7 +81,7 @@ def test_other_formats_take_awq_unless_told(format: str, tiny_config: Any) -> No
     config = tiny_config(quant=quant)
     result, _ = run(config)
     arms = ["teacher", f"round-to-nearest {format.upper()}", f"AWQ {format.upper()}"]
-    assert [row["arm"] for row in result["rows"]] == arms
+    assert [row.arm.name for row in result.rows] == arms
     assert (config.run_dir / "export" / "config.json").is_file()
 
 
@@ -112,7 +115,7 @@ def test_a_directory_of_another_command_is_refused_both_ways(tiny_config: Any) -
 
 def test_another_method_in_the_same_directory_says_what_differs(tiny_config: Any) -> None:
     begun = RunDirectory(tiny_config(quant={"method": "gptq"}), command="quantize")
-    begun.finish({})
+    begun.finish(result_of("tiny", 0.25))
     begun.close()
     with pytest.raises(RunError, match=r'another configuration \(quant.method: "gptq" -> "awq"\)'):
         run(tiny_config(quant={"method": "awq"}))
@@ -157,8 +160,8 @@ def test_the_card_says_how_it_was_quantized_and_lists_no_settings_of_training(ti
     assert f"quantized by {name}, without training." in card
     assert ("Calibrated on the first rows of rows.jsonl that reach 400 tokens." in card) == (method != "rtn")
     assert not any(word in card for word in ("learner", "distill.", "quant.init", "- distillation", "- qat"))
-    row = result["rows"][-1]
-    assert f"| {row['arm']} | {row['kl_to_teacher']:.4f} |" in card
+    row = result.rows[-1]
+    assert f"| {row.arm.name} | {row.fidelity.kl_to_teacher:.4f} |" in card
 
 
 def test_it_needs_room_for_an_export_and_not_for_checkpoints(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:

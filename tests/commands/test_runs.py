@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,9 @@ from run_directories import finished_run, open_run, result_of
 from rayqd.cli import main
 from rayqd.commands.runs import age, find_runs
 from rayqd.errors import ModelError
-from rayqd.runs.directory import STOPPED_EARLY
-from rayqd.runs.ended import last_words
+from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.record import is_running, read_run
+from rayqd.runs.result_file import QuantizeResult, StoppedEarly
 from tests.example_events import eval_event, step_event
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +33,7 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ended_by(runs_dir: Path, name: str, error: BaseException) -> Path:
     run = open_run(runs_dir, name)
-    with pytest.raises(type(error)), last_words(run.path):
+    with pytest.raises(type(error)), record_abnormal_exit(run.path):
         raise error
     run.close()
     return run.path
@@ -62,11 +64,11 @@ def test_what_broke_a_run_off_is_kept(
     assert (record.state, record.error, record.exit_code) == (state, text, exit_code)
 
 
-def test_last_words_are_forgotten_when_the_run_goes_on(runs_dir: Path) -> None:
+def test_an_abnormal_exit_is_forgotten_when_the_run_goes_on(runs_dir: Path) -> None:
     path = ended_by(runs_dir, "one", ModelError("no such model"))
     run = open_run(runs_dir, "one")
     assert read_run(path).state == "running"
-    with last_words(path):
+    with record_abnormal_exit(path):
         pass
     run.close()
     record = read_run(path)
@@ -78,10 +80,9 @@ def test_a_process_that_was_killed_leaves_an_unfinished_run(runs_dir: Path) -> N
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from rayqd.runs.ended import last_words
-from rayqd.runs.directory import STOPPED_EARLY
+from rayqd.runs.ended import record_abnormal_exit
 from run_directories import open_run
-with last_words(open_run(Path({str(runs_dir)!r}), "one").path):
+with record_abnormal_exit(open_run(Path({str(runs_dir)!r}), "one").path):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == -signal.SIGKILL
@@ -95,7 +96,7 @@ def test_a_result_is_a_finished_run(runs_dir: Path) -> None:
 
 def test_a_trial_that_its_sweep_ended_is_stopped_and_may_go_on(runs_dir: Path) -> None:
     run = open_run(runs_dir, "one")
-    run.finish(result_of("one", 0.2) | {STOPPED_EARLY: True})
+    run.finish(replace(result_of("one", 0.2), stopped_early=StoppedEarly(step=2, of=4)))
     assert read_run(run.path).state == "running"
     run.close()
     assert read_run(run.path).state == "stopped"
@@ -134,7 +135,8 @@ def test_json_tells_programs_the_same(runs_dir: Path, capsys: pytest.CaptureFixt
 
 def test_a_quantized_model_has_no_steps(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(runs_dir, "one", "quantize")
-    run.finish({"name": "one", "rows": result_of("one", 0.1)["rows"], "seconds": {"total": 3.0}, "method": "gptq"})
+    rows = result_of("one", 0.1).rows
+    run.finish(QuantizeResult(name="one", rows=rows, seconds={"total": 3.0}, method="gptq"))
     run.close()
     main(["runs", "--json"])
     (fields,) = json.loads(capsys.readouterr().out)
@@ -171,7 +173,7 @@ def test_one_run_may_be_named_itself(runs_dir: Path) -> None:
 def test_a_sweep_is_listed_with_its_runs_and_opens_to_them(runs_dir: Path) -> None:
     sweep = open_run(runs_dir, "grid", "sweep")
     finished_run(runs_dir / "grid", "trial-0", 0.1)
-    sweep.finish({"best": "trial-0"})
+    sweep.finish(SimpleNamespace(to_json=lambda: {"best": "trial-0"}))
     sweep.close()
     assert {record.name: record.state for record in find_runs(runs_dir)} == {
         "grid": "finished",

@@ -18,7 +18,7 @@ from rayqd.console.progress import step_line
 from rayqd.errors import ModelError
 from rayqd.events import to_json
 from rayqd.runs.directory import RunDirectory
-from rayqd.runs.ended import last_words
+from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.record import is_running
 from tests.example_events import eval_event, step_event
 
@@ -98,7 +98,7 @@ def test_the_exit_code_and_the_last_line_are_those_of_the_run(
     run = open_run(tmp_path, "one")
 
     def end() -> None:
-        with pytest.raises(type(error)), last_words(run.path):
+        with pytest.raises(type(error)), record_abnormal_exit(run.path):
             raise error
         run.close()
 

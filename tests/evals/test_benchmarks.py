@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rayqd.commands.evaluate import evaluate, load_student
+from rayqd.commands.evaluate import Evaluation, evaluate, load_student
 from rayqd.commands.quantize import quantize
 from rayqd.config.resolved import to_toml
 from rayqd.export.load import load_export
@@ -57,7 +57,7 @@ def rounded_run(tiny_config: Callable[..., Any], own_cache: None) -> Callable[..
     return make
 
 
-def run(path: Path, config: Any) -> tuple[dict[str, Any], str]:
+def run(path: Path, config: Any) -> tuple[Evaluation, str]:
     output = io.StringIO()
     return evaluate(path, config, Console(file=output, width=80)), output.getvalue()
 
@@ -104,7 +104,7 @@ def test_the_table_has_the_numbers_of_lm_eval_alone(
         "teacher": lm_eval_says(tiny_model, tasks, tasks_dir, **settings),
         "student": lm_eval_says(config.run_dir / "export", tasks, tasks_dir, **settings),
     }
-    rows = result["benchmarks"]
+    rows: Any = result.benchmarks
     metrics = {f"{row['metric']},{row['filter']}" for row in rows}
     assert metrics == (
         {"acc,none", "acc_norm,none", "word_perplexity,none"} if len(tasks) > 1 else {"exact_match,letters"}
@@ -159,7 +159,7 @@ def test_the_shipped_task_runs_offline_and_the_teacher_answers_once(
     config = rounded_run(tasks=["quickstart_words"], task_limit=6)
     first, output = run(config.run_dir, config)
     assert "teacher: quickstart_words in" in output
-    assert [row["num_documents"] for row in first["benchmarks"]] == [6]
+    assert [row["num_documents"] for row in first.benchmarks] == [6]
     again, output = run(config.run_dir, config)
     assert "teacher: quickstart_words known from before" in output
     assert "round-to-nearest INT4: quickstart_words known from before" in output
@@ -168,7 +168,7 @@ def test_the_shipped_task_runs_offline_and_the_teacher_answers_once(
     other = config.model_copy(update={"eval": config.eval.model_copy(update={"task_limit": 5, "rtn": False})})
     result, output = run(config.run_dir, other)
     assert "known from before" not in output
-    assert list(result["benchmarks"][0]["arms"]) == ["teacher", "student"]
+    assert list(result.benchmarks[0]["arms"]) == ["teacher", "student"]
 
 
 def test_other_documents_in_the_same_file_are_asked_anew(tmp_path: Path, tasks_dir: Path) -> None:
@@ -210,6 +210,6 @@ def test_a_checkpoint_with_adapters_outside_is_measured_as_it_would_be_exported(
 
     measured, _ = run(path, config)
     exported, _ = run(config.run_dir, config)
-    assert measured["model"] == exported["model"]
-    assert measured["model"]["kl_to_teacher"] > 0
+    assert measured.model == exported.model
+    assert measured.model.kl_to_teacher > 0
     assert {file.name for file in (config.run_dir / "eval").iterdir()} == {"step-000001.json", "tiny.json"}

@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from rayqd.config import Config, load_config
+from rayqd.events import Arm, ArmResult
 from rayqd.export.card import model_card, write_card
+from tests.example_events import fidelity
 
 
-def row(arm: str, *, kl: float, perplexity: float, bits: float, size: int) -> dict[str, Any]:
-    fields = {"kl_to_teacher": kl, "perplexity": perplexity, "bits_per_weight": bits, "size_bytes": size}
-    return {"arm": arm, "num_tokens": 6011, **fields}
+def row(arm: str, *, kl: float, perplexity: float, bits: float, size: int) -> ArmResult:
+    measured = fidelity(kl, perplexity=perplexity, num_tokens=6011)
+    return ArmResult(arm=Arm.from_name(arm), fidelity=measured, bits_per_weight=bits, size_bytes=size)
 
 
 ROWS = [

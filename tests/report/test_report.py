@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
+from pydantic import TypeAdapter
 
 from rayqd.config import Config, load_config
 from rayqd.events import EvalEvent, StepEvent
 from rayqd.report.axis import format_ticks, round_ticks
 from rayqd.report.chart import Line, draw_line_chart
 from rayqd.report.run import Run, run_page
+from rayqd.runs.environment import Environment
+from rayqd.runs.result_file import parse_result
 from tests.example_events import eval_event, step_event
 
 MADE = datetime.datetime(2026, 11, 23, 9, 5, tzinfo=datetime.UTC)
@@ -69,7 +72,10 @@ def report(**changed: Any) -> str:
         "environment": ENVIRONMENT,
         "made": MADE,
     }
-    return run_page(Run(**{**fields, **changed}))
+    fields |= changed
+    fields["environment"] = TypeAdapter(Environment).validate_python(fields["environment"])
+    fields["result"] = parse_result(fields["result"]) if fields["result"] else None
+    return run_page(Run(**fields))
 
 
 def said(page: str) -> str:

@@ -16,8 +16,9 @@ from rayqd.config import load_config
 from rayqd.config.resolved import to_toml
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import RunError
-from rayqd.events import Arm, ArmResult, RecordedEvent, to_json
+from rayqd.events import RecordedEvent, to_json
 from rayqd.runs.directory import RunDirectory
+from rayqd.runs.result_file import DistillResult, StoppedEarly
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
 from rayqd.sweep.report.axes import position, setting_axis
@@ -25,7 +26,7 @@ from rayqd.sweep.results import SweepResult, format_best_toml, print_result
 from rayqd.sweep.study import Study
 from rayqd.sweep.trial_run import reuse_start
 from rayqd.sweep.trials import Evaluation, Trial, find_best, read_outcome
-from tests.example_events import eval_event, fidelity, step_event
+from tests.example_events import arm_result, eval_event, fidelity, step_event
 
 FLAGS = (
     "--sweep.over.distill.lmbda", "0,1", "--sweep.over.distill.beta", "0,0.5", "--learner.steps", "8",
@@ -45,7 +46,7 @@ def directory(study: Study) -> Any:
     opened.close()
 
 
-def leave(path: Path, kls: list[float], **result: Any) -> None:
+def leave(path: Path, kls: list[float], result: DistillResult | None = None) -> None:
     """What a trial leaves: an evaluation before the first step and after every second one, and its result."""
     path.mkdir()
     events: list[RecordedEvent] = [eval_event(f"after step {2 * i}", kl, step=2 * i) for i, kl in enumerate(kls)]
@@ -53,13 +54,18 @@ def leave(path: Path, kls: list[float], **result: Any) -> None:
     events += [step_event(step, teacher_cache_hits=3, teacher_cache_misses=1) for step in steps]
     (path / "metrics.jsonl").write_text("".join(json.dumps(to_json(event, time=0.0)) + "\n" for event in events))
     if result:
-        (path / "result.json").write_text(json.dumps(result))
+        (path / "result.json").write_text(json.dumps(result.to_json()))
 
 
-def finished(kl: float, step: int, **more: Any) -> dict[str, Any]:
-    row = ArmResult(arm=Arm.from_name("distilled INT4"), fidelity=fidelity(kl)).to_json()
-    seconds = {"total": 60.0, "teacher": 2.0}
-    return {"rows": [row], "num_steps": step, "seconds": seconds, "start_seconds": {"teacher-0": 5.0}} | more
+def finished(kl: float, step: int, stopped_early: StoppedEarly | None = None) -> DistillResult:
+    return DistillResult(
+        name="trial",
+        rows=(arm_result("distilled INT4", kl),),
+        seconds={"total": 60.0, "teacher": 2.0},
+        start_seconds={"teacher-0": 5.0},
+        num_steps=step,
+        stopped_early=stopped_early,
+    )
 
 
 @pytest.fixture
@@ -69,8 +75,8 @@ def trials(study: Study, directory: SweepDirectory) -> list[Trial]:
     for trial in planned:
         directory.begin(trial)
     paths = [directory.path / trial.name for trial in planned]
-    leave(paths[0], [0.5, 0.4, 0.3, 0.2], **finished(0.15, 8))
-    leave(paths[1], [0.5, 0.45], **finished(0.45, 2, stopped_early={"step": 2, "of": 8}))
+    leave(paths[0], [0.5, 0.4, 0.3, 0.2], finished(0.15, 8))
+    leave(paths[1], [0.5, 0.45], finished(0.45, 2, StoppedEarly(step=2, of=8)))
     directory.fail(planned[2].number, "the <engine> broke")
     leave(paths[3], [0.5, 0.3, 0.25])
     return planned
@@ -134,7 +140,7 @@ def test_only_what_has_not_ended_is_tried_again(study: Study, directory: SweepDi
 
 def test_the_best_is_one_that_came_to_its_end(study: Study, directory: SweepDirectory, trials: list[Trial]) -> None:
     leave_better = directory.path / trials[2].name
-    leave(leave_better, [0.5, 0.01], **finished(0.01, 2, stopped_early={"step": 2, "of": 8}))
+    leave(leave_better, [0.5, 0.01], finished(0.01, 2, StoppedEarly(step=2, of=8)))
     best = find_best(directory.outcomes(), "kl_to_teacher")
     assert best is not None
     assert best.trial == trials[0]

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rayqd.errors import StorageError
+from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT, START
 from rayqd.runs.storage.folder import Folder
-from rayqd.runs.storage.stored_run import CONFIG, RESULT, StoredRun
+from rayqd.runs.storage.stored_run import StoredRun
 
 
 def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
-    """The run at `uri` (`<storage>/<name>`) under `cache`: its settings, its result, and those of `parts` that it has.
+    """Fetch the run at `uri` (`<storage>/<name>`): its settings, its result, and those of `parts` that it has.
 
-    `parts` are of start, checkpoints, which means the newest, and export. What was fetched before is not fetched again.
-    Raises StorageError.
+    Returns its directory, which is under `cache`. `parts` are of start, checkpoints, which means the newest, and
+    export. What was fetched before is not fetched again. Raises StorageError.
     """
     folder = Folder.open(uri)
     config, run_id = folder.read(CONFIG), StoredRun(folder).run_id
@@ -25,12 +26,12 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     (run_dir / CONFIG).write_bytes(config)
     if (result := folder.read(RESULT)) is not None:
         (run_dir / RESULT).write_bytes(result)
-    whole = folder.directories()
-    for name in {"start", "export"} & set(parts) & set(whole):
+    complete = folder.directories()
+    for name in {START, EXPORT} & set(parts) & set(complete):
         if not (run_dir / name).is_dir():
             folder.get(name, run_dir / name)
-    if "checkpoints" in parts and (steps := folder.inside("checkpoints").directories()):
+    if CHECKPOINTS in parts and (steps := folder.inside(CHECKPOINTS).directories()):
         newest = max(steps, key=lambda name: (len(name), name))  # step-1000000 comes after step-999999
-        if not (run_dir / "checkpoints" / newest).is_dir():
-            folder.inside("checkpoints").get(newest, run_dir / "checkpoints" / newest)
+        if not (run_dir / CHECKPOINTS / newest).is_dir():
+            folder.inside(CHECKPOINTS).get(newest, run_dir / CHECKPOINTS / newest)
     return run_dir

@@ -31,7 +31,7 @@ _OBJECT_STORES = (
 
 
 class Folder:
-    """Every method raises StorageError, in one line that names the place."""
+    """A folder by its URI. Every method raises StorageError, in one line that names it."""
 
     def __init__(self, filesystem: Any, path: str, uri: str) -> None:
         self._filesystem = filesystem
@@ -41,21 +41,22 @@ class Folder:
 
     @classmethod
     def open(cls, uri: str) -> Folder:
-        """The folder at any URI that pyarrow or an installed fsspec implementation knows, or at an absolute path."""
-        with _explained(shown(uri), "opened"):
+        """Open an absolute path, or a URI that pyarrow or an installed fsspec implementation knows."""
+        with _storage_errors(redact(uri), "opened"):
             filesystem, path = _filesystem(uri)
-        return cls(filesystem, path.rstrip("/"), shown(uri).rstrip("/"))
+        return cls(filesystem, path.rstrip("/"), redact(uri).rstrip("/"))
 
     def __str__(self) -> str:
         return self._uri
 
     def inside(self, name: str) -> Folder:
+        """Return the folder `name` in this one."""
         return Folder(self._filesystem, f"{self._path}/{name}", f"{self._uri}/{name}")
 
     def check_rights(self) -> None:
         """Write a file, list it, and remove it."""
         name = f".probe-{uuid.uuid4().hex[:8]}"
-        with _explained(self._uri, "used as storage"):
+        with _storage_errors(self._uri, "used as storage"):
             if not self._is_object_store:
                 self._filesystem.create_dir(self._path, recursive=True)
             self._write(f"{self._path}/{name}", b"")
@@ -63,8 +64,8 @@ class Folder:
             self._filesystem.delete_file(f"{self._path}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None where there is none."""
-        with _explained(f"{self}/{name}", "read"):
+        """Return the content of a file; None where there is none."""
+        with _storage_errors(f"{self}/{name}", "read"):
             try:
                 with self._filesystem.open_input_stream(f"{self._path}/{name}", compression=None) as stream:
                     return stream.read()
@@ -74,7 +75,7 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file; nobody sees half of it."""
         path = f"{self._path}/{name}"
-        with _explained(f"{self}/{name}", "written"):
+        with _storage_errors(f"{self}/{name}", "written"):
             if self._is_object_store:
                 self._write(path, content)
                 return
@@ -83,21 +84,21 @@ class Folder:
             self._filesystem.move(f"{path}.partial", path)
 
     def directories(self) -> list[str]:
-        """Names of the directories here that are whole."""
+        """Return the names of the directories here that are whole."""
         from pyarrow.fs import FileSelector, FileType
 
-        with _explained(self._uri, "listed"):
+        with _storage_errors(self._uri, "listed"):
             entries = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
             names = [entry.base_name for entry in entries if entry.type == FileType.Directory]
             manifests = self._filesystem.get_file_info([f"{self._path}/{name}/{MANIFEST}" for name in names])
-        return sorted(name for name, found in zip(names, manifests, strict=True) if found.type == FileType.File)
+        return sorted(name for name, file in zip(names, manifests, strict=True) if file.type == FileType.File)
 
     def put(self, directory: Path, name: str) -> None:
         """Upload `directory` as `name`, in place of what is there."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
         self.remove(name)
-        with _explained(f"{self}/{name}", "written"):
+        with _storage_errors(f"{self}/{name}", "written"):
             files = sorted(file for file in directory.rglob("*") if file.is_file())
             sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
             if not self._is_object_store:
@@ -112,7 +113,7 @@ class Folder:
         manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise StorageError(f"{self}/{name}: is not there, or was never finished")
-        with _explained(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
+        with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
             copy_files(f"{self._path}/{name}", str(partial), self._filesystem, LocalFileSystem())
             for file, size in json.loads(manifest)["files"].items():
                 if (num_bytes := (partial / file).stat().st_size) != size:
@@ -124,7 +125,7 @@ class Folder:
         from pyarrow.fs import FileType
 
         path = f"{self._path}/{name}"
-        with _explained(f"{self}/{name}", "removed"):
+        with _storage_errors(f"{self}/{name}", "removed"):
             manifest, directory = self._filesystem.get_file_info([f"{path}/{MANIFEST}", path])
             if manifest.type == FileType.File:
                 self._filesystem.delete_file(f"{path}/{MANIFEST}")
@@ -136,8 +137,8 @@ class Folder:
             stream.write(content)
 
 
-def shown(uri: str) -> str:
-    """`uri` without its options, which may say more than everybody should read."""
+def redact(uri: str) -> str:
+    """Return `uri` without its options, which may say more than everybody should read."""
     return uri.partition("?")[0]
 
 
@@ -160,14 +161,14 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _explained(place: str, what: str) -> Iterator[None]:
+def _storage_errors(location: str, action: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # pyarrow's are all of these
-        raise StorageError(f"{place}: cannot be {what}: {_reason(error)}") from error
+        raise StorageError(f"{location}: cannot be {action}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """The message on one line; of AWS's, without which request it was."""
+    """Return the message on one line; of AWS's, without which request it was."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"^When .*?: (?=AWS Error)| \(Request ID: [^)]*\)", "", text)

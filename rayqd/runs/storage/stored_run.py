@@ -9,15 +9,11 @@ from pathlib import Path
 
 from rayqd.config import Config
 from rayqd.errors import RunError
+from rayqd.runs.paths import COMPLETIONS, CONFIG, EXPORT, METRICS, QUARANTINE, REPORT, RESULT, RUN_ID
 from rayqd.runs.storage.folder import Folder
 
-RUN_ID = "run-id"
-CONFIG = "config.toml"
-METRICS = "metrics.jsonl"
-RESULT = "result.json"
-COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
-LINES = (METRICS, COMPLETIONS, "quarantine.jsonl")  # files that only grow
-FILES = (CONFIG, *LINES, RESULT, "report.html")  # of the driver
+_LINES = (METRICS, COMPLETIONS, QUARANTINE)  # files that only grow
+_FILES = (CONFIG, *_LINES, RESULT, REPORT)  # of the driver
 
 
 class StoredRun:
@@ -34,16 +30,16 @@ class StoredRun:
 
     @property
     def run_id(self) -> str | None:
-        """What tells a run from a later one of the same name."""
-        found = self.folder.read(RUN_ID)
-        return found.decode() if found is not None else None
+        """Return what tells a run from a later one of the same name; None where there is none."""
+        stored = self.folder.read(RUN_ID)
+        return stored.decode() if stored is not None else None
 
     def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.
 
-        `refuse(place, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is not
-        all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may not be
-        written.
+        `refuse(location, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is
+        not all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may
+        not be written.
         """
         self.folder.check_rights()
         stored = self.run_id
@@ -55,7 +51,7 @@ class StoredRun:
                 f"{run_dir} and {self.folder} hold different runs of the same name: "
                 "give this run another name, or remove the one that is not wanted"
             )
-        grown = {name: content for name in LINES if (content := self.folder.read(name)) is not None}
+        grown = {name: content for name in _LINES if (content := self.folder.read(name)) is not None}
         if (config := self.folder.read(CONFIG)) is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 file = Path(scratch, CONFIG)
@@ -65,7 +61,7 @@ class StoredRun:
         for name, content in grown.items():
             if content.count(b"\n") > (_text(run_dir / name) or "").count("\n"):
                 (run_dir / name).write_bytes(content)
-        for name in set(FILES) - {CONFIG, *LINES}:
+        for name in set(_FILES) - {CONFIG, *_LINES}:
             if not (run_dir / name).exists() and (content := self.folder.read(name)) is not None:
                 (run_dir / name).write_bytes(content)
 
@@ -78,17 +74,17 @@ class StoredRun:
         self.folder.write(CONFIG, (run_dir / CONFIG).read_bytes())
 
     def upload(self, run_dir: Path) -> None:
-        """The driver's files, as they are now; those that have changed since the last time."""
-        for file in (run_dir / name for name in FILES if (run_dir / name).is_file()):
+        """Upload the driver's files, as they are now; those that have changed since the last time."""
+        for file in (run_dir / name for name in _FILES if (run_dir / name).is_file()):
             state = (file.stat().st_size, file.stat().st_mtime_ns)
             if self._uploaded.get(file.name) != state:
                 self.folder.write(file.name, file.read_bytes())
                 self._uploaded[file.name] = state
 
     def upload_export(self, run_dir: Path) -> None:
-        """The export, unless one is there."""
-        if (run_dir / "export").is_dir() and "export" not in self.folder.directories():
-            self.folder.put(run_dir / "export", "export")
+        """Upload the export, unless one is there."""
+        if (run_dir / EXPORT).is_dir() and EXPORT not in self.folder.directories():
+            self.folder.put(run_dir / EXPORT, EXPORT)
 
 
 def _text(file: Path) -> str | None:

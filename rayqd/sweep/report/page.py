@@ -19,7 +19,7 @@ from rayqd.files import write_text
 from rayqd.report import page
 from rayqd.report.chart import arrange_charts
 from rayqd.report.page import Figure
-from rayqd.runs.environment import environment
+from rayqd.runs.environment import collect_environment
 from rayqd.sweep.report.charts import draw_learning_curves, draw_parallel_coordinates, draw_setting
 from rayqd.sweep.report.marks import Marks
 from rayqd.sweep.report.tables import draw_heat_map, draw_trials, fold_errors
@@ -66,7 +66,7 @@ def render_page(shown: Page) -> str:
     return page.page(
         f"{shown.study.base.name} · rayqd",
         body,
-        f"Made by rayqd {environment({})['versions'].get('rayqd', '')}.",
+        f"Made by rayqd {collect_environment().versions.get('rayqd', '')}.",
         styles=own.joinpath("sweep.css").read_text(),
         scripts=own.joinpath("sweep.js").read_text(),
     )

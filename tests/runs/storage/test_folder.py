@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rayqd.errors import StorageError
-from rayqd.runs.storage.folder import MANIFEST, Folder, shown
+from rayqd.runs.storage.folder import MANIFEST, Folder, redact
 
 
 class Recorded(MemoryFileSystem):
@@ -157,4 +157,4 @@ def test_a_scheme_that_nobody_knows_is_one_line(uri: str) -> None:
 
 
 def test_the_options_of_a_uri_are_not_shown() -> None:
-    assert shown("s3://bucket/runs?endpoint_override=10.0.0.1:9000&scheme=http") == "s3://bucket/runs"
+    assert redact("s3://bucket/runs?endpoint_override=10.0.0.1:9000&scheme=http") == "s3://bucket/runs"

@@ -11,8 +11,12 @@ import pytest
 from rayqd.config.resolved import to_toml
 from rayqd.errors import RunError, StorageError
 from rayqd.runs.directory import RunDirectory
+from rayqd.runs.result_file import DistillResult
 from rayqd.runs.storage.fetch import fetch_run
-from tests.example_events import step_event
+from tests.example_events import arm_result, step_event
+
+TEACHER = arm_result("teacher", 0.0)
+RESULT = DistillResult(name="tiny", rows=(TEACHER,), seconds={"total": 1.0}, start_seconds={}, num_steps=3)
 
 
 @pytest.fixture
@@ -41,11 +45,11 @@ def test_an_empty_machine_gets_metrics_and_result_of_the_run(make: Any) -> None:
     again = RunDirectory(config)
     assert again.metrics.read_text().count("\n") == 3
     assert again.result is None
-    again.finish({"rows": [1]})
+    again.finish(RESULT)
     again.upload()
     again.close()
     shutil.rmtree(config.run_dir)
-    assert RunDirectory(config).result == {"rows": [1]}
+    assert RunDirectory(config).result == RESULT
 
 
 def test_a_directory_that_knows_more_steps_than_the_storage_keeps_them(make: Any) -> None:

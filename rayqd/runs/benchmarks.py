@@ -1,0 +1,46 @@
+"""What `rayqd eval` measured on benchmarks: for each metric of each task and group, every model's score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from rayqd.runs.paths import EVALS, EXPORT
+
+
+class BenchmarkScore(TypedDict):
+    """One model's score; all but the teacher's have the difference to the teacher's."""
+
+    value: float
+    stderr: float | None  # of this model alone; None where lm-eval has none
+    difference: NotRequired[float]  # model - teacher
+    difference_stderr: NotRequired[float | None]  # paired, over the same documents
+    verdict: NotRequired[str | None]  # same, within noise, better or worse; None without an error to judge by
+
+
+class BenchmarkRow(TypedDict):
+    """One metric of a task or a group."""
+
+    benchmark: str  # as eval.tasks names it
+    task: str
+    metric: str
+    filter: str  # how the answer is read from what was generated; "none" where there is no choice
+    arms: dict[str, BenchmarkScore]  # by model: teacher, the untrained arms, student
+    num_documents: int
+    higher_is_better: bool
+    tasks: NotRequired[int]  # of a group: how many it has
+    part_of: NotRequired[str | None]  # of a task: the group whose row stands for it
+
+
+def benchmarks_file(run_dir: Path, name: str) -> Path:
+    """Return where the benchmarks of the model called `name` are kept."""
+    return run_dir / EVALS / f"{name}-benchmarks.json"
+
+
+def read_benchmarks(run_dir: Path) -> list[BenchmarkRow]:
+    """Return the rows of the run's export, measured last, under the run's name or its own; none where it was not."""
+    files = [file for name in (run_dir.name, EXPORT) if (file := benchmarks_file(run_dir, name)).exists()]
+    if not files:
+        return []
+    return json.loads(max(files, key=lambda file: file.stat().st_mtime).read_text())["rows"]

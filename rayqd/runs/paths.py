@@ -1,0 +1,22 @@
+"""Names of the files and directories inside a run's directory; the ones in its storage are called the same."""
+
+from __future__ import annotations
+
+CONFIG = "config.toml"  # as resolved; its first line names the command
+METRICS = "metrics.jsonl"  # a line for each step and each evaluation
+QUARANTINE = "quarantine.jsonl"  # a line for each sequence that the teacher has no numbers for
+COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
+RESULT = "result.json"  # once the run has finished
+REPORT = "report.html"
+ENDED = "ended.json"  # why a run ended before its last step
+
+START = "start"  # where training starts: the untrained arms, and the weights if GPTQ or AWQ moved them
+CHECKPOINTS = "checkpoints"
+EXPORT = "export"
+EVALS = "eval"  # what `rayqd eval` measured, a file for each model
+LOGS = "logs"  # a link to what the processes print
+RAY_TRAIN = "ray_train"  # Ray Train's own files
+
+RUN_ID = "run-id"  # tells a run from a later one of the same name, where there is storage
+LOCK = ".lock"  # held as long as the run goes on
+FETCH_LOCK = ".fetch.lock"  # held while a node fetches what the storage has

@@ -1,0 +1,123 @@
+"""`result.json`: what a run came to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue, TypeAdapter
+
+from rayqd.events import ArmResult
+from rayqd.runs.environment import Environment
+
+Command = Literal["distill", "quantize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What every run leaves that measures arms."""
+
+    command: ClassVar[Command]
+
+    name: str
+    rows: tuple[ArmResult, ...]  # the teacher first, the best-trained student last
+    seconds: Mapping[str, float]  # "total", and of work by role or part
+    export: str | None = None  # where the student's files are; None in a trial that was stopped early
+    environment: Environment | None = None  # None in runs from before it was kept
+
+    @property
+    def teacher(self) -> ArmResult:
+        """Return the row that the others are compared with."""
+        return self.rows[0]
+
+    @property
+    def student(self) -> ArmResult:
+        """Return the row of what was exported."""
+        return self.rows[-1]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object that the file holds; what is None is left out of it."""
+        fields: dict[str, object] = {
+            "name": self.name,
+            "command": self.command,
+            "rows": [row.to_json() for row in self.rows],
+            "seconds": dict(self.seconds),
+            **self._own_fields(),
+            "export": self.export,
+            "environment": self.environment.to_json() if self.environment else None,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _own_fields(self) -> dict[str, object]:
+        """Return what only runs of this command have."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppedEarly:
+    """A trial that its sweep ended before the last step."""
+
+    step: int  # optimizer steps done
+    of: int  # that it was to do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillResult(RunResult):
+    """What `rayqd distill`, and each trial of a sweep, came to."""
+
+    command: ClassVar[Command] = "distill"
+
+    start_seconds: Mapping[str, float]  # from the start of each process until its model was loaded
+    num_steps: int  # optimizer steps done
+    stopped_early: StoppedEarly | None = None
+
+    def _own_fields(self) -> dict[str, object]:
+        early = asdict(self.stopped_early) if self.stopped_early else None
+        return {"start_seconds": dict(self.start_seconds), "num_steps": self.num_steps, "stopped_early": early}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeResult(RunResult):
+    """What `rayqd quantize` came to."""
+
+    command: ClassVar[Command] = "quantize"
+
+    method: str  # quant.method
+
+    def _own_fields(self) -> dict[str, object]:
+        return {"method": self.method}
+
+
+def read_result(file: Path) -> RunResult | None:
+    """Return what `file` says; None where it is absent, damaged, or a sweep's, which measures no arms."""
+    content = read_object(file)
+    with contextlib.suppress(ValueError):
+        return None if content is None else parse_result(content)
+    return None
+
+
+def read_object(file: Path) -> dict[str, JsonValue] | None:
+    """Return the JSON object in `file`, of whatever command; None where it is absent or damaged."""
+    try:
+        return _OBJECT.validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def parse_result(content: Mapping[str, JsonValue]) -> RunResult:
+    """Read back the object of any version; those before `command` told it by their fields. Raises ValueError."""
+    rows = content.get("rows")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("this result measures no arms")
+    arms = [ArmResult.from_json(_OBJECT.validate_python(row)) for row in rows]
+    command = content.get("command", "quantize" if "method" in content else "distill")
+    adapter = _QUANTIZE if command == "quantize" else _DISTILL
+    return adapter.validate_python({"start_seconds": {}, **content, "rows": arms})
+
+
+_OBJECT = TypeAdapter(dict[str, JsonValue])
+_DISTILL = TypeAdapter(DistillResult)
+_QUANTIZE = TypeAdapter(QuantizeResult)
