@@ -90,7 +90,7 @@ def _run(
             run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
-            environment = collect_environment(cluster.size)
+            environment = collect_environment(cluster.size, config)
             seconds: dict[str, float] = {}
             if config.distill.seq_kd:
                 started = time.monotonic()

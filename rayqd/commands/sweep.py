@@ -100,7 +100,7 @@ def _run(
                 resources=TrialResources(
                     cluster=cluster,
                     placement=placement,
-                    environment=collect_environment(cluster.size),
+                    environment=collect_environment(cluster.size, study.base),
                     make_engine=make_engine,
                 ),
             )

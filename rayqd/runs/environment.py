@@ -12,6 +12,11 @@ from pathlib import Path
 import psutil
 from pydantic import JsonValue
 
+from rayqd.config import Config
+from rayqd.config.resolved import setting_value
+from rayqd.config.settings import settings
+from rayqd.extensions import is_import_path, load_extension, source_digest
+
 _PACKAGES = (
     "rayqd",
     "torch",
@@ -51,7 +56,7 @@ class ClusterSize:
 class Environment:
     """Everything outside of its configuration that a run's numbers may depend on."""
 
-    versions: Mapping[str, str]  # by package; those that are installed
+    versions: Mapping[str, str]  # by package, those that are installed; by import path of an extension its digest
     machine: Machine
     cluster: ClusterSize | None = None  # None without Ray
 
@@ -63,15 +68,18 @@ class Environment:
         return {"versions": dict(self.versions), "machine": asdict(self.machine), **cluster}
 
 
-def collect_environment(cluster: ClusterSize | None = None) -> Environment:
-    """Look up the installed packages and this machine; `cluster` is None without Ray."""
+def collect_environment(cluster: ClusterSize | None = None, config: Config | None = None) -> Environment:
+    """Look up the installed packages, this machine, and the source of the extensions that `config` names.
+
+    `cluster` is None without Ray.
+    """
     machine = Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
     )
-    versions = {"python": platform.python_version(), **dict(_installed_versions())}
+    versions = {"python": platform.python_version(), **dict(_installed_versions()), **_extension_digests(config)}
     return Environment(versions=versions, machine=machine, cluster=cluster)
 
 
@@ -81,6 +89,16 @@ def _installed_versions() -> Iterator[tuple[str, str]]:
             yield name, version(name)
         except PackageNotFoundError:
             continue
+
+
+def _extension_digests(config: Config | None) -> dict[str, str]:
+    """Return the digest of the source of each extension that a setting names, by its import path: its version."""
+    if config is None:
+        return {}
+    values = [setting_value(config, key) for key, setting in settings().items() if setting.takes_import_path]
+    paths = [value for value in values if isinstance(value, str) and is_import_path(value)]
+    digests = {path: source_digest(load_extension(path, "extension")) for path in paths}
+    return {path: f"sha256 {digest}" if digest else "without a source file" for path, digest in digests.items()}
 
 
 def _processor() -> str:
