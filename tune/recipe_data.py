@@ -12,10 +12,13 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rayqd.model.load import load_tokenizer
 from rayqd.model.source import local_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HELDOUT_CONVERSATIONS = 500
 HELDOUT_SHARE = 0.2
@@ -23,13 +26,14 @@ TOKENS_PER_ROW = 512
 OPEN_ROWS = 64
 
 
-def conversations(path: Path, tokenizer: Any) -> list[str]:
+def read_conversations(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Write each row's messages with the model's chat template."""
     rows = [json.loads(line) for line in path.read_text().split("\n") if line]
-    return [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    return [str(tokenizer.apply_chat_template(row["messages"], tokenize=False)) for row in rows]
 
 
-def joined(texts: Iterable[str], tokenizer: Any) -> list[str]:
-    """Whole texts end to end; each goes into the fullest row that has room, among the newest few."""
+def pack_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Lay whole texts end to end; each goes into the fullest row that has room, among the newest few."""
     rows: list[str] = []
     room: list[int] = []
     for text in texts:
@@ -45,19 +49,21 @@ def joined(texts: Iterable[str], tokenizer: Any) -> list[str]:
     return rows
 
 
-def windows(text: str, tokenizer: Any) -> list[str]:
-    """Consecutive windows; a last, shorter one is left out."""
+def split_windows(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Cut a text into rows of TOKENS_PER_ROW tokens; a last, shorter one is left out."""
     ids = tokenizer(text, verbose=False)["input_ids"]
     starts = range(0, len(ids) - TOKENS_PER_ROW + 1, TOKENS_PER_ROW)
-    return [tokenizer.decode(ids[start : start + TOKENS_PER_ROW]) for start in starts]
+    return [str(tokenizer.decode(ids[start : start + TOKENS_PER_ROW])) for start in starts]
 
 
-def write(path: Path, rows: list[str]) -> None:
+def write_rows(path: Path, rows: list[str]) -> None:
+    """Write rows of `data.source`, and say how many."""
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     print(f"{path}: {len(rows)} rows")
 
 
 def main() -> None:
+    """Read the command line, and write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gsm8k", type=Path)
     parser.add_argument("wikitext", type=Path)
@@ -67,14 +73,14 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer = load_tokenizer(local_directory(options.model))
-    chats = conversations(options.gsm8k, tokenizer)
-    pages = windows(options.wikitext.read_text(), tokenizer)
+    chats = read_conversations(options.gsm8k, tokenizer)
+    pages = split_windows(options.wikitext.read_text(), tokenizer)
     first_heldout = round(len(pages) * (1 - HELDOUT_SHARE))
     options.out.mkdir(parents=True, exist_ok=True)
-    training = joined(chats[:-HELDOUT_CONVERSATIONS], tokenizer) + pages[:first_heldout] * options.wikitext_copies
-    write(options.out / "train.jsonl", training)
-    write(options.out / "gsm8k.jsonl", joined(chats[-HELDOUT_CONVERSATIONS:], tokenizer))
-    write(options.out / "wikitext.jsonl", pages[first_heldout:])
+    training = pack_rows(chats[:-HELDOUT_CONVERSATIONS], tokenizer) + pages[:first_heldout] * options.wikitext_copies
+    write_rows(options.out / "train.jsonl", training)
+    write_rows(options.out / "gsm8k.jsonl", pack_rows(chats[-HELDOUT_CONVERSATIONS:], tokenizer))
+    write_rows(options.out / "wikitext.jsonl", pages[first_heldout:])
 
 
 if __name__ == "__main__":

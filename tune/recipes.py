@@ -15,9 +15,8 @@ import shlex
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -41,6 +40,8 @@ HELDOUT = ("gsm8k", "wikitext")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
+    """An arm with one of its seeds."""
+
     arm: str
     seed: int
     config: Config
@@ -66,23 +67,24 @@ class Study:
         self.training = examples("train")
         self.payloads = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
         self.heldout = {name: _scored(examples(name), teacher) for name in HELDOUT}
-        self._moved: dict[str, dict[str, torch.Tensor]] = {}
+        self._calibrated: dict[str, dict[str, torch.Tensor]] = {}
 
     def student(self, config: Config, method: str) -> Student:
-        """The untrained student, calibrated by `method`; each calibration is made once."""
+        """Return the untrained student, calibrated by `method`; each calibration is made once."""
         torch.manual_seed(config.seed)
         model = load_model(self.directory, config.model.dtype)
         if method != "rtn":
             key = f"{method} {config.quant.model_dump()}"
-            if key not in self._moved:
+            if key not in self._calibrated:
                 grid = make_grid(config.quant, torch_dtype(config.model.dtype))
                 sequences = calibration_sequences(self._in_order(config), config.quant.calibration_tokens)
                 calibrate(model, config.quant, grid, sequences, method=method, max_batch_tokens=16384)
-                self._moved[key] = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
-            model.load_state_dict(self._moved[key])
+                self._calibrated[key] = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+            model.load_state_dict(self._calibrated[key])
         return Student(model, config)
 
     def measure(self, student: Student) -> dict[str, dict[str, float]]:
+        """Return the student's fidelity, as exported, on each held-out set."""
         head = self.teacher_head
         with student.as_exported():
             return {
@@ -90,7 +92,8 @@ class Study:
                 for name, rows in self.heldout.items()
             }
 
-    def share(self, config: Config, step: int) -> list[ScoredRollout]:
+    def batch(self, config: Config, step: int) -> list[ScoredRollout]:
+        """Return the rows that a step trains on, with the teacher's hidden states."""
         plan = self._plan(config).step(step)
         return [
             ScoredRollout(rollout=_rollout(self.training[s.example], step, s.index), payload=self.payloads[s.example])
@@ -105,27 +108,37 @@ class Study:
         return Plan(num_examples=len(self.training), batch_size=config.learner.batch_size, lmbda=0.0, seed=config.seed)
 
 
-def train(study: Study, run: Run) -> Iterator[dict[str, Any]]:
-    """One record at each evaluation; the last is the result."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """An evaluation of a run; the last is its result."""
+
+    step: int
+    fidelity: dict[str, dict[str, float]]  # by held-out set
+    training: dict[str, float] = field(default_factory=dict)  # num_tokens, seconds and loss, of an arm that trains
+
+
+def train(study: Study, run: Run) -> Iterator[Record]:
+    """Train an arm, and yield a record at each evaluation."""
     config = run.config
     if run.method is not None:
-        yield {"step": 0, **study.measure(study.student(config, run.method))}
+        yield Record(step=0, fidelity=study.measure(study.student(config, run.method)))
         return
     student = study.student(config, config.quant.init)
     learner = Learner(student, study.teacher_head, config)
     num_tokens, began = 0, time.perf_counter()
     for step in range(config.learner.steps):
-        share = study.share(config, step)
-        num_tokens += sum(s.rollout.num_tokens for s in share)
-        result = learner.step(step, share, sum(s.rollout.num_loss_tokens for s in share))
+        batch = study.batch(config, step)
+        num_tokens += sum(s.rollout.num_tokens for s in batch)
+        result = learner.step(step, batch, sum(s.rollout.num_loss_tokens for s in batch))
         done = step + 1
         if done == config.learner.steps or (run.eval_every and done % run.eval_every == 0):
             seconds = time.perf_counter() - began
-            done_so_far = {"step": done, "num_tokens": num_tokens, "seconds": seconds, "loss": result.loss}
-            yield done_so_far | study.measure(student)
+            training = {"num_tokens": num_tokens, "seconds": seconds, "loss": result.loss}
+            yield Record(step=done, training=training, fidelity=study.measure(student))
 
 
 def read_runs(path: Path) -> list[Run]:
+    """Return the runs of an arms file, an arm's seeds one after the other."""
     tables = tomllib.loads(path.read_text())
     runs: list[Run] = []
     for name, arm in tables["arm"].items():
@@ -147,6 +160,7 @@ def _scored(examples: list[Example], teacher: Teacher) -> list[ScoredRollout]:
 
 
 def main() -> None:
+    """Read the command line, and run what has not finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", type=Path)
     parser.add_argument("data", type=Path)
@@ -170,13 +184,14 @@ def main() -> None:
             continue
         began = time.perf_counter()
         for record in train(study, run):
-            last = record["step"] == (0 if run.method else run.config.learner.steps)
-            line = {"arm": run.arm, "seed": run.seed, "finished": last, **record}
+            last = record.step == (0 if run.method else run.config.learner.steps)
+            line = {"arm": run.arm, "seed": run.seed, "finished": last, "step": record.step}
+            line |= record.training | record.fidelity
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            kl = "  ".join(f"{name} {record[name]['kl_to_teacher']:.4f}" for name in HELDOUT)
+            kl = "  ".join(f"{name} {record.fidelity[name]['kl_to_teacher']:.4f}" for name in HELDOUT)
             seconds = time.perf_counter() - began
-            print(f"{run.arm} seed {run.seed} step {record['step']}: {kl}  {seconds:.0f} s", flush=True)
+            print(f"{run.arm} seed {run.seed} step {record.step}: {kl}  {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ CURVES = {
 }
 BASELINES = {"gptq": "GPTQ", "awq": "AWQ"}
 
-Records = dict[str, dict[int, list[dict[str, Any]]]]  # by arm and seed, in order of steps
+Records = dict[str, dict[int, list[Any]]]  # lines of results.jsonl by arm and seed, in order of steps
 
 
-def read(path: Path) -> Records:
+def read_records(path: Path) -> Records:
+    """Read what tune/recipes.py wrote."""
     records: Records = defaultdict(lambda: defaultdict(list))
     for line in path.read_text().splitlines():
         record = json.loads(line)
@@ -37,7 +38,8 @@ def read(path: Path) -> Records:
     return records
 
 
-def table(records: Records) -> str:
+def format_table(records: Records) -> str:
+    """Return a Markdown table of the arms that have finished."""
     lines = [
         "| arm | seeds | KL, GSM8K | KL, WikiText-2 | perplexity, GSM8K | WikiText-2 |",
         "| --- | --: | --: | --: | --: | --: |",
@@ -52,12 +54,13 @@ def table(records: Records) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    """Mean, and half the distance between the extremes."""
+    """Return the mean, and half the distance between the extremes."""
     half = (max(values) - min(values)) / 2
     return f"{statistics.mean(values):.4f}" + (f" ± {half:.4f}" if len(values) > 1 else "")
 
 
-def draw(records: Records, picture: Path) -> None:
+def draw_curves(records: Records, picture: Path) -> None:
+    """Draw KL over training tokens for the arms of CURVES, and the BASELINES as levels."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
         for arm, (label, color, style) in CURVES.items():
@@ -84,6 +87,6 @@ def draw(records: Records, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    study = read(Path(sys.argv[1]))
-    print(table(study))
-    draw(study, Path(sys.argv[2]))
+    study = read_records(Path(sys.argv[1]))
+    print(format_table(study))
+    draw_curves(study, Path(sys.argv[2]))

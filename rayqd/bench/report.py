@@ -23,8 +23,10 @@ class BenchRow:
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return cells, timing, and what depends on beta, side by side."""
-        by_beta = {name: {str(beta): value for beta, value in values.items()} for name, values in self.by_beta.items()}
-        return {**self.cells, **asdict(self.timing), **by_beta}
+        row: dict[str, JsonValue] = {**self.cells, **asdict(self.timing)}
+        for name, values in self.by_beta.items():
+            row[name] = {str(beta): value for beta, value in values.items()}
+        return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

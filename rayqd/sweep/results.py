@@ -93,8 +93,8 @@ def _lines_below(result: SweepResult, path: Path) -> Iterator[str]:
     for outcome in failed:
         yield f"{outcome.trial.name} failed: {outcome.error}"
     teacher = result.teacher
-    num_scores = teacher.cache_hits + teacher.cache_misses
-    cached = f"; {teacher.cache_hits:,} of {num_scores:,} scores were there already" if num_scores else ""
+    num_payloads = teacher.cache_hits + teacher.cache_misses
+    cached = f"; {teacher.cache_hits:,} of {num_payloads:,} payloads from the cache" if num_payloads else ""
     yield f"teacher   {teacher.seconds:,.0f} s, loading included{cached}"
     if result.best:
         yield f"best      {result.best.trial.name}: rayqd distill @{short_path(path / 'best.toml')}"

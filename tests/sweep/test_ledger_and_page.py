@@ -177,7 +177,7 @@ def test_the_table_and_the_result_go_from_best_to_worst(
         "",
     ]
     assert f"{trials[2].name} failed: the <engine> broke" in text
-    assert "36 of 48 scores were there already" in text
+    assert "36 of 48 payloads from the cache" in text
 
 
 def test_the_page_loads_nothing_and_shows_every_trial_and_setting(

@@ -109,8 +109,8 @@ def _figures(shown: Page) -> Markup:
     cost = TeacherCost.of(shown.outcomes)
     states = [sum(outcome.state == state for outcome in shown.outcomes) for state in ("stopped early", "failed")]
     short = [f"{count} {name}" for count, name in zip(states, ("stopped early", "failed"), strict=True) if count]
-    num_scores = cost.cache_hits + cost.cache_misses
-    cached = f", {cost.cache_hits / num_scores:.0%} of its scores were there already" if num_scores else ""
+    num_payloads = cost.cache_hits + cost.cache_misses
+    cached = f", {cost.cache_hits / num_payloads:.0%} of its payloads from the cache" if num_payloads else ""
     cards: list[Figure] = []
     if best is not None and (value := best.metric(shown.study.sweep.metric)) is not None:
         cards.append(Figure(title=f"Best {shown.metric_title}", value=f"{value:.4f}", beside=_against_start(best)))
