@@ -19,7 +19,7 @@ from rayqd.config.sweep import sweep_of
 from rayqd.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKERS = (
     "needs a GPU", "needs a cluster", "needs a cloud", "needs a network", "needs another program", "minutes",
 )  # fmt: skip
