@@ -1,4 +1,4 @@
-"""Code from outside of rayqd, named in a setting by its import path: `package.module:attribute`.
+"""Code from outside of rayqd, named in a setting by its import path: `package.module:name`.
 
 The module is looked for where Python looks, and in the working directory. Ray's workers look where the driver does; on
 another machine the module must be installed, or lie under the same path.
@@ -24,7 +24,7 @@ _IMPORT_PATH = re.compile(IMPORT_PATH)
 
 
 def is_import_path(text: str) -> bool:
-    """Whether `text` has the form `package.module:attribute`, which no file name or URL of ours has."""
+    """Return whether `text` has the form `package.module:name`, which no file name or URL of ours has."""
     return _IMPORT_PATH.fullmatch(text) is not None
 
 
@@ -32,7 +32,7 @@ def load_extension(path: str, setting: str) -> Callable[..., Any]:
     """Import the callable that `path` names, the value of `setting`; raise ConfigError, in one line, if that fails."""
     match = _IMPORT_PATH.fullmatch(path)
     if match is None:
-        raise ConfigError(f"{setting}={path} is no import path: write package.module:attribute, with one colon")
+        raise ConfigError(f"{setting}={path} is no import path: write package.module:name, with one colon")
     module, name = _import(match[1], f"{setting}={path}"), match[2]
     if not hasattr(module, name):
         raise ConfigError(f"{setting}={path}: {module.__name__} has no {name}{_suggestion(module, name)}")

@@ -40,7 +40,7 @@ def test_a_function_is_loaded_from_the_working_directory(package: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("outside.losses", "distill.loss=outside.losses is no import path: write package.module:attribute"),
+        ("outside.losses", "distill.loss=outside.losses is no import path: write package.module:name"),
         ("outside.losses.squared_error:", "is no import path"),
         (":squared_error", "is no import path"),
         ("outside/losses.py:squared_error", "is no import path"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # The last one of a set tells the formats apart: INT4 has a shape, NVFP4 a scale for the whole tensor.
 REQUIRED_PARTS = [("weight_packed", "weight_scale", known.own_part) for known in FORMATS.values() if known.scheme]
-PACKED_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale")
+PACKED_PARTS = (*{part for required in REQUIRED_PARTS for part in required}, "weight_zero_point")
 
 
 def quantization_config(quant: QuantConfig) -> dict[str, Any]:
