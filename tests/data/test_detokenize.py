@@ -28,7 +28,7 @@ def row_of(tokenizer: Any, completion: str | Any) -> Any:
     return Detokenizer(tokenizer, ends).to_row(prompt, completion_ids)
 
 
-def test_a_whole_answer_keeps_its_conversation_and_comes_back_token_for_token(tokenizer: Any) -> None:
+def test_a_whole_completion_keeps_its_conversation_and_comes_back_token_for_token(tokenizer: Any) -> None:
     row = row_of(tokenizer, "Because.\n\n(Really.)<|im_end|>")
     assert row == {
         "messages": [*MESSAGES, {"role": "assistant", "content": "Because.\n\n(Really.)"}],
@@ -39,7 +39,7 @@ def test_a_whole_answer_keeps_its_conversation_and_comes_back_token_for_token(to
     }
 
 
-def test_a_cut_answer_is_read_back_without_an_end(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_cut_completion_is_read_back_without_an_end(tokenizer: Any, tmp_path: Path) -> None:
     row = row_of(tokenizer, "Because of")
     assert (row["finish_reason"], row["same_tokens"], row["num_tokens"]) == ("length", True, 10)
     file = tmp_path / "rows.jsonl"
@@ -51,7 +51,7 @@ def test_a_cut_answer_is_read_back_without_an_end(tokenizer: Any, tmp_path: Path
     assert ended == [*cut, tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_cut_answer_without_a_chat_template_has_no_end_either(make_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_cut_completion_without_a_chat_template_has_no_end_either(make_tokenizer: Any, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(chat_template=None)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "Why?", "completion": "Because of", "finish_reason": "length"}\n')
@@ -68,13 +68,13 @@ def test_tokens_that_text_cannot_tell_apart_are_counted_as_others(tokenizer: Any
     assert (row["same_tokens"], row["num_tokens"]) == (False, 5)
 
 
-def test_an_answer_that_ends_in_another_way_than_the_template_keeps_its_text_alone(tokenizer: Any) -> None:
+def test_a_completion_that_ends_in_another_way_than_the_template_keeps_its_text_alone(tokenizer: Any) -> None:
     row = row_of(tokenizer, "Because.<|endoftext|>")
     assert row["messages"][-1]["content"] == "Because."
     assert (row["finish_reason"], row["same_tokens"]) == ("stop", False)
 
 
-def test_an_answer_that_no_reader_would_take_is_no_row(tokenizer: Any) -> None:
+def test_a_completion_that_no_reader_would_take_is_no_row(tokenizer: Any) -> None:
     assert row_of(tokenizer, "<|im_end|>") is None
     assert row_of(tokenizer, " \n<|im_end|>") is None
 

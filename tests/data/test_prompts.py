@@ -12,7 +12,7 @@ from rayqd.errors import ConfigError, DataError
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 QUESTION = {"role": "user", "content": "Why?"}
-ANSWER = {"role": "assistant", "content": "Because."}
+COMPLETION = {"role": "assistant", "content": "Because."}
 
 
 def prompts_of(tokenizer: Any, tmp_path: Path, *rows: object, **data: Any) -> Prompts:
@@ -22,11 +22,11 @@ def prompts_of(tokenizer: Any, tmp_path: Path, *rows: object, **data: Any) -> Pr
     return Prompts(tokenizer, Config.model_validate({"data": settings}), context_length=512)
 
 
-def test_the_last_answer_is_left_out_and_everything_before_it_is_kept(tokenizer: Any, tmp_path: Path) -> None:
+def test_the_last_completion_is_left_out_and_everything_before_it_is_kept(tokenizer: Any, tmp_path: Path) -> None:
     prompts = prompts_of(
         tokenizer,
         tmp_path,
-        {"messages": [SYSTEM, *TURNS, QUESTION, ANSWER]},
+        {"messages": [SYSTEM, *TURNS, QUESTION, COMPLETION]},
         {"messages": [SYSTEM, *TURNS, QUESTION]},
         {"prompt": "Why?", "completion": "Because."},
         {"prompt": "Why?"},
@@ -49,7 +49,7 @@ def test_order_and_tokens_are_those_of_a_run(tokenizer: Any, tmp_path: Path) -> 
     ]
 
 
-def test_a_long_answer_of_the_data_keeps_no_prompt_out_and_a_long_prompt_is_counted(
+def test_a_long_completion_of_the_data_keeps_no_prompt_out_and_a_long_prompt_is_counted(
     tokenizer: Any, tmp_path: Path
 ) -> None:
     # The template puts 37 characters and special tokens around a prompt; 128 - 8 leaves 120.
@@ -80,7 +80,7 @@ def test_a_limit_counts_the_prompts_that_are_kept_and_those_that_are_done(tokeni
         ({"text": "Once upon a time"}, "there is nothing to answer: neither messages nor prompt, got the keys text"),
         ({}, "there is nothing to answer: neither messages nor prompt, got no keys"),
         ({"messages": []}, "messages must be a list with something in it"),
-        ({"messages": [ANSWER]}, "there is an answer but nothing before it"),
+        ({"messages": [COMPLETION]}, "there is an answer but nothing before it"),
         ({"prompt": " "}, "prompt is empty"),
         ({"messages": [{"role": "human", "content": "Hi"}]}, "messages[0].role must be one of"),
     ],

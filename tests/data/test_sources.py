@@ -84,7 +84,7 @@ def test_a_row_of_messages_keeps_roles_and_text_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["completion", "response"])
-def test_a_prompt_and_its_completion_are_a_question_and_an_answer(tmp_path: Path, key: str) -> None:
+def test_a_prompt_and_its_completion_are_a_users_and_an_assistants_message(tmp_path: Path, key: str) -> None:
     rows = open_rows(
         _write(tmp_path / "rows.jsonl", json.dumps({"prompt": " Hi", key: "Hello\n"})), "train", on_bad_row="error"
     )

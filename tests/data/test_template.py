@@ -46,12 +46,12 @@ def test_prompt_and_completion_are_the_rendered_conversation_up_to_the_end_of_tu
     assert (example.prompt_ids.dtype, example.completion_ids.dtype) == (np.int32, np.int32)
 
 
-def test_the_completion_is_the_last_answer_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_completion_is_the_last_message_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     example = tokenize_example(tokenizer, _chat("Hi", "Hello", "And?", "No"), row=0)
     assert tokenizer.convert_ids_to_tokens(example.completion_ids.tolist()) == ["N", "o", "<|im_end|>"]
 
 
-def test_the_prompt_is_what_an_engine_gets_even_if_the_answer_would_merge_into_it(
+def test_the_prompt_is_what_an_engine_gets_even_if_the_completion_would_merge_into_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     # "assistant\n" + "\nHi": tokenized whole the two line breaks are one token, which no engine is given as a prompt.
@@ -88,7 +88,9 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text_token(make_token
     assert tokenizer.convert_ids_to_tokens(ids) == [" ", "N", "o", "<|endoftext|>"]
 
 
-def test_text_the_template_puts_before_an_answer_belongs_to_the_completion(make_tokenizer: Make, chatml: str) -> None:
+def test_text_the_template_puts_before_a_completion_belongs_to_the_completion(
+    make_tokenizer: Make, chatml: str
+) -> None:
     # Qwen3 writes an empty thought before an answer without one, and not in the generation prompt.
     template = chatml.replace(
         "+ message['content']", "+ ('()' if message['role'] == 'assistant' else '') + message['content']"
@@ -106,14 +108,18 @@ def test_messages_the_template_refuses_are_a_data_error(make_tokenizer: Make, ch
     assert len(tokenize_example(tokenizer, _chat("Hi", "No"), row=0).completion_ids) == 3
 
 
-def test_a_generation_prompt_that_never_starts_the_answer_is_a_model_error(make_tokenizer: Make, chatml: str) -> None:
+def test_a_generation_prompt_that_never_starts_the_completion_is_a_model_error(
+    make_tokenizer: Make, chatml: str
+) -> None:
     tokenizer = make_tokenizer(chatml.replace("assistant\n'", "assistant\n<think>'"))
     with pytest.raises(ModelError, match="than its generation prompt, which ends with") as caught:
         tokenize_example(tokenizer, _chat("Hi", "No"), row=0)
     assert "\n" not in str(caught.value)
 
 
-def test_a_generation_prompt_that_does_not_start_this_answer_is_a_data_error(make_tokenizer: Make, chatml: str) -> None:
+def test_a_generation_prompt_that_does_not_start_this_completion_is_a_data_error(
+    make_tokenizer: Make, chatml: str
+) -> None:
     # Qwen3.5 opens with an empty thought, but writes an answer that has a thought with that one.
     opened = "assistant\n' + ('' if '/' in message['content'] else '()') + '"
     template = chatml.replace("message['role'] + '\n'", f"('{opened}' if message['role'] == 'assistant' else 'user\n')")
@@ -123,7 +129,7 @@ def test_a_generation_prompt_that_does_not_start_this_answer_is_a_data_error(mak
         tokenize_example(tokenizer, _chat("Hi", "(x/)No"), row=0)
 
 
-def test_a_template_that_ends_this_answer_in_another_way_is_a_data_error(make_tokenizer: Make, chatml: str) -> None:
+def test_a_template_that_ends_this_completion_in_another_way_is_a_data_error(make_tokenizer: Make, chatml: str) -> None:
     tokenizer = make_tokenizer(chatml.replace("+ '\n' }}", "+ '\n' * (message['content'] | length % 2) }}"))
     with pytest.raises(DataError, match="ends this answer with"):
         tokenize_example(tokenizer, _chat("Hi", "No"), row=0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayqd.cli import main
 from rayqd.config import Config, differences, load_config, to_toml
 from rayqd.config.sections import DataConfig
 from rayqd.data import load_run_data, read_rows
@@ -234,6 +235,28 @@ def test_what_the_users_code_does_wrong_is_one_line_with_the_row(
         read_rows(data)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["distill", "quantize", "generate", "eval"])
+def test_every_command_that_reads_data_refuses_it_in_one_line(
+    table: str, tiny_model: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = [
+        "--model.name",
+        str(tiny_model),
+        "--data.source",
+        table,
+        "--data.max_length",
+        "256",
+        "--quant.group_size",
+        "32",
+    ]
+    operands = [str(tiny_model)] if command == "eval" else []
+    assert main([command, *operands, *words, "--data.reader", "outside_data:rows_of_lists"]) == 2
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("rayqd: error:")]
+    assert line == "rayqd: error: data.reader=outside_data:rows_of_lists: row 1 is of type list: it must be a dict"
+    assert "Traceback" not in printed.err
 
 
 def test_a_broken_row_of_a_reader_is_skipped_where_that_is_wanted(table: str) -> None:
