@@ -19,20 +19,8 @@ from rayqd.actors.topology import describe_node
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
-from rayqd.events import (
-    Arm,
-    EvalEvent,
-    Fidelity,
-    FinishedEvent,
-    NoticeEvent,
-    ReadyEvent,
-    ReportedEvent,
-    StatusEvent,
-    StoppedEvent,
-)
+from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
-from rayqd.runs.paths import CHECKPOINTS
-from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 _COLLECTIVE_TIMEOUT_SECONDS = 6 * 3600  # others wait for rank 0 to calibrate; Ray ends them where one is lost
@@ -74,14 +62,6 @@ class ControllerFeed:
         """Return token ids of training rows, for what needs to see data before the first step."""
         return ray.get(self._controller.calibration.remote())
 
-    def untrained_arm(self, arm: Arm, fidelity: Fidelity) -> None:
-        """Report the evaluation of an arm that was not trained."""
-        self.report(EvalEvent(step=0, arm=arm, fidelity=fidelity))
-
-    def calibrated_layer(self, done: int, total: int) -> None:
-        """Report how far calibration is."""
-        self.report(StatusEvent(text=f"calibrating, layer {done} of {total}"))
-
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Have rollouts written with `tensors` from now on.
 
@@ -97,10 +77,6 @@ class ControllerFeed:
         if self._rank == 0:
             ray.get(self._controller.report.remote(event))
 
-    def notice(self, text: str) -> None:
-        """Report a message that the user should read, and that does not end the run."""
-        self.report(NoticeEvent(text=text))
-
     def when_stopping(self, stop: Callable[[], int]) -> None:
         """Call `stop`, in a thread of its own, once the run is to end before its last step."""
 
@@ -110,7 +86,7 @@ class ControllerFeed:
             try:
                 step = stop()
             except StorageError as error:
-                self.notice(str(error))
+                self.report(NoticeEvent(text=str(error)))
             finally:
                 self.report(StoppedEvent(step=step))
 
@@ -139,19 +115,10 @@ def make_trainer(config: Config, controller: Any, placement: Placement, storage:
 
 
 def learn(settings: dict[str, Any]) -> None:
-    """The whole life of one learner worker; rank 0 also evaluates, keeps checkpoints and exports.
-
-    Where the student is sharded, the others join its collectives.
-    """
-    from rayqd.learner.checkpoint import Checkpoints
+    """Run one worker of the learner, with the run seen through the controller and the others through torch."""
     from rayqd.learner.distributed import DistributedGroup, SingleProcess
-    from rayqd.learner.finish import Heldout, finish, help_to_finish
-    from rayqd.learner.initialization import StartingPoint
-    from rayqd.learner.learner import Learner
-    from rayqd.learner.loop import train as train_loop
-    from rayqd.learner.upload import CheckpointUploader
-    from rayqd.model.load import device, load_head
-    from rayqd.model.source import student_directory, teacher_directory
+    from rayqd.learner.worker import LearnerWorker
+    from rayqd.model.load import device
 
     config: Config = localize_run_dir(settings["config"])
     context = train.get_context()
@@ -160,40 +127,7 @@ def learn(settings: dict[str, Any]) -> None:
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
     feed = ControllerFeed(settings["controller"], rank, world_size, group.all_true)
-    source = student_directory(config)
-    teacher_head = None
-    if config.teacher.name:
-        teacher_head = load_head(teacher_directory(config), config.model.dtype).to(device())
-    start = StartingPoint(config)
-    checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
-    uploader = None
-    if stored := StoredRun.of(config):
-        uploader = CheckpointUploader(stored.folder, config.run_dir, checkpoints, feed.notice)
-    if uploader and rank == 0:
-        uploader.fetch(is_rank0=True)
-        checkpoints.on_saved = uploader.update
-    step = max([-1 if start.is_new else 0, *checkpoints.steps()])
-    feed.report(ReadyEvent(role="learner", step=step, node=describe_node()))
-    rows = feed.heldout() if group.joins_collectives else []
-    heldout = Heldout(rows, teacher_head, config.learner.microbatch_tokens)
-    if rank == 0:
-        start.make(source, feed.calibration(), heldout.student, feed.untrained_arm, feed.calibrated_layer)
-        if uploader:
-            uploader.update()
-    group.barrier()
-    if uploader and rank > 0:
-        uploader.fetch(is_rank0=False)
-    student = start.load_student(source, group.mesh)
-    learner = Learner(student, student.head if teacher_head is None else teacher_head, config, group)
-    train_loop(learner, feed, checkpoints, config, evaluate=lambda: heldout.student(student))
-    if rank == 0:
-        feed.report(StatusEvent(text="evaluating and exporting"))
-        results = finish(learner, heldout, start.arms, source, config)
-        if uploader:
-            uploader.finish()
-        feed.report(FinishedEvent(rows=tuple(results)))
-    elif group.joins_collectives:
-        help_to_finish(learner, heldout)
+    LearnerWorker(config, feed, group, node=describe_node()).run()
     remove_local_run_dir(settings["config"], config)
 
 

@@ -28,7 +28,7 @@ from rayqd.export.card import CARD_NAME
 from rayqd.export.load import is_export, load_export
 from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
-from rayqd.learner.initialization import StartingPoint, untrained_arm
+from rayqd.learner.initialization import Initialization, untrained_arm
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
 from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
@@ -171,7 +171,7 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
     """Load what is at `path`; of a checkpoint what would be exported, so that its adapter is merged."""
     if (path / "student.safetensors").is_file():
         inside = config.adapter.model_copy(update={"placement": "inside"})
-        student = StartingPoint(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
+        student = Initialization(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.to_plain_model()
     directory = directory_of(path)

@@ -27,7 +27,7 @@ from rayqd.export.verify import MAX_KL, compare, divergence, token_logprobs
 from rayqd.export.write import Kind, check_kind, export, kind_named, usual_kind, write
 from rayqd.files import directory_bytes
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
-from rayqd.learner.initialization import StartingPoint
+from rayqd.learner.initialization import Initialization
 from rayqd.model.load import context_length, load_tokenizer, torch_dtype
 from rayqd.model.source import student_directory
 from rayqd.model.student import Student
@@ -91,7 +91,7 @@ def load_trained(run_dir: Path, config: Config) -> Trained | None:
     if not steps:
         return None
     source = student_directory(config)
-    student = StartingPoint(config).load_student(source)
+    student = Initialization(config).load_student(source)
     checkpoint = load_checkpoint(checkpoints.path(steps[-1]))
     student.load_state_dict(checkpoint["student"])
     return Trained(student=student, source=source, step=steps[-1], digests=checkpoint.get(DIGESTS, {}))

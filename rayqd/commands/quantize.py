@@ -19,9 +19,9 @@ from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
 from rayqd.driver.preflight import Checked, check, load_data, summary
 from rayqd.evals.fidelity import score
+from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
 from rayqd.export.write import export, update_card, weight_bytes
-from rayqd.learner.finish import Heldout
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
@@ -110,7 +110,7 @@ class _Quantizing:
             rows = score(examples, Teacher(model, config.teacher.max_batch_tokens))
             head = output_head(model)
             heldout = Heldout(rows, head, config.learner.microbatch_tokens)
-            fidelity = heldout.teacher(head)
+            fidelity = heldout.evaluate_teacher(head)
         bits, size = head.element_size() * 8, weight_bytes(checked.directory)
         return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 
@@ -138,7 +138,7 @@ class _Quantizing:
     def _measured(self, method: str, student: Student, heldout: Heldout) -> Fidelity:
         arm = untrained_arm(method, self._config.quant)
         with self._timed("evaluation", f"measuring {arm.name}"):
-            fidelity = heldout.student(student)
+            fidelity = heldout.evaluate(student)
         event = EvalEvent(step=0, arm=arm, fidelity=fidelity)
         self._run_dir.append(event, time.time())
         self._progress.say(eval_line(event))

@@ -18,21 +18,28 @@ from pathlib import Path
 from torch import Tensor
 
 from rayqd.export.digest import digests
-from rayqd.learner.checkpoint import DIGESTS, Checkpoints
+from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 
 _POLL_SECONDS = 0.1
 
 
 class Checkpointer:
-    """Writes the checkpoints of a learner that has done `num_steps` steps."""
+    """Writes the checkpoints of a learner, and has it go on from the newest."""
 
-    def __init__(self, learner: Learner, checkpoints: Checkpoints, num_steps: int) -> None:
+    def __init__(self, learner: Learner, checkpoints: Checkpoints) -> None:
         self._learner = learner
         self._checkpoints = checkpoints
-        self._num_steps = num_steps
+        self._num_steps = 0  # done
         self._weights_lock = threading.Lock()  # held from the optimizer's step to the end of `step`
         learner.optimizer.register_step_pre_hook(self._lock_weights)
+
+    def resume(self) -> int:
+        """Load the newest checkpoint, if there is one; return the number of steps done."""
+        self._num_steps = max(self._checkpoints.steps(), default=0)
+        if self._num_steps:
+            self._learner.load_state_dict(load_checkpoint(self._checkpoints.path(self._num_steps)))
+        return self._num_steps
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -59,6 +66,10 @@ class Checkpointer:
             state = group.gather_full(self._learner.state_dict(), on_side_group=True)
             self._write(self._num_steps, state, digests(self._learner.student, group.gather_on_side_group))
         return self._num_steps
+
+    def go_on(self) -> None:
+        """Let the learner change its weights again after `stop`."""
+        self._weights_lock.release()
 
     def _hold_back(self) -> None:
         """Keep the lock for good, on every worker before the same step, which any of them may have begun."""

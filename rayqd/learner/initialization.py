@@ -1,4 +1,4 @@
-"""Where training starts from: the weights as they are, or moved to where GPTQ or AWQ rounds them; how good each is.
+"""Where training starts: from the weights as they are, or as GPTQ or AWQ changes them; how good each is untrained.
 
 Made once a run, before the first step, and kept in the run's directory: a resumed run goes on from the same bits.
 """
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
-from rayqd.events import Arm, ArmKind, Fidelity
+from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, StatusEvent
 from rayqd.files import replace_directory
-from rayqd.model.calibration import OnLayer, calibrate
+from rayqd.model.calibration import calibrate
 from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Evaluate = Callable[[Student], Fidelity]
-OnArm = Callable[[Arm, Fidelity], None]
+Report = Callable[[EvalEvent | StatusEvent], None]
 
 
 def untrained_arm(method: str, quant: QuantConfig) -> Arm:
@@ -39,8 +40,8 @@ def untrained_arm(method: str, quant: QuantConfig) -> Arm:
     return Arm(kind=ArmKind(method), format=quant.format)
 
 
-class StartingPoint:
-    """The directory `start/` of a run: the untrained arms' fidelity, and the weights if they were moved."""
+class Initialization:
+    """The directory `start/` of a run: the untrained arms' fidelity, and the weights that calibration changed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -48,55 +49,61 @@ class StartingPoint:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has been made yet."""
+        """Return whether nothing has been made yet."""
         return not self._directory.is_dir()
 
-    def make(
-        self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, on_arm: OnArm, on_layer: OnLayer
-    ) -> None:
+    def make(self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, report: Report) -> None:
         """Measure round-to-nearest and, if `quant.init` is another, calibrate on `sequences` and measure that too.
 
-        Does nothing where that was done before. `on_arm` hears of each arm as soon as it is measured. Raises
-        StorageError when the result cannot be kept.
+        Does nothing where that was done before. Each arm is reported as soon as it is measured. Raises StorageError
+        when the result cannot be kept.
         """
         if not self.is_new:
             return
-        config = self._config
-        quant = config.quant
-        rounded, moved = untrained_arm("rtn", quant), untrained_arm(quant.init, quant)
-        arms = {rounded: evaluate(Student(load_model(source, config.model.dtype), config, trainable=False))}
-        on_arm(rounded, arms[rounded])
-        weights = {}
+        quant, dtype = self._config.quant, self._config.model.dtype
+        arms: dict[Arm, Fidelity] = {}
+
+        def measure(method: str, model: PreTrainedModel) -> None:
+            arm = untrained_arm(method, quant)
+            arms[arm] = evaluate(Student(model, self._config, trainable=False))
+            report(EvalEvent(step=0, arm=arm, fidelity=arms[arm]))
+
+        measure("rtn", load_model(source, dtype))
+        weights: dict[str, Tensor] = {}
         if quant.init != "rtn":
-            model = load_model(source, config.model.dtype)
-            changed = calibrate(
-                model,
-                quant,
-                make_grid(quant, torch_dtype(config.model.dtype)),
-                sequences,
-                method=quant.init,
-                max_batch_tokens=config.learner.microbatch_tokens,
-                on_layer=on_layer,
-            )
-            weights = {n: t.cpu().clone() for n, t in model.state_dict().items() if n in changed}
-            arms[moved] = evaluate(Student(model, config, trainable=False))
-            on_arm(moved, arms[moved])
-        self._keep(arms, weights)
+            model = load_model(source, dtype)
+            weights = self._calibrate(model, sequences, report)
+            measure(quant.init, model)
+        self._save(arms, weights)
 
     def load_student(self, source: Path, mesh: DeviceMesh | None = None) -> Student:
-        """The untrained student, its weights where `make` left them, and sharded over `mesh` if one is given."""
+        """Load the untrained student with the weights that `make` left, sharded over `mesh` if one is given."""
         student_model = load_model(source, self._config.model.dtype)
         if self._config.quant.init != "rtn":
-            self._move(student_model)
+            self._load_weights(student_model)
         return Student(student_model, self._config, mesh=mesh)
 
     @property
     def arms(self) -> dict[Arm, Fidelity]:
         """Return the fidelity of the untrained students."""
-        kept = json.loads((self._directory / "arms.json").read_text())
-        return {Arm.from_name(name): Fidelity(**fields) for name, fields in kept.items()}
+        rows = json.loads((self._directory / "arms.json").read_text())
+        return {Arm.from_name(name): Fidelity(**fields) for name, fields in rows.items()}
 
-    def _move(self, model: PreTrainedModel) -> None:
+    def _calibrate(self, model: PreTrainedModel, sequences: Sequence[IntArray], report: Report) -> dict[str, Tensor]:
+        """Calibrate `model` in place; return copies, on the CPU, of the tensors that have changed, by name."""
+        config = self._config
+        changed = calibrate(
+            model,
+            config.quant,
+            make_grid(config.quant, torch_dtype(config.model.dtype)),
+            sequences,
+            method=config.quant.init,
+            max_batch_tokens=config.learner.microbatch_tokens,
+            on_layer=lambda done, total: report(StatusEvent(text=f"calibrating, layer {done} of {total}")),
+        )
+        return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items() if name in changed}
+
+    def _load_weights(self, model: PreTrainedModel) -> None:
         try:
             weights = load_file(self._directory / "weights.safetensors")
         except (OSError, SafetensorError) as error:
@@ -105,13 +112,13 @@ class StartingPoint:
         for name, tensor in weights.items():
             own[name].copy_(tensor)
 
-    def _keep(self, arms: Mapping[Arm, Fidelity], weights: Mapping[str, object]) -> None:
+    def _save(self, arms: Mapping[Arm, Fidelity], weights: dict[str, Tensor]) -> None:
         try:
             with replace_directory(self._directory) as partial:
                 (partial / "arms.json").write_text(
                     json.dumps({arm.name: asdict(f) for arm, f in arms.items()}, indent=2)
                 )
                 if weights:
-                    save_file(dict(weights), partial / "weights.safetensors")  # pyright: ignore[reportArgumentType]
+                    save_file(weights, partial / "weights.safetensors")
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{self._directory} could not be written: {error}; make room and run again") from error

@@ -18,7 +18,7 @@ from rayqd.cli import main
 from rayqd.commands.distill import distill
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.initialization import StartingPoint
+from rayqd.learner.initialization import Initialization
 from rayqd.model.student import Student
 from rayqd.quant import make_grid, unpack
 from rayqd.rollout import parity
@@ -124,7 +124,7 @@ def test_a_run_trains_on_what_its_own_weights_wrote_and_exports_what_it_trained(
 
 def _student(config: Config, source: Path, version: int) -> Student:
     """The learner's student after so many steps."""
-    student = StartingPoint(config).load_student(source)
+    student = Initialization(config).load_student(source)
     if version:
         state = load_checkpoint(Checkpoints(config.run_dir / "checkpoints", 2).path(version))
         student.load_state_dict(state["student"])

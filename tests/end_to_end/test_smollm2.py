@@ -14,7 +14,7 @@ import torch
 from rayqd.config.load import load_config
 from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
-from rayqd.learner.initialization import StartingPoint
+from rayqd.learner.initialization import Initialization
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
 
 pytestmark = [
@@ -71,7 +71,7 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple
 def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]) -> None:
     run_dir, _ = finished
     config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = StartingPoint(config).load_student(local_directory(config.model.name))
+    student = Initialization(config).load_student(local_directory(config.model.name))
     student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     exported = read_quantized(run_dir / "export")
     trained = dict(student.quantized_layers())
@@ -87,7 +87,7 @@ def test_transformers_loads_the_export_with_every_weight_bit_equal(finished: tup
 
     run_dir, _ = finished
     config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = StartingPoint(config).load_student(local_directory(config.model.name))
+    student = Initialization(config).load_student(local_directory(config.model.name))
     student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], return_tensors="pt", return_dict=False)

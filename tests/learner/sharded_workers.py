@@ -16,15 +16,17 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from rayqd.config import Config
-from rayqd.events import ReportedEvent
+from rayqd.evals.heldout import Heldout
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import DistributedGroup, SingleProcess
-from rayqd.learner.finish import Heldout
 from rayqd.learner.learner import Learner
-from rayqd.learner.loop import packed_codes, train
+from rayqd.learner.loop import train
+from rayqd.learner.rollout_weights import pack_weights
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
-from rayqd.types import Batch, ScoredRollout, WireTensor
+from rayqd.types import ScoredRollout
+from tests.learner.fake_feed import FakeFeed
 
 # Which sequences each worker takes at each step: unequal numbers of them, none at all, and one worker's order of adding
 # up the same gradients: those of the first microbatches, of the second ones, and so on.
@@ -45,31 +47,22 @@ def steps(
     return [(result.loss, result.grad_norm) for result in done]
 
 
-class Feed:
+class Feed(FakeFeed):
     """Gives this worker's shares; once the third is asked for, the run is told to stop."""
 
-    def __init__(self, batch: Sequence[ScoredRollout], rank: int, late_seconds: float) -> None:
-        self._batch, self._rank, self._late_seconds = batch, rank, late_seconds
-        self.published: dict[int, Mapping[str, WireTensor]] = {}
+    def __init__(self, batch: list[ScoredRollout], rank: int, late_seconds: float) -> None:
+        super().__init__(batch)
+        self._rank = rank
+        self.at_batch[2] = lambda: threading.Timer(late_seconds, self._stop).start()
         self.stopped = threading.Event()
         self.kept: int | None = None
 
-    def batch(self, step: int) -> Batch:
-        if step == 2:
-            threading.Timer(self._late_seconds, self._stop).start()
-        share = [self._batch[i] for i in SHARES[step % len(SHARES)][self._rank]]
-        return Batch(share=share, num_loss_tokens=35, num_tokens=97, num_on_policy=0, policy_version=None)
-
-    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
-        self.published[version] = tensors
-
-    def report(self, event: ReportedEvent) -> None: ...
-
-    def when_stopping(self, stop: Callable[[], int]) -> None:
-        self._stop_training = stop
+    def share(self, step: int) -> list[ScoredRollout]:
+        rows = super().share(step)
+        return [rows[i] for i in SHARES[step % len(SHARES)][self._rank]]
 
     def _stop(self) -> None:
-        self.kept = self._stop_training()
+        self.kept = self.stop()
         self.stopped.set()
 
 
@@ -101,8 +94,8 @@ def alone(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, Any]:
         found[name] = {
             "results": results,
             "state": learner.state_dict(),
-            "codes": packed_codes(learner.student),
-            "fidelity": Heldout(batch, None, 40).student(learner.student),
+            "codes": pack_weights(learner.student),
+            "fidelity": Heldout(batch, None, 40).evaluate(learner.student),
             "own_bytes": sum(p.nbytes for p in learner.student.parameters().values()),
         }
     return found
@@ -143,8 +136,8 @@ def _scenario(rank: int, group: SingleProcess, given: dict[str, Any], name: str)
     return {
         "results": results,
         "state": group.gather_full(learner.state_dict()),
-        "codes": packed_codes(learner.student),
-        "fidelity": Heldout(batch, None, 40).student(learner.student),
+        "codes": pack_weights(learner.student),
+        "fidelity": Heldout(batch, None, 40).evaluate(learner.student),
         "own_bytes": own_bytes,
     }
 
@@ -165,7 +158,7 @@ def _stopped(
     learner = make(given["model"], given["configs"]["plain"], group)
     feed = Feed(given["batches"]["plain"], rank, late_seconds)
     options: dict[str, Any] = {"evaluate": lambda: None}
-    arguments = (learner, feed, checkpoints, given["configs"]["plain"])
+    arguments = (learner, feed, Checkpointer(learner, checkpoints), given["configs"]["plain"])
     training = threading.Thread(target=train, args=arguments, kwargs=options, daemon=True)
     training.start()
     assert feed.stopped.wait(60)

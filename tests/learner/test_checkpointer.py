@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.events import CheckpointEvent, LearnerStep, ReportedEvent, StartEvent
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
+from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
-from rayqd.types import Batch, ScoredRollout, WireTensor
-
-
-class Feed:
-    """The same batch at every step; what happens is written down, and a test can act in between."""
-
-    def __init__(self, batch: list[ScoredRollout]) -> None:
-        self._batch = batch
-        self.events: list[str] = []
-        self.stop: Callable[[], int]
-        self.at_batch: dict[int, Callable[[], None]] = {}
-        self.at_publish: dict[int, Callable[[], None]] = {}
-
-    def batch(self, step: int) -> Batch:
-        self.events.append(f"batch {step}")
-        self.at_batch.get(step, lambda: None)()
-        tokens = sum(s.rollout.num_loss_tokens for s in self._batch)
-        return Batch(share=self._batch, num_loss_tokens=tokens, num_tokens=tokens, num_on_policy=0, policy_version=None)
-
-    def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
-        self.events.append(f"publish {version}")
-        self.at_publish.get(version, lambda: None)()
-
-    def report(self, event: ReportedEvent) -> None:
-        match event:
-            case StartEvent(step=step):
-                self.events.append(f"start {step}")
-            case LearnerStep(step=step):
-                self.events.append(f"step {step}")
-            case CheckpointEvent(step=step):
-                self.events.append(f"checkpoint {step}")
-            case _:
-                self.events.append(type(event).__name__)
-
-    def when_stopping(self, stop: Callable[[], int]) -> None:
-        self.stop = stop
+from rayqd.types import ScoredRollout
+from tests.learner.fake_feed import FakeFeed
 
 
 @pytest.fixture
@@ -66,29 +32,29 @@ def batch(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
 @pytest.fixture
 def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
     """A function that trains in a thread of its own; returns learner, checkpoints and thread."""
-    started: list[tuple[Feed, threading.Thread]] = []
+    started: list[tuple[Checkpointer, threading.Thread]] = []
 
-    def run(feed: Feed) -> tuple[Learner, Checkpoints, threading.Thread]:
+    def run(feed: FakeFeed) -> tuple[Learner, Checkpoints, threading.Thread]:
         config = tiny_config(model={"dtype": "float32"}, checkpoint={"every": 100})
         student = Student.load(tiny_model, config)
         learner = Learner(student, student.head, config)
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+        checkpointer = Checkpointer(learner, checkpoints)
         options: dict[str, Any] = {"evaluate": lambda: None}
-        thread = threading.Thread(target=train, args=(learner, feed, checkpoints, config), kwargs=options, daemon=True)
-        started.append((feed, thread))
+        thread = threading.Thread(target=train, args=(learner, feed, checkpointer, config), kwargs=options, daemon=True)
+        started.append((checkpointer, thread))
         thread.start()
         return learner, checkpoints, thread
 
     yield run
-    for feed, thread in started:
+    for checkpointer, thread in started:
         if thread.is_alive():  # a process may not end while torch is at work in it
-            stop: Any = feed.stop
-            stop.__self__._weights_lock.release()
+            checkpointer.go_on()
             thread.join(60)
 
 
 def test_a_stop_while_a_step_is_being_computed_keeps_the_one_before(start: Any, batch: list[ScoredRollout]) -> None:
-    feed = Feed(batch)
+    feed = FakeFeed(batch)
     stopped = threading.Event()
     weights: dict[str, Tensor] = {}
 
@@ -105,7 +71,7 @@ def test_a_stop_while_a_step_is_being_computed_keeps_the_one_before(start: Any, 
     assert stopped.wait(60)
     thread.join(2)
     assert thread.is_alive()  # it waits before the weights of step 3, for good
-    assert "step 3" not in feed.events
+    assert "step 3" not in feed.log
     assert checkpoints.steps() == [2]
     kept = load_checkpoint(checkpoints.path(2))["student"]
     assert kept.keys() == weights.keys()
@@ -115,7 +81,7 @@ def test_a_stop_while_a_step_is_being_computed_keeps_the_one_before(start: Any, 
 def test_a_stop_while_weights_are_published_waits_until_that_step_is_whole(
     start: Any, batch: list[ScoredRollout]
 ) -> None:
-    feed = Feed(batch)
+    feed = FakeFeed(batch)
     kept: list[int] = []
     begun = threading.Event()
     stopping = threading.Thread(target=lambda: kept.append(feed.stop()), daemon=True)
@@ -125,19 +91,19 @@ def test_a_stop_while_weights_are_published_waits_until_that_step_is_whole(
         begun.set()
         stopping.join(0.2)
         assert kept == []
-        feed.events.append("published")
+        feed.log.append("published")
 
     feed.at_publish[1] = publishing
     _, checkpoints, _ = start(feed)
     assert begun.wait(60)
     stopping.join(60)
     assert kept == [1]
-    assert "published" in feed.events
+    assert "published" in feed.log
     assert checkpoints.steps() == [1]
 
 
 def test_a_stop_after_the_last_step_finds_its_checkpoint_there(start: Any, batch: list[ScoredRollout]) -> None:
-    feed = Feed(batch)
+    feed = FakeFeed(batch)
     _, checkpoints, thread = start(feed)
     thread.join(60)
     saved = checkpoints.path(4).stat().st_mtime_ns
@@ -146,7 +112,7 @@ def test_a_stop_after_the_last_step_finds_its_checkpoint_there(start: Any, batch
 
 
 def test_a_stop_before_the_first_step_has_nothing_to_keep(start: Any, batch: list[ScoredRollout]) -> None:
-    feed = Feed(batch)
+    feed = FakeFeed(batch)
     kept: list[int] = []
     done = threading.Event()
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayqd.events import Fidelity
-from rayqd.learner.initialization import StartingPoint
-from rayqd.learner.loop import packed_codes, weights_on_the_wire
+from rayqd.events import EvalEvent, Fidelity, StatusEvent
+from rayqd.learner.initialization import Initialization
+from rayqd.learner.rollout_weights import collect_rollout_weights, pack_weights
 from rayqd.model.student import Student
 from tests.model.calibrating import sequences
 
@@ -27,12 +27,13 @@ def test_the_student_that_is_loaded_is_the_one_that_was_measured(
         measured.append({name: tensor.clone() for name, tensor in student.model.state_dict().items()})
         return Fidelity(kl_to_teacher=0.5, total_variation=0.4, top1_agreement=0.7, perplexity=2.0, num_tokens=3)
 
-    start = StartingPoint(config)
-    told: list[str] = []
-    start.make(tiny_model, sequences(), evaluate, lambda arm, _: told.append(arm.name), lambda done, total: None)
-    assert told == ["round-to-nearest INT4", *([arm] if arm else [])] == [arm.name for arm in start.arms]
+    start = Initialization(config)
+    reported: list[EvalEvent | StatusEvent] = []
+    start.make(tiny_model, sequences(), evaluate, reported.append)
+    measured_arms = [event.arm.name for event in reported if isinstance(event, EvalEvent)]
+    assert measured_arms == ["round-to-nearest INT4", *([arm] if arm else [])] == [arm.name for arm in start.arms]
 
-    loaded = StartingPoint(config).load_student(tiny_model).model.state_dict()
+    loaded = Initialization(config).load_student(tiny_model).model.state_dict()
     same = {name for name, tensor in loaded.items() if torch.equal(tensor, measured[-1][name])}
     assert loaded.keys() == same  # the adapters' first values too
     norm = "model.layers.0.input_layernorm.weight"
@@ -42,6 +43,6 @@ def test_the_student_that_is_loaded_is_the_one_that_was_measured(
 def test_rollout_workers_get_the_norms_only_where_awq_moved_them(tiny_config: Any, tiny_model: Path) -> None:
     config = tiny_config(quant={"init": "awq"})
     student = Student.load(tiny_model, config)
-    more = weights_on_the_wire(student, config).keys() - packed_codes(student).keys()
+    more = collect_rollout_weights(student, config).keys() - pack_weights(student).keys()
     assert more == {name for name in student.dense_tensors() if "norm" in name}
-    assert weights_on_the_wire(student, tiny_config()).keys() == packed_codes(student).keys()
+    assert collect_rollout_weights(student, tiny_config()).keys() == pack_weights(student).keys()

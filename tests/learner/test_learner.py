@@ -12,7 +12,7 @@ from trl.experimental.gkd import GKDTrainer
 from rayqd.config import Config
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.distributed import SingleProcess
-from rayqd.learner.initialization import StartingPoint
+from rayqd.learner.initialization import Initialization
 from rayqd.learner.learner import Learner
 from rayqd.learner.schedule import learning_rate
 from rayqd.model.hidden_states import completion_states, teacher_states
@@ -232,7 +232,7 @@ def _in_bfloat16(scored: ScoredRollout) -> HiddenPayload:
 
 def test_adapters_start_alike_on_every_worker_whatever_ran_before(tiny_model: Any, tiny_config: Any) -> None:
     config = tiny_config()
-    start = StartingPoint(config)
+    start = Initialization(config)
     torch.manual_seed(1)
     first = start.load_student(tiny_model).state_dict()
     torch.manual_seed(2)

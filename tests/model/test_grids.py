@@ -18,7 +18,7 @@ from rayqd.commands.quantize import quantize
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.compressed_tensors import read_quantized
-from rayqd.learner.loop import packed_codes
+from rayqd.learner.rollout_weights import pack_weights
 from rayqd.model.fake_quantize import COMPILER_OPTIONS, fake_quantize_sum_backward
 from rayqd.model.grids import assign_grids
 from rayqd.model.student import Student
@@ -85,7 +85,7 @@ def test_training_never_moves_the_tensor_scale_and_forward_uses_it(tiny_config: 
         layer = student.layers[name]
         picked = layer(torch.eye(weight.codes.shape[1], dtype=BFLOAT16)).mT
         assert torch.equal(picked, student.grid.dequantize(weight)), name
-    q, k = (packed_codes(student)[f"model.layers.0.self_attn.{p}_proj.weight_global_scale"].bits for p in "qk")
+    q, k = (pack_weights(student)[f"model.layers.0.self_attn.{p}_proj.weight_global_scale"].bits for p in "qk")
     assert q == k
 
 

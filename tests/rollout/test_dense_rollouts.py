@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from rayqd.config import Config
-from rayqd.learner.loop import weights_on_the_wire
+from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
 from rayqd.types import IntArray
@@ -68,7 +68,7 @@ def test_tensors_that_arrive_are_those_of_the_learners_forward_pass(name: str, t
     loader = choose_weight_loader(config)
     assert isinstance(loader, DenseLoader)
     assert loader.prepare_checkpoint(tiny_model, config) == tiny_model
-    arrived = dict(loader.convert(weights_on_the_wire(student, config), torch.device("cpu")))
+    arrived = dict(loader.convert(collect_rollout_weights(student, config), torch.device("cpu")))
     expected = {f"{name}.weight": weight for name, weight in forward_weights(student).items()}
     if config.quant.init == "awq":
         expected |= {name: tensor for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
@@ -155,7 +155,7 @@ def test_each_publish_is_what_the_kernels_compute_with(engine: Any) -> None:
     vllm, source, config = engine
     for seed in (1, 2):  # the second one replaces weights that were reloaded themselves
         student = trained(source, config, seed)
-        vllm.load_weights(weights_on_the_wire(student, config))
+        vllm.load_weights(collect_rollout_weights(student, config))
         expected = forward_weights(student)
         actual = computed(vllm)
         assert len(actual) == 8
@@ -173,7 +173,7 @@ def test_log_probabilities_follow_each_publish(engine: Any) -> None:
     ids = torch.from_numpy(TOKENS.astype("int64"))[None]
     for seed in (3, 4):
         student = trained(source, config, seed)
-        vllm.load_weights(weights_on_the_wire(student, config))
+        vllm.load_weights(collect_rollout_weights(student, config))
         served = torch.tensor(vllm.prompt_logprobs(TOKENS))
         in_16_bit, in_32_bit = (_logprobs(student, source, dtype, ids) for dtype in (torch.bfloat16, torch.float32))
         rounding = (in_16_bit - in_32_bit).abs().max()

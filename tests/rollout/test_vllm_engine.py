@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rayqd.learner.loop import weights_on_the_wire
+from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.types import IntArray
@@ -43,7 +43,7 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
         for tensor in student.dense_tensors().values():
             if tensor.dim() == 1:  # as AWQ moves the norms
                 tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
-        engine.load_weights(weights_on_the_wire(student, config))
+        engine.load_weights(collect_rollout_weights(student, config))
         yield engine, student, before
 
 

@@ -1,0 +1,107 @@
+"""The life of one learner worker, from where the run is to its export. Knows nothing of Ray.
+
+storage ─► checkpoints ─► untrained arms ─► student ─► training loop ─► export, result
+each       each           rank 0            each       each             rank 0
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from rayqd.config import Config
+from rayqd.evals.heldout import Heldout
+from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
+from rayqd.learner.checkpoint import Checkpoints
+from rayqd.learner.checkpointer import Checkpointer
+from rayqd.learner.distributed import SingleProcess
+from rayqd.learner.feed import Feed
+from rayqd.learner.finish import finish, finish_on_other_rank
+from rayqd.learner.initialization import Initialization
+from rayqd.learner.learner import Learner
+from rayqd.learner.loop import train
+from rayqd.learner.upload import CheckpointUploader
+from rayqd.model.load import device, load_head
+from rayqd.model.source import student_directory, teacher_directory
+from rayqd.runs.paths import CHECKPOINTS
+from rayqd.runs.storage.stored_run import StoredRun
+
+
+class LearnerWorker:
+    """One of the workers of `group`; where the student is sharded, all of them join the collectives of rank 0."""
+
+    def __init__(self, config: Config, feed: Feed, group: SingleProcess, *, node: str = "") -> None:
+        """Take the run's view and the other workers; `node` is what the user calls this machine."""
+        self._config = config
+        self._feed = feed
+        self._group = group
+        self._node = node
+        self._source = student_directory(config)
+        self._initialization = Initialization(config)
+        self._checkpoints = Checkpoints(config.run_dir / CHECKPOINTS, config.checkpoint.keep)
+        self._uploader = self._make_uploader()
+
+    def run(self) -> None:
+        """Train to the last step and, on rank 0, export and report the result."""
+        teacher_head = self._load_teacher_head()
+        if self._group.is_rank0:
+            self._fetch_first()
+        self._report_ready()
+        heldout = self._get_heldout(teacher_head)
+        if self._group.is_rank0:
+            self._initialize(heldout)
+        self._group.barrier()
+        if self._uploader and not self._group.is_rank0:
+            self._uploader.fetch(is_rank0=False)
+        learner = self._make_learner(teacher_head)
+        evaluate = partial(heldout.evaluate, learner.student)
+        train(learner, self._feed, Checkpointer(learner, self._checkpoints), self._config, evaluate=evaluate)
+        self._finish(learner, heldout)
+
+    def _make_uploader(self) -> CheckpointUploader | None:
+        stored = StoredRun.of(self._config)
+        if stored is None:
+            return None
+        return CheckpointUploader(stored.folder, self._config.run_dir, self._checkpoints, self._notice)
+
+    def _notice(self, text: str) -> None:
+        self._feed.report(NoticeEvent(text=text))
+
+    def _load_teacher_head(self) -> Tensor | None:
+        """Return the output head of a teacher of its own, [V, d]; None where the teacher is the student's model."""
+        if not self._config.teacher.name:
+            return None
+        return load_head(teacher_directory(self._config), self._config.model.dtype).to(device())
+
+    def _fetch_first(self) -> None:
+        if self._uploader:
+            self._uploader.fetch(is_rank0=True)
+            self._checkpoints.on_saved = self._uploader.update
+
+    def _report_ready(self) -> None:
+        step = max([-1 if self._initialization.is_new else 0, *self._checkpoints.steps()])
+        self._feed.report(ReadyEvent(role="learner", step=step, node=self._node))
+
+    def _get_heldout(self, teacher_head: Tensor | None) -> Heldout:
+        rows = self._feed.heldout() if self._group.joins_collectives else []
+        return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens)
+
+    def _initialize(self, heldout: Heldout) -> None:
+        self._initialization.make(self._source, self._feed.calibration(), heldout.evaluate, self._feed.report)
+        if self._uploader:
+            self._uploader.update()
+
+    def _make_learner(self, teacher_head: Tensor | None) -> Learner:
+        student = self._initialization.load_student(self._source, self._group.mesh)
+        return Learner(student, student.head if teacher_head is None else teacher_head, self._config, self._group)
+
+    def _finish(self, learner: Learner, heldout: Heldout) -> None:
+        if self._group.is_rank0:
+            self._feed.report(StatusEvent(text="evaluating and exporting"))
+            rows = finish(learner, heldout, self._initialization.arms, self._source, self._config)
+            if self._uploader:
+                self._uploader.finish()
+            self._feed.report(FinishedEvent(rows=rows))
+        elif self._group.joins_collectives:
+            finish_on_other_rank(learner, heldout)
