@@ -33,7 +33,7 @@ def explain_missing_vllm(kind: str, config: Config) -> str:
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
-    if config.quant.format == "int4" and (reason := explain_missing_int4_kernel(config)):
+    if config.quant.format == "int4" and (reason := explain_missing_int4_kernel(config) or _explain_missing_kernel()):
         return f"not asked: {reason}"
     return ""
 
@@ -92,6 +92,12 @@ def _without_compiler() -> Generator[None]:
 def _shorten(error: Exception) -> str:
     words = f"{type(error).__name__}: {error}".split()
     return textwrap.shorten(" ".join(words), MAX_REASON_CHARACTERS, placeholder=" ...")
+
+
+def _explain_missing_kernel() -> str:
+    from rayqd.rollout.vllm import explain_missing_cpu_kernel
+
+    return explain_missing_cpu_kernel()
 
 
 def _has_vllm() -> bool:

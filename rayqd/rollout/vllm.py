@@ -8,6 +8,7 @@ on using the first one.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.reload import keep_workspaces
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
 
@@ -34,6 +36,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _CPU_KV_CACHE_GIB = 1
+_CPU_INT4_KERNEL = "cpu_gemm_wna16"
 
 
 class _ModelRunner(Protocol):
@@ -89,7 +92,8 @@ class VLLMEngine:
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
         runner = self._model_runner
-        runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
+        with keep_workspaces(runner.get_model()):
+            runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
         self._llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
@@ -152,6 +156,20 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def explain_missing_cpu_kernel() -> str:
+    """Return why vLLM on this machine's CPU cannot compute with 4-bit codes; empty when it can, or has a GPU.
+
+    vLLM's package for CPUs has a library for each instruction set, and not every kernel is in each of them.
+    """
+    os.environ.update(_ENVIRONMENT)
+    from vllm.platforms import current_platform
+
+    importlib.import_module("vllm._custom_ops")  # which loads the library
+    if not current_platform.is_cpu() or hasattr(torch.ops._C, _CPU_INT4_KERNEL):
+        return ""
+    return f"vLLM's library for this CPU has no {_CPU_INT4_KERNEL}, which needs AVX-512"
 
 
 def _token_ids(output: RequestOutput) -> IntArray:

@@ -1,8 +1,8 @@
 """How an engine takes the student's weights: as packed codes, or as the values that the codes stand for.
 
-vLLM has kernels for int4 on every machine. It has none for bitsandbytes' formats, and none for nvfp4 on CPUs or older
-GPUs; there, and where int4's groups or dtype are none of its kernels', it runs the dense model on exactly the values of
-the learner's forward pass. Codes and scales are what travels in either case.
+vLLM has kernels for int4 on GPUs, and on CPUs with AVX-512. It has none for bitsandbytes' formats, and none for nvfp4
+on CPUs or older GPUs; there, and where int4's groups or dtype are none of its kernels', it runs the dense model on
+exactly the values of the learner's forward pass. Codes and scales are what travels in either case.
 """
 
 from __future__ import annotations
@@ -38,15 +38,18 @@ class WeightLoader(Protocol):
         ...
 
 
-def choose_weight_loader(config: Config) -> WeightLoader:
-    """Return the loader with which every machine's vLLM runs the student that `config` describes."""
-    if explain_missing_int4_kernel(config):
+def choose_weight_loader(config: Config, missing_kernel: str = "") -> WeightLoader:
+    """Return the loader with which vLLM runs the student that `config` describes.
+
+    `missing_kernel`: why the machine has no 4-bit kernel at all; empty where it has one.
+    """
+    if explain_missing_int4_kernel(config) or missing_kernel:
         return DenseLoader(make_grid(config.quant, torch_dtype(config.model.dtype)))
     return PackedLoader()
 
 
 def explain_missing_int4_kernel(config: Config) -> str:
-    """Return why vLLM cannot compute with the codes themselves; empty when it can."""
+    """Return why no machine's vLLM computes with the codes themselves; empty where some do."""
     if config.quant.format != "int4":
         return f"{config.quant.format} is not int4"
     if config.quant.group_size not in _VLLM_GROUP_SIZES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -106,11 +107,14 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     def make() -> Engine:
         from rayqd.model.load import context_length
         from rayqd.model.source import student_directory
-        from rayqd.rollout.vllm import VLLMEngine
-        from rayqd.rollout.weights import choose_weight_loader
+        from rayqd.rollout.vllm import VLLMEngine, explain_missing_cpu_kernel
+        from rayqd.rollout.weights import choose_weight_loader, explain_missing_int4_kernel
 
         directory = student_directory(config)
-        weight_loader = choose_weight_loader(config)
+        missing_kernel = "" if explain_missing_int4_kernel(config) else explain_missing_cpu_kernel()
+        if missing_kernel:
+            logging.getLogger(__name__).warning("rollouts run on dequantized weights: %s", missing_kernel)
+        weight_loader = choose_weight_loader(config, missing_kernel)
         return VLLMEngine(
             weight_loader.prepare_checkpoint(directory, config),
             context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),

@@ -1,0 +1,61 @@
+"""CPUs without AVX-512: vLLM's AVX2 library, forced in a process of its own, has no 4-bit kernel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rayqd.config.resolved import to_toml
+from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
+
+FORCE_AVX2 = "import torch; torch.cpu._is_avx512_supported = lambda: False\n"
+ASK = "from rayqd.rollout.vllm import explain_missing_cpu_kernel; print('why:', explain_missing_cpu_kernel())\n"
+WRITE = """
+import sys
+import numpy as np
+from rayqd.config.load import load_config
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.worker import vllm_engine_maker
+engine = vllm_engine_maker(load_config(["@" + sys.argv[1]]), 0.3)()
+ids = np.arange(5, 15, dtype=np.int32)
+request = SamplingRequest(prompt_ids=ids, seed=0, temperature=0.0, min_new_tokens=3, max_new_tokens=3)
+print("wrote:", engine.generate([request])[0].tolist(), type(engine._weight_loader).__name__)
+"""
+
+
+def run(code: str, *arguments: str) -> tuple[str, str]:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_machine_without_the_kernel_takes_dense_weights(tiny_config: Any) -> None:
+    assert isinstance(choose_weight_loader(tiny_config()), PackedLoader)
+    assert isinstance(choose_weight_loader(tiny_config(), "none on this machine"), DenseLoader)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM runs on the GPU")
+@pytest.mark.parametrize("forced", [False, True])
+def test_the_engine_s_own_registry_says_whether_the_kernel_is_there(forced: bool) -> None:
+    output, _ = run(FORCE_AVX2 * forced + ASK)
+    is_there = torch.cpu._is_avx512_supported() and not forced
+    assert ("why: \n" in output) == is_there
+    assert ("why: vLLM's library for this CPU has no cpu_gemm_wna16" in output) == (not is_there)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM runs on the GPU")
+def test_an_engine_on_avx2_writes_with_dense_weights_and_says_why(tiny_config: Any, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(tiny_config()))
+    output, messages = run(FORCE_AVX2 + WRITE, str(file))
+    assert "DenseLoader" in output
+    assert "rollouts run on dequantized weights: vLLM's library for this CPU has no cpu_gemm_wna16" in messages
