@@ -108,12 +108,11 @@ def _run(
 
 def write_results(study: Study, directory: SweepDirectory, console: Console) -> SweepResult:
     """Write and print what the trials have come to."""
-    outcomes = directory.outcomes()
-    result = SweepResult.of(study, outcomes)
+    result = SweepResult.of(study, directory.outcomes())
     directory.finish(result)
     if result.best:
         write_text(directory.path / "best.toml", format_best_toml(study, result.best))
-    write_page(study, outcomes, directory.path)
+    write_page(result, directory.path)
     print_result(console, result, directory.path)
     return result
 

@@ -13,6 +13,7 @@ from rayqd.console.progress import Progress
 from rayqd.errors import ConfigError
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
+from rayqd.sweep.results import SweepResult
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Trial, TrialConfig, TrialReport
 
@@ -85,7 +86,7 @@ class SweepCallback(Callback):
         self._running.pop(number, None)
         self._num_ended += 1
         self._progress.say(f"{line}  ({self._num_ended} of {self._study.num_trials} done)")
-        write_page(self._study, self._directory.outcomes(), self._directory.path)
+        write_page(SweepResult.of(self._study, self._directory.outcomes()), self._directory.path)
         self._status()
 
     def _status(self) -> None:

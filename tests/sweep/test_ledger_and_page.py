@@ -183,7 +183,7 @@ def test_the_table_and_the_result_go_from_best_to_worst(
 def test_the_page_loads_nothing_and_shows_every_trial_and_setting(
     study: Study, directory: SweepDirectory, trials: list[Trial]
 ) -> None:
-    write_page(study, directory.outcomes(), directory.path)
+    write_page(SweepResult.of(study, directory.outcomes()), directory.path)
     text = (directory.path / "report.html").read_text()
     assert not re.search(r"https?://|<link|\bsrc=|@import", text)
     for trial in trials:
@@ -197,9 +197,9 @@ def test_the_page_loads_nothing_and_shows_every_trial_and_setting(
 
 
 def test_a_page_can_be_written_before_anything_is_known(study: Study, directory: SweepDirectory) -> None:
-    write_page(study, directory.outcomes(), directory.path)
+    write_page(SweepResult.of(study, directory.outcomes()), directory.path)
     directory.begin(study.planned_trials()[0])
-    write_page(study, directory.outcomes(), directory.path)
+    write_page(SweepResult.of(study, directory.outcomes()), directory.path)
     assert "0 of 4 trials had ended" in (directory.path / "report.html").read_text()
 
 
