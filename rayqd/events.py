@@ -9,12 +9,15 @@ The lines are flat: `{"event": "step", "step": 12, "loss": 0.15, ..., "num_retri
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import NotRequired, TypedDict
 
 from pydantic import JsonValue, TypeAdapter
+
+from rayqd.metrics.catalogue import STUDENT, LearnerStep, RoleMetrics
+from rayqd.metrics.samples import Sample, make_samples
 
 
 class ArmKind(StrEnum):
@@ -41,6 +44,11 @@ class Arm:
         if self.step is not None:
             return f"{_IN_TRAINING}{self.step}"
         return f"{_LABELS[self.kind]} {self.format.upper()}".rstrip()
+
+    @property
+    def series(self) -> str:
+        """Return what its curve is called; the student is one curve, before and after its last step."""
+        return STUDENT if self.kind is ArmKind.DISTILLED else self.name
 
     @classmethod
     def from_name(cls, name: str) -> Arm:
@@ -119,37 +127,6 @@ class ArmResult:
             bits_per_weight=None if bits is None else _NUMBER.validate_python(bits),
             size_bytes=None if size is None else _INTEGER.validate_python(size),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerStep:
-    """What the learner measured of one optimizer step."""
-
-    step: int  # optimizer steps done, this one included
-    loss: float  # nats a token, over the whole global batch
-    grad_norm: float  # before clipping
-    lr: float  # that the step used
-    num_tokens: int  # of the batch, prompts included
-    num_loss_tokens: int
-    num_on_policy: int  # sequences that the student wrote
-    staleness: int  # versions that the oldest weights behind a rollout lag behind the learner's
-    wait_seconds: float  # for the batch
-    learner_seconds: float  # of work
-    learner_tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleMetrics:
-    """What rollout workers and teachers did for one optimizer step."""
-
-    num_retries: int  # calls repeated because a worker died, since the start
-    num_quarantined: int  # sequences that the teacher has no numbers for, since the start
-    teacher_cache_hits: int  # sequences of the step whose scores were there already
-    teacher_cache_misses: int  # sequences of the step that might have been there, and were not
-    rollout_seconds: float  # of work, summed over the role's actors
-    rollout_tokens_per_second: float | None  # None where the role had nothing to do
-    teacher_seconds: float
-    teacher_tokens_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +231,22 @@ class TimedEvent:
 
     event: Event
     time: float  # seconds since the epoch, by the clock of the controller's node
+
+
+def samples(event: Event) -> Iterator[Sample]:
+    """Yield what `event` says of each metric; a run's last event holds an evaluation of every arm."""
+    match event:
+        case StepEvent():
+            yield from make_samples("step", event.values())
+        case EvalEvent():
+            yield from make_samples("eval", asdict(event.fidelity), event.arm.series)
+        case FinishedEvent():
+            for row in event.rows:
+                yield from make_samples("eval", asdict(row.fidelity), row.arm.series)
+        case CheckpointEvent():
+            yield from make_samples("checkpoint", {"step": event.step})
+        case _:
+            return
 
 
 def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:

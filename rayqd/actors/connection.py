@@ -21,7 +21,7 @@ from rayqd.actors.topology import list_cluster_nodes, list_local_nodes
 from rayqd.cluster.check import load_valid_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
-from rayqd.console.quiet import unheard
+from rayqd.console.quiet import silence_stderr
 from rayqd.errors import ConfigError, PlacementError
 from rayqd.runs.environment import ClusterSize
 
@@ -80,7 +80,7 @@ def connect(config: Config) -> Iterator[Cluster]:
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
-        with unheard():
+        with silence_stderr():
             ray.shutdown()
 
 

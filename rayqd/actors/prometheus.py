@@ -6,8 +6,9 @@ import asyncio
 
 from ray.util.metrics import Counter, Gauge
 
-from rayqd.events import Event
-from rayqd.metrics.catalogue import METRICS, PREFIX, Metric, Sample, samples
+from rayqd.events import Event, samples
+from rayqd.metrics.catalogue import METRICS, PREFIX, Metric
+from rayqd.metrics.samples import Sample
 
 _REPEAT_SECONDS = 1.0  # far below RAY_metrics_report_interval_ms, 10 s unless somebody sets it
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.job import runtime_env_of_the_job
-from rayqd.console.quiet import quiet_environment
+from rayqd.console.quiet import quiet_env_vars
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -20,7 +20,7 @@ def make_runtime_env(config: Config, *, ships_package: bool) -> dict[str, Any]:
     """
     settled = runtime_env_of_the_job()
     taken = settled.get("env_vars", {})
-    variables = quiet_environment() | _train_environment(config)
+    variables = quiet_env_vars() | _train_environment(config)
     wanted: dict[str, Any] = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
     if ships_package and not (_carries_package(settled) or {"py_modules", "excludes"} & settled.keys()):
         wanted |= {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}

@@ -20,7 +20,7 @@ from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.resolved import setting_value, with_absolute_paths
 from rayqd.config.sections.markers import ChangesCompletions
 from rayqd.config.settings import settings_with
-from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress, duration
 from rayqd.console.say import say
 from rayqd.data.completion_file import CompletionFile, Summary
@@ -125,7 +125,7 @@ class AnswerJob:
         self.is_done = first is None
         self._left = chain([first], left) if first else left
 
-    def run(self, generator: CompletionSource, writing: WritingProgress) -> None:
+    def run(self, generator: CompletionSource, writing: GenerationProgress) -> None:
         """Generate the answers; each row is in the file as soon as its completion is there."""
 
         def keep(row: int, completion: IntArray) -> None:
@@ -161,7 +161,7 @@ def _run(
         with BatchGenerator(renamed, cluster, **options) as generator:
             progress.status(f"starting {config.rollout.num_workers} engine(s)")
             progress.say(f"engines ready after {generator.wait_until_ready():.0f} s")
-            writing = WritingProgress(progress, job.num_prompts, job.num_before)
+            writing = GenerationProgress(progress, job.num_prompts, job.num_before)
             job.run(generator, writing)
     rate = writing.num_tokens / writing.seconds
     progress.say(f"wrote {writing.num_written:,} answers in {duration(writing.seconds)}, {rate:,.0f} tok/s")

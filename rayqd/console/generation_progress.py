@@ -9,7 +9,7 @@ from rayqd.console.progress import Progress, duration
 _PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 
 
-class WritingProgress:
+class GenerationProgress:
     """A line that changes in a terminal, elsewhere a line now and then: `120/200 answers  tok/s 312  eta 0:21`."""
 
     def __init__(self, progress: Progress, num_answers: int, num_before: int = 0) -> None:

@@ -18,7 +18,7 @@ from rayqd.metrics.catalogue import METRICS
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
 _BAR_WIDTH = 30
-SILENCE_SECONDS = (60.0, 120.0, 300.0, 600.0)  # after which it is told; from the last on at every multiple of it
+INACTIVITY_SECONDS = (60.0, 120.0, 300.0, 600.0)  # after which it is reported; from the last on at every multiple
 _MAX_NAMES = 4
 
 
@@ -45,25 +45,26 @@ class Progress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         say(self.console, text)
 
     def status(self, text: str) -> None:
-        """What is going on; replaces the last status in a terminal, is silent elsewhere."""
+        """Show what is going on in place of the last status; only in a terminal."""
         if self._live and text != self._last_status:
             self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
         self._last_status = text
 
     def bar(self, text: str, done: int, total: int) -> None:
-        """How far something is that is no training: `calibrating AWQ ━━━━━╌╌╌╌╌ 15/30`."""
+        """Show how far something is that is no training: `calibrating AWQ ━━━━━╌╌╌╌╌ 15/30`."""
         filled = _BAR_WIDTH * done // total
         self.status(f"{text} {'━' * filled}{'╌' * (_BAR_WIDTH - filled)} {done}/{total}")
 
     def begin_steps(self) -> None:
+        """Start to measure the time that steps take."""
         self._step_times.append(self._clock())
 
     def step(self, event: StepEvent) -> None:
-        """A finished optimizer step."""
+        """Show a finished optimizer step."""
         self._step_times.append(self._clock())
         line = step_line(event, self._num_steps, self._eta_seconds(event.step))
         if self._live:
@@ -78,26 +79,26 @@ class Progress:
         return mean * (self._num_steps - step)
 
 
-class Silence:
-    """How long nothing has been heard, told at growing distances: a long step is nothing unusual for a large model."""
+class InactivityTimer:
+    """How long nothing has happened, reported at growing distances: large models have long steps."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self.end()
+        self.reset()
 
-    def end(self) -> None:
-        """Something was heard."""
+    def reset(self) -> None:
+        """Start anew: something has happened."""
         self._began = self._clock()
-        self._num_told = 0
+        self._num_reported = 0
 
-    def to_tell(self) -> float | None:
-        """The seconds of it, where it has become long enough to be told again."""
+    def seconds_to_report(self) -> float | None:
+        """Return the seconds since the last reset, if they are due to be reported once more; else None."""
         seconds = self._clock() - self._began
-        *first, again = SILENCE_SECONDS
-        num_due = sum(seconds >= each for each in first) + int(seconds // again)
-        if num_due <= self._num_told:
+        *first, again = INACTIVITY_SECONDS
+        num_due = sum(seconds >= threshold for threshold in first) + int(seconds // again)
+        if num_due <= self._num_reported:
             return None
-        self._num_told = num_due
+        self._num_reported = num_due
         return seconds
 
 

@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def quiet_libraries(*, progress: bool = False) -> Iterator[None]:
+def quiet_libraries(*, progress: bool = False) -> Generator[None]:
     """Silence transformers, compressed-tensors and the hub client; `progress` leaves download bars on.
 
     Some of their bars cannot be turned off, only kept from the terminal.
@@ -46,8 +46,8 @@ def _standard_error(*, shown: bool) -> contextlib.AbstractContextManager[object]
     return contextlib.nullcontext() if shown else contextlib.redirect_stderr(io.StringIO())
 
 
-def quiet_environment() -> dict[str, str]:
-    """Environment of every process of a run: no usage statistics, no tokenizer forks, no bars in log files."""
+def quiet_env_vars() -> dict[str, str]:
+    """Return a run's environment variables: no usage statistics, no tokenizer forks, no bars in log files."""
     return {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,7 +58,7 @@ def quiet_environment() -> dict[str, str]:
 
 
 def quiet_driver() -> None:
-    """For the process that owns the terminal; to be called before anything large is imported."""
+    """Silence the libraries of the process that owns the terminal; to be called before anything large is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("ray", "ray.autoscaler", "torchao", "torch.utils._pytree", "transformers", "datasets", "bitsandbytes"):
@@ -66,8 +66,8 @@ def quiet_driver() -> None:
 
 
 @contextlib.contextmanager
-def output_to(file: Path) -> Iterator[None]:
-    """What this process and its libraries print goes to `file`; vLLM and torch's C++ talk past Python's streams."""
+def output_to(file: Path) -> Generator[None]:
+    """Send what this process and its libraries print to `file`; vLLM and torch's C++ talk past Python's streams."""
     streams = (sys.stdout, sys.stderr)
     kept = [os.dup(stream.fileno()) for stream in streams]
     try:
@@ -84,8 +84,8 @@ def output_to(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
-    """What C++ writes to this process's stderr is dropped: Ray says there what it could not do while it was ended."""
+def silence_stderr() -> Generator[None]:
+    """Drop what C++ writes to this process's stderr: Ray says there what it could not do while it was ended."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "w") as nothing:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rayqd.actors.run_actors import RunActors
 from rayqd.config import Config
-from rayqd.console.progress import Progress, Silence, duration, eval_line, waiting_line
+from rayqd.console.progress import InactivityTimer, Progress, duration, eval_line, waiting_line
 from rayqd.errors import PlacementError, StorageError, WorkerError
 from rayqd.events import (
     ArmResult,
@@ -51,7 +51,7 @@ class Monitor:
         self._learner_ready = False
         self._training = self._stopped = self._finished = False
         self._step = 0
-        self._silence = Silence()
+        self._inactivity = InactivityTimer()
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
@@ -60,11 +60,11 @@ class Monitor:
         """Return the next event of one of `kinds`, once everything before it is shown and kept."""
         try:
             while True:
-                self._look_at_starting_roles()
+                self._check_starting_roles()
                 for event in self._new_events(_POLL_SECONDS):
                     if isinstance(event, kinds):
                         return event
-                self._tell_silence()
+                self._report_inactivity()
         except KeyboardInterrupt:
             self._stop()
             raise
@@ -99,11 +99,11 @@ class Monitor:
             self._num_seen += 1
             self._keep(timed)
             self._show(timed.event)
-            self._silence.end()
+            self._inactivity.reset()
             yield timed.event
 
-    def _tell_silence(self) -> None:
-        if self._training and (seconds := self._silence.to_tell()):
+    def _report_inactivity(self) -> None:
+        if self._training and (seconds := self._inactivity.seconds_to_report()):
             step = self._step + 1 if self._step < self._config.learner.steps else None
             self._progress.say(waiting_line(step, self._actors.list_awaited_workers(), seconds))
 
@@ -165,7 +165,7 @@ class Monitor:
         except StorageError as error:
             self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
 
-    def _look_at_starting_roles(self) -> None:
+    def _check_starting_roles(self) -> None:
         for name, seconds in self._actors.collect_ready().items():
             self._start_seconds[name] = seconds
             self._progress.say(_ready(name, seconds, self._actors.node_of(name)))

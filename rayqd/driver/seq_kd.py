@@ -19,7 +19,7 @@ import numpy as np
 from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
 from rayqd.actors.connection import Cluster
 from rayqd.config import Config
-from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data import ExampleSet, make_plan
 from rayqd.data.detokenize import end_token_ids
@@ -64,7 +64,7 @@ def generate_teacher_completions(
             with _start_teacher(config, cluster, make_engine) as generator:
                 progress.status("starting the teacher's engine")
                 progress.say(f"the teacher's engine ready after {generator.wait_until_ready():.0f} s")
-                writing = WritingProgress(progress, len(examples), len(completions))
+                writing = GenerationProgress(progress, len(examples), len(completions))
                 completions |= generate_completions(missing, ends, config, generator, lines, writing)
             progress.say(
                 f"the teacher wrote {writing.num_written:,} completions, {writing.num_tokens:,} tokens, "
@@ -93,7 +93,7 @@ def generate_completions(
     config: Config,
     generator: CompletionSource,
     lines: JsonlFile[TeacherRow],
-    writing: WritingProgress,
+    writing: GenerationProgress,
 ) -> dict[int, IntArray]:
     """Return the completion of each example, by row of its source; each is in `lines` as soon as it is there."""
     completions: dict[int, IntArray] = {}

@@ -1,16 +1,15 @@
-"""Every metric there is: what it is called, what it measures, and which field of which event it comes from.
+"""Every metric there is: what a step measures, what it is called, and which field of which event it comes from.
 
 The series in Prometheus (`rayqd/actors/prometheus.py`), the Grafana dashboard, the line in the terminal, the curves of
-the report and the table in docs/dashboard.md are all made from METRICS.
+the report and the table in docs/dashboard.md are all made from METRICS. A new metric is a field and an entry here, and
+its value where it is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
-
-from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Event, FinishedEvent, StepEvent
 
 PREFIX = "rayqd_"
 ROLES = ("rollout", "teacher", "learner")
@@ -37,28 +36,51 @@ class Metric:
 
     @property
     def series(self) -> str:
-        """What Ray's endpoint calls it: Ray puts "ray_" before, and "_total" after what counts."""
+        """Return what Ray's endpoint calls it: Ray puts "ray_" before, and "_total" after what counts."""
         return f"ray_{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """Return the names of the labels that tell its series apart."""
         return ("run", "role", "arm") if self.by_arm else ("run", "role")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """A value of a metric."""
+class LearnerStep:
+    """What the learner measured of one optimizer step."""
 
-    metric: Metric
-    value: float
-    tags: dict[str, str] = field(default_factory=dict[str, str])  # all but the run
+    step: int  # optimizer steps done, this one included
+    loss: float  # nats a token, over the whole global batch
+    grad_norm: float  # before clipping
+    lr: float  # that the step used
+    num_tokens: int  # of the batch, prompts included
+    num_loss_tokens: int
+    num_on_policy: int  # sequences that the student wrote
+    staleness: int  # versions that the oldest weights behind a rollout lag behind the learner's
+    wait_seconds: float  # for the batch
+    learner_seconds: float  # of work
+    learner_tokens_per_second: float
 
 
-def _of_learner(name: str) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleMetrics:
+    """What rollout workers and teachers did for one optimizer step."""
+
+    num_retries: int  # calls repeated because a worker died, since the start
+    num_quarantined: int  # sequences that the teacher has no numbers for, since the start
+    teacher_cache_hits: int  # sequences of the step whose scores were there already
+    teacher_cache_misses: int  # sequences of the step that might have been there, and were not
+    rollout_seconds: float  # of work, summed over the role's actors
+    rollout_tokens_per_second: float | None  # None where the role had nothing to do
+    teacher_seconds: float
+    teacher_tokens_per_second: float | None
+
+
+def _learner_field(name: str) -> dict[str, str]:
     return {"learner": name}
 
 
-def _of_roles(suffix: str) -> dict[str, str]:
+def _role_fields(suffix: str) -> dict[str, str]:
     return {role: f"{role}_{suffix}" for role in ROLES}
 
 
@@ -69,7 +91,7 @@ METRICS = (
         unit="steps",
         help="Optimizer steps done.",
         group="Progress",
-        fields=_of_learner("step"),
+        fields=_learner_field("step"),
         form=",.0f",
     ),
     Metric(
@@ -78,7 +100,7 @@ METRICS = (
         unit="steps",
         help="The step that a run which dies now goes on from.",
         group="Progress",
-        fields=_of_learner("step"),
+        fields=_learner_field("step"),
         event="checkpoint",
         form=",.0f",
     ),
@@ -88,7 +110,7 @@ METRICS = (
         unit="nats a token",
         help="Divergence that the step trained on, over the tokens of the whole batch.",
         group="Quality",
-        fields=_of_learner("loss"),
+        fields=_learner_field("loss"),
         label="loss",
         form=".4f",
     ),
@@ -98,7 +120,7 @@ METRICS = (
         unit="nats a token",
         help="Forward KL of the student to the teacher on the held-out rows, over the full vocabulary.",
         group="Quality",
-        fields=_of_learner("kl_to_teacher"),
+        fields=_learner_field("kl_to_teacher"),
         event="eval",
         by_arm=True,
         form=".4f",
@@ -109,7 +131,7 @@ METRICS = (
         unit="share",
         help="Share of the held-out tokens at which the likeliest token is the teacher's.",
         group="Quality",
-        fields=_of_learner("top1_agreement"),
+        fields=_learner_field("top1_agreement"),
         event="eval",
         by_arm=True,
         form=".1%",
@@ -120,7 +142,7 @@ METRICS = (
         unit="",
         help="Perplexity on the held-out rows.",
         group="Quality",
-        fields=_of_learner("perplexity"),
+        fields=_learner_field("perplexity"),
         event="eval",
         by_arm=True,
         form=".3f",
@@ -131,7 +153,7 @@ METRICS = (
         unit="",
         help="Learning rate that the step used.",
         group="Quality",
-        fields=_of_learner("lr"),
+        fields=_learner_field("lr"),
         form=".2g",
     ),
     Metric(
@@ -140,7 +162,7 @@ METRICS = (
         unit="",
         help="Norm of the gradient, before clipping.",
         group="Quality",
-        fields=_of_learner("grad_norm"),
+        fields=_learner_field("grad_norm"),
         form=".3g",
     ),
     Metric(
@@ -149,7 +171,7 @@ METRICS = (
         unit="tokens/s",
         help="Tokens that a worker of the role writes, reads or trains on, in the time that it works.",
         group="Speed",
-        fields=_of_roles("tokens_per_second"),
+        fields=_role_fields("tokens_per_second"),
         label="tok/s",
         form=",.0f",
     ),
@@ -159,7 +181,7 @@ METRICS = (
         unit="s",
         help="Time worked for the steps, summed over the role's workers.",
         group="Speed",
-        fields=_of_roles("seconds"),
+        fields=_role_fields("seconds"),
         kind="counter",
         rate="Workers at work",
         form=".1f",
@@ -170,7 +192,7 @@ METRICS = (
         unit="s",
         help="Time that the learner waited for its batches.",
         group="Speed",
-        fields=_of_learner("wait_seconds"),
+        fields=_learner_field("wait_seconds"),
         kind="counter",
         rate="Share of time that the learner waits",
         form=".1f",
@@ -181,7 +203,7 @@ METRICS = (
         unit="tokens",
         help="Completion tokens that the loss was taken over.",
         group="Speed",
-        fields=_of_learner("num_loss_tokens"),
+        fields=_learner_field("num_loss_tokens"),
         kind="counter",
         rate="Trained tokens a second",
         form=",.0f",
@@ -214,7 +236,7 @@ METRICS = (
         unit="sequences",
         help="Sequences of the step's batch that the student wrote.",
         group="Data",
-        fields=_of_learner("num_on_policy"),
+        fields=_learner_field("num_on_policy"),
         form=",.0f",
     ),
     Metric(
@@ -223,7 +245,7 @@ METRICS = (
         unit="versions",
         help="How far the oldest weights behind the step's rollouts lag behind the learner.",
         group="Data",
-        fields=_of_learner("staleness"),
+        fields=_learner_field("staleness"),
         label="staleness",
         form=",.0f",
     ),
@@ -257,34 +279,5 @@ _BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def metric(name: str) -> Metric:
+    """Return the metric of that name; raises KeyError where there is none."""
     return _BY_NAME[name]
-
-
-def samples(event: Event) -> Iterator[Sample]:
-    """Yield what `event` says of each metric; a run's last event holds an evaluation of every arm."""
-    match event:
-        case StepEvent():
-            yield from _samples("step", event.values())
-        case EvalEvent():
-            yield from _samples("eval", asdict(event.fidelity), event.arm)
-        case FinishedEvent():
-            for row in event.rows:
-                yield from _samples("eval", asdict(row.fidelity), row.arm)
-        case CheckpointEvent():
-            yield from _samples("checkpoint", {"step": event.step})
-        case _:
-            return
-
-
-def _samples(event: str, values: Mapping[str, float | None], arm: Arm | None = None) -> Iterator[Sample]:
-    for each in METRICS:
-        if each.event == event:
-            tags = {"arm": series_name(arm)} if arm else {}
-            for role, name in each.fields.items():
-                if (value := values.get(name)) is not None:
-                    yield Sample(metric=each, value=value, tags={"role": role, **tags})
-
-
-def series_name(arm: Arm) -> str:
-    """Return the arm's name; the student is one series, whatever its evaluations are called."""
-    return STUDENT if arm.kind is ArmKind.DISTILLED else arm.name

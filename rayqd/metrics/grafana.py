@@ -17,7 +17,7 @@ _SELECTED = '{run=~"$run"}'
 
 
 def dashboard() -> Json:
-    """Everything of it; the runs to look at are chosen at its top."""
+    """Return the whole of it; the runs to look at are chosen at its top."""
     return {
         "uid": "rayqd",
         "title": "rayqd",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from rayqd.events import RecordedEvent, StepEvent
-from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric, samples
+from rayqd.events import RecordedEvent, StepEvent, samples
+from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric
 from rayqd.report.chart import Line, Point, draw_line_chart
 
 _COLOUR = {"learner": 0, "rollout": 1, "teacher": 2, STUDENT: 0}

@@ -16,7 +16,6 @@ from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.result_table import how_to_run, short_path
 from rayqd.events import ArmKind, ArmResult, EvalEvent, RecordedEvent, StepEvent
-from rayqd.metrics.catalogue import series_name
 from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import arrange_charts
@@ -52,7 +51,7 @@ class Run:
         """Return the result's arms, or those that are known, of the student its newest evaluation."""
         if self.result:
             return self.result.rows
-        newest = {series_name(e.arm): e for e in self.events if isinstance(e, EvalEvent)}
+        newest = {e.arm.series: e for e in self.events if isinstance(e, EvalEvent)}
         return [ArmResult(arm=event.arm, fidelity=event.fidelity) for event in newest.values()]
 
 

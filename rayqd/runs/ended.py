@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ class AbnormalExit:
 
 
 @contextlib.contextmanager
-def record_abnormal_exit(run_dir: Path) -> Iterator[None]:
+def record_abnormal_exit(run_dir: Path) -> Generator[None]:
     """Keep in `ended.json` what breaks off the body, which is raised again.
 
     What an earlier attempt left is removed first. A process that is killed leaves nothing.

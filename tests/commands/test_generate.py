@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rayqd.commands.generate import AnswerJob, generate, resolve_model
 from rayqd.config import Config
-from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data.completion_file import CompletionFile
 from rayqd.data.detokenize import end_token_ids
@@ -63,7 +63,7 @@ def answer(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> Any:
             job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)
             progress = Progress(Console(file=io.StringIO()), 0)
             if not job.is_done:
-                job.run(generator, WritingProgress(progress, job.num_prompts, job.num_before))
+                job.run(generator, GenerationProgress(progress, job.num_prompts, job.num_before))
             file.finish(prompts.order)
         return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 

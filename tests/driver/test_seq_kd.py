@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rayqd.config import Config
-from rayqd.console.generation_progress import WritingProgress
+from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data import load_run_data, make_plan
 from rayqd.data.jsonl import JsonlFile
@@ -45,8 +45,8 @@ class Teacher:
         assert len(self.requests) == num_requests
 
 
-def writing() -> WritingProgress:
-    return WritingProgress(Progress(Console(file=io.StringIO()), 0), 1)
+def writing() -> GenerationProgress:
+    return GenerationProgress(Progress(Console(file=io.StringIO()), 0), 1)
 
 
 @pytest.fixture

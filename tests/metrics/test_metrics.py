@@ -10,8 +10,8 @@ import pytest
 
 from rayqd.cli import main
 from rayqd.console.progress import step_line
-from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent
-from rayqd.metrics.catalogue import METRICS, Metric, metric, samples
+from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent, samples
+from rayqd.metrics.catalogue import METRICS, Metric, metric
 from rayqd.metrics.grafana import dashboard
 from tests.example_events import eval_event, fidelity, step_event
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,36 +86,33 @@ class Folder:
 
     def directories(self) -> list[str]:
         """Return the names of the directories here that are whole."""
-        from pyarrow.fs import FileSelector, FileType
-
+        fs = _pyarrow_fs()
         with _storage_errors(self._uri, "listed"):
-            entries = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
-            names = [entry.base_name for entry in entries if entry.type == FileType.Directory]
+            entries = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+            names = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory]
             manifests = self._filesystem.get_file_info([f"{self._path}/{name}/{MANIFEST}" for name in names])
-        return sorted(name for name, file in zip(names, manifests, strict=True) if file.type == FileType.File)
+        return sorted(name for name, file in zip(names, manifests, strict=True) if file.type == fs.FileType.File)
 
     def put(self, directory: Path, name: str) -> None:
         """Upload `directory` as `name`, in place of what is there."""
-        from pyarrow.fs import LocalFileSystem, copy_files
-
+        fs = _pyarrow_fs()
         self.remove(name)
         with _storage_errors(f"{self}/{name}", "written"):
             files = sorted(file for file in directory.rglob("*") if file.is_file())
             sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
             if not self._is_object_store:
                 self._filesystem.create_dir(f"{self._path}/{name}", recursive=True)
-            copy_files(str(directory), f"{self._path}/{name}", LocalFileSystem(), self._filesystem)
+            fs.copy_files(str(directory), f"{self._path}/{name}", fs.LocalFileSystem(), self._filesystem)
         self.write(f"{name}/{MANIFEST}", json.dumps({"files": sizes}, indent=2).encode())
 
     def get(self, name: str, directory: Path) -> None:
         """Download `name` as `directory`, which is whole or absent too."""
-        from pyarrow.fs import LocalFileSystem, copy_files
-
+        fs = _pyarrow_fs()
         manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise StorageError(f"{self}/{name}: is not there, or was never finished")
         with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
-            copy_files(f"{self._path}/{name}", str(partial), self._filesystem, LocalFileSystem())
+            fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
             for file, size in json.loads(manifest)["files"].items():
                 if (num_bytes := (partial / file).stat().st_size) != size:
                     raise StorageError(f"{self}/{name}/{file}: has {num_bytes} bytes of {size}; remove {self}/{name}")
@@ -122,14 +120,13 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a directory, whole or not; nothing happens where there is none."""
-        from pyarrow.fs import FileType
-
+        fs = _pyarrow_fs()
         path = f"{self._path}/{name}"
         with _storage_errors(f"{self}/{name}", "removed"):
             manifest, directory = self._filesystem.get_file_info([f"{path}/{MANIFEST}", path])
-            if manifest.type == FileType.File:
+            if manifest.type == fs.FileType.File:
                 self._filesystem.delete_file(f"{path}/{MANIFEST}")
-            if directory.type == FileType.Directory:
+            if directory.type == fs.FileType.Directory:
                 self._filesystem.delete_dir(path)
 
     def _write(self, path: str, content: bytes) -> None:
@@ -142,26 +139,27 @@ def redact(uri: str) -> str:
     return uri.partition("?")[0]
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
-    from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
-    from pyarrow.lib import ArrowInvalid
+def _pyarrow_fs() -> Any:
+    """Import pyarrow.fs, which takes a while and ships no types."""
+    return import_module("pyarrow.fs")
 
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    fs = _pyarrow_fs()
     try:
-        return FileSystem.from_uri(uri)
-    except ArrowInvalid as unknown:
+        return fs.FileSystem.from_uri(uri)
+    except ValueError as unknown:
         if "Unrecognized filesystem type" not in str(unknown):
             raise
-        from fsspec.core import url_to_fs
-
         try:
-            filesystem, path = url_to_fs(uri)
+            filesystem, path = import_module("fsspec.core").url_to_fs(uri)
         except ValueError:
             raise unknown from None
-        return PyFileSystem(FSSpecHandler(filesystem)), path
+        return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 
 @contextmanager
-def _storage_errors(location: str, action: str) -> Iterator[None]:
+def _storage_errors(location: str, action: str) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # pyarrow's are all of these

@@ -1,30 +1,30 @@
 """When a long wait is told, and in which words."""
 
-from rayqd.console.progress import Silence, waiting_line
+from rayqd.console.progress import InactivityTimer, waiting_line
 
 
-def test_a_silence_is_told_after_1_2_5_and_10_minutes_and_then_every_10() -> None:
+def test_a_timer_is_told_after_1_2_5_and_10_minutes_and_then_every_10() -> None:
     now = 0.0
-    silence = Silence(clock=lambda: now)
+    timer = InactivityTimer(clock=lambda: now)
     told: list[float] = []
     for second in range(60 * 40 + 1):
         now = float(second)
-        if seconds := silence.to_tell():
+        if seconds := timer.seconds_to_report():
             told.append(seconds / 60)
     assert told == [1, 2, 5, 10, 20, 30, 40]
 
 
-def test_a_silence_that_nobody_looked_at_is_told_once_and_ends_with_the_next_word() -> None:
+def test_a_timer_that_nobody_looked_at_is_told_once_and_ends_with_the_next_word() -> None:
     now = 0.0
-    silence = Silence(clock=lambda: now)
+    timer = InactivityTimer(clock=lambda: now)
     now = 400.0
-    assert silence.to_tell() == 400
-    assert silence.to_tell() is None
-    silence.end()
+    assert timer.seconds_to_report() == 400
+    assert timer.seconds_to_report() is None
+    timer.reset()
     now = 459.0
-    assert silence.to_tell() is None
+    assert timer.seconds_to_report() is None
     now = 460.0
-    assert silence.to_tell() == 60
+    assert timer.seconds_to_report() == 60
 
 
 def test_the_line_names_whom_the_step_waits_for() -> None:
