@@ -1,4 +1,4 @@
-"""How far a model is with its answers."""
+"""How far a model is with its completions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class GenerationProgress:
 
     @property
     def seconds(self) -> float:
+        """Return the seconds since the first."""
         return time.monotonic() - self._began
 
     def written(self, num_tokens: int) -> None:
-        """One more answer."""
+        """Count one more completion, of `num_tokens`."""
         self.num_written += 1
         self.num_tokens += num_tokens
         line = self._line()

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong before a single process is started."""
+"""Checks of all that can be found wrong before a single process is started."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     tokenizer = load_tokenizer(directory)
     teacher = teacher_directory(config)
     if config.teacher.name:
-        _same_vocabulary(tokenizer, load_tokenizer(teacher), config)
+        _check_same_vocabulary(tokenizer, load_tokenizer(teacher), config)
     vocab_size = common_vocab_size(directory, teacher)
-    _payload_fits(config, len(tokenizer), vocab_size)
+    _check_payload(config, len(tokenizer), vocab_size)
     if trains:
         check_payload(config, vocab_size)
-    _room(config, sum(p.numel() for p in model.parameters()), trains)
+    _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
 
 
@@ -66,7 +66,7 @@ def summary(data: ExampleSet) -> str:
     return ", ".join([f"{len(data.examples)} rows of {data.source}", *left_out])
 
 
-def _same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
+def _check_same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
@@ -80,7 +80,7 @@ def _same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
     )
 
 
-def _payload_fits(config: Config, num_tokens: int, vocab_size: int) -> None:
+def _check_payload(config: Config, num_tokens: int, vocab_size: int) -> None:
     """`num_tokens` of the tokenizer, `vocab_size` ids that both heads have."""
     if num_tokens > vocab_size:
         raise ModelError(
@@ -94,8 +94,8 @@ def _payload_fits(config: Config, num_tokens: int, vocab_size: int) -> None:
         )
 
 
-def _room(config: Config, num_parameters: int, trains: bool) -> None:
-    """An export, and the checkpoints: adapters with two moments in float32, or the weights with theirs."""
+def _check_free_space(config: Config, num_parameters: int, trains: bool) -> None:
+    """Check that the disk has room for an export and checkpoints: what is trained with its two moments, in float32."""
     trained = num_parameters if config.adapter.kind == "none" else num_parameters // 10
     checkpoints = (config.checkpoint.keep + 1) * trained * 12 if trains else 0
     needed = num_parameters * 2 + checkpoints

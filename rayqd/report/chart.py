@@ -62,9 +62,11 @@ class Plot:
         return "M" + "L".join(f"{self.x(x):g} {self.y(y):g}" for x, y in points)
 
     def x_at(self, position: float) -> float:
+        """Return the x in the drawing of `position`, 0 at the left end and 1 at the right one."""
         return round(self.left + self.inset + position * (self.right - self.left - 2 * self.inset), 1)
 
     def y_at(self, position: float) -> float:
+        """Return the y in the drawing of `position`, 0 at the bottom and 1 at the top."""
         return round(self.bottom - position * (self.bottom - self.top), 1)
 
 

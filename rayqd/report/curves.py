@@ -56,7 +56,7 @@ def _chart(shown: Metric, values: Values, *, from_zero: bool = False, smoothed: 
 
 
 def _of_evaluations(values: Values, num_steps: int) -> Markup:
-    """The student from where its training starts, beside the arms that are not trained."""
+    """Draw the student from where its training starts, beside the arms that are not trained."""
     shown = metric("kl_to_teacher")
     arms = {arm: points for (name, arm), points in values.items() if name == shown.name and arm != STUDENT}
     start = [list(arms.values())[-1][-1]] if arms else []  # training starts from the last of them

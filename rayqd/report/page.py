@@ -34,7 +34,7 @@ class Figure:
 
 
 def page(title: str, body: Iterable[Markup], footer: str = "", *, styles: str = "", scripts: str = "") -> str:
-    """The whole file; `styles` and `scripts` are what it needs beside those of every page."""
+    """Return the whole file; `styles` and `scripts` are what it needs beside those of every page."""
     return str(
         Markup(
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -46,6 +46,7 @@ def page(title: str, body: Iterable[Markup], footer: str = "", *, styles: str = 
 
 
 def header(kicker: str, title: str, lead: str | Markup, notice: str | Markup = "") -> Markup:
+    """Return the head of a page; `notice` stands out, where there is one."""
     warned = Markup('<p class="notice">{}</p>').format(notice) if notice else EMPTY
     return Markup('<header>\n<p class="kicker">{}</p>\n<h1>{}</h1>\n<p class="lead">{}</p>\n{}</header>').format(
         kicker, title, lead, warned
@@ -53,6 +54,7 @@ def header(kicker: str, title: str, lead: str | Markup, notice: str | Markup = "
 
 
 def figures(shown: Sequence[Figure]) -> Markup:
+    """Return numbers side by side, large."""
     one = Markup(
         '<div><dt>{}</dt><dd class="value">{}{}</dd><dd class="beside">{}</dd></div>',
     )
@@ -62,7 +64,7 @@ def figures(shown: Sequence[Figure]) -> Markup:
 
 
 def section(title: str, *body: Markup, note: str | Markup = "") -> Markup:
-    """A heading, a line under it, and what belongs there."""
+    """Return a heading, a line under it, and what belongs there."""
     about = Markup('<p class="note">{}</p>\n').format(note) if note else EMPTY
     return Markup("<section>\n<h2>{}</h2>\n{}{}\n</section>").format(title, about, joined(body, "\n"))
 
@@ -88,7 +90,7 @@ def table(
 
 
 def bars(rows: Sequence[tuple[str, Sequence[float], str | Markup]], total: float, colours: Sequence[int]) -> Markup:
-    """A horizontal bar a row: its name, its parts on a scale that ends at `total`, and what stands behind it."""
+    """Draw a horizontal bar a row: its name, its parts on a scale that ends at `total`, and what stands behind it."""
     cells: list[Markup] = []
     for (name, parts, text), colour in zip(rows, colours, strict=True):
         drawn = joined(
@@ -106,26 +108,28 @@ def bars(rows: Sequence[tuple[str, Sequence[float], str | Markup]], total: float
 
 
 def columns(*parts: Markup) -> Markup:
-    """Side by side where there is room."""
+    """Put `parts` side by side where there is room."""
     return Markup('<div class="columns">{}</div>').format(joined(parts))
 
 
 def code(text: str) -> Markup:
+    """Return a block of code, which keeps its line breaks."""
     return Markup("<pre><code>{}</code></pre>").format(text)
 
 
 def inline_code(text: str) -> Markup:
-    """May break behind dots, slashes and underscores, where there is no room for all of it."""
+    """Return code in a line, which may break behind dots, slashes and underscores where room is short."""
     breakable = re.sub(r"([./_]+)(?=.)", r"\1<wbr>", str(Markup.escape(text)))
     return Markup("<code>{}</code>").format(Markup(breakable))
 
 
 def details(summary: str, *body: Markup) -> Markup:
-    """Folded until somebody asks for it."""
+    """Fold `body` away until somebody asks for it."""
     return Markup("<details><summary>{}</summary>{}</details>").format(summary, joined(body))
 
 
 def joined(parts: Iterable[Markup], between: str = "") -> Markup:
+    """Concatenate `parts`; `between` them goes markup, not text."""
     return Markup(between).join(parts)
 
 

@@ -13,7 +13,7 @@ from rayqd.report.page import bars
 
 
 def busy(steps: Sequence[StepEvent], config: Config) -> Markup:
-    """A bar a role, as long as the steps took; the learner's has its waiting behind its work."""
+    """Draw a bar a role, as long as the steps took; the learner's has its waiting behind its work."""
     trained = sum(step.learner.learner_seconds for step in steps)
     waited = sum(step.learner.wait_seconds for step in steps)
     total = trained + waited

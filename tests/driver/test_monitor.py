@@ -1,0 +1,123 @@
+"""The monitor shows and keeps each event once, in order, and gives back the one that was waited for."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rayqd.console.progress import Progress
+from rayqd.driver.monitor import Monitor
+from rayqd.events import (
+    CheckpointEvent,
+    EvalEvent,
+    Event,
+    FinishedEvent,
+    NoticeEvent,
+    QuarantineEvent,
+    ReadyEvent,
+    StartEvent,
+    StatusEvent,
+    StoppedEvent,
+    TimedEvent,
+)
+from rayqd.runs.directory import RunDirectory
+from tests.example_events import arm_result, eval_event, step_event
+
+
+class RecordedActors:
+    """A run's processes, of which only the events are left; `interrupt_at` is when the user presses Ctrl-C."""
+
+    def __init__(self, events: Sequence[Event], interrupt_at: int | None = None) -> None:
+        self._events = [TimedEvent(event=event, time=100.0 + i) for i, event in enumerate(events)]
+        self._interrupt_at = interrupt_at
+        self.stop_requested = False
+
+    def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
+        if after == self._interrupt_at and not self.stop_requested:
+            raise KeyboardInterrupt
+        return self._events[after : after + 3 if self._interrupt_at is None else after + 1]
+
+    def stop(self) -> None:
+        self.stop_requested = True
+
+    def collect_ready(self) -> dict[str, float]:
+        return {}
+
+    def list_unplaced(self) -> list[str]:
+        return []
+
+    list_starting = list_awaited_workers = list_unplaced
+
+    def role_seconds(self) -> dict[str, float]:
+        return {"rollout": 1.25, "teacher": 0.0}
+
+
+class NoReport:
+    def write(self) -> None: ...
+
+
+@pytest.fixture
+def monitored(tiny_config: Any) -> Any:
+    """A function that returns the monitor of such actors, what it prints to, and the run's directory."""
+    opened: list[RunDirectory] = []
+
+    def monitor(actors: RecordedActors) -> tuple[Monitor, io.StringIO, Path]:
+        config, output = tiny_config(), io.StringIO()
+        opened.append(RunDirectory(config))
+        given: Any = (actors, config, opened[0], Progress(Console(file=output, width=160), 4), NoReport())
+        return Monitor(*given), output, config.run_dir
+
+    yield monitor
+    opened[0].close()
+
+
+QUARANTINED = QuarantineEvent(
+    step=2, index=1, on_policy=True, policy_version=1, prompt_ids=(5, 6), completion_ids=(7, 2)
+)
+RUN = [
+    ReadyEvent(role="learner", step=-1, node="node-1"),
+    StatusEvent(text="calibrating"),
+    eval_event("GPTQ INT4", 0.5),
+    StartEvent(step=0),
+    step_event(1, learner_seconds=2.0),
+    CheckpointEvent(step=1, path="somewhere"),
+    NoticeEvent(text="teacher-0 died"),
+    QUARANTINED,
+    step_event(2, learner_seconds=3.0),
+    FinishedEvent(rows=(arm_result("teacher", 0.0), arm_result("distilled INT4", 0.25))),
+]
+
+
+def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(monitored: Any) -> None:
+    monitor, output, run_dir = monitored(RecordedActors(RUN))
+    assert monitor.until(EvalEvent, FinishedEvent) == RUN[2]
+    finished = monitor.until(EvalEvent, FinishedEvent)
+    assert finished == RUN[-1]
+    lines = output.getvalue().splitlines()
+    assert lines[0].startswith("learner ready after 0 s on node-1")
+    assert lines[1] == "GPTQ INT4: KL to teacher 0.5000, perplexity 10.500"
+    assert [line.split("  ")[0] for line in lines[2:]] == [
+        "step 1/4", "teacher-0 died", "step 2: the teacher answered inf or nan to sequence 1; left out", "step 2/4",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["event"], row["step"], row["time"]) for row in rows] == [
+        ("eval", 0, 102.0), ("step", 1, 104.0), ("step", 2, 108.0),
+    ]  # fmt: skip
+    assert json.loads((run_dir / "quarantine.jsonl").read_text())["completion_ids"] == [7, 2]
+    result = monitor.result(finished.rows, num_steps=2, total_seconds=9.04)
+    assert result.seconds == {"total": 9.0, "rollout": 1.2, "teacher": 0.0, "learner": 5.0}
+
+
+def test_ctrl_c_waits_until_the_learner_has_kept_its_last_step(monitored: Any) -> None:
+    events = [*RUN[:5], step_event(2), StoppedEvent(step=2), *RUN[-1:]]
+    actors = RecordedActors(events, interrupt_at=5)
+    monitor, output, run_dir = monitored(actors)
+    with pytest.raises(KeyboardInterrupt):
+        monitor.until(FinishedEvent)
+    assert actors.stop_requested
+    assert output.getvalue().splitlines()[-1] == "stopped after step 2, of which a checkpoint is kept"
+    assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
