@@ -118,10 +118,10 @@ async def test_a_death_is_told_once_whatever_was_in_flight_and_so_is_that_the_en
     calls += [workers.call("echo", number, num_returns=2) for number in range(3)]
     done = asyncio.gather(*calls)
     await asyncio.sleep(0)
-    assert workers.busy == ["rollout-0"]
+    assert workers.busy_workers == ["rollout-0"]
     await done
     assert workers.num_retries == 4
-    assert workers.busy == []
+    assert workers.busy_workers == []
     died, back = heard
     assert re.fullmatch(r"rollout-0 died \(.+\); it is started again, its work is done again", died)
     assert "unavailable" not in died
@@ -138,7 +138,7 @@ async def test_an_actor_that_does_not_come_back_is_told(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
     assert heard[0].startswith("rollout-0 died (The actor died unexpectedly before finishing this task.); ")
     assert heard[1] == "rollout-0 does not come back (The actor died unexpectedly before finishing this task.)"
-    assert workers.busy == []
+    assert workers.busy_workers == []
 
 
 def lost_object() -> Any:
