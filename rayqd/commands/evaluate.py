@@ -20,7 +20,7 @@ from rayqd.console.benchmark_table import print_benchmarks
 from rayqd.console.say import say
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
-from rayqd.evals.benchmarks import TEACHER, Arm, Bench
+from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
 from rayqd.evals.fidelity import score, student_fidelity, teacher_fidelity
 from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.events import Fidelity
@@ -78,8 +78,8 @@ class _Evaluation:
     ) -> None:
         self._path, self._config, self._checked = path, config, checked
         self._console = console
-        self._bench = Bench(benchmarks, load_tokenizer(checked.directory), self._say) if benchmarks else None
-        self._arms: dict[str, Arm] = {}
+        self._runner = BenchmarkRunner(benchmarks, load_tokenizer(checked.directory), self._say) if benchmarks else None
+        self._arms: dict[str, ModelScores] = {}
 
     def run(self) -> Evaluation:
         path, config = self._path, self._config
@@ -91,17 +91,17 @@ class _Evaluation:
             f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f} "
             f"(teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} held-out tokens"
         )
-        benchmarks = self._run_benchmarks(self._bench, model) if self._bench else []
+        benchmarks = self._run_benchmarks(self._runner, model) if self._runner else []
         evaluation = Evaluation(path=str(path), model=fidelity, teacher=teacher, benchmarks=benchmarks)
         self._keep(evaluation)
         return evaluation
 
-    def _run_benchmarks(self, bench: Bench, model: PreTrainedModel) -> list[BenchmarkRow]:
-        student = bench.scores("student", lambda: model)
+    def _run_benchmarks(self, runner: BenchmarkRunner, model: PreTrainedModel) -> list[BenchmarkRow]:
+        student = runner.score("student", lambda: model)
         if self._config.eval.rtn:
-            self._rounded(bench)
+            self._rounded(runner)
         self._arms["student"] = student  # the last row of the table
-        rows = bench.compare(self._arms)
+        rows = runner.compare(self._arms)
         print_benchmarks(self._console, rows)
         return rows
 
@@ -111,12 +111,12 @@ class _Evaluation:
         directory = teacher_directory(config)
         teacher = load_model(directory, config.model.dtype)
         rows = score(examples, Teacher(teacher, config.teacher.max_batch_tokens))
-        if self._bench:
-            self._arms[TEACHER] = self._bench.scores(TEACHER, lambda: teacher, self._identity(directory))
+        if self._runner:
+            self._arms[TEACHER] = self._runner.score(TEACHER, lambda: teacher, self._identity(directory))
         head = output_head(teacher)
         return rows, head, teacher_fidelity(head, rows)
 
-    def _rounded(self, bench: Bench) -> None:
+    def _rounded(self, runner: BenchmarkRunner) -> None:
         config, directory = self._config, self._checked.directory
         plain = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
 
@@ -124,7 +124,7 @@ class _Evaluation:
             return Student(load_model(directory, config.model.dtype), plain, trainable=False).to_plain_model()
 
         name = untrained_arm("rtn", config.quant).name
-        self._arms[name] = bench.scores(name, load, [*self._identity(directory), config.quant.model_dump_json()])
+        self._arms[name] = runner.score(name, load, [*self._identity(directory), config.quant.model_dump_json()])
 
     def _identity(self, directory: Path) -> list[str]:
         """Return what a model's answers depend on, besides the question."""
@@ -137,7 +137,7 @@ class _Evaluation:
             return
         name = self._path.resolve().name
         _write(run_dir / EVALS / f"{name}.json", evaluation.to_json())
-        if self._bench:
+        if self._runner:
             _write(benchmarks_file(run_dir, name), self._benchmarks_file(evaluation))
             if self._path.resolve() in (run_dir, run_dir / EXPORT):
                 _publish_benchmarks(run_dir)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 TEACHER = "teacher"
 
-Arm = Mapping[str, Scores]  # a model's scores by benchmark
+ModelScores = Mapping[str, Scores]  # a model's scores by benchmark
 
 
-class Bench:
+class BenchmarkRunner:
     """Runs models on the benchmarks."""
 
     def __init__(self, benchmarks: Sequence[Benchmark], tokenizer: Any, say: Callable[[str], None]) -> None:
@@ -33,7 +33,7 @@ class Bench:
         self._tokenizer = tokenizer
         self._say = say
 
-    def scores(self, name: str, load: Callable[[], PreTrainedModel], identity: Sequence[str] = ()) -> Arm:
+    def score(self, name: str, load: Callable[[], PreTrainedModel], identity: Sequence[str] = ()) -> ModelScores:
         """Score the model that `load` returns, which is called only if something is left to run.
 
         `identity` says all that the scores depend on besides the benchmarks; with it they are kept for the next time.
@@ -54,7 +54,7 @@ class Bench:
                 _write_cache(files[benchmark.name], scores)
         return arm
 
-    def compare(self, arms: Mapping[str, Arm]) -> list[BenchmarkRow]:
+    def compare(self, arms: Mapping[str, ModelScores]) -> list[BenchmarkRow]:
         """Return a row for each metric of each task and group; `arms` by name, among them the teacher's."""
         rows: list[BenchmarkRow] = []
         for benchmark in self._benchmarks:
