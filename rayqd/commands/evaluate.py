@@ -24,8 +24,8 @@ from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
 from rayqd.evals.fidelity import score, student_fidelity, teacher_fidelity
 from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.events import Fidelity
-from rayqd.export.card import CARD_NAME
 from rayqd.export.load import is_export, load_export
+from rayqd.export.model_card import CARD_NAME
 from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.initialization import Initialization, untrained_arm

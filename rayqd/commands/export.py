@@ -19,12 +19,12 @@ from rayqd.console.say import say
 from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from rayqd.events import ArmResult
-from rayqd.export.digest import others
-from rayqd.export.load import kind_of, load_export, read_parts
-from rayqd.export.parts import Parts
+from rayqd.export.digest import find_differing_layers
+from rayqd.export.load import load_export, read_kind, read_quantized_model
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
-from rayqd.export.verify import MAX_KL, compare, divergence, token_logprobs
-from rayqd.export.write import Kind, check_kind, export, kind_named, usual_kind, write
+from rayqd.export.verify import MAX_KL, compare, compute_token_logprobs, measure_divergence
+from rayqd.export.write import Kind, check_kind, default_kind, export, parse_kind, write
 from rayqd.files import directory_bytes
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.initialization import Initialization
@@ -64,8 +64,8 @@ def export_run(
     """Export the run, or with `verify` check the export that is there; returns the exit code, 1 where it differs."""
     console = console or Console()
     config = _of_run(run_dir, config)
-    kind = kind_named(kind_name) if kind_name else usual_kind(config.quant)
-    directory = out or run_dir / (EXPORT if kind == usual_kind(config.quant) else f"{EXPORT}-{kind}")
+    kind = parse_kind(kind_name) if kind_name else default_kind(config.quant)
+    directory = out or run_dir / (EXPORT if kind == default_kind(config.quant) else f"{EXPORT}-{kind}")
     only_verify = verify and directory.exists() and not overwrite
     if not only_verify:
         _check_replaceable(directory, overwrite)
@@ -106,18 +106,18 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
     rollouts, why_not = _heldout(config)
     checks.append(_divergence(trained, model, rollouts, config, why_not))
     sequences = _sequences(rollouts)
-    expected = [token_logprobs(model, ids) for ids in sequences]
-    kind = kind_of(directory)
+    expected = [compute_token_logprobs(model, ids) for ids in sequences]
+    kind = read_kind(directory)
     reason = explain_missing_vllm(kind, config) or why_not
     if sequences and config.model.dtype != "float32":
         for parameter in model.parameters():
             parameter.data = parameter.data.float()
-        exact = [token_logprobs(model, ids) for ids in sequences]  # the yardstick for the kernels below
+        exact = [compute_token_logprobs(model, ids) for ids in sequences]  # the yardstick for the kernels below
         checks.append(measure_logprob_change(config.model.dtype, expected, exact, "its rounding beside float32"))
     del model, trained
     if kind == "bitsandbytes" and sequences:
         own = load_export(directory, config.model.dtype, dense=False)
-        checks.append(measure_logprob_change(kind, [token_logprobs(own, ids) for ids in sequences], expected))
+        checks.append(measure_logprob_change(kind, [compute_token_logprobs(own, ids) for ids in sequences], expected))
         del own
     gc.collect()
     if torch.cuda.is_available():
@@ -157,17 +157,17 @@ def _check_replaceable(directory: Path, overwrite: bool) -> None:
     if not directory.exists() or (directory.is_dir() and next(directory.iterdir(), None) is None):
         return
     try:
-        kind_of(directory)
+        read_kind(directory)
     except (ModelError, ConfigError):
         raise StorageError(f"{directory} is there and is no export, so it stays: choose another --out") from None
     if not overwrite:
         raise StorageError(f"{directory} exists already; add --overwrite to replace it, or choose another --out")
 
 
-def _exported_parts(run_dir: Path, config: Config) -> Parts:
+def _exported_parts(run_dir: Path, config: Config) -> QuantizedModel:
     if not (run_dir / EXPORT).is_dir():
         raise RunError(f"{run_dir} has neither a checkpoint nor an export yet: let the run come that far")
-    return read_parts(run_dir / EXPORT, config)
+    return read_quantized_model(run_dir / EXPORT, config)
 
 
 def _rows(run_dir: Path) -> Sequence[ArmResult]:
@@ -204,7 +204,7 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
 
 
 def _as_trained(trained: Trained, model: Any) -> Check:
-    differing = others(trained.digests, model.state_dict())
+    differing = find_differing_layers(trained.digests, model.state_dict())
     count = len(trained.digests)
     text = f"{count - len(differing)} of {count} layers have the digests that training left (SHA-256)"
     return Check(
@@ -231,7 +231,7 @@ def _divergence(
     if not rollouts:
         return Check(name="KL", text=why_not)
     with trained.student.as_exported():
-        kl, num_tokens = divergence(trained.student.model, model, rollouts, config.learner.microbatch_tokens)
+        kl, num_tokens = measure_divergence(trained.student.model, model, rollouts, config.learner.microbatch_tokens)
     text = f"{kl:.1e} nats a token to the trained model over {num_tokens:,} held-out tokens (at most {MAX_KL:g})"
     return Check(name="KL", text=text, passed=kl <= MAX_KL, value=kl)
 

@@ -27,7 +27,7 @@ from rayqd.data.completion_file import CompletionFile, Summary
 from rayqd.data.detokenize import Detokenizer, end_token_ids
 from rayqd.data.prompts import Prompt, Prompts
 from rayqd.errors import ConfigError, DataError, ModelError
-from rayqd.export.load import is_export, kind_of
+from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import context_length, load_tokenizer
 from rayqd.model.source import local_directory
 from rayqd.rollout.engine import SamplingRequest
@@ -64,7 +64,7 @@ def generate(
     config = with_absolute_paths(config)
     resolved = resolve_model(model, config)
     directory = local_directory(resolved.name, resolved.revision)
-    if is_export(directory) and (kind := kind_of(directory)) != "compressed-tensors":
+    if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, which vLLM does not load; name another model")
     out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
     if out.suffix != ".jsonl":

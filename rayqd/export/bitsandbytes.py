@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.destination import export_directory
-from rayqd.export.parts import Parts
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
 from rayqd.quant import Quantized, pack, unpack
@@ -30,13 +31,13 @@ _STATE = "weight.quant_state.bitsandbytes__"
 _REQUIRED = ("weight.absmax", "weight.quant_map")
 
 
-def quantization_config(quant: QuantConfig, *, dtype: torch.dtype, skipped: list[str]) -> dict[str, Any]:
-    """The `quantization_config` of config.json; `skipped` are the layers that stay dense."""
+def make_quantization_config(quant: QuantConfig, *, dtype: torch.dtype, skipped: list[str]) -> dict[str, JsonValue]:
+    """Return the `quantization_config` of config.json; `skipped` are the layers that stay dense."""
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": True,
         "load_in_8bit": False,
-        "llm_int8_skip_modules": skipped,
+        "llm_int8_skip_modules": [*skipped],
         "bnb_4bit_compute_dtype": _name(dtype),
         "bnb_4bit_quant_type": quant.format,
         "bnb_4bit_use_double_quant": quant.double_quant,
@@ -44,30 +45,30 @@ def quantization_config(quant: QuantConfig, *, dtype: torch.dtype, skipped: list
     }
 
 
-def write_parts(
-    parts: Parts, directory: Path, *, overwrite: bool = True, max_shard_bytes: int = MAX_SHARD_BYTES
+def write_model(
+    model: QuantizedModel, directory: Path, *, overwrite: bool = True, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> int:
     """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
-    dense = parts.stored_dense()
-    num_bytes = sum(t.numel() * parts.dtype.itemsize for t in dense.values())
-    num_bytes += sum(q.codes.numel() // 2 + q.scales.nbytes for q in parts.quantized.values())
+    dense = model.dense_to_store()
+    num_bytes = sum(t.numel() * model.dtype.itemsize for t in dense.values())
+    num_bytes += sum(q.codes.numel() // 2 + q.scales.nbytes for q in model.quantized.values())
     with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
-        config = quantization_config(parts.quant, dtype=parts.dtype, skipped=_skipped(parts))
-        parts.save_around(scratch, config)
-        write_shards(_tensors(dense, parts), scratch, max_shard_bytes)
+        config = make_quantization_config(model.quant, dtype=model.dtype, skipped=_dense_layers(model))
+        model.save_metadata(scratch, config)
+        write_shards(_tensors(dense, model), scratch, max_shard_bytes)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 
 
-def layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors of a layer by what follows its name and a dot. A loader gets values in `dtype`."""
+def make_layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a layer by what follows its name and a dot. A loader gets values in `dtype`."""
     packed, codebook = pack(quantized, quant.format), FORMATS[quant.format].codebook
     assert codebook is not None
-    state: dict[str, Any] = {
+    state: dict[str, JsonValue] = {
         "quant_type": quant.format,
         "blocksize": quant.group_size,
         "dtype": _name(dtype),
-        "shape": list(quantized.codes.shape),
+        "shape": [*quantized.codes.shape],
     }
     tensors = {
         "weight": packed["weight_packed"].reshape(-1, 1),
@@ -87,7 +88,7 @@ def layer_tensors(quantized: Quantized, quant: QuantConfig, dtype: torch.dtype) 
 
 
 def read_quantized(directory: Path) -> dict[str, Quantized]:
-    """The codes of a checkpoint by layer. Raises ModelError when it has none or cannot be read."""
+    """Read the codes of a checkpoint by layer. Raises ModelError when it has none or cannot be read."""
     layers: dict[str, dict[str, Tensor]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         for name, tensor in _layer_tensors(file):
@@ -99,11 +100,11 @@ def read_quantized(directory: Path) -> dict[str, Quantized]:
         missing = [part for part in ("weight", *_REQUIRED) if part not in tensors]
         if missing:
             raise ModelError(f"{directory} is incomplete: {layer} lacks {', '.join(missing)}; write it again")
-    return {layer: _unpacked(tensors) for layer, tensors in layers.items()}
+    return {layer: _unpack_layer(tensors) for layer, tensors in layers.items()}
 
 
 def _layer_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Those of quantized layers: their codes are the only uint8 among what ends in weight."""
+    """Yield the tensors of quantized layers: their codes are the only uint8 among what ends in weight."""
     try:
         with cast(Any, safe_open)(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -114,7 +115,7 @@ def _layer_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"cannot read {file}: {error}; write it again") from error
 
 
-def _unpacked(tensors: Mapping[str, Tensor]) -> Quantized:
+def _unpack_layer(tensors: Mapping[str, Tensor]) -> Quantized:
     (state_name,) = (name for name in tensors if name.startswith(_STATE))
     state = json.loads(bytes(tensors[state_name].tolist()))
     num_rows = state["shape"][0]
@@ -127,19 +128,19 @@ def _unpacked(tensors: Mapping[str, Tensor]) -> Quantized:
     return unpack(packed)
 
 
-def _tensors(dense: Mapping[str, Tensor], parts: Parts) -> Iterator[tuple[str, Tensor]]:
-    """Everything to write, made one at a time."""
+def _tensors(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield everything to write, made one at a time."""
     for name, tensor in dense.items():
-        yield name, parts.stored(tensor)
-    for layer, weight in parts.quantized.items():
-        for part, tensor in layer_tensors(weight, parts.quant, parts.dtype).items():
+        yield name, model.to_stored(tensor)
+    for layer, weight in model.quantized.items():
+        for part, tensor in make_layer_tensors(weight, model.quant, model.dtype).items():
             yield f"{layer}.{part}", tensor
 
 
-def _skipped(parts: Parts) -> list[str]:
-    """Every dense matrix by its layer's full name: transformers would take the ends of names for whole ones."""
-    layers = [name.removesuffix(".weight") for name, t in parts.dense.items() if t.dim() == 2]
-    return [layer for layer in layers if layer not in parts.quantized]
+def _dense_layers(model: QuantizedModel) -> list[str]:
+    """Name every dense matrix by its layer's full name: transformers would take the ends of names for whole ones."""
+    layers = [name.removesuffix(".weight") for name, t in model.dense.items() if t.dim() == 2]
+    return [layer for layer in layers if layer not in model.quantized]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.destination import export_directory
-from rayqd.export.parts import Parts
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
 from rayqd.quant import pack, unpack
@@ -33,35 +34,40 @@ REQUIRED_PARTS = [("weight_packed", "weight_scale", known.own_part) for known in
 PACKED_PARTS = (*{part for required in REQUIRED_PARTS for part in required}, "weight_zero_point")
 
 
-def quantization_config(quant: QuantConfig) -> dict[str, Any]:
-    """The `quantization_config` of config.json.
+def make_quantization_config(quant: QuantConfig) -> dict[str, JsonValue]:
+    """Return the `quantization_config` of config.json.
 
     compressed-tensors compares whole names, so an entry of `quant.ignore` that may be the last parts of a name is
     written twice: as it is, and as a pattern.
     """
-    ignore = [*quant.ignore, *(rf"re:.*\.{re.escape(entry)}$" for entry in quant.ignore)]
+    ignore: list[JsonValue] = [*quant.ignore, *(rf"re:.*\.{re.escape(entry)}$" for entry in quant.ignore)]
     known = FORMATS[quant.format]
     symmetric = quant.rule != "asymmetric"
-    weights = {"num_bits": 4, "symmetric": symmetric, "group_size": quant.group_size, **known.scheme_weights}
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    weights: dict[str, JsonValue] = {
+        "num_bits": 4,
+        "symmetric": symmetric,
+        "group_size": quant.group_size,
+        **known.scheme_weights,
+    }
+    unquantized: dict[str, JsonValue] = {"input_activations": None, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
         "format": known.scheme,
         "quantization_status": "compressed",
         "ignore": ignore,
-        "config_groups": {"group_0": group},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, **unquantized}},
     }
 
 
-def write_parts(
-    parts: Parts, directory: Path, *, overwrite: bool = True, max_shard_bytes: int = MAX_SHARD_BYTES
+def write_model(
+    model: QuantizedModel, directory: Path, *, overwrite: bool = True, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> int:
     """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
-    dense = parts.stored_dense()
-    num_bytes = sum(_stored_bytes(dense, parts))
+    dense = model.dense_to_store()
+    num_bytes = sum(_stored_bytes(dense, model))
     with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
-        parts.save_around(scratch, quantization_config(parts.quant))
-        write_shards(_tensors(dense, parts), scratch, max_shard_bytes)
+        model.save_metadata(scratch, make_quantization_config(model.quant))
+        write_shards(_tensors(dense, model), scratch, max_shard_bytes)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 
@@ -86,20 +92,20 @@ def write_checkpoint(
 
     Raises StorageError, leaving nothing behind, when the files cannot be written.
     """
-    parts = Parts(
+    model = QuantizedModel(
         config=config,
         generation_config=generation_config,
         dense=dense,
         quantized=quantized,
         quant=quant,
-        dtype=dtype or _usual_dtype(dense, quantized, quant),
+        dtype=dtype or _default_dtype(dense, quantized, quant),
         tokenizer=tokenizer,
     )
-    return write_parts(parts, directory, max_shard_bytes=max_shard_bytes)
+    return write_model(model, directory, max_shard_bytes=max_shard_bytes)
 
 
 def read_quantized(directory: Path) -> dict[str, Quantized]:
-    """The codes of a checkpoint by layer. Raises ModelError when it has none, or a layer lacks a part."""
+    """Read the codes of a checkpoint by layer. Raises ModelError when it has none, or a layer lacks a part."""
     layers: dict[str, dict[str, Tensor]] = {}
     for file in sorted(directory.glob("*.safetensors")):
         for name, tensor in _packed_tensors(file):
@@ -124,24 +130,24 @@ def _packed_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"cannot read {file}: {error}; write it again") from error
 
 
-def _usual_dtype(dense: Mapping[str, Tensor], quantized: Mapping[str, Quantized], quant: QuantConfig) -> torch.dtype:
+def _default_dtype(dense: Mapping[str, Tensor], quantized: Mapping[str, Quantized], quant: QuantConfig) -> torch.dtype:
     if quant.format == "int4":
         return next(iter(quantized.values())).scales.dtype
     return next(tensor.dtype for tensor in dense.values() if tensor.is_floating_point())
 
 
-def _tensors(dense: Mapping[str, Tensor], parts: Parts) -> Iterator[tuple[str, Tensor]]:
-    """Everything to write, made one at a time."""
+def _tensors(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield everything to write, made one at a time."""
     for name, tensor in dense.items():
-        yield name, parts.stored(tensor)
-    for layer, weight in parts.quantized.items():
-        for part, tensor in pack(weight, parts.quant.format).items():
+        yield name, model.to_stored(tensor)
+    for layer, weight in model.quantized.items():
+        for part, tensor in pack(weight, model.quant.format).items():
             yield f"{layer}.{part}", tensor.cpu().contiguous()
 
 
-def _stored_bytes(dense: Mapping[str, Tensor], parts: Parts) -> Iterator[int]:
+def _stored_bytes(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[int]:
     for tensor in dense.values():
-        yield tensor.numel() * (parts.dtype.itemsize if tensor.is_floating_point() else tensor.dtype.itemsize)
-    for weight in parts.quantized.values():
+        yield tensor.numel() * (model.dtype.itemsize if tensor.is_floating_point() else tensor.dtype.itemsize)
+    for weight in model.quantized.values():
         zero_points = 0 if weight.zero_points is None else weight.zero_points.numel() // 2
         yield weight.codes.numel() // 2 + weight.scales.nbytes + zero_points

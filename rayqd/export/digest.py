@@ -17,8 +17,8 @@ from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 
 
-def digests(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) -> dict[str, Tensor]:
-    """SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model.
+def digest_layers(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) -> dict[str, Tensor]:
+    """Return the SHA-256 of each quantized layer's values, uint8 [32], by its name in the original model.
 
     Collective: `gather` returns the full tensor of a sharded weight.
     """
@@ -26,16 +26,16 @@ def digests(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) 
 
 
 def digest(values: Tensor) -> Tensor:
-    """SHA-256 of the bits of a weight, uint8 [32]."""
+    """Return the SHA-256 of the bits of a weight, uint8 [32]."""
     bits = hashlib.sha256(to_wire(values + 0.0).bits.tobytes()).digest()  # -0.0 is 0.0
     return torch.frombuffer(bytearray(bits), dtype=torch.uint8)
 
 
-def others(recorded: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
-    """Layers of `recorded` whose weight, found in `weights` under `{layer}.weight`, is missing or another."""
+def find_differing_layers(recorded: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
+    """Return the layers of `recorded` whose weight, `{layer}.weight` in `weights`, is missing or has another digest."""
 
-    def is_other(layer: str) -> bool:
+    def differs(layer: str) -> bool:
         values = weights.get(f"{layer}.weight")
         return values is None or not torch.equal(digest(values), recorded[layer].cpu())
 
-    return [layer for layer in recorded if is_other(layer)]
+    return [layer for layer in recorded if differs(layer)]

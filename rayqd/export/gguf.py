@@ -25,7 +25,7 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.destination import export_directory
 from rayqd.export.gguf_tokenizer import add_tokenizer
-from rayqd.export.parts import Parts
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.files import directory_bytes
 from rayqd.quant import Quantized
 
@@ -53,7 +53,7 @@ class GGUFTensor:
 
 
 def check_gguf(quant: QuantConfig, model_type: str) -> None:
-    """Raises ConfigError when a model with this grid and of this architecture has no place in a Q4_0 file."""
+    """Raise ConfigError when a model with this grid and of this architecture has no place in a Q4_0 file."""
     if quant.format != "int4" or quant.rule == "asymmetric" or quant.group_size != BLOCK:
         raise ConfigError(
             f"GGUF Q4_0 holds int4 in groups of {BLOCK} without zero points, not {quant.format} in groups of "
@@ -63,35 +63,35 @@ def check_gguf(quant: QuantConfig, model_type: str) -> None:
         raise ConfigError(f"GGUF export knows {', '.join(ARCHITECTURES)}, not {model_type}")
 
 
-def write_gguf(parts: Parts, directory: Path, *, overwrite: bool = True) -> int:
+def write_gguf(model: QuantizedModel, directory: Path, *, overwrite: bool = True) -> int:
     """Write `directory` with one file, `model-Q4_0.gguf`; returns its bytes.
 
     Raises ConfigError where the format has no place for the model, and ModelError, naming the layer, at a scale that
     float16 cannot hold exactly.
     """
-    check_gguf(parts.quant, parts.config.model_type)
-    dense = parts.stored_dense()
-    tensors = list(_tensors(parts, dense))
+    check_gguf(model.quant, model.config.model_type)
+    dense = model.dense_to_store()
+    tensors = list(_tensors(model, dense))
     num_bytes = sum(int(np.prod(tensor.shape)) for tensor in tensors)
     with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
-        parts.save_card(scratch)
-        writer = GGUFWriter(scratch / FILE_NAME, parts.config.model_type)
-        _add_metadata(writer, parts)
-        add_tokenizer(writer, parts.tokenizer, parts.config)
+        model.save_card(scratch)
+        writer = GGUFWriter(scratch / FILE_NAME, model.config.model_type)
+        _add_metadata(writer, model)
+        add_tokenizer(writer, model.tokenizer, model.config)
         for t in tensors:
             writer.add_tensor_info(t.name, t.shape, np.dtype(np.uint8), int(np.prod(t.shape)), raw_dtype=t.type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(_bytes(t, parts, dense))
+            writer.write_tensor_data(_bytes(t, model, dense))
         writer.close()
         written_bytes = directory_bytes(scratch)
     return written_bytes
 
 
-def q4_0_blocks(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
-    """The bytes of a layer, [N, 18·B]. Raises ModelError, naming it, at a scale that float16 cannot hold exactly."""
+def pack_q4_0(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
+    """Pack a layer into its bytes, [N, 18·B]. Raises ModelError, naming it, at a scale that float16 cannot hold."""
     scales = quantized.scales.cpu().float()
     halves = scales.half()
     lost = halves.float() != scales
@@ -108,14 +108,14 @@ def q4_0_blocks(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
     return np.concatenate([d, nibbles], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES)
 
 
-def _tensors(parts: Parts, dense: dict[str, Tensor]) -> Iterator[GGUFTensor]:
-    """Names, shapes and types of all tensors, in the order in which they are written."""
-    names = get_tensor_name_map(ARCHITECTURES[parts.config.model_type], parts.config.num_hidden_layers)
+def _tensors(model: QuantizedModel, dense: dict[str, Tensor]) -> Iterator[GGUFTensor]:
+    """Yield names, shapes and types of all tensors, in the order in which they are written."""
+    names = get_tensor_name_map(ARCHITECTURES[model.config.model_type], model.config.num_hidden_layers)
     for layer, tensor in dense.items():
-        dtype = parts.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
+        dtype = model.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
         shape = (*tensor.shape[:-1], tensor.shape[-1] * dtype.itemsize)
         yield GGUFTensor(name=_name(names, layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
-    for layer, weight in parts.quantized.items():
+    for layer, weight in model.quantized.items():
         num_rows, num_blocks = weight.scales.shape
         name = _name(names, f"{layer}.weight")
         shape = (num_rows, num_blocks * BLOCK_BYTES)
@@ -123,24 +123,24 @@ def _tensors(parts: Parts, dense: dict[str, Tensor]) -> Iterator[GGUFTensor]:
 
 
 def _name(names: Any, name: str) -> str:
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if found is None:
+    gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if gguf_name is None:
         raise ModelError(f"GGUF has no place for the tensor {name}")
-    return found
+    return gguf_name
 
 
-def _bytes(tensor: GGUFTensor, parts: Parts, dense: dict[str, Tensor]) -> NDArray[np.uint8]:
+def _bytes(tensor: GGUFTensor, model: QuantizedModel, dense: dict[str, Tensor]) -> NDArray[np.uint8]:
     if tensor.type == GGMLQuantizationType.Q4_0:
-        rows = q4_0_blocks(parts.quantized[tensor.layer], name=tensor.layer)
+        rows = pack_q4_0(model.quantized[tensor.layer], name=tensor.layer)
     else:
-        values = dense[tensor.layer].detach().cpu().to(parts.dtype)  # F32 holds what the other formats store
+        values = dense[tensor.layer].detach().cpu().to(model.dtype)  # F32 holds what the other formats store
         values = values.float() if values.dim() == 1 else values
         rows = values.contiguous().view(torch.uint8).numpy().reshape(tensor.shape)
-    return np.ascontiguousarray(_in_file_order(rows, tensor, parts.config))
+    return np.ascontiguousarray(_reorder_heads(rows, tensor, model.config))
 
 
-def _in_file_order(rows: NDArray[np.uint8], tensor: GGUFTensor, config: Any) -> NDArray[np.uint8]:
-    """llama.cpp's llama turns neighbouring elements of a head where transformers turns its halves: q and k follow."""
+def _reorder_heads(rows: NDArray[np.uint8], tensor: GGUFTensor, config: Any) -> NDArray[np.uint8]:
+    """Reorder q and k: llama.cpp rotates neighbouring elements of a llama's head, transformers the halves of it."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     num_heads = heads.get(tensor.name.split(".")[-2])
     if config.model_type != "llama" or num_heads is None:
@@ -150,8 +150,8 @@ def _in_file_order(rows: NDArray[np.uint8], tensor: GGUFTensor, config: Any) -> 
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _add_metadata(writer: GGUFWriter, parts: Parts) -> None:
-    config = parts.config
+def _add_metadata(writer: GGUFWriter, model: QuantizedModel) -> None:
+    config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise ConfigError(f"GGUF export does not know the rotary embedding {rope['rope_type']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from gguf import GGUFWriter, TokenType
 
@@ -18,9 +18,44 @@ _SPLITS = {
 }
 
 
+class PreTokenizer(TypedDict, total=False):
+    """How text is split, as tokenizer.json has it: one kind, or a sequence of them."""
+
+    type: str
+    pretokenizers: list[PreTokenizer]
+    use_regex: bool
+    pattern: dict[str, str]
+    individual_digits: bool
+
+
+class BPEModel(TypedDict):
+    """The merges, each "a b" or [a, b], and the tokens' ids."""
+
+    type: str
+    vocab: dict[str, int]
+    merges: list[str | list[str]]
+    byte_fallback: NotRequired[bool]
+
+
+class AddedToken(TypedDict):
+    """A token beside those of the merges."""
+
+    id: int
+    content: str
+    special: bool
+
+
+class TokenizerJson(TypedDict):
+    """What GGUF needs of a tokenizer.json."""
+
+    pre_tokenizer: NotRequired[PreTokenizer | None]
+    model: BPEModel
+    added_tokens: list[AddedToken]
+
+
 def add_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
-    """Raises ModelError when the tokenizer is not a byte-level BPE that llama.cpp has a name for."""
-    described = _described(tokenizer)
+    """Add the tokenizer to the file; raises ModelError where it is no byte-level BPE that llama.cpp knows."""
+    described = _to_json(tokenizer)
     pre = pre_tokenizer_name(described)
     tokens, types = _tokens(described, config.vocab_size)
     writer.add_tokenizer_model("gpt2")
@@ -42,33 +77,32 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Any, config: Any) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def pre_tokenizer_name(described: dict[str, Any]) -> str:
-    """llama.cpp's name of how a tokenizer.json splits text."""
-    steps = described.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
+def pre_tokenizer_name(tokenizer: TokenizerJson) -> str:
+    """Return llama.cpp's name of how a tokenizer.json splits text. Raises ModelError where it has none."""
+    pre_tokenizer: PreTokenizer = tokenizer.get("pre_tokenizer") or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step.get("type") for step in steps]
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        found = _SPLITS.get(steps[0]["pattern"].get("Regex", ""))
-    elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
-        found = "smollm"
+        name = _SPLITS.get(steps[0].get("pattern", {}).get("Regex", ""))
+    elif kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        name = "smollm"
     else:
-        found = "gpt-2" if kinds == ["ByteLevel"] else None
-    if found is None:
+        name = "gpt-2" if kinds == ["ByteLevel"] else None
+    if name is None:
         raise ModelError("the tokenizer splits text in a way that GGUF export has no name for; use compressed-tensors")
-    return found
+    return name
 
 
-def _described(tokenizer: Any) -> dict[str, Any]:
-    """What tokenizer.json says."""
+def _to_json(tokenizer: Any) -> TokenizerJson:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    if described["model"].get("type") != "BPE" or described["model"].get("byte_fallback"):
+    described: TokenizerJson | None = json.loads(backend.to_str()) if backend is not None else None
+    if described is None or described["model"].get("type") != "BPE" or described["model"].get("byte_fallback"):
         raise ModelError("GGUF export takes byte-level BPE tokenizers, and this model's is another kind")
     return described
 
 
-def _tokens(described: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
-    """Token and type of each of the embedding's rows; rows without a token are marked as unused."""
+def _tokens(described: TokenizerJson, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Return token and type of each of the embedding's rows; rows without a token are marked as unused."""
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [int(TokenType.UNUSED)] * vocab_size
     added = {token["id"]: token for token in described["added_tokens"]}

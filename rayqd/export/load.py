@@ -1,8 +1,9 @@
-"""An export read back: as transformers loads it, and as the parts it was written from."""
+"""An export read back: as transformers loads it, and as the quantized model it was written from."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +15,8 @@ from rayqd.config import Config
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
-from rayqd.export.parts import Parts
-from rayqd.export.write import KINDS, Kind, kind_named
+from rayqd.export.quantized_model import QuantizedModel
+from rayqd.export.write import KINDS, Kind, parse_kind
 from rayqd.model import packed_attention
 from rayqd.model.load import device, load_tokenizer, torch_dtype
 
@@ -23,34 +24,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def kind_of(directory: Path) -> Kind:
-    """What kind of export `directory` is. Raises ModelError when it is none."""
+def read_kind(directory: Path) -> Kind:
+    """Return what kind of export `directory` is. Raises ModelError when it is none."""
     if next(directory.glob("*.gguf"), None) is not None:
         return "gguf"
     try:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory} is no export of rayqd's: {error}") from error
-    return kind_named(config.get("quantization_config", {}).get("quant_method", "none"))
+    return parse_kind(config.get("quantization_config", {}).get("quant_method", "none"))
 
 
 def is_export(directory: Path) -> bool:
-    """Whether `load_export` is what loads `directory`: it is one of the kinds that rayqd writes."""
+    """Return whether `load_export` is what loads `directory`: it is one of the kinds that rayqd writes."""
     try:
-        return kind_of(directory) in KINDS
+        return read_kind(directory) in KINDS
     except (ModelError, ConfigError):
         return False
 
 
 def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTrainedModel:
-    """The model as transformers loads it. Raises ModelError when it does not load.
+    """Load the model as transformers does. Raises ModelError when it does not load.
 
     `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels.
     """
-    kind = kind_of(directory)
+    kind = read_kind(directory)
     try:
         with quiet_libraries():
-            model = _loaded(directory, kind, dtype)
+            model = _load(directory, kind, dtype)
             model.eval().requires_grad_(False)
             model.to(device())  # pyright: ignore[reportArgumentType]
             if kind == "bitsandbytes" and dense:
@@ -63,31 +64,36 @@ def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTraine
     return cast(Any, model)
 
 
-def _loaded(directory: Path, kind: Kind, dtype: str) -> Any:
+def _load(directory: Path, kind: Kind, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    options: dict[str, Any] = {"dtype": torch_dtype(dtype), "attn_implementation": packed_attention.NAME}
-    if kind == "gguf":
-        options["gguf_file"] = next(directory.glob("*.gguf")).name
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(directory, **options)
+    from_pretrained = partial(
+        AutoModelForCausalLM.from_pretrained,
+        directory,
+        dtype=torch_dtype(dtype),
+        attn_implementation=packed_attention.NAME,
+    )
+    if kind != "gguf":
+        return from_pretrained()
+    gguf_file = next(directory.glob("*.gguf")).name
+    return from_pretrained(gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
 
 
-def read_parts(directory: Path, config: Config) -> Parts:
-    """The parts of a compressed-tensors or bitsandbytes export of the run that `config` describes."""
+def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
+    """Read a compressed-tensors or bitsandbytes export of the run that `config` describes."""
     from transformers import AutoConfig, GenerationConfig
 
-    kind = kind_of(directory)
+    kind = read_kind(directory)
     if kind == "gguf":
         raise ModelError(f"{directory} is GGUF, from which nothing else is made")
     quantized = (compressed_tensors if kind == "compressed-tensors" else bitsandbytes).read_quantized(directory)
     model_config = AutoConfig.from_pretrained(directory)
     delattr(model_config, "quantization_config")
     has_generation = (directory / "generation_config.json").is_file()
-    return Parts(
+    return QuantizedModel(
         config=model_config,
         generation_config=GenerationConfig.from_pretrained(directory) if has_generation else None,
-        dense=_dense(directory, set(quantized)),
+        dense=_read_dense(directory, set(quantized)),
         quantized=quantized,
         quant=config.quant,
         dtype=torch_dtype(config.model.dtype),
@@ -95,7 +101,7 @@ def read_parts(directory: Path, config: Config) -> Parts:
     )
 
 
-def _dense(directory: Path, quantized: set[str]) -> dict[str, Tensor]:
+def _read_dense(directory: Path, quantized: set[str]) -> dict[str, Tensor]:
     dense: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with cast(Any, safe_open)(file, framework="pt") as tensors:

@@ -14,7 +14,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, max_shard_bytes: int) -> None:
-    """One model.safetensors, or as many as keep each at or below `max_shard_bytes`, with the index.
+    """Write one model.safetensors, or as many as keep each at or below `max_shard_bytes`, with the index.
 
     `tensors` is gone through once, and only one file's worth of them is held.
     """

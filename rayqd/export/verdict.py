@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
@@ -37,10 +37,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Return whether no check failed."""
         return all(check.passed is not False for check in self.checks)
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
+    """Print the table of checks, and the first differing tensors by name."""
     table = Table(title=f"{verdict.directory}: {'verified' if verdict.passed else 'DIFFERS'}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("")
@@ -59,11 +61,9 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
 def write_verdict(directory: Path, verdict: Verdict) -> None:
     """Keep the verdict in verify.json beside `directory`, under its name; those of other exports stay."""
     file = directory.absolute().parent / FILE_NAME
-    found: dict[str, Any] = {}
-    if file.is_file():
-        found = json.loads(file.read_text())
-    found[directory.absolute().name] = {"passed": verdict.passed, **asdict(verdict)}
+    verdicts: dict[str, JsonValue] = json.loads(file.read_text()) if file.is_file() else {}
+    verdicts[directory.absolute().name] = {"passed": verdict.passed, **asdict(verdict)}
     try:
-        file.write_text(json.dumps(found, indent=2) + "\n")
+        file.write_text(json.dumps(verdicts, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"{file} could not be written: {error.strerror}") from error

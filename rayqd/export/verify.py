@@ -33,6 +33,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
+        """Return whether no tensor differs, is missing or too many."""
         return not self.differing
 
 
@@ -42,7 +43,7 @@ def compare(
     dense: Mapping[str, Tensor],
     grid: Grid,
 ) -> Comparison:
-    """Every tensor of `model` beside the values of `quantized` and beside `dense`, dtype included."""
+    """Compare every tensor of `model` with the values of `quantized` and with `dense`, dtype included."""
     loaded = model.state_dict()
     differing: list[str] = []
     layers: list[str] = []
@@ -66,10 +67,10 @@ def compare(
     )
 
 
-def divergence(
+def measure_divergence(
     trained: PreTrainedModel, exported: PreTrainedModel, rollouts: Sequence[Rollout], max_tokens: int
 ) -> tuple[float, int]:
-    """KL(trained‖exported) in nats a token over the completions of `rollouts`, and how many tokens those are."""
+    """Measure KL(trained‖exported) in nats a token over the completions of `rollouts`; return their tokens, too."""
     payloads = Teacher(trained, max_tokens).hidden(rollouts)
     rows = [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
     fidelity = student_fidelity(exported, output_head(exported), output_head(trained), rows, max_tokens)
@@ -77,8 +78,8 @@ def divergence(
 
 
 @torch.no_grad()
-def token_logprobs(model: PreTrainedModel, token_ids: IntArray) -> list[float]:
-    """Log-probability of every token but the first, in nats, as transformers computes it."""
+def compute_token_logprobs(model: PreTrainedModel, token_ids: IntArray) -> list[float]:
+    """Compute the log-probability of every token but the first, in nats, as transformers does."""
     ids = torch.from_numpy(token_ids.astype("int64"))[None].to(next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""A student, or any quantized model in parts, as an export: which writer a format and a wish lead to."""
+"""Write a student, or any quantized model, as an export: the format and --as choose the writer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
 from rayqd.events import ArmResult
 from rayqd.export import bitsandbytes, compressed_tensors
-from rayqd.export.card import model_card, write_card
-from rayqd.export.parts import Parts
+from rayqd.export.model_card import make_model_card, write_card
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.model.student import Student
 from rayqd.quant.formats import FORMATS
 from rayqd.runs.benchmarks import BenchmarkRow
@@ -23,13 +23,13 @@ Kind = Literal["compressed-tensors", "bitsandbytes", "gguf"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def usual_kind(quant: QuantConfig) -> Kind:
-    """What `quant.format` is written as unless something else is asked for."""
+def default_kind(quant: QuantConfig) -> Kind:
+    """Return what `quant.format` is written as unless something else is asked for."""
     return FORMATS[quant.format].container
 
 
-def kind_named(name: str) -> Kind:
-    """Raises ConfigError, with the nearest right name, at another."""
+def parse_kind(name: str) -> Kind:
+    """Return the kind called `name`; raises ConfigError, with the nearest right name, at another."""
     for kind in KINDS:
         if kind == name:
             return kind
@@ -55,10 +55,10 @@ def export(
     the run for the model card. Raises StorageError when it cannot be written, and, unless `overwrite`, when
     `directory` is there; ConfigError when `kind` does not hold the grid.
     """
-    kind = kind or usual_kind(config.quant)
+    kind = kind or default_kind(config.quant)
     check_kind(kind, config, student.model.config.model_type)
-    parts = Parts.of_student(student, source, config.quant)
-    return write(parts, config, directory, kind=kind, overwrite=overwrite, rows=rows, command=command)
+    model = QuantizedModel.from_student(student, source, config.quant)
+    return write(model, config, directory, kind=kind, overwrite=overwrite, rows=rows, command=command)
 
 
 def update_card(
@@ -70,12 +70,12 @@ def update_card(
     command: Literal["distill", "quantize"] = "distill",
 ) -> None:
     """Put the results, known only after the export was measured, into the card of a run's usual export."""
-    kind = usual_kind(config.quant)
-    write_card(directory, model_card(config, kind=kind, rows=rows, benchmarks=benchmarks, command=command))
+    kind = default_kind(config.quant)
+    write_card(directory, make_model_card(config, kind=kind, rows=rows, benchmarks=benchmarks, command=command))
 
 
 def write(
-    parts: Parts,
+    model: QuantizedModel,
     config: Config,
     directory: Path,
     *,
@@ -84,27 +84,27 @@ def write(
     rows: Sequence[ArmResult] = (),
     command: Literal["distill", "quantize"] = "distill",
 ) -> int:
-    """Write `parts` as `kind`, with a model card; `command` is what made them."""
-    check_kind(kind, config, parts.config.model_type)
-    parts = replace(parts, card=model_card(config, kind=kind, rows=rows, command=command))
+    """Write `model` as `kind`, with a model card; `command` is what made it."""
+    check_kind(kind, config, model.config.model_type)
+    model = replace(model, card=make_model_card(config, kind=kind, rows=rows, command=command))
     if kind == "gguf":
         from rayqd.export.gguf import write_gguf
 
-        return write_gguf(parts, directory, overwrite=overwrite)
+        return write_gguf(model, directory, overwrite=overwrite)
     writer = compressed_tensors if kind == "compressed-tensors" else bitsandbytes
-    return writer.write_parts(parts, directory, overwrite=overwrite)
+    return writer.write_model(model, directory, overwrite=overwrite)
 
 
 def check_kind(kind: Kind, config: Config, model_type: str) -> None:
-    """Raises ConfigError when `kind` has no place for the run's grid."""
+    """Raise ConfigError when `kind` has no place for the run's grid."""
     quant = config.quant
     if kind == "gguf":
         from rayqd.export.gguf import check_gguf
 
         check_gguf(quant, model_type)
-    elif kind != usual_kind(quant):
+    elif kind != default_kind(quant):
         formats = " and ".join(form for form, known in FORMATS.items() if known.container == kind)
-        raise ConfigError(f"{kind} holds {formats}, and this run is {quant.format}: use --as {usual_kind(quant)}")
+        raise ConfigError(f"{kind} holds {formats}, and this run is {quant.format}: use --as {default_kind(quant)}")
     elif quant.format == "nvfp4" and config.model.dtype != "bfloat16":
         raise ConfigError(
             f"compressed-tensors unpacks nvfp4 to bfloat16 alone, and this run is {config.model.dtype}: "
@@ -113,5 +113,5 @@ def check_kind(kind: Kind, config: Config, model_type: str) -> None:
 
 
 def weight_bytes(directory: Path) -> int:
-    """Bytes of a checkpoint's safetensors files."""
+    """Return the bytes of a checkpoint's safetensors files."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))

@@ -1,4 +1,7 @@
-"""Checkpoints, which are whole or absent."""
+"""What a checkpoint holds: safetensors files of what is trained, the optimizer's state, and digests of the weights.
+
+A checkpoint is whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _NAME = re.compile(r"step-(\d{6,})$")
 
 
 def step_of(name: str) -> int | None:
-    """The number in a checkpoint's name, `step-000100`; None for any other name."""
+    """Return the number in a checkpoint's name, `step-000100`; None for any other name."""
     match = _NAME.match(name)
     return int(match[1]) if match else None
 
@@ -36,12 +39,13 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, oldest first."""
+        """Return the steps that have a checkpoint, oldest first."""
         if not self.directory.is_dir():
             return []
         return sorted(step for path in self.directory.iterdir() if (step := step_of(path.name)) is not None)
 
     def path(self, step: int) -> Path:
+        """Return the directory of the checkpoint after `step` steps, whether it is there or not."""
         return self.directory / f"step-{step:06d}"
 
     def save(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
@@ -62,7 +66,7 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The sets of tensors in a checkpoint's directory, by name."""
+    """Read the sets of tensors in a checkpoint's directory, by name. Raises RunError where one cannot be read."""
     try:
         return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     except (OSError, SafetensorError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rayqd.export.digest import digests
+from rayqd.export.digest import digest_layers
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 
@@ -51,7 +51,7 @@ class Checkpointer:
     def save(self, step: int) -> Path | None:
         """Write a checkpoint of the learner as it is after `step`; collective, and rank 0 writes."""
         state = self._learner.group.gather_full(self._learner.state_dict())
-        return self._write(step, state, digests(self._learner.student))
+        return self._write(step, state, digest_layers(self._learner.student))
 
     def stop(self) -> int:
         """Save the last step that was done, from any thread, and let no further one change the weights.
@@ -64,7 +64,7 @@ class Checkpointer:
         is_saved = not self._num_steps or self._num_steps in self._checkpoints.steps()
         if not group.all_gather_object(is_saved)[0]:  # only rank 0's directory is sure to have them all
             state = group.gather_full(self._learner.state_dict(), on_side_group=True)
-            self._write(self._num_steps, state, digests(self._learner.student, group.gather_on_side_group))
+            self._write(self._num_steps, state, digest_layers(self._learner.student, group.gather_on_side_group))
         return self._num_steps
 
     def go_on(self) -> None:

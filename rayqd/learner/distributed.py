@@ -85,14 +85,17 @@ class DistributedGroup(SingleProcess):
             tensor.copy_(total.view_as(tensor))
 
     def all_reduce_max(self, number: int) -> int:
+        """On the device, since NCCL knows no other."""
         numbers = torch.tensor(int(number), device=self._device)
         distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
         return int(numbers)
 
     def all_true(self, flag: bool) -> bool:
+        """As the largest of what is false."""
         return self.all_reduce_max(not flag) == 0
 
     def barrier(self) -> None:
+        """Wait on the default process group."""
         distributed.barrier()
 
     def gather_full(self, states: StateDicts, *, on_side_group: bool = False) -> dict[str, dict[str, Tensor]]:
@@ -107,9 +110,11 @@ class DistributedGroup(SingleProcess):
         return full
 
     def gather_on_side_group(self, tensor: Tensor) -> Tensor:
+        """Gather on the CPUs, over gloo."""
         return full_tensor_over(self._side_mesh, tensor)
 
     def all_gather_object(self, value: Value) -> list[Value]:
+        """Gather over gloo; where nothing is sharded only rank 0 asks, and gets its own."""
         if not self.is_sharded:
             return [value]
         values: list[Value] = [value] * distributed.get_world_size()

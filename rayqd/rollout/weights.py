@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rayqd.config import Config
-from rayqd.export.initial import initial_checkpoint
+from rayqd.export.initial_checkpoint import make_initial_checkpoint
 from rayqd.model.load import torch_dtype
 from rayqd.model.wire import from_wire
 from rayqd.quant import Grid, make_grid, unpack
@@ -65,7 +65,7 @@ class PackedLoader:
 
     def prepare_checkpoint(self, source: Path, config: Config) -> Path:
         """Return an int4 checkpoint of `source`, rounded to nearest."""
-        return initial_checkpoint(source, config)
+        return make_initial_checkpoint(source, config)
 
     def convert(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor under the name that it was published by."""

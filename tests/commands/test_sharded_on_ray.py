@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rayqd.commands.distill import distill
-from rayqd.export.digest import others
+from rayqd.export.digest import find_differing_layers
 from rayqd.export.load import load_export
 from rayqd.learner.checkpoint import load_checkpoint
 
@@ -36,6 +36,6 @@ def test_full_qat_on_two_workers_exports_what_it_trained(tiny_config: Any) -> No
     checkpoint = load_checkpoint(result.run_dir / "checkpoints" / "step-000004")
     assert len(checkpoint["digests"]) == 14  # seven layers in each of two decoder layers
     exported = load_export(result.export_dir, config.model.dtype).state_dict()
-    assert others(checkpoint["digests"], exported) == []
+    assert find_differing_layers(checkpoint["digests"], exported) == []
     for name, weight in checkpoint["student"].items():
         assert weight.shape == exported[name].shape  # whole

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from rayqd.config.sections import QuantConfig
-from rayqd.export.parts import Parts
+from rayqd.export.quantized_model import QuantizedModel
 from rayqd.quant import make_grid, quantizable_layers
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -83,10 +83,10 @@ def byte_tokenizer(*, split: str = "gpt-2") -> PreTrainedTokenizerFast:
     )
 
 
-def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = None, card: str = "") -> Parts:
+def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = None, card: str = "") -> QuantizedModel:
     """`model`, rounded to nearest."""
     grid = make_grid(quant, model.dtype)
-    return Parts(
+    return QuantizedModel(
         config=model.config,
         generation_config=model.generation_config,
         dense=model.state_dict(),
@@ -99,7 +99,7 @@ def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = 
 
 
 @torch.no_grad()
-def rounded(model: PreTrainedModel, parts: Parts) -> PreTrainedModel:
+def rounded(model: PreTrainedModel, parts: QuantizedModel) -> PreTrainedModel:
     """`model` with the values of its codes for weights."""
     grid = make_grid(parts.quant, parts.dtype)
     for name, weight in parts.quantized.items():

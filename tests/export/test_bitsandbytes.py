@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.export.bitsandbytes import read_quantized, write_parts
+from rayqd.export.bitsandbytes import read_quantized, write_model
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -30,7 +30,7 @@ def test_transformers_loads_every_weight_bit_for_bit_and_the_same_logits(
 ) -> None:
     model = small_model(architecture, tied=architecture == "llama", dtype=dtype)
     parts = taken_apart(model, grid(form, double_quant=double_quant))
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     for name in parts.quantized:
         layer = loaded.get_submodule(name)
@@ -49,7 +49,7 @@ def test_transformers_loads_every_weight_bit_for_bit_and_the_same_logits(
 def test_files_hold_what_bitsandbytes_itself_would_save(tmp_path: Path, form: str, double_quant: bool) -> None:
     model = small_model("llama", tied=True)
     parts = taken_apart(model, grid(form, double_quant=double_quant))
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     stored = load_file(tmp_path / "export" / "model.safetensors")
     layer = "model.layers.1.mlp.down_proj"
     packed, state = bitsandbytes.functional.quantize_4bit(
@@ -72,7 +72,7 @@ def test_ignored_layers_stay_dense_for_the_loader_too(tmp_path: Path) -> None:
     ignore = ["lm_head", "o_proj", "model.layers.1.mlp.up_proj"]
     parts = taken_apart(model, grid("nf4", double_quant=False, ignore=ignore))
     assert len(parts.quantized) == 2 * 7 - 3
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     found = {n for n, m in loaded.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
     assert found == parts.quantized.keys()
@@ -83,7 +83,7 @@ def test_ignored_layers_stay_dense_for_the_loader_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_codes_are_read_back_as_they_were_written(tmp_path: Path, double_quant: bool) -> None:
     parts = taken_apart(small_model("qwen3", tied=True), grid("nf4", double_quant=double_quant))
-    write_parts(parts, tmp_path / "export", max_shard_bytes=20_000)
+    write_model(parts, tmp_path / "export", max_shard_bytes=20_000)
     assert len(list((tmp_path / "export").glob("*.safetensors"))) > 1
     read = read_quantized(tmp_path / "export")
     assert read.keys() == parts.quantized.keys()

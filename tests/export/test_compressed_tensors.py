@@ -27,7 +27,7 @@ from transformers import (
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError, StorageError
-from rayqd.export.compressed_tensors import quantization_config, read_quantized, write_checkpoint
+from rayqd.export.compressed_tensors import make_quantization_config, read_quantized, write_checkpoint
 from rayqd.quant import Quantized, make_grid, quantizable_layers
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -133,7 +133,7 @@ def test_directory_holds_everything_a_loader_asks_for(tmp_path: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["quantization_config"] == quantization_config(quant)
+    assert config["quantization_config"] == make_quantization_config(quant)
     assert model.config.to_dict().get("quantization_config") is None
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert tokenizer.chat_template == TEMPLATE

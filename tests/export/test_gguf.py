@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError, StorageError
-from rayqd.export.gguf import FILE_NAME, q4_0_blocks, write_gguf
+from rayqd.export.gguf import FILE_NAME, pack_q4_0, write_gguf
 from rayqd.quant import Quantized, make_grid
 
 Q4_0 = QuantConfig(group_size=32)
@@ -57,7 +57,7 @@ def test_transformers_loads_the_bits_and_computes_the_logits_that_were_trained(
 def test_gguf_package_dequantizes_a_block_to_code_times_scale(tmp_path: Path) -> None:
     codes = torch.arange(-8, 8, dtype=torch.int8).repeat(3, 4)  # [3, 64]
     scales = torch.tensor([[0.5, -0.25], [0.0, 1.0], [-3.0, 2.0**-10]], dtype=torch.bfloat16)
-    blocks = q4_0_blocks(Quantized(codes, scales), name="layer")
+    blocks = pack_q4_0(Quantized(codes, scales), name="layer")
     assert blocks.shape == (3, 2 * 18)
     values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q4_0)
     expected = codes.view(3, 2, 32).double().numpy() * scales.double().numpy()[:, :, None]
@@ -70,7 +70,7 @@ def test_gguf_packages_own_quantizer_gives_the_same_bytes_under_the_signed_rule(
     values = make_grid(Q4_0, torch.float16).dequantize(quantized).float().numpy()
     again = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
     # float16 values that lie on the grid: the rule finds the same scale, and so the same codes
-    assert (again == q4_0_blocks(quantized, name="layer")).mean() > 0.99
+    assert (again == pack_q4_0(quantized, name="layer")).mean() > 0.99
 
 
 def test_file_says_what_llama_cpp_asks_for(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.export.compressed_tensors import quantization_config, read_quantized, write_parts
+from rayqd.export.compressed_tensors import make_quantization_config, read_quantized, write_model
 from rayqd.export.write import write
 from rayqd.quant import make_grid
 
@@ -30,7 +30,7 @@ def test_transformers_loads_every_weight_bit_for_bit_and_the_same_logits(
 ) -> None:
     model = small_model(architecture, tied=tied)
     parts = taken_apart(model, NVFP4)
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     tokens = torch.arange(12).view(2, 6)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_transformers_loads_every_weight_bit_for_bit_and_the_same_logits(
 
 
 def test_configuration_is_the_preset_for_16_bit_activations() -> None:
-    parsed = QuantizationConfig.model_validate(quantization_config(NVFP4))
+    parsed = QuantizationConfig.model_validate(make_quantization_config(NVFP4))
     scheme = parsed.config_groups["group_0"]
     preset = NVFP4A16["weights"]
     assert parsed.format == "nvfp4-pack-quantized"
@@ -52,9 +52,9 @@ def test_configuration_is_the_preset_for_16_bit_activations() -> None:
 
 def test_compressed_tensors_decompresses_a_layer_to_its_values(tmp_path: Path) -> None:
     parts = taken_apart(small_model("llama", tied=True), NVFP4)
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     stored = load_file(tmp_path / "export" / "model.safetensors")
-    scheme = QuantizationConfig.model_validate(quantization_config(NVFP4)).config_groups["group_0"]
+    scheme = QuantizationConfig.model_validate(make_quantization_config(NVFP4)).config_groups["group_0"]
     for name, weight in parts.quantized.items():
         tensors = {k.removeprefix(f"{name}."): t for k, t in stored.items() if k.startswith(f"{name}.weight")}
         assert {k: (t.dtype, list(t.shape)) for k, t in tensors.items()} == {
@@ -68,7 +68,7 @@ def test_compressed_tensors_decompresses_a_layer_to_its_values(tmp_path: Path) -
 
 def test_codes_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     parts = taken_apart(small_model("qwen3", tied=True), NVFP4)
-    write_parts(parts, tmp_path / "export")
+    write_model(parts, tmp_path / "export")
     read = read_quantized(tmp_path / "export")
     assert read.keys() == parts.quantized.keys()
     for name, weight in parts.quantized.items():
@@ -79,7 +79,7 @@ def test_codes_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_reading_a_layer_without_its_global_scale_is_a_model_error(tmp_path: Path) -> None:
     parts = taken_apart(small_model("qwen3", tied=True), NVFP4)
-    write_parts(parts, tmp_path / "export", max_shard_bytes=1)
+    write_model(parts, tmp_path / "export", max_shard_bytes=1)
     index = json.loads((tmp_path / "export" / "model.safetensors.index.json").read_text())["weight_map"]
     (tmp_path / "export" / index["model.layers.0.mlp.up_proj.weight_global_scale"]).unlink()
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj lacks weight_"):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from rayqd.commands.export import export_run
 from rayqd.config import Config, to_toml
 from rayqd.errors import ConfigError, ModelError, RunError, StorageError
-from rayqd.export.digest import digests
+from rayqd.export.digest import digest_layers
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.model.student import Student
 from rayqd.rollout import parity, vllm
@@ -67,7 +67,7 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Config]]:
             generator = torch.Generator().manual_seed(1)
             for parameter in student.parameters().values():
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-            tensors = {"student": student.state_dict(), DIGESTS: digests(student)}
+            tensors = {"student": student.state_dict(), DIGESTS: digest_layers(student)}
             Checkpoints(config.run_dir / "checkpoints", 2).save(5, tensors)
         return config.run_dir, config
 

@@ -21,14 +21,14 @@ FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj
 def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An engine that started from version 0 and was then given a trained-looking student's codes, and that student."""
     from rayqd.config import Config
-    from rayqd.export.initial import initial_checkpoint
+    from rayqd.export.initial_checkpoint import make_initial_checkpoint
     from rayqd.rollout.vllm import VLLMEngine
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYQD_CACHE", str(tmp_path_factory.mktemp("cache")))
         config = Config.model_validate({"quant": {"group_size": 64, "init": "awq"}, "adapter": {"rank": 4}})
         engine = VLLMEngine(
-            initial_checkpoint(tiny_model, config),
+            make_initial_checkpoint(tiny_model, config),
             context_length=128,
             max_concurrent=8,
             gpu_memory_utilization=0.5,

@@ -13,8 +13,8 @@ from rayqd.model.source import cache_dir
 from rayqd.quant import make_grid, quantizable_layers
 
 
-def initial_checkpoint(directory: Path, config: Config) -> Path:
-    """The round-to-nearest INT4 checkpoint of the model in `directory`; made once a machine, then cached."""
+def make_initial_checkpoint(directory: Path, config: Config) -> Path:
+    """Write the round-to-nearest checkpoint of the model in `directory`, once a machine; return where it is cached."""
     target = cache_dir() / "initial" / _fingerprint(directory, config)
     if target.is_dir():
         return target

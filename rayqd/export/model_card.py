@@ -38,7 +38,7 @@ _NOTES = {
 }
 
 
-def model_card(
+def make_model_card(
     config: Config,
     *,
     kind: str,
@@ -46,9 +46,9 @@ def model_card(
     benchmarks: Sequence[BenchmarkRow] = (),
     command: str = "distill",
 ) -> str:
-    """Markdown with the hub's front matter; `rows` are those of result.json, `benchmarks` those of `rayqd eval`."""
-    base = base_model(config.model.name)
-    teacher = base_model(config.teacher_name)
+    """Return Markdown with the hub's front matter; `rows` are result.json's, `benchmarks` those of `rayqd eval`."""
+    base = base_model_name(config.model.name)
+    teacher = base_model_name(config.teacher_name)
     how = (
         f"It was distilled from {'its 16-bit self' if config.teacher.name is None else teacher} with "
         f"quantization-aware training: what was trained is what these files hold, bit for bit."
@@ -76,16 +76,16 @@ def write_card(directory: Path, text: str) -> None:
     write_text(directory / CARD_NAME, text)
 
 
-def base_model(name: str) -> str:
-    """A hub id, or the last part of a directory's path: where somebody keeps models is nobody's business."""
-    return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else _place(name)
+def base_model_name(name: str) -> str:
+    """Return a hub id, or the last part of a directory's path: where somebody keeps models stays private."""
+    return EMBEDDED_HUB_ID if name == EMBEDDED_NAME else _shorten_path(name)
 
 
 def _front_matter(config: Config, kind: str, base: str, command: str) -> str:
     lines = [f"library_name: {_LIBRARY[kind]}", "pipeline_tag: text-generation"]
     if _is_hub_id(base):
         lines += [f"base_model: {base}", "base_model_relation: quantized"]
-    if _data(config, command) and _is_hub_id(_place(config.data.source)):
+    if _data(config, command) and _is_hub_id(_shorten_path(config.data.source)):
         lines += ["datasets:", f"- {config.data.source}"]
     tags = ["rayqd", config.quant.format, kind, *(["distillation", "qat"] if command == "distill" else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
@@ -101,8 +101,8 @@ def _grid(config: Config) -> str:
 
 
 def _data(config: Config, command: str) -> str:
-    """What it has seen; nothing where weights were only rounded."""
-    source = _place(config.data.source)
+    """Describe the data that it has seen; nothing where weights were only rounded."""
+    source = _shorten_path(config.data.source)
     if command == "distill":
         return f"Data: {source}, split {config.data.split}."
     if config.quant.method == "rtn":
@@ -111,10 +111,10 @@ def _data(config: Config, command: str) -> str:
 
 
 def _given(config: Config, command: str) -> dict[str, object]:
-    """The recipe; places without the way to them."""
+    """Return the recipe's settings, paths cut to their last part."""
     paths = settings_with(HubIdOrPath)
     given = given_settings(config, command, [RunSpecific, MachineSpecific, Housekeeping])
-    return {k: _place(v) if k in paths and isinstance(v, str) else v for k, v in given.items()}
+    return {k: _shorten_path(v) if k in paths and isinstance(v, str) else v for k, v in given.items()}
 
 
 def _recipe(config: Config, command: str) -> str:
@@ -149,7 +149,7 @@ def _benchmarks(rows: Sequence[BenchmarkRow]) -> str:
     return "\n".join(["## Benchmarks", "", " ".join(["lm-evaluation-harness;", *notes]), "", *head, *lines])
 
 
-def _place(name: str) -> str:
+def _shorten_path(name: str) -> str:
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or path.exists() or name.startswith(".") else name
 

@@ -12,7 +12,7 @@ import yaml
 
 from rayqd.config import Config, load_config
 from rayqd.events import Arm, ArmResult
-from rayqd.export.card import model_card, write_card
+from rayqd.export.model_card import make_model_card, write_card
 from tests.example_events import fidelity
 
 
@@ -37,7 +37,7 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def test_front_matter_names_base_model_and_data() -> None:
-    card = model_card(make(data={"source": "org/rows"}), kind="compressed-tensors")
+    card = make_model_card(make(data={"source": "org/rows"}), kind="compressed-tensors")
     assert front_matter(card) == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -49,7 +49,7 @@ def test_front_matter_names_base_model_and_data() -> None:
 
 
 def test_model_that_comes_with_a_package_is_named_by_its_hub_id() -> None:
-    card = model_card(make(model={"name": "smollm2-135m"}), kind="gguf")
+    card = make_model_card(make(model={"name": "smollm2-135m"}), kind="gguf")
     assert front_matter(card)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert front_matter(card)["library_name"] == "gguf"
     assert "# SmolLM2-135M-Instruct in INT4" in card
@@ -62,7 +62,7 @@ def test_recipe_is_the_settings_that_differ_and_the_command_gives_them_back() ->
         learner={"lr": 1e-3, "steps": 24},
         data={"source": "org/it's rows"},
     )
-    card = model_card(config, kind="compressed-tensors")
+    card = make_model_card(config, kind="compressed-tensors")
     recipe = tomllib.loads(card.split("```toml\n")[1].split("```")[0])
     assert recipe["quant"] == {"group_size": 64, "init": "awq", "ignore": ["lm_head", "down_proj"]}
     assert recipe["learner"] == {"lr": 0.001, "steps": 24}
@@ -79,7 +79,7 @@ def test_places_on_the_makers_machine_are_not_told(tmp_path: Path) -> None:
     config = make(
         runs_dir=secret, model={"name": str(secret / "my-model")}, data={"source": str(secret / "rows.jsonl")}
     )
-    card = model_card(config, kind="compressed-tensors")
+    card = make_model_card(config, kind="compressed-tensors")
     assert "somebody" not in card
     assert "my-model" in card
     assert "rows.jsonl" in card
@@ -87,8 +87,8 @@ def test_places_on_the_makers_machine_are_not_told(tmp_path: Path) -> None:
 
 
 def test_results_stand_in_a_table_with_their_number_of_tokens() -> None:
-    assert "## Results" not in model_card(make(), kind="compressed-tensors")
-    card = model_card(make(), kind="compressed-tensors", rows=ROWS)
+    assert "## Results" not in make_model_card(make(), kind="compressed-tensors")
+    card = make_model_card(make(), kind="compressed-tensors", rows=ROWS)
     assert "6,011 held-out tokens; KL(teacher‖student) in nats a token." in card
     assert "| distilled INT4 | 0.1534 | 19.800 | 4.25 | 116.7 MB |" in card
 
@@ -98,7 +98,7 @@ def test_results_stand_in_a_table_with_their_number_of_tokens() -> None:
     [("distill", "quantization-aware training", "without training"), ("quantize", "by AWQ, without training", "aware")],
 )
 def test_card_says_whether_it_was_trained(command: str, said: str, not_said: str) -> None:
-    card = model_card(make(quant={"method": "awq"}), kind="compressed-tensors", command=command)
+    card = make_model_card(make(quant={"method": "awq"}), kind="compressed-tensors", command=command)
     assert said in card
     assert not_said not in card
     assert f"rayqd {command} " in card
