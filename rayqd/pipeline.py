@@ -17,16 +17,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from rayqd.data.plan import Plan
 from rayqd.errors import WorkerError
-from rayqd.types import Example, PlannedSequence, Rollout
+from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary, TeacherPayload, WireTensor
 
 MAX_ATTEMPTS = 5  # at a step whose parts are lost
-Ref = Any  # an ObjectRef of Ray's, or in a test the thing itself
+
+T = TypeVar("T", covariant=True)
+
+
+class Ref(Awaitable[T], Protocol[T]):
+    """A reference to a value somewhere in the cluster, to be awaited by who needs it: Ray's ObjectRef."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +39,15 @@ class Weights:
     """The student at one version: how to get codes and scales."""
 
     version: int  # optimizer steps behind them
-    tensors: Ref
+    tensors: Ref[Mapping[str, WireTensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRef:
-    """A rollout somewhere in the cluster, and the little the pipeline needs to know of it."""
+    """A rollout somewhere in the cluster, and what the pipeline must know of it."""
 
-    step: int
-    index: int
-    num_tokens: int
-    num_loss_tokens: int
-    policy_version: int | None
-    rollout: Ref
+    summary: RolloutSummary
+    ref: Ref[Rollout]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class ScoredRef:
     """A rollout and the teacher's payload for it, both somewhere in the cluster."""
 
     rollout: RolloutRef
-    payload: Ref
+    payload: Ref[TeacherPayload]
 
 
 class LostError(Exception):
@@ -82,11 +83,15 @@ class Rollouts(Protocol):
 class Teachers(Protocol):
     """The teachers, as the pipeline sees them."""
 
-    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Ref | None]:
-        """Return a payload for each rollout, hidden states if `exact`; None for one that would be inf or nan.
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+        """Return a payload for each rollout; None for one that would be inf or nan.
 
         Raises LostError where a rollout was lost with its node.
         """
+        ...
+
+    async def hidden(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload]]:
+        """Return hidden states for each rollout, whatever payload the run has; raises as `score` does."""
         ...
 
 
@@ -102,7 +107,7 @@ class Pipeline:
         max_staleness: int,
         rollouts: Rollouts,
         teachers: Teachers,
-        put: Callable[[Rollout], Ref],
+        put: Callable[[Rollout], Ref[Rollout]],
         quarantine: Callable[[RolloutRef], Awaitable[None]],
     ) -> None:
         """Hold what makes a step.
@@ -118,14 +123,14 @@ class Pipeline:
         self._teachers = teachers
         self._put = put
         self._quarantine = quarantine
-        self._weights = Weights(version=-1, tensors=None)
+        self._weights: Weights | None = None  # of the newest version
         self._published = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[list[ScoredRef]]] = {}
         self._attempts: dict[int, int] = {}  # of the steps that were lost
 
     def publish(self, weights: Weights) -> None:
         """Start rollouts with these from now on; a learner that went back to a checkpoint gets every step made anew."""
-        if weights.version <= self._weights.version:
+        if weights.version <= self._version:
             for task in self._tasks.values():
                 task.cancel()
             self._tasks.clear()
@@ -139,7 +144,7 @@ class Pipeline:
         Waits for version `step` of the weights: one learner worker may ask before another has published them. A higher
         `attempt` than before says that what the last one returned is lost; all learner workers make the same attempt.
         """
-        while self._plan.lmbda > 0 and self._weights.version < step:
+        while self._plan.lmbda > 0 and self._version < step:
             await self._published.wait()
         self._forget_before(step)
         if attempt > self._attempts.get(step, 0):
@@ -151,27 +156,28 @@ class Pipeline:
         return await self._tasks[step]
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
-        """Return the teacher's payloads, exact, for rows that are never trained on."""
+        """Return the teacher's hidden states for rows that are never trained on."""
         rollouts = [self._from_data(-1, index, example) for index, example in enumerate(examples)]
-        payloads = await self._teachers.score(rollouts, exact=True)
+        payloads = await self._teachers.hidden(rollouts)
         return [ScoredRef(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
-    async def _make(self, step: int, weights: Weights) -> list[ScoredRef]:
+    async def _make(self, step: int, weights: Weights | None) -> list[ScoredRef]:
         """Make the step, again where parts of it are lost with a node before it is complete."""
         for _ in range(MAX_ATTEMPTS):
             with contextlib.suppress(LostError):
                 return await self._make_once(step, weights)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
-    async def _make_once(self, step: int, weights: Weights) -> list[ScoredRef]:
+    async def _make_once(self, step: int, weights: Weights | None) -> list[ScoredRef]:
         """Write, then score: where roles share cores, the teacher and rollouts slow each other."""
         planned = self._plan.step(step)
         on_policy = [s for s in planned if s.on_policy]
         rollouts = [self._from_data(step, s.index, self._examples[s.example]) for s in planned if not s.on_policy]
         if on_policy:
+            assert weights is not None, "`batch` waits for them"
             prompts = [self._examples[s.example] for s in on_policy]
             rollouts += await self._rollouts.write(on_policy, prompts, weights)
-        return await self._score(sorted(rollouts, key=lambda rollout: rollout.index))
+        return await self._score(sorted(rollouts, key=lambda rollout: rollout.summary.index))
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
         scored: list[ScoredRef] = []
@@ -181,19 +187,18 @@ class Pipeline:
             else:
                 scored.append(ScoredRef(rollout=rollout, payload=payload))
         if not scored:
-            raise WorkerError(f"the teacher answered inf or nan to every sequence of step {rollouts[0].step + 1}")
+            raise WorkerError(
+                f"the teacher answered inf or nan to every sequence of step {rollouts[0].summary.step + 1}"
+            )
         return scored
 
     def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:
         rollout = Rollout.from_data(example, step=step, index=index)
-        return RolloutRef(
-            step=step,
-            index=index,
-            num_tokens=rollout.num_tokens,
-            num_loss_tokens=rollout.num_loss_tokens,
-            policy_version=None,
-            rollout=self._put(rollout),
-        )
+        return RolloutRef(summary=rollout.summary, ref=self._put(rollout))
+
+    @property
+    def _version(self) -> int:
+        return -1 if self._weights is None else self._weights.version
 
     def _forget_before(self, step: int) -> None:
         for earlier in [s for s in self._tasks if s < step]:

@@ -61,6 +61,17 @@ class Rollout:
         )
 
     @property
+    def summary(self) -> RolloutSummary:
+        """What the pipeline must know of it."""
+        return RolloutSummary(
+            step=self.step,
+            index=self.index,
+            num_tokens=self.num_tokens,
+            num_loss_tokens=self.num_loss_tokens,
+            policy_version=self.policy_version,
+        )
+
+    @property
     def num_loss_tokens(self) -> int:
         """Completion tokens: C."""
         return len(self.completion_ids)
@@ -69,6 +80,17 @@ class Rollout:
     def num_tokens(self) -> int:
         """Tokens that a model reads: P + C."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSummary:
+    """The little of a rollout that travels everywhere, while its tokens go only to who reads them."""
+
+    step: int
+    index: int
+    num_tokens: int
+    num_loss_tokens: int
+    policy_version: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +114,7 @@ class TeacherPayload:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all its arrays, which are what travels."""
         return sum(a.bits.nbytes if isinstance(a, WireTensor) else a.nbytes for a in self.arrays().values())
 
 

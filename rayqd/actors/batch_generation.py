@@ -7,6 +7,9 @@ A worker gets a long block, so that its engine's batch stays full; blocks shrink
 left with the last one.
 """
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
 
 import asyncio
@@ -16,17 +19,20 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.pool import Pool
+from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_generation_workers
+from rayqd.actors.workers import RolloutActor
 from rayqd.cluster.placement import place_rollout_workers
 from rayqd.config import Config
 from rayqd.data.plan import generation_seed
@@ -79,30 +85,30 @@ class BatchGenerator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        process_ends: list[Any] = []
+        process_ends: list[ObjectRef[None]] = []
         for actor in self._actors:
             if kind is None:  # otherwise it may be busy, and nobody waits for what it holds
                 with contextlib.suppress(RayError):  # one that is just being restarted holds nothing yet
-                    process_ends.append(_watch_for_end(*ray.get(actor.process.remote(), timeout=_END_SECONDS)))
-            ray.kill(actor)
+                    process_ends.append(_watch_for_end(*ray.get(actor.locate_process.remote(), timeout=_END_SECONDS)))
+            kill(actor)
         with contextlib.suppress(RayError):  # a node that went away took its workers with it
             ray.get(process_ends)
 
     def wait_until_ready(self) -> float:
         """Return the seconds that the slowest engine took; PlacementError if the cluster makes no room in time."""
-        processes = [actor.process.remote() for actor in self._actors]
-        _, unplaced = ray.wait(processes, num_returns=len(processes), timeout=self._placement_seconds)
+        processes = [actor.locate_process.remote() for actor in self._actors]
+        _, unplaced = wait(processes, self._placement_seconds)
         if unplaced:
             raise PlacementError(
                 f"the cluster made no room for {len(unplaced)} of {len(processes)} rollout workers within "
                 f"ray.placement_timeout_seconds={self._placement_seconds:g}: add nodes, lower rollout.num_workers, "
                 "wait until others are done, or raise it"
             )
-        starting = {actor.start.remote(): rank for rank, actor in enumerate(self._actors)}
+        starting = {actor.load.remote(): rank for rank, actor in enumerate(self._actors)}
         seconds = 0.0
         for ref, rank in starting.items():
             try:
-                seconds = max(seconds, float(ray.get(ref)))
+                seconds = max(seconds, ray.get(ref))
             except RayError as error:
                 raise unwrap_error(error, f"generator-{rank}") from None
         return seconds
@@ -119,7 +125,7 @@ class BatchGenerator:
     async def _generate(self, blocks: _Blocks, on_completion: OnCompletion) -> None:
         async def feed_worker() -> None:
             while block := blocks.next():
-                async for key, completion in self._pool.stream("answer", block):
+                async for key, completion in self._pool.stream(RolloutActor.complete, block):
                     on_completion(key, completion)
 
         await asyncio.gather(*(feed_worker() for _ in self._actors))
@@ -157,9 +163,9 @@ class _Blocks:
         return dict(islice(self._requests, size))
 
 
-def _watch_for_end(node: str, pid: int) -> Any:
+def _watch_for_end(node: str, pid: int) -> ObjectRef[None]:
     """Return a reference that is ready once process `pid` of `node` has ended."""
-    task: Any = ray.remote(_wait_for_end)
+    task = ray.remote(_wait_for_end)
     affinity = NodeAffinitySchedulingStrategy(node, soft=False)
     return task.options(num_cpus=0, scheduling_strategy=affinity).remote(pid)
 

@@ -1,16 +1,19 @@
 """A connection to Ray: a cluster that runs already, or one of this machine's own that ends with the run."""
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
 
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -49,7 +52,7 @@ class Cluster:
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[Cluster]:
+def connect(config: Config) -> Generator[Cluster]:
     """Connect to Ray for the length of a `with`; leaving it ends every process of the run."""
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if config.ray.dashboard and not address:
@@ -61,16 +64,18 @@ def connect(config: Config) -> Iterator[Cluster]:
                 address=address or "local",
                 namespace="rayqd",
                 include_dashboard=None if address else config.ray.dashboard,
-                job_config=_job_config(config, address),
+                job_config=cast("JobConfig", _job_config(config, address)),  # or None, as Ray's own default is
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=make_runtime_env(config, ships_package=address is not None),
+                runtime_env={**make_runtime_env(config, ships_package=address is not None)},
             )
     except (ConnectionError, ValueError, RayError) as error:
         raise PlacementError(f"no Ray cluster answers at {address}: {_explain(error)}") from error
     try:
         accelerators = [
-            name.partition(":")[2] for name in ray.cluster_resources() if name.startswith("accelerator_type:")
+            name.partition(":")[2]
+            for name in cast("dict[str, float]", ray.cluster_resources())
+            if name.startswith("accelerator_type:")
         ]
         yield Cluster(
             nodes=list_cluster_nodes(cluster_file) if address else list_local_nodes(),
@@ -99,7 +104,7 @@ def _check_dashboard() -> None:
         ) from error
 
 
-def _job_config(config: Config, address: str | None) -> Any:
+def _job_config(config: Config, address: str | None) -> JobConfig | None:
     """Return what the dashboard's list of jobs says of this driver; None through Ray Client, which lacks it."""
     if address and "://" in address:
         return None
@@ -119,7 +124,7 @@ def _metadata(config: Config) -> dict[str, str]:
 
 
 @contextmanager
-def _keep_stop_signal() -> Iterator[None]:
+def _keep_stop_signal() -> Generator[None]:
     """Keep what SIGTERM does: Ray puts a handler of its own, which ends the process without a word.
 
     One that comes while Ray starts is met by that handler; it counts as Ctrl-C all the same.

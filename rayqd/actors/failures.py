@@ -1,6 +1,11 @@
 """What really went wrong, out of the envelopes that Ray puts around it."""
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
+
+from typing import cast
 
 from ray.exceptions import RayTaskError
 from ray.train import ControllerError, WorkerGroupError
@@ -22,7 +27,8 @@ def _find_cause(error: BaseException) -> BaseException | None:
     match error:
         case RayTaskError():
             # Ray makes its error an instance of the cause's class as well, so the cause is asked for first.
-            return error.cause if isinstance(error.cause, BaseException) and error.cause is not error else None
+            cause = cast("object", error.cause)
+            return cause if isinstance(cause, BaseException) and cause is not error else None
         case WorkerGroupError():
             return next(iter(error.worker_failures.values()), None)
         case ControllerError():

@@ -1,20 +1,24 @@
 """The learner inside Ray Train, and its view of the rest of the run."""
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray
-from ray import train
+from ray import ObjectRef, train
 from ray.exceptions import ObjectLostError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
+from rayqd.actors.ray_types import fetch_all, put
 from rayqd.actors.topology import describe_node
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
@@ -23,18 +27,23 @@ from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
+if TYPE_CHECKING:
+    from rayqd.actors.controller import ControllerHandle
+
 _COLLECTIVE_TIMEOUT_SECONDS = 6 * 3600  # others wait for rank 0 to calibrate; Ray ends them where one is lost
 
 
 class ControllerFeed:
     """The learner's view of the run: what it asks of the controller, and reports to it."""
 
-    def __init__(self, controller: Any, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool) -> None:
+    def __init__(
+        self, controller: ControllerHandle, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool
+    ) -> None:
         self._controller = controller
         self._rank = rank
         self._world_size = world_size
         self._all_true = all_true  # collective of the learner's workers
-        self._published: Any = None
+        self._published: ObjectRef[dict[str, WireTensor]] | None = None
 
     def batch(self, step: int) -> Batch:
         """Return this worker's share; of the other shares only the counts travel here.
@@ -44,7 +53,7 @@ class ControllerFeed:
         """
         for attempt in range(MAX_ATTEMPTS):
             refs = ray.get(self._controller.batch.remote(step, attempt))
-            indices = split_evenly([r.rollout.num_tokens for r in refs], self._world_size)[self._rank]
+            indices = split_evenly([r.rollout.summary.num_tokens for r in refs], self._world_size)[self._rank]
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
                 return _batch(refs, share or [])
@@ -69,7 +78,7 @@ class ControllerFeed:
         """
         if self._rank > 0:
             return
-        self._published = ray.put(dict(tensors))
+        self._published = put(dict(tensors))
         ray.get(self._controller.publish.remote(version, [self._published]))
 
     def report(self, event: ReportedEvent) -> None:
@@ -93,12 +102,15 @@ class ControllerFeed:
         threading.Thread(target=wait, name="stop", daemon=True).start()
 
 
-def make_trainer(config: Config, controller: Any, placement: Placement, storage: Path) -> TorchTrainer:
+def make_trainer(config: Config, controller: ControllerHandle, placement: Placement, storage: Path) -> TorchTrainer:
     """Return the Ray Train run; each worker runs `learn`."""
     gpus = placement.gpus_per_worker["learner"]
+
+    def train_loop() -> None:
+        learn(config, controller)
+
     return TorchTrainer(
-        learn,
-        train_loop_config={"config": config, "controller": controller},
+        train_loop,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
@@ -114,29 +126,30 @@ def make_trainer(config: Config, controller: Any, placement: Placement, storage:
     )
 
 
-def learn(settings: dict[str, Any]) -> None:
+def learn(driver_config: Config, controller: ControllerHandle) -> None:
     """Run one worker of the learner, with the run seen through the controller and the others through torch."""
     from rayqd.learner.distributed import DistributedGroup, SingleProcess
     from rayqd.learner.worker import LearnerWorker
     from rayqd.model.load import device
 
-    config: Config = localize_run_dir(settings["config"])
+    config = localize_run_dir(driver_config)
     context = train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     group = SingleProcess()
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
-    feed = ControllerFeed(settings["controller"], rank, world_size, group.all_true)
+    feed = ControllerFeed(controller, rank, world_size, group.all_true)
     LearnerWorker(config, feed, group, node=describe_node()).run()
-    remove_local_run_dir(settings["config"], config)
+    remove_local_run_dir(driver_config, config)
 
 
 def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
-    versions = [r.rollout.policy_version for r in refs if r.rollout.policy_version is not None]
+    summaries = [r.rollout.summary for r in refs]
+    versions = [summary.policy_version for summary in summaries if summary.policy_version is not None]
     return Batch(
         share=share,
-        num_loss_tokens=sum(r.rollout.num_loss_tokens for r in refs),
-        num_tokens=sum(r.rollout.num_tokens for r in refs),
+        num_loss_tokens=sum(summary.num_loss_tokens for summary in summaries),
+        num_tokens=sum(summary.num_tokens for summary in summaries),
         num_on_policy=len(versions),
         policy_version=min(versions, default=None),
     )
@@ -145,7 +158,10 @@ def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
 def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
     """Fetch what the references stand for; None if some of it was lost with its node."""
     try:
-        values = ray.get([ref for r in refs for ref in (r.rollout.rollout, r.payload)])
+        rollouts = fetch_all([r.rollout.ref for r in refs])
+        payloads = fetch_all([r.payload for r in refs])
     except ObjectLostError:
         return None
-    return [ScoredRollout(rollout=values[2 * i], payload=values[2 * i + 1]) for i in range(len(refs))]
+    return [
+        ScoredRollout(rollout=rollout, payload=payload) for rollout, payload in zip(rollouts, payloads, strict=True)
+    ]

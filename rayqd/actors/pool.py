@@ -7,18 +7,27 @@ import contextlib
 import textwrap
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
+from ray import ObjectRef
+from ray.actor import ActorProxy
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from rayqd.actors.failures import unwrap_error
+from rayqd.actors.workers import PooledActor
 from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError
 
 MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.5
 _REASON_WIDTH = 100
+
+A = TypeVar("A", bound=PooledActor)
+P = ParamSpec("P")
+Report = TypeVar("Report")
+Value = TypeVar("Value")
+Request = TypeVar("Request")
 
 Notice = Callable[[str], Awaitable[None]]
 
@@ -27,11 +36,15 @@ async def _ignore_notice(text: str) -> None:
     pass
 
 
-class Pool:
+class Pool(Generic[A]):
     """The actors of one role. Work is a pure function of its arguments, so doing it twice does no harm."""
 
     def __init__(
-        self, role: str, actors: Sequence[Any], timeout_seconds: float = 120.0, notice: Notice = _ignore_notice
+        self,
+        role: str,
+        actors: Sequence[ActorProxy[A]],
+        timeout_seconds: float = 120.0,
+        notice: Notice = _ignore_notice,
     ) -> None:
         """`notice` is told of each death, and of the end of the outage; for `timeout_seconds` all may be away."""
         self.role = role
@@ -49,8 +62,15 @@ class Pool:
         restarting = {index for index, task in self._restarting.items() if not task.done()}
         return [self._name(index) for index in range(len(self.actors)) if self._in_flight[index] or index in restarting]
 
-    async def call(self, method: str, *args: Any, num_returns: int) -> list[Any]:
-        """Return references to what `method` returns, once the first of them is there.
+    async def call(
+        self,
+        method: Callable[Concatenate[A, P], tuple[Report, *tuple[Value, ...]]],
+        num_values: int,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> tuple[Report, list[ObjectRef[Value]]]:
+        """Call `method` of one actor; return its report, and references to the `num_values` values that follow it.
 
         Raises what the method raised, LostError where an argument was lost with its node, WorkerError where the work
         kills every worker that does it or none comes back to do it.
@@ -59,12 +79,12 @@ class Pool:
             chosen = await self._choose_least_busy()
             self._in_flight[chosen] += 1
             try:
-                refs = getattr(self.actors[chosen], method).options(num_returns=num_returns).remote(*args)
-                await refs[0]
-                return refs
+                remote_method = getattr(self.actors[chosen], method.__name__).options(num_returns=1 + num_values)
+                report, *values = remote_method.remote(*args, **kwargs)
+                return await report, values
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError):  # Ray's error is an instance of its cause's class as well
-                    raise LostError(f"an argument of {method}") from None
+                    raise LostError(f"an argument of {method.__name__}") from None
                 raise unwrap_error(error, self._name(chosen)) from None
             except (RayActorError, ObjectLostError) as error:
                 self._handle_death(chosen, attempt, error)
@@ -72,8 +92,12 @@ class Pool:
                 self._in_flight[chosen] -= 1
         raise AssertionError("unreachable")
 
-    async def stream(self, method: str, work: Mapping[int, Any]) -> AsyncIterator[tuple[int, Any]]:
-        """Yield (key, result) for each key of `work`, once, as `method` yields them in lists; raises what it raised.
+    async def stream(
+        self,
+        method: Callable[[A, Mapping[int, Request]], Iterator[list[tuple[int, Value]]]],
+        work: Mapping[int, Request],
+    ) -> AsyncIterator[tuple[int, Value]]:
+        """Yield (key, value) for each key of `work`, once, as `method` yields them in lists; raises what it raised.
 
         What a dead actor left undone is repeated at another one, or at the same one restarted.
         """
@@ -83,12 +107,12 @@ class Pool:
             chosen = await self._choose_least_busy()
             self._in_flight[chosen] += 1
             try:
-                results = getattr(self.actors[chosen], method).options(num_returns="streaming").remote(remaining)
-                async for ref in results:
-                    for key, result in await ref:
+                remote_method = getattr(self.actors[chosen], method.__name__).options(num_returns="streaming")
+                async for ref in remote_method.remote(remaining):
+                    for key, value in await ref:
                         attempt = 0
                         del remaining[key]
-                        yield key, result
+                        yield key, value
             except RayTaskError as error:
                 raise unwrap_error(error, self._name(chosen)) from None
             except (RayActorError, ObjectLostError) as error:
@@ -121,24 +145,24 @@ class Pool:
         await self._notice(f"{self._name(index)} died ({_shorten(error)}); it is started again, its work is done again")
         while not await self._is_alive(index):
             await asyncio.sleep(_POLL_SECONDS)
-        starting = asyncio.create_task(self._wait_for_start(index, self.actors[index].start.remote(), died))
+        starting = asyncio.create_task(self._wait_for_start(index, self.actors[index].load.remote(), died))
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
         del self._restarting[index]
 
     async def _is_alive(self, index: int) -> bool:
         try:
-            return await self.actors[index].__ray_ready__.remote()
+            return await self.actors[index].is_alive.remote()
         except ActorUnavailableError:
             return False
         except RayActorError as error:
             await self._notice(f"{self._name(index)} does not come back ({_shorten(error)})")
             raise
 
-    async def _wait_for_start(self, index: int, started: Any, died: float) -> None:
+    async def _wait_for_start(self, index: int, loaded: ObjectRef[float], died: float) -> None:
         """Tell when it can work, long after its process is there. What fails here fails again at its next work."""
         with contextlib.suppress(RayError):
-            await started
+            await loaded
             await self._notice(f"{self._name(index)} is back after {time.monotonic() - died:.0f} s")
 
     def _name(self, index: int) -> str:

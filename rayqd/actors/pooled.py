@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.pool import Pool
-from rayqd.pipeline import RolloutRef, Weights
+from rayqd.actors.ray_types import as_argument
+from rayqd.actors.workers import RolloutActor, TeacherActor
+from rayqd.pipeline import Ref, RolloutRef, Weights
 from rayqd.teacher.worker import ScoringReport
-from rayqd.types import Example, PlannedSequence
+from rayqd.types import Example, PlannedSequence, Rollout, TeacherPayload
 
 
 @dataclass
@@ -41,7 +43,7 @@ class RoleClock:
 class PooledRollouts:
     """Spreads a step's sequences over the rollout workers."""
 
-    def __init__(self, pool: Pool, clock: RoleClock) -> None:
+    def __init__(self, pool: Pool[RolloutActor], clock: RoleClock) -> None:
         self._pool = pool
         self._clock = clock
 
@@ -62,10 +64,9 @@ class PooledRollouts:
     async def _write_share(
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights
     ) -> list[RolloutRef]:
-        refs = await self._pool.call("write", sequences, prompts, weights, num_returns=1 + len(sequences))
-        seconds, summaries = await refs[0]
-        self._clock.add(sequences[0].step, seconds, sum(s.num_loss_tokens for s in summaries))
-        return [replace(summary, rollout=ref) for summary, ref in zip(summaries, refs[1:], strict=True)]
+        report, refs = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
+        self._clock.add(sequences[0].step, report.seconds, sum(summary.num_loss_tokens for summary in report.rollouts))
+        return [RolloutRef(summary=summary, ref=ref) for summary, ref in zip(report.rollouts, refs, strict=True)]
 
 
 @dataclass
@@ -81,25 +82,46 @@ class CacheCounts:
         self.misses[step] += report.num_cache_misses
 
 
+class _Score(Protocol):
+    """`score` or `hidden` of a teacher."""
+
+    def __call__(
+        self, teacher: TeacherActor, /, *rollouts: Rollout
+    ) -> tuple[ScoringReport, *tuple[TeacherPayload | None, ...]]: ...
+
+
 class PooledTeachers:
     """Spreads rollouts over the teachers by tokens, longest first."""
 
-    def __init__(self, pool: Pool, clock: RoleClock, cache: CacheCounts) -> None:
+    def __init__(self, pool: Pool[TeacherActor], clock: RoleClock, cache: CacheCounts) -> None:
         self._pool = pool
         self._clock = clock
         self._cache = cache
 
-    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
         """Score `rollouts`; see `Teachers.score`."""
-        method = "hidden" if exact else "score"
-        shares = [s for s in split_evenly([r.num_tokens for r in rollouts], len(self._pool.actors)) if s]
-        parts = await asyncio.gather(*(self._score_share(method, [rollouts[i] for i in share]) for share in shares))
-        scores = dict(pair for share, part in zip(shares, parts, strict=True) for pair in zip(share, part, strict=True))
-        return [scores[i] for i in range(len(rollouts))]
+        return await self._spread(TeacherActor.score, rollouts)
 
-    async def _score_share(self, method: str, rollouts: list[RolloutRef]) -> list[Any]:
-        refs = await self._pool.call(method, *(r.rollout for r in rollouts), num_returns=1 + len(rollouts))
-        report: ScoringReport = await refs[0]
-        self._clock.add(rollouts[0].step, report.seconds, report.num_tokens)
-        self._cache.add(rollouts[0].step, report)
-        return [None if i in report.quarantined else ref for i, ref in enumerate(refs[1:])]
+    async def hidden(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload]]:
+        """Read `rollouts`; see `Teachers.hidden`."""
+        payloads = await self._spread(TeacherActor.hidden, rollouts)
+        present = [payload for payload in payloads if payload is not None]
+        assert len(present) == len(payloads), "hidden states are not quarantined"
+        return present
+
+    async def _spread(self, method: _Score, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+        sizes = [rollout.summary.num_tokens for rollout in rollouts]
+        shares = [share for share in split_evenly(sizes, len(self._pool.actors)) if share]
+        parts = await asyncio.gather(*(self._call(method, [rollouts[i] for i in share]) for share in shares))
+        payloads = {
+            i: ref for share, part in zip(shares, parts, strict=True) for i, ref in zip(share, part, strict=True)
+        }
+        return [payloads[i] for i in range(len(rollouts))]
+
+    async def _call(self, method: _Score, rollouts: list[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+        report, refs = await self._pool.call(method, len(rollouts), *(as_argument(rollout.ref) for rollout in rollouts))
+        step = rollouts[0].summary.step
+        self._clock.add(step, report.seconds, report.num_tokens)
+        self._cache.add(step, report)
+        payloads = cast("list[Ref[TeacherPayload]]", refs)  # those of which none is None
+        return [None if i in report.quarantined else payload for i, payload in enumerate(payloads)]

@@ -10,7 +10,6 @@ from rayqd.config import Config
 from rayqd.errors import WorkerError
 from rayqd.events import QuarantineEvent
 from rayqd.pipeline import LostError, RolloutRef
-from rayqd.types import Rollout
 
 
 class Quarantine:
@@ -26,12 +25,12 @@ class Quarantine:
     async def add(self, ref: RolloutRef) -> None:
         """Report one; raises WorkerError for one too many, LostError if the rollout was lost with its node."""
         try:
-            rollout: Rollout = await ref.rollout
+            rollout = await ref.ref
         except ObjectLostError:
-            raise LostError(f"a rollout of step {ref.step + 1}") from None
-        if (ref.step, ref.index) in self._seen:  # the step was made again
+            raise LostError(f"a rollout of step {ref.summary.step + 1}") from None
+        if (ref.summary.step, ref.summary.index) in self._seen:  # the step was made again
             return
-        self._seen.add((ref.step, ref.index))
+        self._seen.add((ref.summary.step, ref.summary.index))
         self.num_sequences += 1
         await self._report(
             QuarantineEvent(

@@ -1,18 +1,24 @@
 """The processes of a run, all started at once."""
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterable
+from typing import TypeVar
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrap_error
+from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
-from rayqd.actors.topology import describe_node
+from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
@@ -23,7 +29,8 @@ from rayqd.rollout.worker import MakeEngine
 _POLL_SECONDS = 0.5
 _NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
 _STOP_SECONDS = 30.0  # for the controller to hear of it
-_START_RETRIES = 2  # of a process that dies while it starts; its node may have been taken away
+
+T = TypeVar("T")
 
 
 class RunActors:
@@ -36,7 +43,7 @@ class RunActors:
         make_engine: MakeEngine | None = None,
         *,
         placement: Placement | None = None,
-        teachers: list[Any] | None = None,
+        teachers: list[TeacherHandle] | None = None,
     ) -> None:
         """Start them all, and wait for none.
 
@@ -49,8 +56,8 @@ class RunActors:
         teachers = teachers or own_teachers
         actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
-        self._unplaced = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
-        self._starting = {_start(actor): name for name, actor in actors.items()}
+        self._unplaced = {actor.is_alive.remote(): name for name, actor in actors.items()}
+        self._starting = {actor.start.remote(): name for name, actor in actors.items()}
         self._nodes: dict[str, str] = {}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
         self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
@@ -89,7 +96,7 @@ class RunActors:
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the run's events from number `after` on; raises why the learner ended, if it did."""
         events = _get(self.controller.events.remote(after, timeout_seconds))
-        if not events and _list_done({self._training: "learner"}):
+        if not events and _list_done([self._training]):
             self._raise_learner_failure()
         return events
 
@@ -107,12 +114,12 @@ class RunActors:
 
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Wait for Ray Train to write its own records."""
-        ray.wait([self._training], timeout=timeout_seconds)
+        wait([self._training], timeout_seconds)
 
     def kill(self) -> None:
         """End the processes of this run, where Ray lives on; Ray Train's end with the controller, which owns them."""
         for actor in self._own:
-            ray.kill(actor)
+            kill(actor)
 
     def _raise_learner_failure(self) -> None:
         try:
@@ -121,7 +128,7 @@ class RunActors:
             raise unwrap_error(error, "learner") from None
 
 
-def _get(ref: Any, timeout_seconds: float | None = None) -> Any:
+def _get(ref: ObjectRef[T], timeout_seconds: float | None = None) -> T:
     """Return what the controller answers; WorkerError if it died."""
     try:
         return ray.get(ref, timeout=timeout_seconds)
@@ -129,18 +136,8 @@ def _get(ref: Any, timeout_seconds: float | None = None) -> Any:
         raise unwrap_error(error, "controller") from None
 
 
-def _start(actor: Any) -> Any:
-    """Have an actor start, on another node if its first one goes away meanwhile; returns what `_start_here` does."""
-    return actor.__ray_call__.options(name="start", max_task_retries=_START_RETRIES).remote(_start_here)
-
-
-def _start_here(worker: Any) -> tuple[float, str]:
-    """Seconds it took, and the node."""
-    return worker.start(), describe_node()
-
-
-def _list_done(refs: dict[Any, str]) -> list[Any]:
-    return ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []
+def _list_done(refs: Iterable[ObjectRef[T]]) -> list[ObjectRef[T]]:
+    return wait([*refs], timeout_seconds=0)[0]
 
 
 def _wait_until_name_is_free(run: str, timeout_seconds: float = _NAME_TIMEOUT_SECONDS) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from rayqd.config import Config
 from rayqd.config.job import runtime_env_of_the_job
@@ -12,7 +13,15 @@ from rayqd.console.quiet import quiet_env_vars
 _PACKAGE = Path(__file__).parents[1]
 
 
-def make_runtime_env(config: Config, *, ships_package: bool) -> dict[str, Any]:
+class RuntimeEnv(TypedDict, total=False):
+    """The fields of Ray's runtime_env that a run sets."""
+
+    env_vars: dict[str, str]
+    py_modules: list[str]
+    excludes: list[str]
+
+
+def make_runtime_env(config: Config, *, ships_package: bool) -> RuntimeEnv:
     """Return the runtime_env for `ray.init`; what the job that this process runs in has settled is left out.
 
     Ray refuses a field or a variable that job and driver both give, even the same. `ships_package`: the nodes may have
@@ -21,13 +30,13 @@ def make_runtime_env(config: Config, *, ships_package: bool) -> dict[str, Any]:
     settled = runtime_env_of_the_job()
     taken = settled.get("env_vars", {})
     variables = quiet_env_vars() | _train_environment(config)
-    wanted: dict[str, Any] = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
-    if ships_package and not (_carries_package(settled) or {"py_modules", "excludes"} & settled.keys()):
-        wanted |= {"py_modules": [str(_PACKAGE)], "excludes": ["__pycache__"]}
+    wanted: RuntimeEnv = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
+    if ships_package and not (_carries_package(settled.keys()) or {"py_modules", "excludes"} & settled.keys()):
+        wanted["py_modules"], wanted["excludes"] = [str(_PACKAGE)], ["__pycache__"]
     return wanted
 
 
-def _carries_package(settled: dict[str, Any]) -> bool:
+def _carries_package(settled: Set[str]) -> bool:
     """Whether the job's working directory, which every process gets, is where rayqd was imported from."""
     return "working_dir" in settled and _PACKAGE.parent == Path.cwd()
 

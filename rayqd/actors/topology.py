@@ -1,11 +1,14 @@
 """The nodes of the cluster that this process is connected to, and which of them this process is on."""
 
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import psutil
 import ray
@@ -15,6 +18,15 @@ from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes
 
 NODE_ID = "ray.io/node-id"
 NODE_GROUP = "ray.io/node-group"
+
+
+class _Node(TypedDict):
+    """What Ray tells of a node, as far as it is read here."""
+
+    Alive: bool
+    Labels: dict[str, str]
+    NodeManagerHostname: str
+    Resources: dict[str, float]
 
 
 def list_local_nodes() -> Nodes:
@@ -28,7 +40,7 @@ def list_cluster_nodes(cluster_file: ClusterFile | None) -> Nodes:
     Ray does not tell its limits to whom it serves. Where the autoscaler runs beside this process, as on the head after
     `ray up`, its command line names its file.
     """
-    file = cluster_file or _find_autoscaler_file(ray.get_runtime_context().gcs_address)
+    file = cluster_file or _find_autoscaler_file(cast("str", ray.get_runtime_context().gcs_address))
     running = _list_running()
     if file is None:
         return Nodes(groups=running, may_be_more=True)
@@ -47,16 +59,16 @@ def list_cluster_nodes(cluster_file: ClusterFile | None) -> Nodes:
 
 def describe_node() -> str:
     """Return the name of this process's node, `gpu-spot 10.0.0.7 (spot)`; empty if it has but an address."""
-    labels: dict[str, Any] = ray.get_runtime_context().get_node_labels()
+    labels = cast("dict[str, str]", ray.get_runtime_context().get_node_labels())  # lists, says Ray's signature
     group, market = labels.get(NODE_GROUP, ""), labels.get(MARKET, "")
-    address = ray.util.get_node_ip_address() if group or market else ""
+    address = cast("str", ray.util.get_node_ip_address()) if group or market else ""
     return " ".join(part for part in (group, address, f"({market})" if market else "") if part)
 
 
 def _list_running() -> tuple[NodeGroup, ...]:
     """Nodes that are alive, those of one kind together."""
     num_alike: Counter[tuple[str, float, int, frozenset[tuple[str, str]]]] = Counter()
-    for node in ray.nodes():
+    for node in cast("list[_Node]", ray.nodes()):
         if node["Alive"]:
             labels = {key: value for key, value in node["Labels"].items() if key != NODE_ID}
             name = labels.get(NODE_GROUP, node["NodeManagerHostname"])
@@ -70,7 +82,7 @@ def _list_running() -> tuple[NodeGroup, ...]:
 
 def _find_autoscaler_file(gcs_address: str) -> ClusterFile | None:
     for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
+        words: list[str] = process.info["cmdline"] or []
         file = next((word.partition("=")[2] for word in words if word.startswith("--autoscaling-config=")), "")
         if file and f"--gcs-address={gcs_address}" in words:
             return read_cluster_file(Path(file).expanduser())

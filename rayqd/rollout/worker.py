@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
-from rayqd.pipeline import Weights
+from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 MakeEngine = Callable[[], Engine]
-Fetch = Callable[[Any], Mapping[str, WireTensor]]
+Fetch = Callable[[Ref[Mapping[str, WireTensor]]], Mapping[str, WireTensor]]
 
 
 class RolloutWorker:
     """Writes completions. A worker that starts again fetches the asked-for weights before it serves anything."""
-
-    _rank = _version = -1  # Ray asks for the name of an actor also where __init__ failed
 
     def __init__(
         self, rank: int, settings: RolloutConfig, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
@@ -36,6 +33,11 @@ class RolloutWorker:
 
     def __repr__(self) -> str:
         return f"RolloutWorker(rank={self._rank}, version={self._version})"
+
+    @property
+    def version(self) -> int:
+        """Of the weights that the engine has: optimizer steps behind them; -1 for the checkpoint on disk."""
+        return self._version
 
     def start(self) -> float:
         """Seconds it took to have an engine."""

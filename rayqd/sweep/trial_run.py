@@ -10,13 +10,13 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 from rich.console import Console
 
 from rayqd.actors.connection import Cluster
 from rayqd.actors.run_actors import RunActors
+from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config, load_config
 from rayqd.console.progress import Progress
@@ -47,7 +47,9 @@ class TrialResources:
     make_engine: MakeEngine | None
 
 
-def run_trial(config: Config, resources: TrialResources, data: Rows, teachers: list[Any]) -> Generator[TrialReport]:
+def run_trial(
+    config: Config, resources: TrialResources, data: Rows, teachers: list[TeacherHandle]
+) -> Generator[TrialReport]:
     """Run `config`, from its last checkpoint if there is one, and yield each evaluation.
 
     After a resumed start the earlier evaluations come once more. Closing the iterator before its last one ends the run
@@ -77,7 +79,7 @@ def reuse_start(config: Config, run_dir: RunDirectory) -> None:
 
 
 def _run(
-    config: Config, run_dir: RunDirectory, resources: TrialResources, data: Rows, teachers: list[Any]
+    config: Config, run_dir: RunDirectory, resources: TrialResources, data: Rows, teachers: list[TeacherHandle]
 ) -> Iterator[TrialReport]:
     """Yield the evaluations after training began, until the run has finished or the iterator is closed."""
     began = time.monotonic()

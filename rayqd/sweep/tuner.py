@@ -12,9 +12,12 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorProxy
 from ray.tune.schedulers import TrialScheduler
 
+from rayqd.actors.ray_types import kill
 from rayqd.actors.remote import start_teachers
+from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.sweep.directory import SweepDirectory
@@ -46,7 +49,7 @@ def run_trials(
     metric: str,
     callback: tune.Callback,
     directory: SweepDirectory,
-    shared: Any,
+    shared: SharedHandle,
     resources: TrialResources,
 ) -> None:
     """Run at most `num_trials` of the search, each to its end. `ended` trials count where asha compares."""
@@ -78,11 +81,36 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+class SharedActor:
+    """What the trials of a sweep have in common, where each of them can ask for it."""
+
+    def __init__(self, resources: SharedResources[TeacherHandle]) -> None:
+        self._resources = resources
+
+    @ray.method
+    def data(self, config: Config) -> Rows:
+        """Return training and held-out rows."""
+        return self._resources.data(config)
+
+    @ray.method
+    def borrow_teachers(self, config: Config) -> list[TeacherHandle]:
+        """Return the teachers of a trial, which is to give them back."""
+        return self._resources.borrow_teachers(config)
+
+    @ray.method
+    def return_teachers(self, config: Config) -> None:
+        """Take back what a trial borrowed."""
+        self._resources.return_teachers(config)
+
+
+SharedHandle = ActorProxy[SharedActor]
+
+
 class TrialDriver(tune.Trainable):
     """The driver of one trial. It computes nothing; the actors of the run are processes of their own."""
 
-    def setup(self, config: TrialConfig, *, shared: Any, resources: TrialResources) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Prepare the run of a trial; `shared` is the actor of `SharedResources`."""
+    def setup(self, config: TrialConfig, *, shared: SharedHandle, resources: TrialResources) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Prepare the run of a trial."""
         self._run_config = Config.model_validate(config["run"])
         self._shared = shared
         self._resources = resources
@@ -97,9 +125,9 @@ class TrialDriver(tune.Trainable):
         self._reports.close()
 
     def _run(self) -> Generator[TrialReport]:
-        data, teachers = ray.get(
-            [self._shared.data.remote(self._run_config), self._shared.borrow_teachers.remote(self._run_config)]
-        )
+        rows = self._shared.data.remote(self._run_config)
+        borrowed = self._shared.borrow_teachers.remote(self._run_config)
+        data, teachers = ray.get(rows), ray.get(borrowed)
         try:
             yield from run_trial(self._run_config, self._resources, data, teachers)
         finally:
@@ -116,19 +144,19 @@ def replay_ended(scheduler: TrialScheduler, ended: Sequence[Outcome]) -> None:
                 scheduler.on_trial_result(_NO_CONTROLLER, stand_in, asdict(evaluation))
 
 
-def start_shared_resources(sweep_name: str, placement: Placement, data: Data) -> Any:
-    """Start the actor of `SharedResources`; teachers that it starts live as long as it."""
+def start_shared_resources(sweep_name: str, placement: Placement, data: Data) -> SharedHandle:
+    """Start the actor of what the trials share; teachers that it starts live as long as it."""
 
     def load(config: Config) -> Rows:
         from rayqd.driver.preflight import check, load_data
 
         return load_data(check(config), config)
 
-    def start(config: Config, num_before: int) -> list[Any]:
+    def start(config: Config, num_before: int) -> list[TeacherHandle]:
         return start_teachers(config.model_copy(update={"name": f"{sweep_name}/shared-{num_before}"}), placement)
 
-    actor: Any = ray.remote(num_cpus=0)(SharedResources)
-    return actor.options(name=f"rayqd/{sweep_name}/shared").remote(load, start, ray.kill, data)
+    actor = ray.remote(SharedActor).options(name=f"rayqd/{sweep_name}/shared", num_cpus=0)
+    return actor.remote(SharedResources(load, start, kill, data))
 
 
 class _EndedTrial:

@@ -57,8 +57,6 @@ class ScoringReport:
 class TeacherWorker:
     """Loads a teacher when it is first asked for something, and keeps it."""
 
-    _rank = -1  # Ray asks for the name of an actor also where __init__ failed
-
     def __init__(self, rank: int, load: Callable[[], LoadedTeacher]) -> None:
         self._rank = rank
         self._load = load

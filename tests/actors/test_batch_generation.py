@@ -56,7 +56,7 @@ def process_of(actor: Any) -> int:
     """Its process id, as soon as it has one again."""
     for _ in range(600):
         try:
-            return ray.get(actor.process.remote())[1]
+            return ray.get(actor.locate_process.remote())[1]
         except ActorUnavailableError:
             time.sleep(0.1)
     raise AssertionError("it did not come back")

@@ -15,8 +15,16 @@ from ray.exceptions import ObjectLostError
 
 from rayqd.actors.learner import ControllerFeed
 from rayqd.actors.pool import Pool
+from rayqd.actors.pooled import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
+from rayqd.actors.ray_types import fetch
+from rayqd.actors.workers import PooledActor, RolloutActor, TeacherActor
+from rayqd.config.sections import RolloutConfig
 from rayqd.errors import DataError, WorkerError
-from rayqd.pipeline import LostError, RolloutRef, ScoredRef
+from rayqd.pipeline import LostError, RolloutRef, ScoredRef, Weights
+from rayqd.rollout.fake import FakeEngine
+from rayqd.rollout.worker import RolloutWorker
+from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
+from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -28,12 +36,12 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def worker_class() -> type:
+def worker_class() -> Any:
     """Defined in a function, so that it travels by value: Ray's workers cannot import a test."""
 
-    class Worker:
-        def start(self) -> None:
-            time.sleep(2)
+    class Worker(PooledActor):
+        def __init__(self) -> None:
+            super().__init__(lambda: time.sleep(2) or 2.0)
 
         def echo(self, value: int) -> tuple[int, int]:
             return value, 10 * value
@@ -55,9 +63,12 @@ def worker_class() -> type:
     return Worker
 
 
-def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = None) -> Pool:
+Worker = worker_class()
+
+
+def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = None) -> Pool[Any]:
     """Its notices are added to `heard`."""
-    actor: Any = ray.remote(worker_class())
+    actor: Any = ray.remote(Worker)
     actors = [actor.options(num_cpus=0, max_restarts=max_restarts).remote() for _ in range(count)]
 
     async def notice(text: str) -> None:
@@ -68,45 +79,49 @@ def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = No
 
 
 async def test_every_return_value_is_an_object_of_its_own() -> None:
-    refs = await pool().call("echo", 4, num_returns=2)
-    assert ray.get(refs) == [4, 40]
+    report, refs = await pool().call(Worker.echo, 1, 4)
+    assert report == 4
+    assert ray.get(refs) == [40]
 
 
 async def test_work_of_a_dead_actor_is_done_by_its_next_life(tmp_path: Path) -> None:
     workers = pool()
-    refs = await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)
-    assert ray.get(refs) == [2, "alive"]
+    size, refs = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
+    assert size == 2
+    assert ray.get(refs) == ["alive"]
     assert workers.num_retries == 1
 
 
 async def test_work_that_kills_every_life_ends_with_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="rollout-0 died 3 times at the same work"):
-        await pool().call("die_until", str(tmp_path / "marker"), 99, num_returns=2)
+        await pool().call(Worker.die_until, 1, str(tmp_path / "marker"), 99)
 
 
 async def test_an_error_of_ours_comes_back_as_it_was_and_is_not_tried_again() -> None:
     workers = pool()
     with pytest.raises(DataError, match=r"^rows.jsonl:3: no messages$"):
-        await workers.call("refuse", num_returns=2)
+        await workers.call(Worker.refuse, 1)
     assert workers.num_retries == 0
 
 
 async def test_any_other_error_names_the_worker_and_the_error() -> None:
     with pytest.raises(WorkerError, match=r"^rollout-0 failed: ZeroDivisionError: a bug$"):
-        await pool().call("crash", num_returns=2)
+        await pool().call(Worker.crash, 1)
 
 
 async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path) -> None:
     workers = pool(2, max_restarts=0)
-    assert ray.get(await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)) == [2, "alive"]
+    size, refs = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
+    assert (size, ray.get(refs)) == (2, ["alive"])
     for number in range(5):
-        assert ray.get(await workers.call("echo", number, num_returns=2)) == [number, 10 * number]
+        report, refs = await workers.call(Worker.echo, 1, number)
+        assert (report, ray.get(refs)) == (number, [10 * number])
     assert workers.num_retries == 1
 
 
 async def test_work_that_nobody_comes_back_for_ends_with_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="every rollout worker has died for good: "):
-        await pool(max_restarts=0).call("die_until", str(tmp_path / "marker"), 99, num_returns=2)
+        await pool(max_restarts=0).call(Worker.die_until, 1, str(tmp_path / "marker"), 99)
 
 
 async def test_a_death_is_told_once_whatever_was_in_flight_and_so_is_that_the_engine_is_there_again(
@@ -114,8 +129,8 @@ async def test_a_death_is_told_once_whatever_was_in_flight_and_so_is_that_the_en
 ) -> None:
     heard: list[str] = []
     workers = pool(heard=heard)
-    calls = [workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)]
-    calls += [workers.call("echo", number, num_returns=2) for number in range(3)]
+    calls = [workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)]
+    calls += [workers.call(Worker.echo, 1, number) for number in range(3)]
     done = asyncio.gather(*calls)
     await asyncio.sleep(0)
     assert workers.busy_workers == ["rollout-0"]
@@ -133,7 +148,7 @@ async def test_a_death_is_told_once_whatever_was_in_flight_and_so_is_that_the_en
 async def test_an_actor_that_does_not_come_back_is_told(tmp_path: Path) -> None:
     heard: list[str] = []
     workers = pool(2, max_restarts=0, heard=heard)
-    await workers.call("die_until", str(tmp_path / "marker"), 1, num_returns=2)
+    await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
     while len(heard) < 2:
         await asyncio.sleep(0.1)
     assert heard[0].startswith("rollout-0 died (The actor died unexpectedly before finishing this task.); ")
@@ -162,8 +177,57 @@ def lost_object() -> Any:
 async def test_work_whose_argument_is_lost_is_not_tried_again_but_told() -> None:
     workers = pool()
     with pytest.raises(LostError, match="an argument of echo"):
-        await workers.call("echo", lost_object(), num_returns=2)
+        await workers.call(Worker.echo, 1, lost_object())
     assert workers.num_retries == 0
+
+
+async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout_that_it_refers_to() -> None:
+    settings = RolloutConfig(min_new_tokens=1, max_new_tokens=40)
+    workers = [RolloutWorker(rank, settings, lambda: FakeEngine(99), fetch) for rank in range(2)]
+    handles = [ray.remote(RolloutActor).options(num_cpus=0).remote(worker) for worker in workers]
+    clock = RoleClock()
+    sequences = [PlannedSequence(step=3, index=i, example=i, on_policy=True, seed=i) for i in range(7)]
+    prompts = [
+        Example(row=i, prompt_ids=np.zeros(i + 1, np.int32), completion_ids=np.zeros(1, np.int32)) for i in range(7)
+    ]
+    weights = Weights(version=5, tensors=ray.put({}))
+    refs = await PooledRollouts(Pool("rollout", handles), clock).write(sequences, prompts, weights)
+    assert sorted(ref.summary.index for ref in refs) == list(range(7))
+    for ref in refs:
+        rollout, summary = fetch(ref.ref), ref.summary
+        assert (summary.step, summary.index, summary.policy_version) == (3, rollout.index, 5)
+        assert len(rollout.prompt_ids) == rollout.index + 1
+        assert summary.num_loss_tokens == len(rollout.completion_ids)
+        assert summary.num_tokens == rollout.index + 1 + len(rollout.completion_ids)
+    assert clock.tokens == {3: sum(ref.summary.num_loss_tokens for ref in refs)}
+
+
+async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
+    def load() -> LoadedTeacher:
+        class Scorer:
+            def score(self, rollouts: Any) -> Any:
+                return [None if len(r.completion_ids) == 13 else len(r.completion_ids) for r in rollouts]
+
+            hidden = score
+
+        scorer: Any = Scorer()
+        spec: Any = None  # asked for by nobody without a cache
+        return LoadedTeacher(scorer=scorer, spec=spec, cache=None)
+
+    handles = [ray.remote(TeacherActor).options(num_cpus=0).remote(TeacherWorker(rank, load)) for rank in range(2)]
+    teachers = PooledTeachers(Pool("teacher", handles), RoleClock(), CacheCounts())
+    lengths = [4, 13, 8, 21, 13]
+    rollouts = [
+        Rollout.from_data(
+            Example(row=i, prompt_ids=np.zeros(2, np.int32), completion_ids=np.zeros(length, np.int32)),
+            step=0,
+            index=i,
+        )
+        for i, length in enumerate(lengths)
+    ]
+    refs = [RolloutRef(summary=rollout.summary, ref=ray.put(rollout)) for rollout in rollouts]
+    payloads = await teachers.score(refs)
+    assert [None if payload is None else fetch(payload) for payload in payloads] == [4, None, 8, 21, None]
 
 
 def controller(num_lost: int) -> Any:
@@ -179,12 +243,10 @@ def controller(num_lost: int) -> Any:
             return [
                 ScoredRef(
                     rollout=RolloutRef(
-                        step=step,
-                        index=index,
-                        num_tokens=5,
-                        num_loss_tokens=3,
-                        policy_version=None,
-                        rollout=ray.put((index, attempt)),
+                        summary=RolloutSummary(
+                            step=step, index=index, num_tokens=5, num_loss_tokens=3, policy_version=None
+                        ),
+                        ref=ray.put((index, attempt)),
                     ),
                     payload=lost if attempt < num_lost else ray.put("payload"),
                 )

@@ -59,13 +59,13 @@ def test_nodes_get_this_very_package_unless_the_working_directory_has_it(
     in_a_job: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package = str(CHECKOUT / "rayqd")
-    assert make_runtime_env(Config(), ships_package=True)["py_modules"] == [package]
+    assert make_runtime_env(Config(), ships_package=True).get("py_modules") == [package]
     assert "py_modules" not in make_runtime_env(Config(), ships_package=False)
     in_a_job(working_dir="gcs://checkout.zip")
     monkeypatch.chdir(CHECKOUT)
     assert "py_modules" not in make_runtime_env(Config(), ships_package=True)
     monkeypatch.chdir(tmp_path)  # a working directory with settings alone
-    assert make_runtime_env(Config(), ships_package=True)["py_modules"] == [package]
+    assert make_runtime_env(Config(), ships_package=True).get("py_modules") == [package]
 
 
 def test_a_run_does_not_lie_in_the_copy_that_ray_made_of_a_jobs_directory(

@@ -10,7 +10,7 @@ import pytest
 from rayqd.data import Plan
 from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError, Pipeline, RolloutRef, Weights
-from rayqd.types import Example, PlannedSequence, Rollout
+from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary
 
 
 class RecordingRollouts:
@@ -24,17 +24,21 @@ class RecordingRollouts:
     ) -> list[RolloutRef]:
         self.log.append(("write", sequences[0].step, weights.version))
         await self.gate.wait()
-        return [
-            RolloutRef(
-                step=s.step,
-                index=s.index,
-                num_tokens=7,
-                num_loss_tokens=3,
-                policy_version=weights.version,
-                rollout=("written", s.step, s.index, s.seed, p.row),
-            )
-            for s, p in zip(sequences, prompts, strict=True)
-        ]
+        return [written(s, p, weights.version) for s, p in zip(sequences, prompts, strict=True)]
+
+
+def written(sequence: PlannedSequence, prompt: Example, version: int) -> RolloutRef:
+    """Refers to the sequence itself, which the pipeline never looks into."""
+    summary = RolloutSummary(
+        step=sequence.step, index=sequence.index, num_tokens=7, num_loss_tokens=3, policy_version=version
+    )
+    ref: Any = ("written", sequence.step, sequence.index, sequence.seed, prompt.row)
+    return RolloutRef(summary=summary, ref=ref)
+
+
+def weights(version: int) -> Weights:
+    tensors: Any = f"weights {version}"
+    return Weights(version=version, tensors=tensors)
 
 
 class RecordingTeachers:
@@ -42,17 +46,23 @@ class RecordingTeachers:
         self.log = log
         self.unscored: set[tuple[int, int]] = set()  # step and index of sequences that it has no numbers for
 
-    async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
-        self.log.append(("score", rollouts[0].step, "written" if rollouts[0].policy_version is not None else "data"))
-        kind = "hidden" if exact else "payload"
-        return [None if (r.step, r.index) in self.unscored else (kind, r.rollout) for r in rollouts]
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+        first = rollouts[0].summary
+        self.log.append(("score", first.step, "written" if first.policy_version is not None else "data"))
+        return [None if (r.summary.step, r.summary.index) in self.unscored else ("payload", r.ref) for r in rollouts]
+
+    async def hidden(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+        return [("hidden", r.ref) for r in rollouts]
 
 
 def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tuple[Pipeline, list[tuple[Any, ...]]]:
     log: list[tuple[Any, ...]] = []
 
     async def quarantine(rollout: RolloutRef) -> None:
-        log.append(("quarantine", rollout.step, rollout.index))
+        log.append(("quarantine", rollout.summary.step, rollout.summary.index))
+
+    def put(rollout: Rollout) -> Any:
+        return rollout
 
     examples = [
         Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
@@ -64,7 +74,7 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
         max_staleness=max_staleness,
         rollouts=RecordingRollouts(log),
         teachers=RecordingTeachers(log),
-        put=lambda rollout: rollout,
+        put=put,
         quarantine=quarantine,
     )
     return pipeline, log
@@ -73,7 +83,7 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
 async def train(pipeline: Pipeline, steps: range) -> list[Any]:
     batches = []
     for step in steps:
-        pipeline.publish(Weights(version=step, tensors=f"weights {step}"))
+        pipeline.publish(weights(step))
         batches.append(await pipeline.batch(step))
     return batches
 
@@ -88,7 +98,7 @@ async def test_strictly_on_policy_rollouts_are_written_by_exactly_the_step_s_wei
 async def test_staleness_reaches_its_bound_and_never_passes_it(max_staleness: int) -> None:
     pipeline, _ = make(lmbda=1.0, max_staleness=max_staleness, num_steps=8)
     batches = await train(pipeline, range(8))
-    staleness = [s - min(r.rollout.policy_version for r in batch) for s, batch in enumerate(batches)]
+    staleness = [s - min(r.rollout.summary.policy_version for r in batch) for s, batch in enumerate(batches)]
     # At the first demand steps 0..k start with version 0, and from then on one more step at each demand.
     assert staleness == [min(step, max_staleness) for step in range(8)]
 
@@ -96,14 +106,14 @@ async def test_staleness_reaches_its_bound_and_never_passes_it(max_staleness: in
 async def test_every_planned_sequence_is_in_its_step_s_batch_once_and_in_order() -> None:
     pipeline, _ = make()
     batches = await train(pipeline, range(6))
-    assert [[r.rollout.index for r in batch] for batch in batches] == [[0, 1, 2, 3]] * 6
+    assert [[r.rollout.summary.index for r in batch] for batch in batches] == [[0, 1, 2, 3]] * 6
     plan = Plan(num_examples=10, batch_size=4, lmbda=0.5, seed=1)
     for step, batch in enumerate(batches):
         for planned, scored in zip(plan.step(step), batch, strict=True):
-            assert (scored.rollout.policy_version is not None) == planned.on_policy
-            assert scored.payload == ("payload", scored.rollout.rollout)
+            assert (scored.rollout.summary.policy_version is not None) == planned.on_policy
+            assert scored.payload == ("payload", scored.rollout.ref)
             if planned.on_policy:
-                assert scored.rollout.rollout == ("written", step, planned.index, planned.seed, planned.example)
+                assert scored.rollout.ref == ("written", step, planned.index, planned.seed, planned.example)
 
 
 async def test_no_work_is_started_beyond_the_bound() -> None:
@@ -115,18 +125,18 @@ async def test_no_work_is_started_beyond_the_bound() -> None:
 
 async def test_asking_again_for_a_step_starts_no_work_twice() -> None:
     pipeline, log = make(lmbda=1.0)
-    pipeline.publish(Weights(version=0, tensors="weights 0"))
+    pipeline.publish(weights(0))
     first, second = await asyncio.gather(pipeline.batch(0), pipeline.batch(0))
-    assert [r.rollout.rollout for r in first] == [r.rollout.rollout for r in second]
+    assert [r.rollout.ref for r in first] == [r.rollout.ref for r in second]
     assert log.count(("write", 0, 0)) == 1
 
 
 async def test_a_learner_back_at_a_checkpoint_gets_rollouts_of_its_own_weights() -> None:
     pipeline, log = make(lmbda=1.0, max_staleness=2)
     await train(pipeline, range(4))
-    pipeline.publish(Weights(version=2, tensors="weights 2"))
+    pipeline.publish(weights(2))
     batch = await pipeline.batch(2)
-    assert {r.rollout.policy_version for r in batch} == {2}
+    assert {r.rollout.summary.policy_version for r in batch} == {2}
     assert log[-2][0] == "write"
 
 
@@ -152,10 +162,10 @@ async def test_heldout_rows_are_scored_as_they_stand() -> None:
     rows = [
         Example(row=i, prompt_ids=np.full(2, i, np.int32), completion_ids=np.full(5, i, np.int32)) for i in range(3)
     ]
-    scored = await pipeline.heldout(rows)
-    assert [s.rollout.num_loss_tokens for s in scored] == [5, 5, 5]
+    scored: list[Any] = await pipeline.heldout(rows)
+    assert [s.rollout.summary.num_loss_tokens for s in scored] == [5, 5, 5]
     assert {s.payload[0] for s in scored} == {"hidden"}
-    rollouts: list[Rollout] = [s.rollout.rollout for s in scored]
+    rollouts: list[Rollout] = [s.rollout.ref for s in scored]
     assert all(np.array_equal(r.completion_ids, row.completion_ids) for r, row in zip(rollouts, rows, strict=True))
 
 
@@ -165,15 +175,15 @@ async def test_a_learner_worker_that_asks_first_waits_until_another_has_publishe
     early = asyncio.create_task(pipeline.batch(1))
     await asyncio.sleep(0.01)
     assert ("write", 1, 0) not in log
-    pipeline.publish(Weights(version=1, tensors="weights 1"))
-    assert {r.rollout.policy_version for r in await early} == {1}
+    pipeline.publish(weights(1))
+    assert {r.rollout.summary.policy_version for r in await early} == {1}
 
 
 async def test_what_the_teacher_has_no_numbers_for_is_left_out_and_told() -> None:
     pipeline, log = make()
     pipeline._teachers.unscored = {(1, 2), (3, 0), (3, 1)}
     batches = await train(pipeline, range(6))
-    assert [[r.rollout.index for r in batch] for batch in batches] == [
+    assert [[r.rollout.summary.index for r in batch] for batch in batches] == [
         [0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3], [2, 3], [0, 1, 2, 3], [0, 1, 2, 3],
     ]  # fmt: skip
     assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [(1, 2), (3, 0), (3, 1)]
@@ -188,7 +198,7 @@ async def test_a_step_without_any_payload_ends_the_run() -> None:
 
 async def test_a_lost_step_is_made_anew_once_for_all_learner_workers_that_ask() -> None:
     pipeline, log = make()
-    pipeline.publish(Weights(version=0, tensors=None))
+    pipeline.publish(weights(0))
     first = await pipeline.batch(0)
     again, for_the_other_worker = await asyncio.gather(pipeline.batch(0, 1), pipeline.batch(0, 1))
     assert [entry[:2] for entry in log] == [("write", 0), ("score", 0)] * 2
@@ -203,17 +213,17 @@ async def test_a_step_whose_rollouts_are_lost_before_they_are_scored_is_written_
     losses = 2
 
     class TeachersOnNodesThatGo:
-        async def score(self, rollouts: Sequence[RolloutRef], *, exact: bool = False) -> list[Any]:
+        async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
             nonlocal losses
             losses -= 1
             if losses >= 0:
                 raise LostError("an argument of score")
-            return await teachers.score(rollouts, exact=exact)
+            return await teachers.score(rollouts)
 
     pipeline._teachers = TeachersOnNodesThatGo()
-    pipeline.publish(Weights(version=0, tensors=None))
+    pipeline.publish(weights(0))
     batch = await pipeline.batch(0)
-    assert [ref.rollout.index for ref in batch] == [0, 1, 2, 3]
+    assert [ref.rollout.summary.index for ref in batch] == [0, 1, 2, 3]
     assert [entry[:2] for entry in log] == [("write", 0)] * 3 + [("score", 0)]
 
 
@@ -224,7 +234,7 @@ async def test_a_step_that_is_lost_every_time_ends_the_run() -> None:
         raise LostError("an argument of score")
 
     pipeline._teachers.score = lose
-    pipeline.publish(Weights(version=0, tensors=None))
+    pipeline.publish(weights(0))
     with pytest.raises(WorkerError, match="step 1 was lost with its node 5 times"):
         await pipeline.batch(0)
 
@@ -232,6 +242,6 @@ async def test_a_step_that_is_lost_every_time_ends_the_run() -> None:
 async def test_a_learner_that_starts_again_at_the_same_step_gets_it_made_anew() -> None:
     pipeline, log = make()
     for _ in range(2):
-        pipeline.publish(Weights(version=0, tensors=None))
+        pipeline.publish(weights(0))
         await pipeline.batch(0)
     assert [entry for entry in log if entry[0] == "write"] == [("write", 0, 0)] * 2

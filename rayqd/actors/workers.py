@@ -1,0 +1,116 @@
+"""Rollout workers and teachers as actors: each holds a worker, and returns its results as objects of their own."""
+
+# pyright: reportUnknownMemberType=false
+# Ray's signatures are partly without types.
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorProxy
+
+from rayqd.actors.topology import describe_node
+from rayqd.pipeline import Weights
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.worker import RolloutWorker
+from rayqd.teacher.worker import ScoringReport, TeacherWorker
+from rayqd.types import Example, IntArray, PlannedSequence, Rollout, RolloutSummary, TeacherPayload
+
+_START_RETRIES = 2  # of an actor that dies while it starts; its node may have been taken away
+
+
+class PooledActor:
+    """What a pool asks of its actors beside their work."""
+
+    def __init__(self, load: Callable[[], float]) -> None:
+        """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
+        self._load = load
+
+    @ray.method
+    def is_alive(self) -> bool:
+        """Return True, as soon as there is a process to do so."""
+        return True
+
+    @ray.method
+    def load(self) -> float:
+        """Make the engine, or load the model, if it is not there; return the seconds that it took."""
+        return self._load()
+
+    @ray.method(max_task_retries=_START_RETRIES)
+    def start(self) -> tuple[float, str]:
+        """Do what `load` does, on another node if the first one goes away meanwhile; return the node as well."""
+        return self._load(), describe_node()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritingReport:
+    """What one call of `RolloutActor.write` did."""
+
+    seconds: float
+    rollouts: list[RolloutSummary]
+
+
+class RolloutActor(PooledActor):
+    """A rollout worker. Every rollout is an object of its own, so that each travels only to who needs it."""
+
+    _worker: RolloutWorker | None = None  # Ray asks for the repr of an actor also where __init__ failed
+
+    def __init__(self, worker: RolloutWorker) -> None:
+        super().__init__(worker.start)
+        self._worker = worker
+
+    def __repr__(self) -> str:
+        """Name the actor; logs and Ray's dashboard keep the name that it has after __init__, without a version."""
+        version = self._worker.version if self._worker else -1
+        return f"RolloutWorker({_actor_label()}{f', version={version}' if version >= 0 else ''})"
+
+    def write(
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+    ) -> tuple[WritingReport, *tuple[Rollout, ...]]:
+        """Return a report, and a rollout for each of `sequences`; see `RolloutWorker.write`."""
+        assert self._worker is not None
+        seconds, rollouts = self._worker.write(sequences, prompts, weights)
+        return WritingReport(seconds=seconds, rollouts=[rollout.summary for rollout in rollouts]), *rollouts
+
+    def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """Yield completions by the keys of `requests`; see `RolloutWorker.answer`."""
+        assert self._worker is not None
+        yield from self._worker.answer(requests)
+
+    @ray.method
+    def locate_process(self) -> tuple[str, int]:
+        """Return node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+class TeacherActor(PooledActor):
+    """A teacher. Every payload is an object of its own, which goes straight to the learner worker that needs it."""
+
+    def __init__(self, worker: TeacherWorker) -> None:
+        super().__init__(worker.start)
+        self._worker = worker
+
+    def __repr__(self) -> str:
+        return f"TeacherWorker({_actor_label()})"
+
+    def score(self, *rollouts: Rollout) -> tuple[ScoringReport, *tuple[TeacherPayload | None, ...]]:
+        """Return a report, and a payload for each of `rollouts`; see `TeacherWorker.score`."""
+        report, payloads = self._worker.score(*rollouts)
+        return report, *payloads
+
+    def hidden(self, *rollouts: Rollout) -> tuple[ScoringReport, *tuple[TeacherPayload | None, ...]]:
+        """Return the same as hidden states; see `TeacherWorker.hidden`."""
+        report, payloads = self._worker.hidden(*rollouts)
+        return report, *payloads
+
+
+RolloutHandle = ActorProxy[RolloutActor]
+TeacherHandle = ActorProxy[TeacherActor]
+
+
+def _actor_label() -> str:
+    """Return run, role and rank of the actor that this is called in: `mine/rollout-0`."""
+    return str(ray.get_runtime_context().get_actor_name()).removeprefix("rayqd/")
