@@ -1,5 +1,7 @@
 """Calls that survive their actor, and what becomes of objects that do not, on real Ray actors."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import re

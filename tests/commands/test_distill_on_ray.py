@@ -131,7 +131,7 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
 def test_a_death_and_a_long_wait_are_told_while_they_last(
     tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayqd.console.progress.SILENCE_SECONDS", (1.0, 600.0))
+    monkeypatch.setattr("rayqd.console.progress.INACTIVITY_SECONDS", (1.0, 600.0))
     config = tiny_config(distill={"lmbda": 1.0})
     output = io.StringIO()
     distill(config, Console(file=output, width=160), make_engine=engine_that_dies_and_is_slow(tmp_path / "calls"))
