@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Checkpointer:
         return self._num_steps
 
     @contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int) -> Generator[None]:
         """Enclose step `number`, counted from 1, and whatever else must see the weights that it made."""
         yield
         self._num_steps = number

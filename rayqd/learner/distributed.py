@@ -5,6 +5,9 @@ every weight (see `rayqd.model.sharding`), so whatever needs full weights, from 
 all of them at the same time, and only rank 0 writes.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# torch's signatures are partly without types.
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

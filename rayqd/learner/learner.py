@@ -1,5 +1,8 @@
 """One optimizer step on the divergence from the teacher. Runs anywhere torch runs; knows nothing of Ray."""
 
+# pyright: reportUnknownMemberType=false
+# torch's signatures are partly without types.
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -148,4 +148,4 @@ def _concatenate(parts: Sequence[WireTensor | NDArray[np.generic]]) -> Tensor:
     wires = [part for part in parts if isinstance(part, WireTensor)]
     arrays = [part for part in parts if not isinstance(part, WireTensor)]
     # A copy also of a single array: what the object store lends is read-only, which torch warns of.
-    return torch.cat([from_wire(wire) for wire in wires]) if wires else torch.from_numpy(np.concatenate(arrays))
+    return torch.cat([from_wire(wire) for wire in wires]) if wires else torch.from_numpy(np.concatenate(arrays))  # pyright: ignore[reportUnknownMemberType]

@@ -32,7 +32,7 @@ def test_the_learner_s_process_finds_it_and_the_run_says_which_source_it_had(
     result = distill(config, Console(file=io.StringIO(), width=160))
     losses = [row["loss"] for row in result.metrics() if row["event"] == "step"]
     assert len(losses) == 4
-    assert all(loss > 0 for loss in losses)
+    assert all(isinstance(loss, float) and loss > 0 for loss in losses)
     assert 'loss = "loss_of_mine:squared_error"' in (result.run_dir / "config.toml").read_text()
     versions = json.loads((result.run_dir / "result.json").read_text())["environment"]["versions"]
     assert versions["loss_of_mine:squared_error"] == f"sha256 {hashlib.sha256(LOSS.encode()).hexdigest()}"

@@ -99,6 +99,7 @@ def test_every_payload_that_says_all_gives_the_exact_divergence(
     assert leaf.grad is not None
     scale = expected.detach().abs().max()
     assert (loss - expected.detach()).abs().max() <= tolerance * scale
+    assert leaf.grad is not None
     assert (gradient - leaf.grad).abs().max() <= tolerance * leaf.grad.abs().max()
 
 
@@ -111,7 +112,7 @@ OF_ONE_TOKEN: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "jsd": lambda p, q, b: b * kl(q, b * q + (1 - b) * p) + (1 - b) * kl(p, b * q + (1 - b) * p),
     "skew_kl": lambda p, q, b: kl(q, b * q + (1 - b) * p),
     "skew_reverse_kl": lambda p, q, b: kl(p, b * p + (1 - b) * q),
-    "total_variation": lambda p, q, b: sum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2,
+    "total_variation": lambda p, q, b: torch.stack([abs(x - y) for x, y in zip(p, q, strict=True)]).sum() / 2,
     OUTSIDE: lambda p, q, b: (((1 - b) * q + b * p) * (p.log() - q.log()) ** 2).sum() / 2,
 }
 
@@ -154,6 +155,7 @@ def test_every_loss_is_that_of_a_float64_loop_over_the_tokens(
     torch.stack(expected).sum().backward()
     exact = torch.stack(expected).detach()
     assert (values - exact).abs().max() <= tolerance * exact.abs().max()
+    assert leaf.grad is not None
     assert (gradient - leaf.grad).abs().max() <= tolerance * leaf.grad.abs().max()
 
 
@@ -228,6 +230,7 @@ def test_a_payload_from_outside_is_trained_on_by_its_own_loss(
     objective = Objective(DistillConfig(beta=0.4, temperature=1.5), *heads)
     loss, gradient = loss_and_gradient(objective, states[0], batch)
     torch.testing.assert_close(loss.double(), torch.stack(expected).detach(), rtol=1e-4, atol=1e-5)
+    assert leaf.grad is not None
     assert (gradient - leaf.grad).abs().max() <= 1e-4 * leaf.grad.abs().max()
 
 

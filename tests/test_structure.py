@@ -1,0 +1,61 @@
+"""What can be counted of the code itself: the house's rules, so that they are kept without anybody counting."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from pathlib import Path
+
+import rayqd
+
+ROOT = Path(rayqd.__file__).parent
+SOURCES = {path.relative_to(ROOT): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
+
+MAX_LINES = 300  # of a file: one idea
+MAX_MEDIAN = 7  # lines of a function
+MAX_UNTYPED_DICTS = 40  # lines that say dict[str, Any]
+
+
+def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    nodes = (node for text in SOURCES.values() for node in ast.walk(ast.parse(text)))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_no_file_has_more_than_300_lines() -> None:
+    assert {str(path): text.count("\n") for path, text in SOURCES.items() if text.count("\n") > MAX_LINES} == {}
+
+
+def test_half_of_all_functions_have_at_most_7_lines() -> None:
+    lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions()]
+    assert statistics.median(lengths) <= MAX_MEDIAN
+
+
+def test_few_lines_say_that_a_dictionary_may_hold_anything() -> None:
+    lines = {
+        f"{path}:{number}"
+        for path, text in SOURCES.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if "dict[str, Any]" in line
+    }
+    assert len(lines) <= MAX_UNTYPED_DICTS, sorted(lines)
+
+
+def test_every_handle_of_an_actor_has_a_type() -> None:
+    """A parameter or attribute that is an actor is called so: its annotation is not Any, alone or in a container."""
+    names = ("actor", "actors", "controller", "conductor", "handle", "handles", "workers", "teachers", "rollouts")
+    untyped = [
+        f"{path}:{node.lineno} {name}"
+        for path, text in SOURCES.items()
+        for node in ast.walk(ast.parse(text))
+        if (name := _annotated_name(node)).lstrip("_") in names and "Any" in ast.unparse(node.annotation)  # type: ignore[attr-defined]
+    ]
+    assert untyped == []
+
+
+def _annotated_name(node: ast.AST) -> str:
+    """The name of a parameter or of an assignment that has an annotation, else ""."""
+    if isinstance(node, ast.arg) and node.annotation:
+        return node.arg
+    if isinstance(node, ast.AnnAssign):
+        return node.target.attr if isinstance(node.target, ast.Attribute) else getattr(node.target, "id", "")
+    return ""
