@@ -15,7 +15,7 @@ __all__ = ["Config", "Result", "distill"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: the command line must answer before torch and Ray are loaded."""
+    """Import `name` when it is asked for: the command line must answer before torch and Ray are loaded."""
     if name == "Config":
         from rayqd.config import Config
 
