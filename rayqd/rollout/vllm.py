@@ -73,6 +73,7 @@ class VLLMEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        _request_amx()
         # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self._weight_loader = weight_loader or PackedLoader()
@@ -167,9 +168,20 @@ def explain_missing_cpu_kernel() -> str:
     from vllm.platforms import current_platform
 
     importlib.import_module("vllm._custom_ops")  # which loads the library
-    if not current_platform.is_cpu() or hasattr(torch.ops._C, _CPU_INT4_KERNEL):
+    if not current_platform.is_cpu():
         return ""
-    return f"vLLM's library for this CPU has no {_CPU_INT4_KERNEL}, which needs AVX-512"
+    if not hasattr(torch.ops._C, _CPU_INT4_KERNEL):
+        return f"vLLM's library for this CPU has no {_CPU_INT4_KERNEL}, which needs AVX-512"
+    return "" if _request_amx() else "Linux refuses this process the AMX tiles that vLLM's 4-bit kernel uses"
+
+
+def _request_amx() -> bool:
+    """Return whether AMX tiles can be used wherever the CPU has them.
+
+    A process has to ask Linux for them once, and vLLM's 4-bit kernel, which uses them unasked, is an illegal
+    instruction until it has. Some other product in bfloat16 may ask by chance, sooner or later.
+    """
+    return not torch.cpu._is_amx_tile_supported() or torch.cpu._init_amx()  # pyright: ignore[reportPrivateUsage]
 
 
 def _token_ids(output: RequestOutput) -> IntArray:

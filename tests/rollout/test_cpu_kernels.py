@@ -13,7 +13,7 @@ import torch
 from rayqd.config.resolved import to_toml
 from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
 
-FORCE_AVX2 = "import torch; torch.cpu._is_avx512_supported = lambda: False\n"
+FORCE_AVX2 = "import torch; torch.cpu._is_avx512_supported = torch.cpu._is_amx_tile_supported = lambda: False\n"
 ASK = "from rayqd.rollout.vllm import explain_missing_cpu_kernel; print('why:', explain_missing_cpu_kernel())\n"
 WRITE = """
 import sys
@@ -59,3 +59,26 @@ def test_an_engine_on_avx2_writes_with_dense_weights_and_says_why(tiny_config: A
     output, messages = run(FORCE_AVX2 + WRITE, str(file))
     assert "DenseLoader" in output
     assert "rollouts run on dequantized weights: vLLM's library for this CPU has no cpu_gemm_wna16" in messages
+
+
+KERNEL_WITH_AMX = """
+import torch
+from rayqd.rollout.vllm import explain_missing_cpu_kernel
+assert explain_missing_cpu_kernel() == ""
+from vllm import _custom_ops as ops
+codes = torch.full((4, 64 * 16 // 8), 0x99999999 - 2**32, dtype=torch.int32)  # 9, of which 8 stands for 0
+x = torch.arange(64.0).bfloat16()[None]
+y = ops.cpu_gemm_wna16(
+    input=x, q_weight=codes, scales=torch.ones(2, 64).bfloat16(), zeros=None, bias=None, pack_factor=8, isa_hint="amx"
+)
+print("sums:", y.unique().tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this CPU has no AMX")
+def test_the_kernel_may_use_amx_in_a_process_that_has_computed_nothing_else() -> None:
+    """Without the request to Linux it is an illegal instruction."""
+    output, _ = run(KERNEL_WITH_AMX)
+    assert "sums: [2016.0]" in output  # 0 + 1 + ... + 63, which bfloat16 holds
