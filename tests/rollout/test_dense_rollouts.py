@@ -176,9 +176,10 @@ def test_log_probabilities_follow_each_publish(engine: Any) -> None:
         vllm.load_weights(collect_rollout_weights(student, config))
         served = torch.tensor(vllm.prompt_logprobs(TOKENS))
         in_16_bit, in_32_bit = (_logprobs(student, source, dtype, ids) for dtype in (torch.bfloat16, torch.float32))
-        rounding = (in_16_bit - in_32_bit).abs().max()
-        assert (served - in_32_bit).abs().max() <= 2 * rounding
-        assert rounding < 0.3
+        # over 60 tokens, as the largest of them is another one with each CPU's order of sums
+        rounding = (in_16_bit - in_32_bit).square().mean().sqrt()
+        assert (served - in_32_bit).square().mean().sqrt() <= 1.5 * rounding
+        assert rounding < 0.1
 
 
 def _logprobs(student: Student, source: Path, dtype: torch.dtype, ids: Tensor) -> Tensor:
