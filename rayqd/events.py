@@ -157,7 +157,7 @@ class EvalEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineEvent:
-    """A sequence was left out of its step: the teacher answered inf or nan."""
+    """A sequence was left out of its step: the teacher computed inf or nan."""
 
     step: int
     index: int  # in the step's batch

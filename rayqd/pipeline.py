@@ -188,7 +188,7 @@ class Pipeline:
                 scored.append(ScoredRef(rollout=rollout, payload=payload))
         if not scored:
             raise WorkerError(
-                f"the teacher answered inf or nan to every sequence of step {rollouts[0].summary.step + 1}"
+                f"the teacher computed inf or nan for every sequence of step {rollouts[0].summary.step + 1}"
             )
         return scored
 

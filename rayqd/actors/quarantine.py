@@ -1,4 +1,4 @@
-"""Sequences to which the teacher answers inf or nan: left out of their step, recorded, and limited in number."""
+"""Sequences for which the teacher computes inf or nan: left out of their step, recorded, and limited in number."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Quarantine:
         )
         if self.num_sequences > self._max_sequences:
             raise WorkerError(
-                f"the teacher answered inf or nan to {self.num_sequences} sequences, and "
+                f"the teacher computed inf or nan for {self.num_sequences} sequences, and "
                 f"teacher.max_bad_fraction={self._max_fraction:g} of the run allows {self._max_sequences}: "
                 "see quarantine.jsonl in the run's directory for their token ids; another model.dtype may help, or a "
                 "higher fraction"

@@ -76,9 +76,9 @@ class RolloutActor(PooledActor):
         return WritingReport(seconds=seconds, rollouts=[rollout.summary for rollout in rollouts]), *rollouts
 
     def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        """Yield completions by the keys of `requests`; see `RolloutWorker.answer`."""
+        """Yield completions by the keys of `requests`; see `RolloutWorker.complete`."""
         assert self._worker is not None
-        yield from self._worker.answer(requests)
+        yield from self._worker.complete(requests)
 
     @ray.method
     def locate_process(self) -> tuple[str, int]:

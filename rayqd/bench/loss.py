@@ -103,7 +103,7 @@ class _Inputs:
         return None if timing.peak_bytes is None else timing.peak_bytes - self.allocated_bytes
 
     def logit_bytes(self, beta: float) -> int:
-        """Both sides read twice, or thrice where the mixture takes a pass of its own, and the slope written."""
+        """Count both sides read twice, or thrice where the mixture takes a pass of its own, and the slope written."""
         passes = 5 if beta in (0.0, 1.0) else 7
         return len(self.student) * len(self.head) * self.head.element_size() * passes
 

@@ -12,8 +12,8 @@ from rayqd.runs.benchmarks import BenchmarkRow, BenchmarkScore
 
 
 def print_benchmarks(console: Console, rows: Sequence[BenchmarkRow]) -> None:
-    """`rows` as rayqd.evals.benchmarks makes them; of a group's tasks only the group is shown."""
-    shown = asked_for(rows)
+    """Print `rows` as rayqd.evals.benchmarks makes them; of a group's tasks only the group is shown."""
+    shown = drop_group_members(rows)
     table = Table(title="benchmarks: what 4 bits cost", title_justify="left")
     table.add_column("", overflow="fold")
     for heading in ("score", "against teacher"):
@@ -36,13 +36,13 @@ NOTES = (
 )
 
 
-def asked_for(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Without the tasks that a group's row stands for."""
+def drop_group_members(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """Return `rows` without the tasks that a group's row stands for."""
     return [row for row in rows if row.get("part_of") is None]
 
 
 def chance(rows: Sequence[BenchmarkRow]) -> list[str]:
-    """With many comparisons some are beyond noise by chance."""
+    """Return a remark, where the comparisons are many, that some are beyond noise by chance; else nothing."""
     compared = sum("verdict" in arm for row in rows for arm in row["arms"].values())
     return (
         [f"of {compared} comparisons, about {compared / 20:.0f} are beyond noise by chance"] if compared >= 20 else []
@@ -50,18 +50,18 @@ def chance(rows: Sequence[BenchmarkRow]) -> list[str]:
 
 
 def heading_of(row: BenchmarkRow) -> str:
-    """`gsm8k: exact_match, flexible-extract`; an arrow where less is better."""
+    """Format `gsm8k: exact_match, flexible-extract`; an arrow where less is better."""
     filtered = "" if row["filter"] == "none" else f", {row['filter']}"
     return f"{row['task']}: {row['metric']}{filtered}{'' if row['higher_is_better'] else ' ↓'}"
 
 
 def score_text(score: BenchmarkScore) -> str:
-    """`0.4123 ± 0.0101`"""
+    """Format `0.4123 ± 0.0101`."""
     return f"{_number(score['value'])}{_error(score['stderr'])}"
 
 
 def difference_text(score: BenchmarkScore) -> str:
-    """`-0.0200 ± 0.0065`; nothing for the teacher."""
+    """Format `-0.0200 ± 0.0065`; nothing for the teacher."""
     if "difference" not in score:
         return ""
     return f"{_number(score['difference'], '+')}{_error(score.get('difference_stderr'))}"

@@ -12,11 +12,11 @@ _PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 class GenerationProgress:
     """A line that changes in a terminal, elsewhere a line now and then: `120/200 answers  tok/s 312  eta 0:21`."""
 
-    def __init__(self, progress: Progress, num_answers: int, num_before: int = 0) -> None:
-        """`num_before` of `num_answers` were there already."""
+    def __init__(self, progress: Progress, num_completions: int, num_before: int = 0) -> None:
+        """`num_before` of `num_completions` were there already."""
         self._progress = progress
-        self._num_answers = num_answers
-        self._num_left = num_answers - num_before
+        self._num_completions = num_completions
+        self._num_left = num_completions - num_before
         self._began = time.monotonic()
         self._said = self._began
         self.num_written = 0
@@ -41,6 +41,7 @@ class GenerationProgress:
         seconds = max(self.seconds, 1e-9)
         left = self._num_left - self.num_written
         return (
-            f"{self._num_answers - left:,}/{self._num_answers:,} answers  tok/s {self.num_tokens / seconds:,.0f}"
+            f"{self._num_completions - left:,}/{self._num_completions:,} answers"
+            f"  tok/s {self.num_tokens / seconds:,.0f}"
             f"  eta {duration(seconds / self.num_written * left)}"
         )

@@ -103,18 +103,18 @@ class InactivityTimer:
 
 
 def headline(config: Config) -> str:
-    """`quickstart: smollm2-135m to INT4, groups of 64`."""
+    """Format `quickstart: smollm2-135m to INT4, groups of 64`."""
     return f"{config.name}: {config.model.name} to {config.quant.format.upper()}, groups of {config.quant.group_size}"
 
 
 def eval_line(event: EvalEvent) -> str:
-    """`GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
+    """Format `GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
     fidelity = event.fidelity
     return f"{event.arm.name}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}"
 
 
 def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
-    """`step 18: waiting for rollout-0 for 60 s`; without a name it is the learner, without a step all are done."""
+    """Format `step 18: waiting for rollout-0 for 60 s`; no name means the learner, no step that all are done."""
     shown = ", ".join(names[:_MAX_NAMES]) or "the learner"
     others = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     waited = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
@@ -122,7 +122,7 @@ def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
 
 
 def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None) -> str:
-    """`step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
+    """Format `step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
     eta = [f"eta {duration(eta_seconds)}"] if eta_seconds is not None else []
     return "  ".join([f"step {event.step}/{num_steps}", *_labelled(event.values()), *eta])
 
@@ -141,7 +141,7 @@ def _labelled(measured: Mapping[str, float | None]) -> Iterator[str]:
 
 
 def duration(seconds: float) -> str:
-    """75 -> 1:15, 3675 -> 1:01:15."""
+    """Format seconds as 1:15 (75) or 1:01:15 (3675)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -60,7 +60,7 @@ class RowFilter:
         return sum(not kept for kept in self._kept.values())
 
     def keeps(self, index: int, row: object, location: str) -> bool:
-        """Whether `row`, the one at `index`, stays. Raises ConfigError where it fails or gives no bool."""
+        """Return whether the row at `index` stays. Raises ConfigError where the filter fails or returns no bool."""
         if index not in self._kept:
             self._kept[index] = self._call(row, location)
         return self._kept[index]

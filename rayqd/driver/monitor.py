@@ -134,7 +134,7 @@ class Monitor:
                 self._progress.status(f"checkpoint {path}")
                 self._upload()
             case QuarantineEvent(step=step, index=index):
-                self._progress.say(f"step {step}: the teacher answered inf or nan to sequence {index}; left out")
+                self._progress.say(f"step {step}: the teacher computed inf or nan for sequence {index}; left out")
             case StatusEvent(text=text):
                 self._progress.status(text)
             case NoticeEvent(text=text):

@@ -29,9 +29,9 @@ class Checked:
 
 
 def check(config: Config, *, trains: bool = True) -> Checked:
-    """Model complete, grid fits every layer, teacher speaks the same tokens, disk has room; raises what is wrong.
+    """Check that the model is complete, the grid fits every layer, the teacher has its tokens, and the disk has room.
 
-    What `trains` writes checkpoints, anything else an export alone.
+    Raises what is wrong. What `trains` writes checkpoints, anything else an export alone.
     """
     if trains:
         check_loss(config)
@@ -52,12 +52,12 @@ def check(config: Config, *, trains: bool = True) -> Checked:
 
 
 def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]:
-    """Training and held-out rows, as tokens."""
+    """Return training and held-out rows, as tokens."""
     return load_run_data(checked.tokenizer, config, checked.context_length)
 
 
 def summary(data: ExampleSet) -> str:
-    """`200 rows of quickstart (train), 3 too long`."""
+    """Format `200 rows of quickstart (train), 3 too long`."""
     left_out = [f"{data.num_too_long} too long"] if data.num_too_long else []
     if data.num_skipped:
         left_out.append(f"{data.num_skipped} broken (first: {data.reasons[0]})")

@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.settings import settings_with, value_text
-from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
 from rayqd.console.result_table import format_bits, format_size
 from rayqd.events import ArmResult
 from rayqd.files import write_text
@@ -137,7 +137,7 @@ def _results(rows: Sequence[ArmResult]) -> str:
 def _benchmarks(rows: Sequence[BenchmarkRow]) -> str:
     if not rows:
         return ""
-    shown = asked_for(rows)
+    shown = drop_group_members(rows)
     arms = list(shown[0]["arms"])
     head = [f"| | {' | '.join(arms)} | student against teacher | |", f"| --- |{' ---: |' * (len(arms) + 1)} --- |"]
     lines = [

@@ -81,20 +81,20 @@ class DistributedGroup(SingleProcess):
             self._side_mesh = DeviceMesh.from_group(self._side_group, "cpu")
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """In one collective: adapters are hundreds of small tensors."""
+        """Sum in place, in one collective: adapters are hundreds of small tensors."""
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
     def all_reduce_max(self, number: int) -> int:
-        """On the device, since NCCL knows no other."""
+        """Reduce on the device, since NCCL knows no other."""
         numbers = torch.tensor(int(number), device=self._device)
         distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
         return int(numbers)
 
     def all_true(self, flag: bool) -> bool:
-        """As the largest of what is false."""
+        """Reduce to the largest of what is false."""
         return self.all_reduce_max(not flag) == 0
 
     def barrier(self) -> None:
@@ -102,7 +102,7 @@ class DistributedGroup(SingleProcess):
         distributed.barrier()
 
     def gather_full(self, states: StateDicts, *, on_side_group: bool = False) -> dict[str, dict[str, Tensor]]:
-        """Tensor by tensor, so that no more than one is full on a GPU."""
+        """Gather tensor by tensor, so that no more than one is full on a GPU."""
         gather = self.gather_on_side_group if on_side_group else full_tensor
         full: dict[str, dict[str, Tensor]] = {name: {} for name in states}
         for part, tensors in states.items():

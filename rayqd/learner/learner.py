@@ -107,7 +107,7 @@ class Learner:
         states.backward(torch.zeros_like(states))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`.
+        """Return everything a resumed run needs, as two named sets of tensors: `student` and `optimizer`.
 
         Of a sharded student this worker's rows; `load_state_dict` takes what `group.gather_full` makes of them.
         """

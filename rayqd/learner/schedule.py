@@ -8,7 +8,7 @@ from rayqd.config.sections import LearnerConfig
 
 
 def learning_rate(step: int, settings: LearnerConfig) -> float:
-    """Of step `step` (0-based): rises linearly over the warm-up, then follows `learner.schedule` down to zero.
+    """Return that of step `step` (0-based): a linear rise over the warm-up, then `learner.schedule` down to zero.
 
     Step 0 has already risen once, and the last step has not yet fallen to zero: no step is wasted.
     """

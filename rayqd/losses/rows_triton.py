@@ -46,7 +46,7 @@ _LEAST_WEIGHT_FOR_LG2 = 1 / 16
 def loss_and_slope_in_place(
     student: Tensor, teacher: Tensor, beta: float, temperature: float, *, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    """Loss [C] in nats, and the factor [C, 1] of the slope, which takes the place of `student` [C, V].
+    """Return the loss [C] in nats and the factor [C, 1] of the slope, which replaces `student` [C, V].
 
     d loss / d logits = slope * factor. In float16 the largest entry of each slope is 1, or small ones would be lost.
     Rows may be any distance apart, their entries must be neighbours; V is any number, a multiple of 16 is fastest.

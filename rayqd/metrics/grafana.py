@@ -36,7 +36,7 @@ def dashboard() -> Json:
 
 
 def query(shown: Metric) -> str:
-    """PromQL of a metric; a run that was resumed has a series of each of its processes.
+    """Return the PromQL of a metric; a run that was resumed has a series of each of its processes.
 
     Rates are over five minutes: counters rise once a step, and a step may take one.
     """

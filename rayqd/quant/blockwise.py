@@ -75,7 +75,7 @@ class BlockwiseGrid:
 
     @torch.no_grad()
     def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        """Nothing saturates, but where a nested scale is so far below the absmax that the ends of the table are cut."""
+        """Saturate only where a nested scale is so far below the absmax that the ends of the table are cut."""
         groups = split_groups(weight, self.quant_group_size)
         absmax = groups.abs().amax(-1)
         scales, nested = self._nested(absmax)

@@ -97,7 +97,7 @@ class NVFP4Grid:
 
     @torch.no_grad()
     def fake_quantize_with_mask(self, weight: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        """Saturated is what would round to 8 or more, had E2M1 a next code: |w / scale| >= 7.
+        """Count as saturated what would round to 8 or more, had E2M1 a next code: |w / scale| >= 7.
 
         A scale of `tensor_scale`'s choosing never saturates: rounding to FP8 lowers it by 1/17 at most, and 6 · 17/16
         is below 7. With a given one, weights in groups whose scale would exceed 448 do.

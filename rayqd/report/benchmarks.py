@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from rayqd.console.benchmark_table import NOTES, asked_for, chance, difference_text, heading_of, score_text
+from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
 from rayqd.report import page
 from rayqd.report.page import Column
 from rayqd.runs.benchmarks import BenchmarkRow
@@ -14,7 +14,7 @@ from rayqd.runs.benchmarks import BenchmarkRow
 
 def benchmarks(rows: Sequence[BenchmarkRow]) -> Markup:
     """Draw a line for each metric; all rows were measured on the same models."""
-    shown = asked_for(rows)
+    shown = drop_group_members(rows)
     titles = [Column(title=""), *(Column(title=name, kind="number") for name in shown[0]["arms"])]
     titles += [Column(title="student against teacher", kind="number"), Column(title="")]
     lines = [

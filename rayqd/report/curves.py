@@ -16,7 +16,7 @@ _OF_LEVELS = (5, 4, 3)
 
 
 def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
-    """Those that have something to show; none for a run without steps."""
+    """Return the charts that have something to show; none for a run without steps."""
     values = _values(events)
     if not any(isinstance(event, StepEvent) for event in events):
         return []

@@ -72,7 +72,7 @@ def section(title: str, *body: Markup, note: str | Markup = "") -> Markup:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[object]], *, chosen: int | None = None, tight: bool = False
 ) -> Markup:
-    """`rows` hold a cell a column; row number `chosen` stands out. A table without titles has no head."""
+    """Return a table of `rows`, a cell a column; row number `chosen` stands out. Without titles it has no head."""
     head = EMPTY
     if any(column.title for column in columns):
         cells = joined(Markup('<th class="{}">{}</th>').format(c.kind, c.title) for c in columns)

@@ -40,7 +40,7 @@ class RolloutWorker:
         return self._version
 
     def start(self) -> float:
-        """Seconds it took to have an engine."""
+        """Make the engine if there is none; return the seconds it took."""
         began = time.perf_counter()
         if self._engine is None:
             self._engine = self._make_engine()
@@ -49,7 +49,7 @@ class RolloutWorker:
     def write(
         self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
     ) -> tuple[float, list[Rollout]]:
-        """Seconds spent, and a rollout for each planned sequence."""
+        """Return the seconds spent, and a rollout for each planned sequence, written with `weights`."""
         self.start()
         assert self._engine is not None
         began = time.perf_counter()
@@ -78,8 +78,8 @@ class RolloutWorker:
             return self._engine.generate_ranked(requests, self._num_top_ids)
         return [(completion, None) for completion in self._engine.generate(requests)]
 
-    def answer(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        """Completions by the keys of `requests`, as they are finished; by the checkpoint that the engine began with."""
+    def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
+        """Yield completions by the keys of `requests` as they are finished, written with the engine's first weights."""
         self.start()
         assert self._engine is not None
         assert self._version == -1, "these are no longer the checkpoint's weights"
@@ -98,7 +98,7 @@ class RolloutWorker:
 
 
 def num_top_ids(config: Config) -> int:
-    """How many of the student's own likeliest ids travel with each token: those that the teacher is to score."""
+    """Return how many of the student's likeliest ids travel with each token: those that the teacher is to score."""
     teacher = config.teacher
     return teacher.top_k if teacher.payload == "topk" and teacher.top_k_of == "student" else 0
 

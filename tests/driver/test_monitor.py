@@ -101,7 +101,7 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     assert lines[0].startswith("learner ready after 0 s on node-1")
     assert lines[1] == "GPTQ INT4: KL to teacher 0.5000, perplexity 10.500"
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "step 1/4", "teacher-0 died", "step 2: the teacher answered inf or nan to sequence 1; left out", "step 2/4",
+        "step 1/4", "teacher-0 died", "step 2: the teacher computed inf or nan for sequence 1; left out", "step 2/4",
     ]  # fmt: skip
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["event"], row["step"], row["time"]) for row in rows] == [

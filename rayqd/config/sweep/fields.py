@@ -24,7 +24,7 @@ def sweep_settings() -> dict[str, Setting]:
 
 
 def is_own(key: str) -> bool:
-    """Whether `key` belongs to [sweep]."""
+    """Return whether `key` belongs to [sweep]."""
     return key == "sweep" or key.startswith("sweep.")
 
 

@@ -25,7 +25,7 @@ class StoredRun:
 
     @classmethod
     def of(cls, config: Config) -> StoredRun | None:
-        """None without `storage`."""
+        """Open the run's folder; None without `storage`."""
         return cls(Folder.open(config.storage).inside(config.name)) if config.storage else None
 
     @property
