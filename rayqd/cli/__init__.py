@@ -5,16 +5,17 @@ What a command needs is imported when it runs, so that help and a mistyped setti
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 from rayqd.cli.command import Command
-from rayqd.cli.help import command_help, main_help
+from rayqd.cli.help_text import command_help, main_help, topic_help
+from rayqd.cli.version import version_line
+from rayqd.config.hints import nearest_word
+from rayqd.config.other_tools import COMMANDS as OTHER_COMMANDS
 from rayqd.errors import ConfigError, RayqdError
 
 MODULES = (  # of this package, in the order of the help
@@ -33,6 +34,8 @@ MODULES = (  # of this package, in the order of the help
     "config",
     "doctor",
     "completion",
+    "version",
+    "help",
 )
 _DECLARED: list[Command] = [import_module(f"rayqd.cli.{name}").COMMAND for name in MODULES]
 COMMANDS = {command.name: command for command in _DECLARED}
@@ -57,17 +60,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+def show_help(topics: Sequence[str] = ()) -> int:
+    """Print the help of a command, a section or a setting; of everything without `topics`. Returns the exit code."""
+    if not topics:
         print(main_help(COMMANDS.values()))
         return 0
-    if words[0] == "--version":
-        print(f"rayqd {_version()}")
+    if topics[0] not in COMMANDS and len(topics) == 1 and (text := topic_help(topics[0])):
+        print(text)
+        return 0
+    command = _command(topics[0])
+    print(topic_help(topics[1], command, required=True) if len(topics) > 1 else command_help(command))
+    return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        return show_help(words[1:2])
+    if words[0] in ("--version", "-V"):
+        print(version_line())
         return 0
     command = _command(words[0])
-    if {"-h", "--help"} & set(words[1:]):
-        print(command_help(command))
-        return 0
+    asked = next((i for i, word in enumerate(words) if word in ("-h", "--help")), None)
+    if asked is not None:
+        topics = [word for word in words[asked + 1 :] if not word.startswith("@")][:1]
+        return show_help([command.name, *topics])
     return _run(command, words[1:])
 
 
@@ -86,15 +102,9 @@ def _run(command: Command, words: list[str]) -> int:
 def _command(name: str) -> Command:
     if name in COMMANDS:
         return COMMANDS[name]
-    if name.startswith(("@", "-")):
-        raise ConfigError(f'"{name}" stands where the command belongs: rayqd distill {name}')
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    if name.startswith(("@", "-")) or name.endswith(".toml"):
+        file = name if name.startswith(("@", "-")) else f"@{name}"
+        raise ConfigError(f'"{name}" stands where the command belongs: rayqd distill {file}')
+    near = OTHER_COMMANDS.get(name.lower().replace("-", "_")) or nearest_word(name, COMMANDS)
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
     raise ConfigError(f'unknown command "{name}"; {hint}')
-
-
-def _version() -> str:
-    try:
-        return version("rayqd")
-    except PackageNotFoundError:
-        return "(not installed: run `make setup`, or `pip install -e .`)"

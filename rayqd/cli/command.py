@@ -9,7 +9,7 @@ from pathlib import Path
 from rayqd.cli.operands import Operand
 from rayqd.cli.options import Option, take_options
 from rayqd.config.arguments import Arguments, read_arguments
-from rayqd.config.load import describe_unexpected
+from rayqd.config.hints import describe_unexpected
 from rayqd.errors import ConfigError
 
 
@@ -38,6 +38,7 @@ class Command:
     options: tuple[Option, ...] = ()
     details: str = ""  # more help
     takes_settings: bool = True
+    first_settings: tuple[str, ...] = ()  # those that matter most, with which the help begins
     when_stopped: str = ""  # how to go on after Ctrl-C; with it SIGTERM, too, is an orderly end
 
     @property

@@ -22,4 +22,16 @@ COMMAND = Command(
     run=_distill,
     details="The same command again resumes where its run directory ends.",
     when_stopped="the same command goes on from the last checkpoint",
+    first_settings=(
+        "name",
+        "model.name",
+        "data.source",
+        "quant.format",
+        "quant.group_size",
+        "distill.lmbda",
+        "distill.beta",
+        "adapter.rank",
+        "learner.steps",
+        "learner.lr",
+    ),
 )

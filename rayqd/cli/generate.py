@@ -58,4 +58,16 @@ The answers to the prompts of data.source, as a data set that data.source reads.
 (rollout.max_new_tokens cuts them), rollout.num_workers over how many engines they are spread.
 The same command again goes on where FILE ends, and a larger N adds to it.""",
     when_stopped="the same command goes on where this one ended",
+    first_settings=(
+        "model.name",
+        "teacher.name",
+        "data.source",
+        "data.split",
+        "data.max_length",
+        "rollout.max_new_tokens",
+        "rollout.temperature",
+        "rollout.num_workers",
+        "rollout.max_concurrent",
+        "seed",
+    ),
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rayqd.config.toml import describe_missing
+from rayqd.config.hints import nearest_word
+from rayqd.config.missing import describe_missing
 from rayqd.errors import ConfigError
 
 
@@ -37,8 +37,8 @@ class Operand:
             raise ConfigError(f"{needs}: {command} {self.example}")
         wrong = next((word for word in words if self.choices and word not in self.choices), None)
         if wrong is not None:
-            near = difflib.get_close_matches(wrong, self.choices, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"write {command} {self.example}"
+            near = nearest_word(wrong, self.choices)
+            hint = f"did you mean {near}?" if near else f"write {command} {self.example}"
             raise ConfigError(f'{needs}: got "{wrong}"; {hint}')
 
 

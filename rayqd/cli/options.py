@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rayqd.config.hints import normalize_key
+from rayqd.config.other_tools import SETTINGS
 from rayqd.config.settings import settings
 from rayqd.errors import ConfigError
 
@@ -35,7 +37,7 @@ def take_options(words: Sequence[str], options: Iterable[Option]) -> tuple[dict[
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        name = word.removeprefix("--").partition("=")[0]
+        name = word.removeprefix("--").partition("=")[0].replace("_", "-")
         if word.startswith("--") and name in declared:
             values[name] = _value(word, declared[name], rest)
         else:
@@ -59,9 +61,11 @@ def _value(word: str, option: Option, rest: list[str]) -> str:
 
 
 def _check_not_misspelt(word: str, name: str, declared: Iterable[str]) -> None:
-    key = name.replace("-", "_")
-    if not word.startswith("--") or "." in name or key in settings() or key.removeprefix("no_") in settings():
+    key = normalize_key(name)
+    if not word.startswith("-") or "." in key or key in settings() or key.removeprefix("no_") in settings():
         return
-    near = difflib.get_close_matches(name, [*declared, *(key for key in settings() if "." not in key)], n=1)
+    if word == f"-{name.lstrip('-')}" and name.lstrip("-") in declared:
+        raise ConfigError(f"unknown flag {word}; did you mean --{name.lstrip('-')}?")
+    near = difflib.get_close_matches(name, [*declared, *(key for key in settings() if "." not in key), *SETTINGS], n=1)
     if near and near[0] in declared:
-        raise ConfigError(f"unknown flag --{name}; did you mean --{near[0]}?")
+        raise ConfigError(f"unknown flag {word.partition('=')[0]}; did you mean --{near[0]}?")

@@ -23,4 +23,16 @@ COMMAND = Command(
     text="make a 4-bit model without training: GPTQ, AWQ or rounding",
     run=_quantize,
     details="quant.method says how. No Ray and no engine; the settings of training do not matter.",
+    first_settings=(
+        "name",
+        "model.name",
+        "data.source",
+        "quant.format",
+        "quant.group_size",
+        "quant.rule",
+        "quant.method",
+        "quant.calibration_tokens",
+        "quant.ignore",
+        "eval.num_rows",
+    ),
 )

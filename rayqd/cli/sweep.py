@@ -37,4 +37,16 @@ COMMAND = Command(
     options=(Option(name="resume", text="the same command again, which refuses to begin a sweep anew"),),
     details=f"{_DETAILS}\n{sweep_help()}",
     when_stopped="the same command goes on with the trials that have not ended",
+    first_settings=(
+        "name",
+        "model.name",
+        "data.source",
+        "quant.format",
+        "quant.group_size",
+        "distill.lmbda",
+        "distill.beta",
+        "adapter.rank",
+        "learner.steps",
+        "learner.lr",
+    ),
 )

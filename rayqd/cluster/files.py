@@ -15,7 +15,7 @@ import yaml
 
 from rayqd.cluster.documents import NodeType, RayClusterSpec, RayUpFile, WorkerGroupSpec, YamlMapping, YamlValue
 from rayqd.cluster.nodes import NodeGroup, Nodes
-from rayqd.config.toml import describe_missing
+from rayqd.config.missing import describe_missing
 from rayqd.errors import ConfigError
 
 KUBERAY_KINDS = ("RayJob", "RayCluster")

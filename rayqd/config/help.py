@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 
 from rayqd.config.settings import Group, Setting, groups, value_text
+
+_BRIEF_INDENT = 34  # characters
+_FIRST_SENTENCE = re.compile(r"^.+?\.(?=\s|$)", re.DOTALL)
 
 
 def settings_help(width: int = 100) -> str:
@@ -18,10 +22,32 @@ def group_help(group: Group, width: int = 100) -> Iterator[str]:
     yield ""
     yield f"{group.name or 'run'}: {group.text}" if group.text else group.name
     for setting in group.settings:
-        yield f"  {_usage(setting)}"
-        about = f"{setting.text} [{setting.must_be}; default {value_text(setting.default)}]"
-        indent = " " * 6
-        yield from textwrap.wrap(about, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        yield from setting_help(setting, width)
+
+
+def setting_help(setting: Setting, width: int = 100) -> Iterator[str]:
+    """Yield how a setting is written, and its text, what it must be, and its default."""
+    yield f"  {_usage(setting)}"
+    about = f"{setting.text} [{setting.must_be}; default {value_text(setting.default)}]"
+    indent = " " * 6
+    yield from textwrap.wrap(about, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def brief_help(setting: Setting, width: int = 100) -> Iterator[str]:
+    """Yield how a setting is written, and beside it the first sentence of its text, with its default."""
+    first = _FIRST_SENTENCE.match(setting.text)
+    about = f"{first[0] if first else setting.text} [{value_text(setting.default)}]"
+    usage, indent = f"  {_usage(setting)}", " " * _BRIEF_INDENT
+    beside = len(usage) < _BRIEF_INDENT - 1
+    if not beside:
+        yield usage
+    yield from textwrap.wrap(
+        about,
+        width,
+        initial_indent=usage.ljust(_BRIEF_INDENT) if beside else indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
 
 
 def _usage(setting: Setting) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +12,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rayqd.config.arguments import Arguments, Flag, read_arguments
+from rayqd.config.hints import describe_unexpected, hint_for_setting, nearest_choice
 from rayqd.config.sections import Config
 from rayqd.config.settings import (
     Setting,
-    nearest_setting,
     nest_by_section,
     section_names,
     settings,
@@ -84,15 +83,6 @@ def first_error(problems: Sequence[str]) -> ConfigError:
     distinct = list(dict.fromkeys(problems))
     more = f" (and {len(distinct) - 1} more)" if len(distinct) > 1 else ""
     return ConfigError(distinct[0] + more)
-
-
-def describe_unexpected(word: str) -> str:
-    """Say that an argument is neither a file nor a flag, and how either is written."""
-    if word.endswith(".toml"):
-        return f'unexpected argument "{word}"; a file of settings is given as @{word}'
-    if word.startswith("-"):
-        return f'unexpected argument "{word}"; settings are given as --section.field VALUE'
-    return f'unexpected argument "{word}"; give settings as @file.toml or --section.field VALUE'
 
 
 def flag_origin(flag: Flag) -> str:
@@ -173,22 +163,7 @@ def _explain_unknown(assignment: Assignment) -> str | None:
         return None
     if key in section_names():
         return f"{origin}: is a section; set {', '.join(settings_in(key))}"
-    return f"{origin}: unknown setting {key}; {_hint(key)}"
-
-
-def _hint(key: str) -> str:
-    section = key.partition(".")[0]
-    if section == "sweep":
-        return "the section [sweep] is for `rayqd sweep`"
-    near = nearest_setting(key)
-    if near:
-        return f"did you mean {near}?"
-    if section in section_names():
-        return f"there are {', '.join(settings_in(section))}"
-    near_sections = difflib.get_close_matches(section, section_names(), n=1)
-    return (
-        f"did you mean section {near_sections[0]}?" if near_sections else "`rayqd distill --help` lists every setting"
-    )
+    return f"{origin}: unknown setting {key}; {hint_for_setting(key)}"
 
 
 def _explain(error: ErrorDetails, final: Mapping[str, Assignment]) -> str:
@@ -201,9 +176,8 @@ def _explain(error: ErrorDetails, final: Mapping[str, Assignment]) -> str:
 
 def explain_value(assignment: Assignment, setting: Setting) -> str:
     """Say what the value of `setting` must be, and which choice is the nearest to the one that was given."""
-    choices = setting.choices if len(setting.choices) > 1 else ()
-    near = difflib.get_close_matches(str(assignment.value), choices, n=1)
-    return f"{assignment.origin}: must be {setting.must_be}{f'; did you mean {near[0]}?' if near else ''}"
+    near = nearest_choice(assignment.value, setting) if len(setting.choices) > 1 else None
+    return f"{assignment.origin}: must be {setting.must_be}{f'; did you mean {near}?' if near else ''}"
 
 
 def _explain_relation(section: str, message: str, final: Mapping[str, Assignment]) -> str:

@@ -103,18 +103,18 @@ def nest_by_section(values: Mapping[str, object]) -> dict[str, dict[str, object]
     return tables
 
 
-def nearest_setting(key: str) -> str | None:
-    """Return the key that somebody who wrote `key` most likely meant: same last part, else most alike; or None."""
+def nearest_settings(key: str) -> list[str]:
+    """Return the keys that somebody who wrote `key` may have meant: same last part, else the one most alike, if any."""
     section, _, leaf = key.rpartition(".")
     same_leaf = [name for name in settings() if _leaf(name) == leaf]
     if same_leaf:
-        return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0)[0]
+        return difflib.get_close_matches(key, same_leaf, n=1, cutoff=0.0) if section else same_leaf
     siblings = difflib.get_close_matches(leaf, [_leaf(name) for name in settings_in(section)], n=1, cutoff=0.6)
     if siblings:
-        return f"{section}.{siblings[0]}" if section else siblings[0]
+        return [f"{section}.{siblings[0]}" if section else siblings[0]]
     by_leaf = {_leaf(name): name for name in settings()}
     like_leaf = [by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)]
-    return next(iter(like_leaf + difflib.get_close_matches(key, settings(), n=1, cutoff=0.8)), None)
+    return (like_leaf + difflib.get_close_matches(key, settings(), n=1, cutoff=0.8))[:1]
 
 
 def _leaf(key: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import TypeAlias
 
+from rayqd.config.missing import describe_missing
 from rayqd.errors import ConfigError
 
 TomlValue: TypeAlias = "str | int | float | bool | datetime | date | time | list[TomlValue] | TomlTable"
@@ -30,20 +30,6 @@ def read_toml(path: Path) -> TomlTable:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_describe_syntax_error(path, str(error), text)) from None
-
-
-def describe_missing(path: Path, suffix: str = "") -> str:
-    """Say that `path` is not there, with the names in its folder that are near, else those that end in `suffix`."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"{path}: does not exist, nor does the folder {folder}"
-    names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    listed = near or [name for name in names if suffix and name.endswith(suffix)][:5]
-    if not listed:
-        return f"{path}: does not exist, and nothing in {folder} has a name like it"
-    hint = "did you mean" if near else "there are"
-    return f"{path}: does not exist; {hint} {', '.join(str(folder / name) for name in listed)}{'?' if near else ''}"
 
 
 def _describe_syntax_error(path: Path, message: str, text: str) -> str:

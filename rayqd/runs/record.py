@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rayqd.config import Config, load_config
+from rayqd.config.hints import nearest_word
 from rayqd.errors import ConfigError, RunError
 from rayqd.events import TEACHER, ArmResult, EvalEvent, RecordedEvent, StepEvent
 from rayqd.runs.directory import command_of
@@ -103,7 +104,9 @@ def find_run(word: str, runs_dir: Path) -> Path:
             return path
     if Path(word).exists():
         raise RunError(f"{word} is no run's directory: it has no {CONFIG}")
-    raise RunError(f"there is no run {word}, neither a directory of that name nor one in {runs_dir}: see `rayqd runs`")
+    near = nearest_word(Path(word).name, [file.parent.name for file in runs_dir.glob(f"*/{CONFIG}")])
+    hint = f"did you mean {near}?" if near else "see `rayqd runs`"
+    raise RunError(f"there is no run {word}, neither a directory of that name nor one in {runs_dir}: {hint}")
 
 
 def is_running(path: Path) -> bool:

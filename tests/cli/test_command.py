@@ -6,7 +6,7 @@ import pytest
 
 from rayqd.cli import COMMANDS
 from rayqd.cli.command import Command
-from rayqd.cli.help import command_help
+from rayqd.cli.help_text import command_help
 from rayqd.cli.operands import Operand
 from rayqd.cli.options import Option
 from rayqd.errors import ConfigError

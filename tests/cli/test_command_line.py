@@ -43,6 +43,9 @@ def words(text: str) -> str:
     [
         ["--help"],
         ["distill", "--help"],
+        ["distill", "--help", "learner"],
+        ["help", "learner.lr"],
+        ["version"],
         ["config", f"@{ROOT}/configs/quickstart.toml"],
         ["runs", str(ROOT / "configs")],
         ["completion", "bash"],
@@ -78,6 +81,58 @@ def test_help_of_a_command_tells_every_setting_and_its_text_and_default(command,
         assert setting.text
         assert f"--{setting.key}" in out
         assert words(f"{setting.text} [{setting.must_be}; default ") in out
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.first_settings])
+def test_help_begins_with_the_ten_settings_that_matter(command, capsys):
+    assert len(COMMANDS[command].first_settings) == 10
+    assert main(["help", command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = [line.split()[0].removeprefix("--") for line in lines if line.startswith("  --")]
+    assert named[:10] == list(COMMANDS[command].first_settings)
+    assert lines.index("The settings that matter most, with their defaults (all others are below):") < 6
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["distill", "--help", "learner"], ["help", "distill", "learner"], ["help", "learner"], ["--help", "learner"]],
+)
+def test_help_of_a_section_shows_its_settings_and_no_others(argv, capsys):
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    named = {line.split()[0].removeprefix("--").rstrip(",") for line in out.splitlines() if line.startswith("  --")}
+    assert named == {key for key in settings() if key.startswith("learner.")}
+
+
+@pytest.mark.parametrize("topic", ["learner.lr", "--learner.lr", "lr", "learning_rate", "learning-rate"])
+def test_help_of_one_setting_is_found_by_any_of_its_names(topic, capsys):
+    assert main(["help", "distill", topic]) == 0
+    out = capsys.readouterr().out
+    assert settings()["learner.lr"].text in out
+    assert out.count("  --") == 1
+
+
+def test_help_of_an_option_is_its_text(capsys):
+    assert main(["export", "--help", "verify"]) == 0
+    assert words(capsys.readouterr().out).startswith("--verify load the export afresh")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["help", "distil"], 'unknown command "distil"; did you mean distill?'),
+        (["distill", "--help", "lrx"], 'there is no help on "lrx"; did you mean learner.lr?'),
+    ],
+)
+def test_help_on_what_there_is_not_says_what_is_near(argv, line, capsys):
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"rayqd: error: {line}\n"
+
+
+@pytest.mark.parametrize("argv", [["--version"], ["-V"], ["version"]])
+def test_the_version_is_the_first_line(argv, capsys):
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("rayqd ")
 
 
 @pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if not command.takes_settings])

@@ -106,7 +106,7 @@ def test_a_range_can_be_given_by_flags_and_one_end_of_it_changed(read):
         (
             "[sweep.over]\nzzz = [1]",
             (),
-            "s.toml: sweep.over.zzz = [1]: unknown setting zzz; `rayqd config` lists every setting",
+            "s.toml: sweep.over.zzz = [1]: unknown setting zzz; `rayqd distill --help` lists every setting",
         ),
         (
             "[sweep.over]\nlearner = [1]",

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 
 from pydantic_core import ErrorDetails
 
+from rayqd.config.hints import hint_for_setting
 from rayqd.config.load import Assignment, explain_value
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import ChangesHeldOut, NotSwept
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.config.settings import Setting, nearest_setting, section_names, settings, value_text
+from rayqd.config.settings import Setting, section_names, settings, value_text
 from rayqd.config.sweep.fields import OVER, sweep_settings
 
 _ONE_HELD_OUT = "all trials must be measured on the same rows"
@@ -35,8 +36,7 @@ def why_not_swept(key: str, config: Config) -> Iterator[str]:
     if key in section_names():
         yield f"{key} is a section; name a setting in it"
     elif key not in settings():
-        near = nearest_setting(key)
-        yield f"unknown setting {key}; " + (f"did you mean {near}?" if near else "`rayqd config` lists every setting")
+        yield f"unknown setting {key}; {hint_for_setting(key)}"
     elif why := _why_never(settings()[key]):
         yield f"{key} cannot be swept: {why}"
     elif settings()[key].marker(ChangesHeldOut) and config.eval.source is None:

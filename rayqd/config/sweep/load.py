@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rayqd.config.arguments import Arguments, Flag, read_arguments
+from rayqd.config.hints import describe_unexpected
 from rayqd.config.load import (
     Assignment,
     assignments,
-    describe_unexpected,
     first_error,
     flag_origin,
     parse_value,

@@ -1,0 +1,353 @@
+"""What other tools call things, and rayqd's name for it: settings, values and commands.
+
+The tools are TRL and the Trainer of transformers, verl, axolotl, llm-compressor, vLLM, peft, bitsandbytes and lm-eval.
+A name that several of them use stands once. Nothing here is accepted: it makes the hint of an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counterpart:
+    """What takes the place of another tool's setting."""
+
+    settings: tuple[str, ...] = ()  # keys, of which the first is the likeliest
+    note: str = ""  # what differs, or why there is none
+
+    def __str__(self) -> str:
+        """Write `rayqd's name for it is learner.lr: ...`, or the note where there is no such setting."""
+        name = f"rayqd's name for it is {' or '.join(self.settings)}" if self.settings else ""
+        return ": ".join(part for part in (name, self.note) if part)
+
+
+def _named(key: str, note: str = "") -> Counterpart:
+    return Counterpart(settings=(key,), note=note)
+
+
+_STEPS = _named("learner.steps", "it counts optimizer steps; an epoch is the number of rows / learner.batch_size")
+_BATCH = _named("learner.batch_size", "the sequences of a whole step, over all workers")
+_MICROBATCH = _named("learner.microbatch_tokens", "tokens that go through the model at once; no result depends on it")
+_ADAPTER_TARGETS = _named("adapter.targets")
+_LOGS = Counterpart(
+    note="every run writes metrics.jsonl and report.html, and Prometheus series for Grafana (`rayqd dashboard`)"
+)
+_RESUME = Counterpart(note="no flag is needed: the same command again goes on from the last checkpoint")
+_SAVE = _named("checkpoint.every", "in steps")
+_RUN_DIR = Counterpart(settings=("runs_dir", "name"), note="a run lies in runs_dir/name")
+_PRECISION = _named("model.dtype")
+_FOUR_BITS = _named("quant.format", "all of them have 4 bits a weight")
+_ADAMW = Counterpart(note="the optimizer is AdamW; learner.lr, learner.weight_decay and learner.max_grad_norm are its")
+_ONE_PER_ROLE = Counterpart(
+    settings=("rollout.num_workers", "learner.num_workers", "teacher.num_workers"),
+    note="each worker of a role has one GPU, or a share of one",
+)
+
+SETTINGS: Mapping[str, Counterpart] = {
+    # Optimizer and schedule
+    "learning_rate": _named("learner.lr"),
+    "optim_lr": _named("learner.lr"),
+    "max_lr": _named("learner.lr"),
+    "lr_scheduler": _named("learner.schedule"),
+    "lr_scheduler_type": _named("learner.schedule"),
+    "scheduler": _named("learner.schedule"),
+    "warmup": _named("learner.warmup_ratio"),
+    "warmup_steps": _named("learner.warmup_ratio", "a share of learner.steps"),
+    "num_warmup_steps": _named("learner.warmup_ratio", "a share of learner.steps"),
+    "lr_warmup_steps": _named("learner.warmup_ratio", "a share of learner.steps"),
+    "lr_warmup_steps_ratio": _named("learner.warmup_ratio"),
+    "wd": _named("learner.weight_decay"),
+    "grad_clip": _named("learner.max_grad_norm"),
+    "clip_grad": _named("learner.max_grad_norm"),
+    "gradient_clipping": _named("learner.max_grad_norm"),
+    "max_norm": _named("learner.max_grad_norm"),
+    "optim": _ADAMW,
+    "optimizer": _ADAMW,
+    "adam_beta1": _ADAMW,
+    "adam_beta2": _ADAMW,
+    "adam_epsilon": _ADAMW,
+    # How long
+    "epochs": _STEPS,
+    "num_epochs": _STEPS,
+    "num_train_epochs": _STEPS,
+    "total_epochs": _STEPS,
+    "max_steps": _named("learner.steps"),
+    "num_steps": _named("learner.steps"),
+    "total_steps": _named("learner.steps"),
+    "total_training_steps": _named("learner.steps"),
+    "train_steps": _named("learner.steps"),
+    "max_train_steps": _named("learner.steps"),
+    "iterations": _named("learner.steps"),
+    # Batches and memory
+    "per_device_train_batch_size": Counterpart(
+        settings=("learner.batch_size", "learner.microbatch_tokens"),
+        note="the first is a whole step's sequences, over all workers; the second what goes through the model at once",
+    ),
+    "train_batch_size": _BATCH,
+    "global_batch_size": _BATCH,
+    "ppo_mini_batch_size": _BATCH,
+    "mini_batch_size": _BATCH,
+    "gradient_accumulation_steps": _MICROBATCH,
+    "grad_accum": _MICROBATCH,
+    "accumulate_grad_batches": _MICROBATCH,
+    "micro_batch_size": _MICROBATCH,
+    "micro_batch_size_per_gpu": _MICROBATCH,
+    "ppo_micro_batch_size_per_gpu": _MICROBATCH,
+    "ppo_max_token_len_per_gpu": _MICROBATCH,
+    "per_device_eval_batch_size": _MICROBATCH,
+    "enable_gradient_checkpointing": _named("learner.gradient_checkpointing"),
+    "activation_checkpointing": _named("learner.gradient_checkpointing"),
+    # The run
+    "output_dir": _RUN_DIR,
+    "out_dir": _RUN_DIR,
+    "output_path": _RUN_DIR,
+    "save_dir": _RUN_DIR,
+    "default_local_dir": _RUN_DIR,
+    "logging_dir": _RUN_DIR,
+    "run_name": _named("name"),
+    "experiment_name": _named("name"),
+    "hub_model_id": Counterpart(note="`hf upload` takes runs/NAME/export as it is, model card included"),
+    "push_to_hub": Counterpart(note="`hf upload` takes runs/NAME/export as it is, model card included"),
+    "resume": _RESUME,
+    "resume_from_checkpoint": _RESUME,
+    "resume_mode": _RESUME,
+    "auto_resume": _RESUME,
+    "overwrite_output_dir": Counterpart(note="a run never overwrites another: give it a name, or remove its directory"),
+    "save_steps": _SAVE,
+    "save_freq": _SAVE,
+    "save_strategy": _SAVE,
+    "save_interval": _SAVE,
+    "save_total_limit": _named("checkpoint.keep"),
+    "max_ckpt_to_keep": _named("checkpoint.keep"),
+    "eval_steps": _named("eval.every", "in steps"),
+    "eval_strategy": _named("eval.every", "in steps; 0 evaluates before the first and after the last one"),
+    "evaluation_strategy": _named("eval.every", "in steps; 0 evaluates before the first and after the last one"),
+    "test_freq": _named("eval.every", "in steps"),
+    "logging_steps": _LOGS,
+    "logging_strategy": _LOGS,
+    "report_to": _LOGS,
+    "log_with": _LOGS,
+    "logger": _LOGS,
+    "project_name": _LOGS,
+    "wandb": _LOGS,
+    "wandb_project": _LOGS,
+    "tensorboard": _LOGS,
+    "random_seed": _named("seed"),
+    "data_seed": _named("seed"),
+    "manual_seed": _named("seed"),
+    # Models
+    "model_id": _named("model.name"),
+    "model_path": _named("model.name"),
+    "model_name": _named("model.name"),
+    "model_name_or_path": _named("model.name"),
+    "pretrained": _named("model.name"),
+    "pretrained_model_name_or_path": _named("model.name"),
+    "base_model": _named("model.name"),
+    "student_model": _named("model.name"),
+    "student_model_name_or_path": _named("model.name"),
+    "model_revision": _named("model.revision"),
+    "teacher_model": _named("teacher.name", "unless it is another model than model.name, leave it out"),
+    "teacher_model_name": _named("teacher.name", "unless it is another model than model.name, leave it out"),
+    "teacher_model_name_or_path": _named("teacher.name", "unless it is another model than model.name, leave it out"),
+    "torch_dtype": _PRECISION,
+    "precision": _PRECISION,
+    "mixed_precision": _PRECISION,
+    "bf16": _named("model.dtype", "--model.dtype bfloat16"),
+    "fp16": _named("model.dtype", "--model.dtype float16"),
+    "fp32": _named("model.dtype", "--model.dtype float32"),
+    "tf32": _PRECISION,
+    "half": _named("model.dtype", "--model.dtype float16"),
+    "torch_compile": _named("model.compile"),
+    "attn_implementation": Counterpart(note="packed sequences choose it; there is nothing to set"),
+    "flash_attention": Counterpart(note="packed sequences choose it; there is nothing to set"),
+    "trust_remote_code": Counterpart(note="a model must be one that transformers itself knows"),
+    "chat_template": Counterpart(note="the tokenizer's own is used; put another into the model's directory"),
+    # Quantization
+    "bits": _FOUR_BITS,
+    "wbits": _FOUR_BITS,
+    "w_bit": _FOUR_BITS,
+    "num_bits": _FOUR_BITS,
+    "quantization": _FOUR_BITS,
+    "quant_type": _FOUR_BITS,
+    "quant_method": _named("quant.method"),
+    "scheme": _FOUR_BITS,
+    "load_in_4bit": _FOUR_BITS,
+    "load_in_8bit": _FOUR_BITS,
+    "bnb_4bit_quant_type": _named("quant.format"),
+    "bnb_4bit_use_double_quant": _named("quant.double_quant"),
+    "bnb_4bit_compute_dtype": _PRECISION,
+    "groupsize": _named("quant.group_size"),
+    "q_group_size": _named("quant.group_size"),
+    "block_size": _named("quant.group_size"),
+    "sym": _named("quant.rule", "signed is symmetric"),
+    "symmetric": _named("quant.rule", "signed is symmetric"),
+    "zero_point": _named("quant.rule", "asymmetric has a zero point"),
+    "desc_act": _named("quant.act_order"),
+    "actorder": _named("quant.act_order"),
+    "damp_percent": _named("quant.damping"),
+    "dampening_frac": _named("quant.damping"),
+    "num_calibration_samples": _named("quant.calibration_tokens", "in tokens"),
+    "nsamples": _named("quant.calibration_tokens", "in tokens"),
+    "modules_to_not_convert": _named("quant.ignore"),
+    # Adapters
+    "lora_r": _named("adapter.rank"),
+    "lora_rank": _named("adapter.rank"),
+    "max_lora_rank": _named("adapter.rank"),
+    "r": _named("adapter.rank"),
+    "lora_alpha": _named("adapter.alpha"),
+    "lora_dropout": Counterpart(note="adapters inside the rounding have no dropout"),
+    "lora_target_modules": _ADAPTER_TARGETS,
+    "target_modules": _ADAPTER_TARGETS,
+    "lora_target_linear": _ADAPTER_TARGETS,
+    "use_peft": _named("adapter.kind", "lora, or none for all weights"),
+    "peft_type": _named("adapter.kind"),
+    "full_finetune": _named("adapter.kind", "--adapter.kind none trains all weights"),
+    # Data
+    "dataset": _named("data.source"),
+    "datasets": _named("data.source"),
+    "dataset_name": _named("data.source"),
+    "dataset_path": _named("data.source"),
+    "data_path": _named("data.source"),
+    "train_file": _named("data.source"),
+    "train_files": _named("data.source"),
+    "val_files": _named("eval.source"),
+    "validation_file": _named("eval.source"),
+    "eval_dataset": _named("eval.source"),
+    "dataset_split": _named("data.split"),
+    "dataset_train_split": _named("data.split"),
+    "dataset_test_split": _named("eval.split"),
+    "val_set_size": _named("eval.num_rows"),
+    "max_eval_samples": _named("eval.num_rows"),
+    "max_seq_length": _named("data.max_length"),
+    "max_seq_len": _named("data.max_length"),
+    "sequence_len": _named("data.max_length"),
+    "sequence_length": _named("data.max_length"),
+    "cutoff_len": _named("data.max_length"),
+    "max_model_len": _named("data.max_length"),
+    "max_prompt_length": _named("data.max_length", "of prompt and completion together"),
+    "packing": Counterpart(note="sequences are always packed, without padding"),
+    "sample_packing": Counterpart(note="sequences are always packed, without padding"),
+    # Distillation and rollouts
+    "lambda": _named("distill.lmbda"),
+    "lam": _named("distill.lmbda"),
+    "on_policy_ratio": _named("distill.lmbda"),
+    "loss_type": _named("distill.loss"),
+    "divergence": Counterpart(settings=("distill.loss", "distill.beta")),
+    "max_completion_length": _named("rollout.max_new_tokens"),
+    "max_response_length": _named("rollout.max_new_tokens"),
+    "max_tokens": _named("rollout.max_new_tokens"),
+    "response_length": _named("rollout.max_new_tokens"),
+    "min_tokens": _named("rollout.min_new_tokens"),
+    "sampling_temperature": _named("rollout.temperature"),
+    "top_p": Counterpart(note="rollouts are samples of the whole distribution; rollout.temperature alone shapes it"),
+    "num_generations": Counterpart(note="a prompt is completed once a step; learner.batch_size is how many there are"),
+    "max_num_seqs": _named("rollout.max_concurrent"),
+    "use_vllm": Counterpart(note="rollouts always run in vLLM"),
+    "vllm_gpu_memory_utilization": _named("rollout.gpu_memory_utilization"),
+    # Machines
+    "tensor_parallel_size": _ONE_PER_ROLE,
+    "tensor_model_parallel_size": _ONE_PER_ROLE,
+    "data_parallel_size": _ONE_PER_ROLE,
+    "pipeline_parallel_size": _ONE_PER_ROLE,
+    "num_processes": _ONE_PER_ROLE,
+    "nproc_per_node": _ONE_PER_ROLE,
+    "n_gpus_per_node": _ONE_PER_ROLE,
+    "num_gpus": _ONE_PER_ROLE,
+    "nnodes": _named("ray.address", "a cluster's nodes are counted by Ray"),
+    "deepspeed": _named("learner.num_workers", "with adapter.kind none they shard weights, gradients and moments"),
+    "fsdp": _named("learner.num_workers", "with adapter.kind none they shard weights, gradients and moments"),
+    "device": Counterpart(note="GPUs are used where there are any; CUDA_VISIBLE_DEVICES chooses them"),
+    "device_map": Counterpart(note="GPUs are used where there are any; CUDA_VISIBLE_DEVICES chooses them"),
+    # Benchmarks
+    "limit": _named("eval.task_limit"),
+    "include_path": _named("eval.tasks_dir"),
+    "benchmark": _named("eval.tasks"),
+    "config": Counterpart(note="a file of settings is given as @FILE.toml"),
+    "config_file": Counterpart(note="a file of settings is given as @FILE.toml"),
+}
+
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "model.dtype": {
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "half": "float16",
+        "16": "float16",
+        "fp32": "float32",
+        "float": "float32",
+        "32": "float32",
+        "torch.bfloat16": "bfloat16",
+        "torch.float16": "float16",
+        "torch.float32": "float32",
+    },
+    "quant.format": {
+        "4": "int4",
+        "4bit": "int4",
+        "w4a16": "int4",
+        "w4a16_asym": "int4",
+        "q4_0": "int4",
+        "uint4": "int4",
+        "nvfp4a16": "nvfp4",
+        "bnb": "nf4",
+        "bitsandbytes": "nf4",
+    },
+    "quant.rule": {
+        "sym": "signed",
+        "symmetric": "signed",
+        "minmax": "asymmetric",
+        "asym": "asymmetric",
+        "mse": "searched",
+    },
+    "adapter.kind": {"full": "none", "peft": "lora", "qlora": "lora"},
+    "learner.schedule": {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine"},
+    "distill.loss": {
+        "gkd": "jsd",
+        "kl": "jsd",
+        "forward_kl": "jsd",
+        "reverse_kl": "jsd",
+        "kld": "jsd",
+        "tvd": "total_variation",
+        "distillm": "skew_kl",
+        "srkl": "skew_reverse_kl",
+    },
+}
+
+COMMANDS: Mapping[str, str] = {
+    "train": "distill",
+    "finetune": "distill",
+    "sft": "distill",
+    "gkd": "distill",
+    "run": "distill",
+    "start": "distill",
+    "resume": "distill",
+    "ptq": "quantize",
+    "oneshot": "quantize",
+    "gptq": "quantize",
+    "awq": "quantize",
+    "tune": "sweep",
+    "hpo": "sweep",
+    "inference": "generate",
+    "sample": "generate",
+    "evaluate": "eval",
+    "lm_eval": "eval",
+    "convert": "export",
+    "save": "export",
+    "gguf": "export",
+    "merge": "export",
+    "list": "runs",
+    "ls": "runs",
+    "ps": "runs",
+    "status": "watch",
+    "logs": "watch",
+    "attach": "watch",
+    "diff": "compare",
+    "benchmark": "bench",
+    "grafana": "dashboard",
+    "settings": "config",
+    "env": "doctor",
+    "check": "doctor",
+    "info": "doctor",
+    "man": "help",
+    "usage": "help",
+}
