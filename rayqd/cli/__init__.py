@@ -84,6 +84,8 @@ def _dispatch(words: list[str]) -> int:
     if asked is not None:
         topics = [word for word in words[asked + 1 :] if not word.startswith("@")][:1]
         return show_help([command.name, *topics])
+    if command.name == "help":
+        words = [word.lstrip("-") for word in words]  # of a flag, too, help may be asked
     return _run(command, words[1:])
 
 

@@ -1,26 +1,13 @@
-"""What other tools call things, and rayqd's name for it: settings, values and commands.
+"""Other tools' settings and flags, and those of rayqd that take their place.
 
 The tools are TRL and the Trainer of transformers, verl, axolotl, llm-compressor, vLLM, peft, bitsandbytes and lm-eval.
-A name that several of them use stands once. Nothing here is accepted: it makes the hint of an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counterpart:
-    """What takes the place of another tool's setting."""
-
-    settings: tuple[str, ...] = ()  # keys, of which the first is the likeliest
-    note: str = ""  # what differs, or why there is none
-
-    def __str__(self) -> str:
-        """Write `rayqd's name for it is learner.lr: ...`, or the note where there is no such setting."""
-        name = f"rayqd's name for it is {' or '.join(self.settings)}" if self.settings else ""
-        return ": ".join(part for part in (name, self.note) if part)
+from rayqd.config.other_tools.counterpart import Counterpart
 
 
 def _named(key: str, note: str = "") -> Counterpart:
@@ -266,88 +253,4 @@ SETTINGS: Mapping[str, Counterpart] = {
     "benchmark": _named("eval.tasks"),
     "config": Counterpart(note="a file of settings is given as @FILE.toml"),
     "config_file": Counterpart(note="a file of settings is given as @FILE.toml"),
-}
-
-VALUES: Mapping[str, Mapping[str, str]] = {
-    "model.dtype": {
-        "bf16": "bfloat16",
-        "fp16": "float16",
-        "half": "float16",
-        "16": "float16",
-        "fp32": "float32",
-        "float": "float32",
-        "32": "float32",
-        "torch.bfloat16": "bfloat16",
-        "torch.float16": "float16",
-        "torch.float32": "float32",
-    },
-    "quant.format": {
-        "4": "int4",
-        "4bit": "int4",
-        "w4a16": "int4",
-        "w4a16_asym": "int4",
-        "q4_0": "int4",
-        "uint4": "int4",
-        "nvfp4a16": "nvfp4",
-        "bnb": "nf4",
-        "bitsandbytes": "nf4",
-    },
-    "quant.rule": {
-        "sym": "signed",
-        "symmetric": "signed",
-        "minmax": "asymmetric",
-        "asym": "asymmetric",
-        "mse": "searched",
-    },
-    "adapter.kind": {"full": "none", "peft": "lora", "qlora": "lora"},
-    "learner.schedule": {"constant_with_warmup": "constant", "cosine_with_restarts": "cosine"},
-    "distill.loss": {
-        "gkd": "jsd",
-        "kl": "jsd",
-        "forward_kl": "jsd",
-        "reverse_kl": "jsd",
-        "kld": "jsd",
-        "tvd": "total_variation",
-        "distillm": "skew_kl",
-        "srkl": "skew_reverse_kl",
-    },
-}
-
-COMMANDS: Mapping[str, str] = {
-    "train": "distill",
-    "finetune": "distill",
-    "sft": "distill",
-    "gkd": "distill",
-    "run": "distill",
-    "start": "distill",
-    "resume": "distill",
-    "ptq": "quantize",
-    "oneshot": "quantize",
-    "gptq": "quantize",
-    "awq": "quantize",
-    "tune": "sweep",
-    "hpo": "sweep",
-    "inference": "generate",
-    "sample": "generate",
-    "evaluate": "eval",
-    "lm_eval": "eval",
-    "convert": "export",
-    "save": "export",
-    "gguf": "export",
-    "merge": "export",
-    "list": "runs",
-    "ls": "runs",
-    "ps": "runs",
-    "status": "watch",
-    "logs": "watch",
-    "attach": "watch",
-    "diff": "compare",
-    "benchmark": "bench",
-    "grafana": "dashboard",
-    "settings": "config",
-    "env": "doctor",
-    "check": "doctor",
-    "info": "doctor",
-    "man": "help",
-    "usage": "help",
 }
