@@ -139,7 +139,7 @@ def test_the_version_is_the_first_line(argv, capsys):
 def test_a_command_without_settings_lists_none_and_refuses_them(command, capsys):
     assert main([command, "--help"]) == 0
     assert "--seed" not in capsys.readouterr().out
-    for word in ("--seed", "@a.toml"):
+    for word in ("@a.toml",) if command == "help" else ("--seed", "@a.toml"):  # there is help on a flag
         assert main([command, word, "1"]) == 2
         line = f'rayqd: error: unexpected argument "{word}": rayqd {command} takes no settings\n'
         assert capsys.readouterr().err == line
