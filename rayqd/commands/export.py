@@ -108,7 +108,7 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
     sequences = _sequences(rollouts)
     expected = [compute_token_logprobs(model, ids) for ids in sequences]
     kind = read_kind(directory)
-    reason = explain_missing_vllm(kind, config) or why_not
+    reason = explain_missing_vllm(kind, directory, config) or why_not
     if sequences and config.model.dtype != "float32":
         for parameter in model.parameters():
             parameter.data = parameter.data.float()

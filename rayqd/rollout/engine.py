@@ -24,6 +24,8 @@ class SamplingRequest:
 class Engine(Protocol):
     """Writes text with the newest weights that it was given."""
 
+    description: str  # of what it computes with, in a few words; "" where there is nothing to say
+
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Replace the quantized weights by what the learner published: packed codes and scales, by name."""
         ...

@@ -19,6 +19,7 @@ class FakeEngine:
     def __init__(self, vocab_size: int, weight_loader: WeightLoader | None = None) -> None:
         self.vocab_size = vocab_size
         self.weight_loader = weight_loader or PackedLoader()
+        self.description = ""
         self.num_loads = 0
         self.weights: dict[str, Tensor] = {}  # what a real engine would now compute with
 

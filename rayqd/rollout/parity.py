@@ -15,7 +15,7 @@ import torch
 from rayqd.config import Config
 from rayqd.console.quiet import output_to
 from rayqd.export.verdict import Check
-from rayqd.rollout.weights import explain_missing_int4_kernel
+from rayqd.rollout.kernels import choose_weight_form
 from rayqd.types import IntArray
 
 LOG_NAME = "verify.log"
@@ -25,7 +25,7 @@ MAX_REASON_CHARACTERS = 300
 _REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
-def explain_missing_vllm(kind: str, config: Config) -> str:
+def explain_missing_vllm(kind: str, directory: Path, config: Config) -> str:
     """Return why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
     if kind != "compressed-tensors":
         return f"not asked: vLLM does not load {kind}"
@@ -33,7 +33,7 @@ def explain_missing_vllm(kind: str, config: Config) -> str:
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
-    if config.quant.format == "int4" and (reason := explain_missing_int4_kernel(config) or _explain_missing_kernel()):
+    if config.quant.format == "int4" and (reason := choose_weight_form(directory, config).reason):
         return f"not asked: {reason}"
     return ""
 
@@ -92,12 +92,6 @@ def _without_compiler() -> Generator[None]:
 def _shorten(error: Exception) -> str:
     words = f"{type(error).__name__}: {error}".split()
     return textwrap.shorten(" ".join(words), MAX_REASON_CHARACTERS, placeholder=" ...")
-
-
-def _explain_missing_kernel() -> str:
-    from rayqd.rollout.vllm import explain_missing_cpu_kernel
-
-    return explain_missing_cpu_kernel()
 
 
 def _has_vllm() -> bool:

@@ -1,4 +1,4 @@
-"""The INT4 student in vLLM. The only file that imports vllm; written for vLLM 0.26 to 0.33, on GPUs and on CPUs.
+"""The INT4 student in vLLM, 0.26 to 0.33, on GPUs and on CPUs. Only this file and kernels.py import vllm.
 
 The engine starts from a checkpoint on disk and takes each version in place, as its weight loader converts it. vLLM's
 own layer-by-layer reload prepares the tensors for its kernels: it repacks codes, and on a CPU dense weights too.
@@ -8,7 +8,6 @@ on using the first one.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_workspaces
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
@@ -29,14 +29,7 @@ if TYPE_CHECKING:
     from vllm.inputs import TokensInput, TokensPrompt
     from vllm.logprobs import Logprob
 
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process, where its weights can be reached
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # roles share the cores
-    "VLLM_CPU_INT4_W4A8": "0",  # 16-bit activations, as the learner computes them
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
 _CPU_KV_CACHE_GIB = 1
-_CPU_INT4_KERNEL = "cpu_gemm_wna16"
 
 
 class _ModelRunner(Protocol):
@@ -62,22 +55,25 @@ class VLLMEngine:
         weight_loader: WeightLoader | None = None,
         max_top_ids: int = 0,
         eager: bool = False,
+        description: str = "",
     ) -> None:
         """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
         `max_top_ids`: the most that `generate_ranked` will be asked for.
         `eager`: no compiler and no CUDA graphs, for few tokens; a CPU always is.
+        `description`: what it computes with, for people.
         """
-        os.environ.update(_ENVIRONMENT)
+        os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        _request_amx()
+        request_amx()
         # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self._weight_loader = weight_loader or PackedLoader()
         self._context_length = context_length
+        self.description = description
         self._llm = LLM(
             model=str(checkpoint),
             dtype=dtype,  # pyright: ignore[reportArgumentType]
@@ -157,31 +153,6 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
-
-
-def explain_missing_cpu_kernel() -> str:
-    """Return why vLLM on this machine's CPU cannot compute with 4-bit codes; empty when it can, or has a GPU.
-
-    vLLM's package for CPUs has a library for each instruction set, and not every kernel is in each of them.
-    """
-    os.environ.update(_ENVIRONMENT)
-    from vllm.platforms import current_platform
-
-    importlib.import_module("vllm._custom_ops")  # which loads the library
-    if not current_platform.is_cpu():
-        return ""
-    if not hasattr(torch.ops._C, _CPU_INT4_KERNEL):
-        return f"vLLM's library for this CPU has no {_CPU_INT4_KERNEL}, which needs AVX-512"
-    return "" if _request_amx() else "Linux refuses this process the AMX tiles that vLLM's 4-bit kernel uses"
-
-
-def _request_amx() -> bool:
-    """Return whether AMX tiles can be used wherever the CPU has them.
-
-    A process has to ask Linux for them once, and vLLM's 4-bit kernel, which uses them unasked, is an illegal
-    instruction until it has. Some other product in bfloat16 may ask by chance, sooner or later.
-    """
-    return not torch.cpu._is_amx_tile_supported() or torch.cpu._init_amx()  # pyright: ignore[reportPrivateUsage]
 
 
 def _token_ids(output: RequestOutput) -> IntArray:

@@ -20,10 +20,8 @@ from rayqd.export.initial_checkpoint import make_initial_checkpoint
 from rayqd.model.load import torch_dtype
 from rayqd.model.wire import from_wire
 from rayqd.quant import Grid, make_grid, unpack
+from rayqd.rollout.kernels import WeightForm, explain_missing_int4_kernel
 from rayqd.types import WireTensor
-
-_VLLM_GROUP_SIZES = (32, 64, 128)
-_VLLM_DTYPES = ("bfloat16", "float16")
 
 
 class WeightLoader(Protocol):
@@ -38,25 +36,14 @@ class WeightLoader(Protocol):
         ...
 
 
-def choose_weight_loader(config: Config, missing_kernel: str = "") -> WeightLoader:
+def choose_weight_loader(config: Config, form: WeightForm | None = None) -> WeightLoader:
     """Return the loader with which vLLM runs the student that `config` describes.
 
-    `missing_kernel`: why the machine has no 4-bit kernel at all; empty where it has one.
+    `form`: what the engine's machine has kernels for; without it, what some machine has.
     """
-    if explain_missing_int4_kernel(config) or missing_kernel:
+    if explain_missing_int4_kernel(config) or (form and form.is_dense):
         return DenseLoader(make_grid(config.quant, torch_dtype(config.model.dtype)))
     return PackedLoader()
-
-
-def explain_missing_int4_kernel(config: Config) -> str:
-    """Return why no machine's vLLM computes with the codes themselves; empty where some do."""
-    if config.quant.format != "int4":
-        return f"{config.quant.format} is not int4"
-    if config.quant.group_size not in _VLLM_GROUP_SIZES:
-        return f"vLLM has no kernel for groups of {config.quant.group_size}"
-    if config.model.dtype not in _VLLM_DTYPES:
-        return f"vLLM has no 4-bit kernel for {config.model.dtype}"
-    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -38,6 +37,11 @@ class RolloutWorker:
     def version(self) -> int:
         """Of the weights that the engine has: optimizer steps behind them; -1 for the checkpoint on disk."""
         return self._version
+
+    @property
+    def description(self) -> str:
+        """What the engine computes with, in a few words; empty before there is one."""
+        return self._engine.description if self._engine else ""
 
     def start(self) -> float:
         """Make the engine if there is none; return the seconds it took."""
@@ -109,14 +113,13 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     def make() -> Engine:
         from rayqd.model.load import context_length
         from rayqd.model.source import student_directory
-        from rayqd.rollout.vllm import VLLMEngine, explain_missing_cpu_kernel
-        from rayqd.rollout.weights import choose_weight_loader, explain_missing_int4_kernel
+        from rayqd.rollout.kernels import choose_weight_form
+        from rayqd.rollout.vllm import VLLMEngine
+        from rayqd.rollout.weights import choose_weight_loader
 
         directory = student_directory(config)
-        missing_kernel = "" if explain_missing_int4_kernel(config) else explain_missing_cpu_kernel()
-        if missing_kernel:
-            logging.getLogger(__name__).warning("rollouts run on dequantized weights: %s", missing_kernel)
-        weight_loader = choose_weight_loader(config, missing_kernel)
+        form = choose_weight_form(directory, config)
+        weight_loader = choose_weight_loader(config, form)
         return VLLMEngine(
             weight_loader.prepare_checkpoint(directory, config),
             context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
@@ -125,6 +128,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
             dtype=config.model.dtype,
             weight_loader=weight_loader,
             max_top_ids=num_top_ids(config),
+            description=str(form),
         )
 
     return make

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from rayqd.config.resolved import to_toml
+from rayqd.rollout.kernels import WeightForm
 from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
 
 FORCE_AVX2 = "import torch; torch.cpu._is_avx512_supported = torch.cpu._is_amx_tile_supported = lambda: False\n"
-ASK = "from rayqd.rollout.vllm import explain_missing_cpu_kernel; print('why:', explain_missing_cpu_kernel())\n"
+ASK = "from rayqd.rollout.kernels import explain_missing_cpu_kernel; print('why:', explain_missing_cpu_kernel())\n"
 WRITE = """
 import sys
 import numpy as np
@@ -25,6 +26,7 @@ engine = vllm_engine_maker(load_config(["@" + sys.argv[1]]), 0.3)()
 ids = np.arange(5, 15, dtype=np.int32)
 request = SamplingRequest(prompt_ids=ids, seed=0, temperature=0.0, min_new_tokens=3, max_new_tokens=3)
 print("wrote:", engine.generate([request])[0].tolist(), type(engine._weight_loader).__name__)
+print("form:", engine.description)
 """
 
 
@@ -35,8 +37,9 @@ def run(code: str, *arguments: str) -> tuple[str, str]:
 
 
 def test_a_machine_without_the_kernel_takes_dense_weights(tiny_config: Any) -> None:
-    assert isinstance(choose_weight_loader(tiny_config()), PackedLoader)
-    assert isinstance(choose_weight_loader(tiny_config(), "none on this machine"), DenseLoader)
+    config = tiny_config()
+    assert isinstance(choose_weight_loader(config), PackedLoader)
+    assert isinstance(choose_weight_loader(config, WeightForm(dtype="bfloat16", reason="none here")), DenseLoader)
 
 
 @pytest.mark.slow
@@ -56,14 +59,15 @@ def test_the_engine_s_own_registry_says_whether_the_kernel_is_there(forced: bool
 def test_an_engine_on_avx2_writes_with_dense_weights_and_says_why(tiny_config: Any, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(to_toml(tiny_config()))
-    output, messages = run(FORCE_AVX2 + WRITE, str(file))
+    output, _ = run(FORCE_AVX2 + WRITE, str(file))
     assert "DenseLoader" in output
-    assert "rollouts run on dequantized weights: vLLM's library for this CPU has no cpu_gemm_wna16" in messages
+    reason = "vLLM's library for this CPU has no cpu_gemm_wna16, which needs AVX-512"
+    assert f"form: dense bfloat16 weights, as {reason}\n" in output
 
 
 KERNEL_WITH_AMX = """
 import torch
-from rayqd.rollout.vllm import explain_missing_cpu_kernel
+from rayqd.rollout.kernels import explain_missing_cpu_kernel
 assert explain_missing_cpu_kernel() == ""
 from vllm import _custom_ops as ops
 codes = torch.full((4, 64 * 16 // 8), 0x99999999 - 2**32, dtype=torch.int32)  # 9, of which 8 stands for 0
