@@ -18,6 +18,7 @@ from rayqd.bench.step import ARMS, DEFAULT_ARMS, StepTiming, bench_step
 from rayqd.bench.teacher import PayloadBenchmark, bench_teacher
 from rayqd.config import Config
 from rayqd.console.say import say
+from rayqd.driver.dtype import with_concrete_dtype
 from rayqd.errors import ConfigError
 
 BETAS = (0.0, 0.5, 1.0)
@@ -28,6 +29,7 @@ _PEAK_FLOP_PER_SECOND = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 def bench(kind: str, config: Config, switches: Mapping[str, str], console: Console | None = None) -> BenchReport:
     """Measure step, loss or teacher, and print what was measured. Raises ConfigError for a switch out of place."""
     console = console or Console()
+    config = with_concrete_dtype(config)
     model = _model(kind, config, switches)
     sequences, length = _tokens(switches.get("tokens", "8x1024" if torch.cuda.is_available() else "2x256"))
     repeats = _positive("repeats", switches.get("repeats", "5"))

@@ -22,6 +22,7 @@ from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
 from rayqd.driver.monitor import Monitor
 from rayqd.driver.preflight import check, load_data, summary
 from rayqd.driver.seq_kd import generate_teacher_completions
@@ -51,13 +52,14 @@ def distill(
     `distill.seq_kd`; without them the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
-    config = with_absolute_paths(config)
+    asked = with_absolute_paths(config)
+    config = with_concrete_dtype(asked)
     run_dir = RunDirectory(config)
     try:
         result = run_dir.result
         if not isinstance(result, DistillResult) or result.stopped_early:
             with record_abnormal_exit(run_dir.path):
-                result = _run(config, run_dir, console, make_engine, make_teacher_engine)
+                result = _run(config, describe_dtype(asked, config), run_dir, console, make_engine, make_teacher_engine)
                 run_dir.finish(result)
             write_report(config, result)
         else:
@@ -73,6 +75,7 @@ def distill(
 
 def _run(
     config: Config,
+    remark: str,
     run_dir: RunDirectory,
     console: Console,
     make_engine: MakeEngine | None,
@@ -81,7 +84,10 @@ def _run(
     began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
+        if remark:
+            progress.say(remark)
         progress.status("checking model and configuration")
+        check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))
         checked = check(config)
         training, heldout = load_data(checked, config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")

@@ -18,6 +18,7 @@ from rayqd.config.sections.markers import ChangesBenchmarks
 from rayqd.config.settings import settings_with
 from rayqd.console.benchmark_table import print_benchmarks
 from rayqd.console.say import say
+from rayqd.driver.dtype import check_machine, with_concrete_dtype
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
@@ -67,6 +68,8 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     """
     console = console or Console()
     directory_of(path)
+    config = with_concrete_dtype(config)
+    check_machine(config, runs_vllm=False)
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
     return _Evaluation(path, config, checked, benchmarks, console).run()

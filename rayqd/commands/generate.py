@@ -26,6 +26,7 @@ from rayqd.console.say import say
 from rayqd.data.completion_file import CompletionFile, Summary
 from rayqd.data.detokenize import Detokenizer, end_token_ids
 from rayqd.data.prompts import Prompt, Prompts
+from rayqd.driver.dtype import check_machine, with_concrete_dtype
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import context_length, load_tokenizer
@@ -61,7 +62,8 @@ def generate(
     is called in every worker, without it the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
-    config = with_absolute_paths(config)
+    config = with_concrete_dtype(with_absolute_paths(config))
+    check_machine(config, runs_vllm=make_engine is None)
     resolved = resolve_model(model, config)
     directory = local_directory(resolved.name, resolved.revision)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":

@@ -17,6 +17,7 @@ from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
+from rayqd.driver.dtype import check_machine, with_concrete_dtype
 from rayqd.driver.preflight import Checked, check, load_data, summary
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
@@ -45,7 +46,7 @@ def quantize(config: Config, console: Console | None = None) -> QuantizeResult:
     is wrong.
     """
     console = console or Console()
-    config = with_absolute_paths(config)
+    config = with_concrete_dtype(with_absolute_paths(config))
     check_method(config.quant.method, config.quant)
     run_dir = RunDirectory(config, command="quantize")
     try:
@@ -79,6 +80,7 @@ class _Quantizing:
         with self._progress as progress:
             progress.say(headline(config))
             progress.status("checking model and configuration")
+            check_machine(config, runs_vllm=False)
             checked = check(config, trains=False)
             training, heldout_rows = load_data(checked, config)
             progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")

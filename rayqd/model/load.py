@@ -9,6 +9,7 @@ import torch
 
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ModelError
+from rayqd.model.arithmetic import explain_missing_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +25,8 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
 
     from rayqd.model import packed_attention
 
+    if reason := explain_missing_bfloat16(dtype):
+        raise ModelError(reason)
     with quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch_dtype(dtype), attn_implementation=packed_attention.NAME

