@@ -1,6 +1,6 @@
 # make setup        everything needed, in .venv (no GPU, about 3 minutes)
 # make quickstart   distil a real 135M model on this machine
-# make test         all tests                    make test-fast   those without processes and real models
+# make test         all tests                    make test-fast   those that take no second each
 # make check        what CI runs: lint, types, import contracts, all tests
 # make requirements write requirements/cpu.txt again from what .venv holds
 # make docs         write docs/configuration.md again from the settings
@@ -9,6 +9,8 @@
 PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.setup-done
+# One pytest process a core; eight are enough, since each imports torch first. `make test-fast PARALLEL=` uses one.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-fast check lint types contracts requirements docs clean
@@ -29,7 +31,7 @@ test: setup
 	$(BIN)/pytest
 
 test-fast: setup
-	$(BIN)/pytest -m "not slow and not ray and not vllm"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not ray and not vllm"
 
 check: lint types contracts test
 

@@ -2,16 +2,26 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing here is large, and pytest-xdist keeps the cores busy
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read once a process; else it depends on whether this machine has a token
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the run cost, its processes included: on a busy machine the wall time says little."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(usage.ru_utime + usage.ru_stime for usage in used)
+    terminalreporter.write_line(f"{seconds:.0f} s of CPU time, without what Ray's daemons started")
+
 
 CHATML = (
     "{% for message in messages %}"

@@ -45,6 +45,7 @@ def switches(tmp_path: Path, **more: str) -> dict[str, str]:
     return {"shape": "tiny", "tokens": "2x16", "repeats": "2", "json": str(tmp_path / "bench.json"), **more}
 
 
+@pytest.mark.slow
 def test_step_times_plain_lora_and_the_rounded_ones(tmp_path: Path) -> None:
     console = Console(record=True, width=140)
     result: Any = bench("step", config(), switches(tmp_path), console).to_json()

@@ -85,6 +85,7 @@ def test_other_formats_take_awq_unless_told(format: str, tiny_config: Any) -> No
     assert (config.run_dir / "export" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_bits(tiny_config: Any) -> None:
     exports = []
     for name in ("one", "other"):
@@ -176,6 +177,7 @@ def test_it_needs_room_for_an_export_and_not_for_checkpoints(tiny_config: Any, m
         run(tiny_config(name="other", quant={"method": "rtn"}))
 
 
+@pytest.mark.slow
 def test_the_command_loads_neither_ray_nor_vllm(tiny_config: Any, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(to_toml(tiny_config(quant={"method": "rtn"})))

@@ -41,6 +41,7 @@ def test_a_damaged_line_names_its_place(tmp_path: Path) -> None:
         list(lines.rows())
 
 
+@pytest.mark.slow
 def test_no_two_processes_write_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     program = f"from pathlib import Path\nfrom rayqd.data.jsonl import JsonlFile\nJsonlFile(Path({str(path)!r}))"

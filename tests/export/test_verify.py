@@ -228,6 +228,7 @@ def test_directory_that_is_no_export_is_never_replaced(make_run: Any, tmp_path: 
     assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_run_without_checkpoints_is_verified_against_its_own_codes_and_can_become_gguf(make_run: Any) -> None:
     run_dir, config = make_run("int4")
     run(run_dir, config)

@@ -53,6 +53,7 @@ def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
             thread.join(60)
 
 
+@pytest.mark.slow
 def test_a_stop_while_a_step_is_being_computed_keeps_the_one_before(start: Any, batch: list[ScoredRollout]) -> None:
     feed = FakeFeed(batch)
     stopped = threading.Event()

@@ -187,6 +187,7 @@ def test_a_resumed_learner_goes_on_to_the_bit(
             assert torch.equal(actual[group][name], expected[group][name]), name
 
 
+@pytest.mark.slow
 def test_training_brings_the_student_nearer_to_its_teacher(
     tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
 ) -> None:

@@ -132,6 +132,7 @@ def test_awq_is_nearer_to_the_dense_model_than_rounding_and_says_what_it_changed
     assert kl_to(dense, quantized(model)) < kl_to(dense, quantized(load()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"format": "nvfp4"}, {"format": "nf4", "group_size": 64}])
 def test_awq_takes_any_format(fields: dict[str, Any], tiny_model: Path) -> None:
     quant = QuantConfig.model_validate(fields)

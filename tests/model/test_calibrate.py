@@ -25,6 +25,7 @@ def load(tiny_model: Path) -> Callable[[], Any]:
     return lambda: load_model(tiny_model, "bfloat16")
 
 
+@pytest.mark.slow
 def test_the_calibrated_model_is_nearer_to_the_dense_one_than_the_rounded(load: Callable[[], Any]) -> None:
     calibrated = load()
     calibrate(calibrated, QUANT, GRID, sequences(96), max_batch_tokens=512)
@@ -66,6 +67,7 @@ def test_a_layer_is_calibrated_on_the_outputs_of_the_quantized_layers_before_it(
     assert (GRID.quantize(ours).codes == dense_input_codes).float().mean() < 0.9
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_memory_and_not_the_result(load: Callable[[], Any]) -> None:
     one, other = load().double(), load().double()
     grid = make_grid(QUANT, torch.float64)
@@ -98,6 +100,7 @@ def test_a_model_without_a_list_of_layers_is_one_clear_error(load: Callable[[], 
         calibrate(model, QUANT, GRID, sequences(), max_batch_tokens=64)
 
 
+@pytest.mark.slow
 def test_gptq_takes_act_order_and_damping_from_the_settings(load: Callable[[], Any]) -> None:
     weights: list[Tensor] = []
     for fields in ({}, {"act_order": False}, {"damping": 0.5}):

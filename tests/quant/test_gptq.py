@@ -14,7 +14,7 @@ from rayqd.quant.gptq import gptq
 from rayqd.quant.int4 import SHARES, Int4Grid
 
 RULES = ["signed", "absmax", "asymmetric"]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+DTYPES = [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float32))]
 G = 16
 
 
@@ -153,6 +153,7 @@ def test_the_layers_output_error_is_below_round_to_nearests(rule: str) -> None:
     assert error(gptq(weight, hessian_of(inputs), grid, act_order=True)) < 0.7 * error(weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_searching_for_scales_lessens_the_output_error_on_average(rule: str) -> None:
     grid = grid_of(rule)
