@@ -9,23 +9,23 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from rayqd.actors.ray_start import start_ray
 from rayqd.actors.runtime_env import make_runtime_env
 from rayqd.actors.topology import list_cluster_nodes, list_local_nodes
 from rayqd.cluster.check import load_valid_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
 from rayqd.console.quiet import silence_stderr
-from rayqd.errors import ConfigError, PlacementError
+from rayqd.errors import ConfigError
 from rayqd.runs.environment import ClusterSize
 
 
@@ -51,26 +51,36 @@ class Cluster:
         )
 
 
+def _ignore(text: str) -> None:
+    pass
+
+
 @contextmanager
-def connect(config: Config) -> Generator[Cluster]:
-    """Connect to Ray for the length of a `with`; leaving it ends every process of the run."""
+def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generator[Cluster]:
+    """Connect to Ray for the length of a `with`; leaving it ends every process of the run.
+
+    `notice` is told where Ray is started again, because it took too long. Raises a RayqdError where it cannot be.
+    """
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address == "local":  # Ray's word for none
+        address = None
     if config.ray.dashboard and not address:
         _check_dashboard()
     cluster_file = load_valid_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None
-    try:
-        with _keep_stop_signal():
-            context: Any = ray.init(
-                address=address or "local",
-                namespace="rayqd",
-                include_dashboard=None if address else config.ray.dashboard,
-                job_config=cast("JobConfig", _job_config(config, address)),  # or None, as Ray's own default is
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={**make_runtime_env(config, ships_package=address is not None)},
-            )
-    except (ConnectionError, ValueError, RayError) as error:
-        raise PlacementError(f"no Ray cluster answers at {address}: {_explain(error)}") from error
+
+    def init() -> Any:
+        return ray.init(
+            address=address or "local",
+            namespace="rayqd",
+            include_dashboard=None if address else config.ray.dashboard,
+            job_config=cast("JobConfig", _job_config(config, address)),  # or None, as Ray's own default is
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={**make_runtime_env(config, ships_package=address is not None)},
+        )
+
+    with _keep_stop_signal():
+        context = start_ray(init, address, notice)
     try:
         accelerators = [
             name.partition(":")[2]
@@ -87,12 +97,6 @@ def connect(config: Config) -> Generator[Cluster]:
     finally:
         with silence_stderr():
             ray.shutdown()
-
-
-def _explain(error: Exception) -> str:
-    if "InvalidAuthToken" in f"{error} {error.__cause__}":
-        return "it wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
-    return str(error).strip().partition("\n")[0]
 
 
 def _check_dashboard() -> None:

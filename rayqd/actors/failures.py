@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import LocalRayletDiedError, ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from rayqd.errors import RayqdError, WorkerError
+from rayqd.errors import RayqdError, StorageError, WorkerError
+
+_MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)")
 
 
 def unwrap_error(error: BaseException, who: str) -> RayqdError:
@@ -20,6 +23,8 @@ def unwrap_error(error: BaseException, who: str) -> RayqdError:
         inner = cause
     if isinstance(inner, RayqdError):
         return inner
+    if (known := _explain_known(inner, who)) is not None:
+        return known
     return WorkerError(f"{who} failed: {type(inner).__name__}: {_last_line(inner)}")
 
 
@@ -35,6 +40,31 @@ def _find_cause(error: BaseException) -> BaseException | None:
             return error.controller_failure
         case _:
             return getattr(error, "_base_exc", None)  # Ray Train's wrapper around an exception of the user's code
+
+
+def _explain_known(error: BaseException, who: str) -> RayqdError | None:
+    """Return what to do about a death that the machine, not the program, is the cause of."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "running low on memory" in text:
+        used = _MEMORY.search(text)
+        in_use = f" ({used[1]} of {used[2]} in use)" if used else ""
+        return WorkerError(
+            f"{who} was ended because its machine ran out of memory{in_use}: end other programs, give the container "
+            "more, or let the run take less: fewer workers, shorter sequences, a smaller learner.microbatch_tokens"
+        )
+    if isinstance(error, ObjectStoreFullError):
+        return WorkerError(
+            f"{who} found no room in Ray's object store, which lies in /dev/shm: in a container give --shm-size=4g or "
+            "more, or lower rollout.max_staleness or learner.batch_size"
+        )
+    if isinstance(error, OutOfDiskError):
+        return StorageError(f"{who}: the disk of Ray's files is full: make room, or set RAY_TMPDIR to another disk")
+    if isinstance(error, LocalRayletDiedError):
+        return WorkerError(
+            "Ray's own process on this machine (raylet) has died, as it does when memory runs out: the same command "
+            "goes on from the last checkpoint"
+        )
+    return None
 
 
 def _last_line(error: BaseException) -> str:

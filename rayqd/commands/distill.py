@@ -92,7 +92,7 @@ def _run(
         training, heldout = load_data(checked, config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
         progress.status("starting Ray")
-        with connect(config) as cluster:
+        with connect(config, progress.say) as cluster:
             run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")

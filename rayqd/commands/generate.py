@@ -157,7 +157,7 @@ def _run(
     resumed = f", {job.num_before:,} of them there already" if job.num_before else ""
     progress.say(f"{resolved.label} answers {job.num_prompts:,} prompts of {config.data.source}{resumed}")
     progress.status("starting Ray")
-    with connect(config) as cluster:
+    with connect(config, progress.say) as cluster:
         renamed = config.model_copy(update={"name": out.stem})  # what logs and Ray's dashboard call the workers
         options = {"model": resolved.name, "revision": resolved.revision, "make_engine": make_engine}
         with BatchGenerator(renamed, cluster, **options) as generator:

@@ -77,7 +77,7 @@ def _run(
         progress.say(f"{study.base.name}: {study}")
         progress.status("starting Ray")
         os.environ.setdefault(*_STARTUP_CONCURRENCY)
-        with connect(study.base) as cluster:
+        with connect(study.base, progress.say) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
             examples = study.example_configs()
