@@ -18,6 +18,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from rayqd.metrics.catalogue import STUDENT, LearnerStep, RoleMetrics
 from rayqd.metrics.samples import Sample, make_samples
+from rayqd.spans import SpansEvent
 
 
 class ArmKind(StrEnum):
@@ -220,7 +221,9 @@ class FinishedEvent:
 
 
 RecordedEvent = StepEvent | EvalEvent | QuarantineEvent  # those that files keep
-_OtherEvent = ReadyEvent | StartEvent | CheckpointEvent | StatusEvent | NoticeEvent | StoppedEvent | FinishedEvent
+_OtherEvent = (
+    ReadyEvent | StartEvent | CheckpointEvent | StatusEvent | NoticeEvent | SpansEvent | StoppedEvent | FinishedEvent
+)
 Event = RecordedEvent | _OtherEvent  # what the driver gets
 ReportedEvent = LearnerStep | EvalEvent | QuarantineEvent | _OtherEvent  # what the controller is told
 

@@ -27,6 +27,7 @@ from rayqd.config import Config
 from rayqd.console.quiet import silence_stderr
 from rayqd.errors import ConfigError
 from rayqd.runs.environment import ClusterSize
+from rayqd.spans import span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             runtime_env={**make_runtime_env(config, ships_package=address is not None)},
         )
 
-    with _keep_stop_signal():
+    with span("start Ray"), _keep_stop_signal():
         context = start_ray(init, address, notice)
     try:
         accelerators = [
@@ -95,7 +96,7 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
         )
     finally:
-        with silence_stderr():
+        with span("end Ray"), silence_stderr():
             ray.shutdown()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -26,6 +27,7 @@ from rayqd.data import ExampleSet, calibration_sequences, make_plan
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.runs.paths import RAY_TRAIN
+from rayqd.spans import Span, process_start, record_span, span, take_spans
 from rayqd.types import Example, IntArray, WireTensor
 
 
@@ -35,6 +37,7 @@ class Controller:
     _step = 0  # optimizer steps done
 
     def __init__(self, config: Config, rollouts: Sequence[RolloutHandle], teachers: Sequence[TeacherHandle]) -> None:
+        record_span("process", process_start(), time.time())
         self._config = config
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
@@ -58,7 +61,8 @@ class Controller:
     @ray.method
     async def train(self, placement: Placement) -> None:
         """Run the learner in Ray Train until it ends; raises what ended it."""
-        from rayqd.actors.learner import make_trainer
+        with span("import ray.train"):
+            from rayqd.actors.learner import make_trainer
 
         own_handle = cast("ControllerHandle", ray.get_runtime_context().current_actor)
         storage = localize_run_dir(self._config).run_dir / RAY_TRAIN
@@ -149,6 +153,11 @@ class Controller:
     async def role_seconds(self) -> dict[str, float]:
         """Return the seconds of work so far of rollout workers and teachers."""
         return {"rollout": self._rollout_clock.total_seconds, "teacher": self._teacher_clock.total_seconds}
+
+    @ray.method
+    async def role_spans(self) -> list[Span]:
+        """Return what the controller's process did, and what the first calls of rollout workers and teachers took."""
+        return [*take_spans("controller"), *self._rollout_clock.spans, *self._teacher_clock.spans]
 
     async def _notice(self, text: str) -> None:
         await self._log.add(NoticeEvent(text=text))

@@ -25,6 +25,7 @@ from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
+from rayqd.spans import process_start, record_span, span
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
@@ -128,9 +129,13 @@ def make_trainer(config: Config, controller: ControllerHandle, placement: Placem
 
 def learn(driver_config: Config, controller: ControllerHandle) -> None:
     """Run one worker of the learner, with the run seen through the controller and the others through torch."""
-    from rayqd.learner.distributed import DistributedGroup, SingleProcess
-    from rayqd.learner.worker import LearnerWorker
-    from rayqd.model.load import device
+    record_span("process", process_start(), time.time())
+    with span("import torch"):
+        import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    with span("import transformers"):
+        from rayqd.learner.distributed import DistributedGroup, SingleProcess
+        from rayqd.learner.worker import LearnerWorker
+        from rayqd.model.load import device
 
     config = localize_run_dir(driver_config)
     context = train.get_context()

@@ -13,6 +13,7 @@ from rayqd.actors.pool import Pool
 from rayqd.actors.ray_types import as_argument
 from rayqd.actors.workers import RolloutActor, TeacherActor
 from rayqd.pipeline import Ref, RolloutRef, Weights
+from rayqd.spans import Span
 from rayqd.teacher.worker import ScoringReport
 from rayqd.types import Example, PlannedSequence, Rollout, TeacherPayload
 
@@ -23,9 +24,11 @@ class RoleClock:
 
     seconds: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     tokens: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    spans: list[Span] = field(default_factory=list[Span])  # of the actors' first calls
 
-    def add(self, step: int, seconds: float, tokens: int) -> None:
+    def add(self, step: int, seconds: float, tokens: int, spans: Sequence[Span] = ()) -> None:
         """Count one call's work for `step`."""
+        self.spans += spans
         self.seconds[step] += seconds
         self.tokens[step] += tokens
 
@@ -65,7 +68,8 @@ class PooledRollouts:
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights
     ) -> list[RolloutRef]:
         report, refs = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
-        self._clock.add(sequences[0].step, report.seconds, sum(summary.num_loss_tokens for summary in report.rollouts))
+        num_tokens = sum(summary.num_loss_tokens for summary in report.rollouts)
+        self._clock.add(sequences[0].step, report.seconds, num_tokens, report.spans)
         return [RolloutRef(summary=summary, ref=ref) for summary, ref in zip(report.rollouts, refs, strict=True)]
 
 
@@ -121,7 +125,7 @@ class PooledTeachers:
     async def _call(self, method: _Score, rollouts: list[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
         report, refs = await self._pool.call(method, len(rollouts), *(as_argument(rollout.ref) for rollout in rollouts))
         step = rollouts[0].summary.step
-        self._clock.add(step, report.seconds, report.num_tokens)
+        self._clock.add(step, report.seconds, report.num_tokens, report.spans)
         self._cache.add(step, report)
         payloads = cast("list[Ref[TeacherPayload]]", refs)  # those of which none is None
         return [None if i in report.quarantined else payload for i, payload in enumerate(payloads)]

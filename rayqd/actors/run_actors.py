@@ -18,13 +18,14 @@ from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
-from rayqd.actors.workers import TeacherHandle
+from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.errors import RunError
 from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
+from rayqd.spans import Span
 
 _POLL_SECONDS = 0.5
 _NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
@@ -58,7 +59,6 @@ class RunActors:
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.is_alive.remote(): name for name, actor in actors.items()}
         self._starting = {actor.start.remote(): name for name, actor in actors.items()}
-        self._nodes: dict[str, str] = {}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
         self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
         self._training = self.controller.train.remote(placement)
@@ -68,20 +68,16 @@ class RunActors:
         """Give the run its rows."""
         ray.get(self.controller.set_data.remote(training, heldout))
 
-    def collect_ready(self) -> dict[str, float]:
-        """Return the actors that became ready since the last call, and the seconds they took; raises why one failed."""
-        ready: dict[str, float] = {}
+    def collect_ready(self) -> dict[str, Started]:
+        """Return by name the actors that became ready since the last call; raises why one failed."""
+        ready: dict[str, Started] = {}
         for ref in _list_done(self._starting):
             name = self._starting.pop(ref)
             try:
-                ready[name], self._nodes[name] = ray.get(ref)
+                ready[name] = ray.get(ref)
             except RayError as error:
                 raise unwrap_error(error, name) from None
         return ready
-
-    def node_of(self, name: str) -> str:
-        """Return the node of an actor that is ready; empty if the node has no name."""
-        return self._nodes[name]
 
     def list_starting(self) -> list[str]:
         """Return the actors that are not ready yet."""
@@ -107,6 +103,10 @@ class RunActors:
     def role_seconds(self) -> dict[str, float]:
         """Return the seconds of work so far of rollout workers and teachers."""
         return ray.get(self.controller.role_seconds.remote())
+
+    def role_spans(self) -> list[Span]:
+        """Return what the controller's process did, and what the first calls of rollout workers and teachers took."""
+        return ray.get(self.controller.role_spans.remote())
 
     def stop(self) -> None:
         """Ask the learner to save its last step; a `stopped` event follows. WorkerError if the controller is gone."""

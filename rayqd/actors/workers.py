@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.actor import ActorProxy
@@ -16,10 +17,20 @@ from rayqd.actors.topology import describe_node
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.worker import RolloutWorker
+from rayqd.spans import Span, process_start, record_span, take_spans
 from rayqd.teacher.worker import ScoringReport, TeacherWorker
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, RolloutSummary, TeacherPayload
 
 _START_RETRIES = 2  # of an actor that dies while it starts; its node may have been taken away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """An actor that can work."""
+
+    seconds: float  # that making the engine, or loading the model, took
+    node: str  # "" where nodes have no names
+    spans: tuple[Span, ...]  # of all that its process did until then
 
 
 class PooledActor:
@@ -28,6 +39,7 @@ class PooledActor:
     def __init__(self, load: Callable[[], float]) -> None:
         """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
         self._load = load
+        record_span("process", process_start(), time.time())
 
     @ray.method
     def is_alive(self) -> bool:
@@ -40,9 +52,10 @@ class PooledActor:
         return self._load()
 
     @ray.method(max_task_retries=_START_RETRIES)
-    def start(self) -> tuple[float, str]:
-        """Do what `load` does, on another node if the first one goes away meanwhile; return the node as well."""
-        return self._load(), describe_node()
+    def start(self) -> Started:
+        """Do what `load` does, on another node if the first one goes away meanwhile; tell what took how long."""
+        seconds = self._load()
+        return Started(seconds=seconds, node=describe_node(), spans=_take_spans())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +64,7 @@ class WritingReport:
 
     seconds: float
     rollouts: list[RolloutSummary]
+    spans: tuple[Span, ...] = ()  # of a worker's first call
 
 
 class RolloutActor(PooledActor):
@@ -73,7 +87,8 @@ class RolloutActor(PooledActor):
         """Return a report, and a rollout for each of `sequences`; see `RolloutWorker.write`."""
         assert self._worker is not None
         seconds, rollouts = self._worker.write(sequences, prompts, weights)
-        return WritingReport(seconds=seconds, rollouts=[rollout.summary for rollout in rollouts]), *rollouts
+        summaries = [rollout.summary for rollout in rollouts]
+        return WritingReport(seconds=seconds, rollouts=summaries, spans=_take_spans()), *rollouts
 
     def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Yield completions by the keys of `requests`; see `RolloutWorker.complete`."""
@@ -99,16 +114,21 @@ class TeacherActor(PooledActor):
     def score(self, *rollouts: Rollout) -> tuple[ScoringReport, *tuple[TeacherPayload | None, ...]]:
         """Return a report, and a payload for each of `rollouts`; see `TeacherWorker.score`."""
         report, payloads = self._worker.score(*rollouts)
-        return report, *payloads
+        return replace(report, spans=_take_spans()), *payloads
 
     def hidden(self, *rollouts: Rollout) -> tuple[ScoringReport, *tuple[TeacherPayload | None, ...]]:
         """Return the same as hidden states; see `TeacherWorker.hidden`."""
         report, payloads = self._worker.hidden(*rollouts)
-        return report, *payloads
+        return replace(report, spans=_take_spans()), *payloads
 
 
 RolloutHandle = ActorProxy[RolloutActor]
 TeacherHandle = ActorProxy[TeacherActor]
+
+
+def _take_spans() -> tuple[Span, ...]:
+    """Return what this process recorded since the last call, under the name that its actor has in the run."""
+    return take_spans(_actor_label().rpartition("/")[2])
 
 
 def _actor_label() -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from rayqd.cli.command import Command, Given
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
+from rayqd.spans import process_start, span
 
 
 def _distill(given: Given) -> int:
     config = config_of(given.arguments)
     quiet_driver()
-    from rayqd.commands.distill import distill
+    began = process_start()
+    with span("import Ray and transformers"):
+        from rayqd.commands.distill import distill
 
-    distill(config)
+    distill(config, began=began)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rayqd.cli.command import Command, Given
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
+from rayqd.spans import process_start, span
 
 
 def _quantize(given: Given) -> int:
@@ -12,9 +13,11 @@ def _quantize(given: Given) -> int:
     if "name" not in config.model_fields_set:
         config = config.model_copy(update={"name": "quantize"})
     quiet_driver()
-    from rayqd.commands.quantize import quantize
+    began = process_start()
+    with span("import transformers"):
+        from rayqd.commands.quantize import quantize
 
-    quantize(config)
+    quantize(config, began=began)
     return 0
 
 

@@ -35,6 +35,7 @@ from rayqd.runs.environment import collect_environment
 from rayqd.runs.paths import EXPORT
 from rayqd.runs.result import Result
 from rayqd.runs.result_file import DistillResult
+from rayqd.spans import span, start_clock, take_spans
 
 _GOODBYE_SECONDS = 10.0
 
@@ -45,13 +46,18 @@ def distill(
     *,
     make_engine: MakeEngine | None = None,
     make_teacher_engine: MakeEngine | None = None,
+    began: float | None = None,
 ) -> Result:
     """Run `config` to its end, from its last checkpoint if there is one; a finished run only tells its result.
+
+    `began` is when the command was given, in seconds since the epoch, if that was before this call: its start-up table
+    counts from then on.
 
     `make_engine` is called in every rollout worker, `make_teacher_engine` where the teacher writes for
     `distill.seq_kd`; without them the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
+    began = start_clock(began)
     asked = with_absolute_paths(config)
     config = with_concrete_dtype(asked)
     run_dir = RunDirectory(config)
@@ -59,7 +65,8 @@ def distill(
         result = run_dir.result
         if not isinstance(result, DistillResult) or result.stopped_early:
             with record_abnormal_exit(run_dir.path):
-                result = _run(config, describe_dtype(asked, config), run_dir, console, make_engine, make_teacher_engine)
+                remark = describe_dtype(asked, config)
+                result = _run(config, remark, run_dir, console, make_engine, make_teacher_engine, began)
                 run_dir.finish(result)
             write_report(config, result)
         else:
@@ -80,16 +87,18 @@ def _run(
     console: Console,
     make_engine: MakeEngine | None,
     make_teacher_engine: MakeEngine | None,
+    began: float,
 ) -> DistillResult:
-    began = time.monotonic()
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
         if remark:
             progress.say(remark)
         progress.status("checking model and configuration")
         check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))
-        checked = check(config)
-        training, heldout = load_data(checked, config)
+        with span("check model and settings"):
+            checked = check(config)
+        with span("read data"):
+            training, heldout = load_data(checked, config)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:
@@ -106,17 +115,21 @@ def _run(
                 )
                 run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
-            actors = RunActors(config, cluster, make_engine)
+            with span("ask for actors"):
+                actors = RunActors(config, cluster, make_engine)
             if actors.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
             actors.set_data(training, heldout)
             monitor = Monitor(actors, config, run_dir, progress, Report(config, "distill", environment))
             finished = monitor.until(FinishedEvent)
-            actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            result = monitor.result(finished.rows, config.learner.steps, time.monotonic() - began)
+            with span("end Ray Train"):
+                actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
+            monitor.collect_spans()
+            result = monitor.result(finished.rows, config.learner.steps, time.time() - began)
     return replace(
         result,
         seconds={**result.seconds, **{part: round(value, 1) for part, value in seconds.items()}},
         export=run_dir.export,
         environment=environment,
+        startup=monitor.startup(began, take_spans("driver")),
     )

@@ -35,17 +35,20 @@ from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.environment import collect_environment
 from rayqd.runs.paths import EXPORT
 from rayqd.runs.result_file import QuantizeResult
+from rayqd.runs.startup import make_startup
+from rayqd.spans import span, start_clock, take_spans
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, IntArray
 
 
-def quantize(config: Config, console: Console | None = None) -> QuantizeResult:
+def quantize(config: Config, console: Console | None = None, *, began: float | None = None) -> QuantizeResult:
     """Quantize `config.model` with `quant.method`; returns what result.json says. A finished run only tells it.
 
-    Of the settings, those of training, rollouts and Ray do not matter. Raises a RayqdError that says in one line what
-    is wrong.
+    Of the settings, those of training, rollouts and Ray do not matter. `began` is when the command was given, in
+    seconds since the epoch. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
+    began = start_clock(began)
     config = with_concrete_dtype(with_absolute_paths(config))
     check_method(config.quant.method, config.quant)
     run_dir = RunDirectory(config, command="quantize")
@@ -54,7 +57,7 @@ def quantize(config: Config, console: Console | None = None) -> QuantizeResult:
         if not isinstance(result, QuantizeResult):
             run_dir.forget_metrics_after(-1)
             with record_abnormal_exit(run_dir.path):
-                result = _Quantizing(config, run_dir, console).run()
+                result = _Quantizing(config, run_dir, console).run(began)
                 run_dir.finish(result)
             write_report(config, result)
         else:
@@ -74,9 +77,8 @@ class _Quantizing:
         self._config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
         self._seconds: dict[str, float] = {}
 
-    def run(self) -> QuantizeResult:
+    def run(self, began: float) -> QuantizeResult:
         config, quant = self._config, self._config.quant
-        began = time.monotonic()
         with self._progress as progress:
             progress.say(headline(config))
             progress.status("checking model and configuration")
@@ -97,10 +99,11 @@ class _Quantizing:
         return QuantizeResult(
             name=config.name,
             rows=tuple(rows),
-            seconds={k: round(v, 1) for k, v in {"total": time.monotonic() - began, **self._seconds}.items()},
+            seconds={k: round(v, 1) for k, v in {"total": time.time() - began, **self._seconds}.items()},
             method=quant.method,
             export=str(self._run_dir.path / EXPORT),
             environment=collect_environment(),
+            startup=make_startup(began, [], take_spans("driver"), time.time()),
         )
 
     def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, ArmResult]:
@@ -165,5 +168,6 @@ class _Quantizing:
     def _timed(self, part: str, status: str) -> Iterator[None]:
         self._progress.status(status)
         began = time.monotonic()
-        yield
+        with span(status):
+            yield
         self._seconds[part] = self._seconds.get(part, 0.0) + time.monotonic() - began

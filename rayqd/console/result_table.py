@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,9 @@ from rayqd.console.say import say
 from rayqd.events import ArmResult
 from rayqd.runs.paths import CONFIG, EXPORT, METRICS, REPORT, RESULT
 from rayqd.runs.result_file import RunResult
+from rayqd.runs.startup import Startup, list_innermost
 from rayqd.runs.storage.folder import redact
+from rayqd.spans import Span
 
 
 def print_result(console: Console, result: RunResult, run_dir: Path, title: str) -> None:
@@ -56,6 +58,8 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         "same top-1: the likeliest token is the teacher's"
     )
     yield f"time      {duration(result.seconds['total'])}  ({seconds})"
+    if result.startup:
+        yield from _startup_lines(result.startup)
     local = run_dir / EXPORT
     export = str(short_path(local)) if local.is_dir() else result.export
     if export:
@@ -68,6 +72,20 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         yield f"report    {short_path(run_dir / REPORT)}"
     if export:
         yield _serving_line(config.quant.format, export if local.is_dir() else "A_COPY_OF_THE_EXPORT")
+
+
+def _startup_lines(startup: Startup) -> Iterator[str]:
+    """Yield when the first step was done, and how long the end took, with what took longest; much of it overlapped."""
+    if startup.first_step is None or startup.last_step is None:
+        return
+    yield f"start     first step after {startup.first_step:.0f} s{_longest(startup.before)}"
+    yield f"end       {startup.end - startup.last_step:.0f} s after the last step{_longest(startup.after)}"
+
+
+def _longest(spans: Sequence[Span], count: int = 3) -> str:
+    """Format `: rollout-0 import vllm 10 s, learner calibrate 8 s`; empty where nothing took half a second."""
+    shown = [f"{s.role} {s.name} {s.seconds:.0f} s" for s in list_innermost(spans)[:count] if s.seconds >= 0.5]
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _serving_line(quant_format: str, export: str) -> str:

@@ -28,6 +28,8 @@ from rayqd.events import (
 from rayqd.report.write import Report
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.result_file import DistillResult
+from rayqd.runs.startup import Startup, make_startup
+from rayqd.spans import Span, SpansEvent
 
 _POLL_SECONDS = 0.5
 _LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first word
@@ -55,6 +57,8 @@ class Monitor:
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
+        self._spans: list[Span] = []
+        self._step_times: list[float] = []  # the first step's and the last one's, by the epoch's clock
 
     def until(self, *kinds: type[Kind]) -> Kind:
         """Return the next event of one of `kinds`, once everything before it is shown and kept."""
@@ -79,6 +83,14 @@ class Monitor:
             start_seconds={role: round(value, 1) for role, value in self._start_seconds.items()},
             num_steps=num_steps,
         )
+
+    def startup(self, began: float, own_spans: Sequence[Span]) -> Startup:
+        """Return the start-up table of a run that began at `began` and ends now; `own_spans` are this process's."""
+        return make_startup(began, self._step_times, [*own_spans, *self._spans], time.time())
+
+    def collect_spans(self) -> None:
+        """Ask for what only the controller knows, which must still be there."""
+        self._spans += self._actors.role_spans()
 
     def _stop(self) -> None:
         """Let the learner keep the last step it has done, and hear of all steps up to that: they are not done again."""
@@ -111,6 +123,10 @@ class Monitor:
         match timed.event:
             case StepEvent() | EvalEvent() | QuarantineEvent() as event:
                 self._run_dir.append(event, timed.time)
+                if isinstance(event, StepEvent):
+                    self._step_times = [*self._step_times[:1], timed.time]
+            case SpansEvent(spans=spans):
+                self._spans += spans
             case ReadyEvent(step=step):
                 self._run_dir.forget_metrics_after(step)
             case _:
@@ -141,6 +157,8 @@ class Monitor:
                 self._progress.say(text)
             case StoppedEvent(step=step):
                 self._end_early(step)
+            case SpansEvent():
+                pass
             case FinishedEvent():  # its rows are shown when all is done
                 self._finished = True
 
@@ -166,9 +184,10 @@ class Monitor:
             self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
 
     def _check_starting_roles(self) -> None:
-        for name, seconds in self._actors.collect_ready().items():
-            self._start_seconds[name] = seconds
-            self._progress.say(_ready(name, seconds, self._actors.node_of(name)))
+        for name, started in self._actors.collect_ready().items():
+            self._start_seconds[name] = started.seconds
+            self._spans += started.spans
+            self._progress.say(_ready(name, started.seconds, started.node))
         waited = time.monotonic() - self._began
         unplaced = self._actors.list_unplaced()
         if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:

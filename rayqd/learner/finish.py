@@ -12,6 +12,7 @@ from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
 from rayqd.export.write import export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.runs.paths import EXPORT
+from rayqd.spans import span
 
 
 def finish(
@@ -22,13 +23,16 @@ def finish(
     On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError.
     """
     directory = config.run_dir / EXPORT
-    export(learner.student, source, config, directory)
+    with span("export"):
+        export(learner.student, source, config, directory)
     size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
     dense_bits = learner.student.head.element_size() * 8
-    teacher = heldout.evaluate_teacher(learner.teacher_head)
+    with span("evaluate teacher"):
+        teacher = heldout.evaluate_teacher(learner.teacher_head)
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
-    students = {**untrained, student: heldout.evaluate(learner.student)}
+    with span(f"evaluate {student.name}"):
+        students = {**untrained, student: heldout.evaluate(learner.student)}
     rows = (
         ArmResult(arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits, size_bytes=weight_bytes(source)),
         *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in students.items()),

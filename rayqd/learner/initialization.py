@@ -26,6 +26,7 @@ from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.runs.paths import START
+from rayqd.spans import span
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
@@ -60,19 +61,21 @@ class Initialization:
         """
         if not self.is_new:
             return
-        quant, dtype = self._config.quant, self._config.model.dtype
+        quant = self._config.quant
         arms: dict[Arm, Fidelity] = {}
 
         def measure(method: str, model: PreTrainedModel) -> None:
             arm = untrained_arm(method, quant)
-            arms[arm] = evaluate(Student(model, self._config, trainable=False))
+            with span(f"evaluate {arm.name}"):
+                arms[arm] = evaluate(Student(model, self._config, trainable=False))
             report(EvalEvent(step=0, arm=arm, fidelity=arms[arm]))
 
-        measure("rtn", load_model(source, dtype))
+        measure("rtn", self._load(source))
         weights: dict[str, Tensor] = {}
         if quant.init != "rtn":
-            model = load_model(source, dtype)
-            weights = self._calibrate(model, sequences, report)
+            model = self._load(source)
+            with span("calibrate"):
+                weights = self._calibrate(model, sequences, report)
             measure(quant.init, model)
         self._save(arms, weights)
 
@@ -88,6 +91,10 @@ class Initialization:
         """Return the fidelity of the untrained students."""
         rows = json.loads((self._directory / "arms.json").read_text())
         return {Arm.from_name(name): Fidelity(**fields) for name, fields in rows.items()}
+
+    def _load(self, source: Path) -> PreTrainedModel:
+        with span("load model"):
+            return load_model(source, self._config.model.dtype)
 
     def _calibrate(self, model: PreTrainedModel, sequences: Sequence[IntArray], report: Report) -> dict[str, Tensor]:
         """Calibrate `model` in place; return copies, on the CPU, of the tensors that have changed, by name."""

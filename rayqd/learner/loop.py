@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from rayqd.config import Config
 from rayqd.errors import WorkerError
@@ -12,6 +13,7 @@ from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.feed import Feed
 from rayqd.learner.learner import Learner
 from rayqd.learner.rollout_weights import collect_rollout_weights
+from rayqd.spans import record_span, span
 from rayqd.types import Batch
 
 
@@ -29,29 +31,34 @@ def train(
     feed.report(StartEvent(step=start))
     publishes = joins and config.is_on_policy
     if publishes:
-        feed.publish(start, collect_rollout_weights(learner.student, config))
+        with span("first publication"):
+            feed.publish(start, collect_rollout_weights(learner.student, config))
     for step in range(start, config.learner.steps):
         version = step + 1
         last = version == config.learner.steps
         with checkpointer.step(version):
-            _step(learner, feed, config, step)
+            _step(learner, feed, config, step, is_first=step == start)
             if publishes and not last:
                 feed.publish(version, collect_rollout_weights(learner.student, config))
             if joins and (last or version % config.checkpoint.every == 0):
-                path = checkpointer.save(version)
+                with span("checkpoint") if last else nullcontext():
+                    path = checkpointer.save(version)
                 feed.report(CheckpointEvent(step=version, path=str(path)))
         if joins and config.eval.every and version % config.eval.every == 0 and not last:
             arm = Arm(kind=ArmKind.DISTILLED, step=version)
             feed.report(EvalEvent(step=version, arm=arm, fidelity=evaluate()))
 
 
-def _step(learner: Learner, feed: Feed, config: Config, step: int) -> None:
-    began = time.perf_counter()
+def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: bool) -> None:
+    start, began = time.time(), time.perf_counter()
     batch = feed.batch(step)
     ready = time.perf_counter()
     staleness = _check_staleness(batch, step, config.rollout.max_staleness)
     result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
+    if is_first:
+        record_span("wait for first batch", start, start + ready - began)
+        record_span("first step", start + ready - began, start + done - began)
     feed.report(
         LearnerStep(
             step=step + 1,

@@ -26,6 +26,7 @@ from rayqd.model.load import device, load_head
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.storage.stored_run import StoredRun
+from rayqd.spans import SpansEvent, span, take_spans
 
 
 class LearnerWorker:
@@ -54,7 +55,9 @@ class LearnerWorker:
         self._group.barrier()
         if self._uploader and not self._group.is_rank0:
             self._uploader.fetch(is_rank0=False)
-        learner = self._make_learner(teacher_head)
+        with span("load student"):
+            learner = self._make_learner(teacher_head)
+        self._report_spans()
         evaluate = partial(heldout.evaluate, learner.student)
         train(learner, self._feed, Checkpointer(learner, self._checkpoints), self._config, evaluate=evaluate)
         self._finish(learner, heldout)
@@ -84,7 +87,8 @@ class LearnerWorker:
         self._feed.report(ReadyEvent(role="learner", step=step, node=self._node))
 
     def _get_heldout(self, teacher_head: Tensor | None) -> Heldout:
-        rows = self._feed.heldout() if self._group.joins_collectives else []
+        with span("wait for held-out rows"):
+            rows = self._feed.heldout() if self._group.joins_collectives else []
         return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens)
 
     def _initialize(self, heldout: Heldout) -> None:
@@ -96,12 +100,17 @@ class LearnerWorker:
         student = self._initialization.load_student(self._source, self._group.mesh)
         return Learner(student, student.head if teacher_head is None else teacher_head, self._config, self._group)
 
+    def _report_spans(self) -> None:
+        self._feed.report(SpansEvent(spans=take_spans("learner")))
+
     def _finish(self, learner: Learner, heldout: Heldout) -> None:
         if self._group.is_rank0:
             self._feed.report(StatusEvent(text="evaluating and exporting"))
             rows = finish(learner, heldout, self._initialization.arms, self._source, self._config)
             if self._uploader:
-                self._uploader.finish()
+                with span("upload"):
+                    self._uploader.finish()
+            self._report_spans()
             self._feed.report(FinishedEvent(rows=rows))
         elif self._group.joins_collectives:
             finish_on_other_rank(learner, heldout)

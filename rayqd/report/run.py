@@ -22,6 +22,7 @@ from rayqd.report.chart import arrange_charts
 from rayqd.report.curves import run_charts
 from rayqd.report.page import Column
 from rayqd.report.result import arms, figures, gpus
+from rayqd.report.startup import startup_section
 from rayqd.report.time import busy
 from rayqd.runs.benchmarks import BenchmarkRow
 from rayqd.runs.environment import Environment
@@ -66,6 +67,8 @@ def run_page(run: Run) -> str:
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", arrange_charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))
+    if run.result and run.result.startup:
+        body.append(startup_section(run.result.startup))
     body += [_commands(run), _settings(run), _environment(run)]
     return page.page(f"{run.config.name} · rayqd", body, footer=f"Made by rayqd {_version(run)}.")
 

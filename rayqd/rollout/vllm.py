@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_workspaces
 from rayqd.rollout.weights import PackedLoader, WeightLoader
+from rayqd.spans import span
 from rayqd.types import IntArray, WireTensor
 
 if TYPE_CHECKING:
@@ -65,8 +67,9 @@ class VLLMEngine:
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
-        from vllm import LLM
-        from vllm.platforms import current_platform
+        with span("import vllm"):
+            from vllm import LLM
+            from vllm.platforms import current_platform
 
         request_amx()
         # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
@@ -74,17 +77,19 @@ class VLLMEngine:
         self._weight_loader = weight_loader or PackedLoader()
         self._context_length = context_length
         self.description = description
-        self._llm = LLM(
-            model=str(checkpoint),
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
-            max_model_len=context_length,
-            max_num_seqs=max_concurrent,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enforce_eager=eager or current_platform.is_cpu(),
-            disable_log_stats=True,
-            max_logprobs=max(max_top_ids, 1),
-        )
-        self._warm_up(max_concurrent)
+        with span("vLLM"), record_engine_spans():
+            self._llm = LLM(
+                model=str(checkpoint),
+                dtype=dtype,  # pyright: ignore[reportArgumentType]
+                max_model_len=context_length,
+                max_num_seqs=max_concurrent,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=eager or current_platform.is_cpu(),
+                disable_log_stats=True,
+                max_logprobs=max(max_top_ids, 1),
+            )
+        with span("warm-up"):
+            self._warm_up(max_concurrent)
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
@@ -11,6 +12,7 @@ from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
 from rayqd.rollout.support import explain_unusable_vllm
+from rayqd.spans import span
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 MakeEngine = Callable[[], Engine]
@@ -49,7 +51,8 @@ class RolloutWorker:
         """Make the engine if there is none; return the seconds it took."""
         began = time.perf_counter()
         if self._engine is None:
-            self._engine = self._make_engine()
+            with span("engine"):
+                self._engine = self._make_engine()
         return time.perf_counter() - began
 
     def write(
@@ -59,11 +62,14 @@ class RolloutWorker:
         self.start()
         assert self._engine is not None
         began = time.perf_counter()
+        is_first = self._version < 0
         if weights.version != self._version:
-            self._engine.load_weights(self._fetch(weights.tensors))
+            with span("first weights") if is_first else nullcontext():
+                self._engine.load_weights(self._fetch(weights.tensors))
             self._version = weights.version
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
-        completions = self._completions(requests)
+        with span("first rollouts") if is_first else nullcontext():
+            completions = self._completions(requests)
         rollouts = [
             Rollout(
                 step=sequence.step,
@@ -113,18 +119,22 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     """Return a function that makes the student's engine, in the process that calls it."""
 
     def make() -> Engine:
-        from rayqd.model.load import context_length
-        from rayqd.model.source import student_directory
-        from rayqd.rollout.kernels import choose_weight_form
-        from rayqd.rollout.vllm import VLLMEngine
-        from rayqd.rollout.weights import choose_weight_loader
+        with span("import torch"):
+            from rayqd.model.load import context_length
+            from rayqd.model.source import student_directory
+            from rayqd.rollout.kernels import choose_weight_form
+            from rayqd.rollout.vllm import VLLMEngine
+            from rayqd.rollout.weights import choose_weight_loader
 
         _check_engine(config)
         directory = student_directory(config)
-        form = choose_weight_form(directory, config)
+        with span("find the 4-bit kernel"):
+            form = choose_weight_form(directory, config)
         weight_loader = choose_weight_loader(config, form)
+        with span("prepare checkpoint"):
+            checkpoint = weight_loader.prepare_checkpoint(directory, config)
         return VLLMEngine(
-            weight_loader.prepare_checkpoint(directory, config),
+            checkpoint,
             context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
             max_concurrent=config.rollout.max_concurrent,
             gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,

@@ -12,6 +12,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from rayqd.events import ArmResult
 from rayqd.runs.environment import Environment
+from rayqd.runs.startup import Startup
 
 Command = Literal["distill", "quantize"]
 
@@ -26,7 +27,8 @@ class RunResult:
     rows: tuple[ArmResult, ...]  # the teacher first, the best-trained student last
     seconds: Mapping[str, float]  # "total", and of work by role or part
     export: str | None = None  # where the student's files are; None in a trial that was stopped early
-    environment: Environment | None = None  # None in runs from before it was kept
+    environment: Environment | None = None  # None in runs from before it was kept, like `startup`
+    startup: Startup | None = None
 
     @property
     def teacher(self) -> ArmResult:
@@ -48,6 +50,7 @@ class RunResult:
             **self._own_fields(),
             "export": self.export,
             "environment": self.environment.to_json() if self.environment else None,
+            "startup": asdict(self.startup) if self.startup else None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rayqd.config import Config
 from rayqd.errors import StorageError
+from rayqd.spans import Span, span
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class ScoringReport:
     num_cache_hits: int  # sequences
     num_cache_misses: int  # sequences; those that the student has written are neither
     quarantined: tuple[int, ...]  # which of the call's sequences have no payload
+    spans: tuple[Span, ...] = ()  # of a worker's first call
 
 
 class TeacherWorker:
@@ -61,6 +64,7 @@ class TeacherWorker:
         self._rank = rank
         self._load = load
         self._teacher: LoadedTeacher | None = None
+        self._has_scored = False
 
     def __repr__(self) -> str:
         return f"TeacherWorker(rank={self._rank})"
@@ -98,7 +102,10 @@ class TeacherWorker:
         payloads: dict[int, TeacherPayload | None] = {**cached}
         # Apart, so that what the student wrote is read in the same batches whatever is cached: the same bits.
         for indices in (on_policy, missing):
-            payloads |= zip(indices, compute([rollouts[i] for i in indices]), strict=True)
+            if indices:
+                with nullcontext() if self._has_scored else span("first scores"):
+                    payloads |= zip(indices, compute([rollouts[i] for i in indices]), strict=True)
+                self._has_scored = True
         for i in missing:
             if cache is not None and (payload := payloads[i]) is not None:
                 cache.put(spec, rollouts[i], payload)
@@ -124,23 +131,25 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
     """Return a function that loads the real teacher, in the process that calls it."""
 
     def load() -> LoadedTeacher:
-        from rayqd.model.decoder_layers import compile_layers
-        from rayqd.model.load import common_vocab_size, load_model, output_head
-        from rayqd.model.source import student_directory, teacher_directory
-        from rayqd.teacher.forward import Teacher
-        from rayqd.teacher.payloads import payload_spec
+        with span("import torch"):
+            import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        with span("import transformers"):
+            from rayqd.model.decoder_layers import compile_layers
+            from rayqd.model.load import common_vocab_size, load_model, output_head
+            from rayqd.model.source import student_directory, teacher_directory
+            from rayqd.teacher.forward import Teacher
+            from rayqd.teacher.payloads import payload_spec
 
         student = student_directory(config)
         directory = teacher_directory(config)
-        model = load_model(directory, config.model.dtype)
+        with span("load model"):
+            model = load_model(directory, config.model.dtype)
         if config.model.compile and output_head(model).is_cuda:
             compile_layers(model)
         spec = payload_spec(config, common_vocab_size(student, directory))
-        return LoadedTeacher(
-            scorer=Teacher(model, config.teacher.max_batch_tokens, spec),
-            spec=spec,
-            cache=_open_cache(config, directory),
-        )
+        with span("open cache"):
+            cache = _open_cache(config, directory)
+        return LoadedTeacher(scorer=Teacher(model, config.teacher.max_batch_tokens, spec), spec=spec, cache=cache)
 
     return load
 

@@ -25,6 +25,7 @@ from rayqd.events import (
     TimedEvent,
 )
 from rayqd.runs.directory import RunDirectory
+from rayqd.spans import Span, SpansEvent
 from tests.example_events import arm_result, eval_event, step_event
 
 
@@ -82,6 +83,7 @@ RUN = [
     ReadyEvent(role="learner", step=-1, node="node-1"),
     StatusEvent(text="calibrating"),
     eval_event("GPTQ INT4", 0.5),
+    SpansEvent(spans=(Span(role="learner", name="load student", start=95.0, end=99.5),)),
     StartEvent(step=0),
     step_event(1, learner_seconds=2.0),
     CheckpointEvent(step=1, path="somewhere"),
@@ -105,16 +107,19 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     ]  # fmt: skip
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["event"], row["step"], row["time"]) for row in rows] == [
-        ("eval", 0, 102.0), ("step", 1, 104.0), ("step", 2, 108.0),
+        ("eval", 0, 102.0), ("step", 1, 105.0), ("step", 2, 109.0),
     ]  # fmt: skip
     assert json.loads((run_dir / "quarantine.jsonl").read_text())["completion_ids"] == [7, 2]
     result = monitor.result(finished.rows, num_steps=2, total_seconds=9.04)
+    startup = monitor.startup(90.0, [])
+    assert (startup.first_step, startup.last_step) == (15.0, 19.0)  # events number 5 and 9, a second each from 100 on
+    assert [(s.role, s.start, s.end) for s in startup.spans] == [("learner", 5.0, 9.5)]
     assert result.seconds == {"total": 9.0, "rollout": 1.2, "teacher": 0.0, "learner": 5.0}
 
 
 def test_ctrl_c_waits_until_the_learner_has_kept_its_last_step(monitored: Any) -> None:
-    events = [*RUN[:5], step_event(2), StoppedEvent(step=2), *RUN[-1:]]
-    actors = RecordedActors(events, interrupt_at=5)
+    events = [*RUN[:6], step_event(2), StoppedEvent(step=2), *RUN[-1:]]
+    actors = RecordedActors(events, interrupt_at=6)
     monitor, output, run_dir = monitored(actors)
     with pytest.raises(KeyboardInterrupt):
         monitor.until(FinishedEvent)

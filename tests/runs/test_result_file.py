@@ -10,6 +10,8 @@ import pytest
 from rayqd.events import Arm, ArmKind
 from rayqd.runs.environment import ClusterSize, Environment, Machine
 from rayqd.runs.result_file import DistillResult, QuantizeResult, StoppedEarly, parse_result, read_result
+from rayqd.runs.startup import Startup
+from rayqd.spans import Span
 from tests.example_events import arm_result
 
 # As the version before `command` and `kind` left it.
@@ -49,6 +51,12 @@ WHOLE = DistillResult(
     num_steps=4,
     export="s3://bucket/mine/export",
     environment=Environment(versions={"python": "3.11.7"}, machine=MACHINE, cluster=CLUSTER),
+    startup=Startup(
+        first_step=4.5,
+        last_step=9.0,
+        end=10.25,
+        spans=(Span(role="driver", name="start Ray", start=0.5, end=2.0),),
+    ),
 )
 
 
