@@ -24,8 +24,8 @@ def run_module(monkeypatch):
     calls: list[tuple] = []
     module = types.SimpleNamespace(
         calls=calls,
-        distill=lambda config: calls.append((config,)),
-        quantize=lambda config: calls.append((config,)),
+        distill=lambda config, began: calls.append((config,)),
+        quantize=lambda config, began: calls.append((config,)),
         evaluate=lambda path, config: calls.append((path, config)),
     )
     monkeypatch.setitem(sys.modules, "rayqd.commands.distill", module)
