@@ -191,7 +191,7 @@ def test_eval_starts_from_the_settings_of_the_run(part, run_module, tmp_path):
 
 
 def test_an_error_of_several_lines_is_printed_as_one(run_module, capsys):
-    def fail(config):
+    def fail(config, began):
         raise ModelError("no\n  such model")
 
     run_module.distill = fail
@@ -200,7 +200,7 @@ def test_an_error_of_several_lines_is_printed_as_one(run_module, capsys):
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(run_module, capsys):
-    def interrupt(config):
+    def interrupt(config, began):
         raise KeyboardInterrupt
 
     run_module.distill = interrupt
@@ -209,7 +209,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(run_module, capsys):
 
 
 def test_sigterm_is_as_orderly_an_end_as_an_interrupt(run_module, capsys):
-    run_module.distill = lambda config: signal.raise_signal(signal.SIGTERM)
+    run_module.distill = lambda config, began: signal.raise_signal(signal.SIGTERM)
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert main(["distill"]) == 130
