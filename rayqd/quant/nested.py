@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def _eager(function: Function) -> Function:
     """Keep a function out of compiled code, so that fake quantization there has the bits that are exported."""
-    return cast(Any, torch.compiler).disable(function)
+    return cast(Any, torch)._disable_dynamo(function)  # torch.compiler.disable would load the compiler at once, 2 s
 
 
 @_eager  # a compiled mean adds up in another order

@@ -108,10 +108,8 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
         [sys.executable, "-c", SCRIPT, f"@{file}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for(interrupted.run_dir / "checkpoints" / "step-000002", process)
-    pressed = time.monotonic()
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - pressed < 15
     assert process.returncode == 130, output
     assert output.rstrip().splitlines()[-1].startswith("rayqd: stopped")
     assert "Traceback" not in output

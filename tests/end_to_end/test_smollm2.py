@@ -34,6 +34,11 @@ FLAGS = [
     "--checkpoint.every=1",
 ]
 
+# A shell's background jobs ignore Ctrl-C, and their children too, unless one of them takes it back.
+TAKES_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
 
 def command(runs_dir: Path) -> list[str]:
     return [sys.executable, "-m", "rayqd", "distill", *FLAGS, f"--runs-dir={runs_dir}"]
@@ -44,7 +49,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run stopped by Ctrl-C after its first step, and then finished by the same command."""
     runs_dir = tmp_path_factory.mktemp("runs")
     run_dir = runs_dir / "quickstart"
-    first = subprocess.Popen(command(runs_dir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", TAKES_CTRL_C, *command(runs_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     while not (run_dir / "checkpoints" / "step-000001").exists():
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.2)
