@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
-from rayqd.rollout.reload import keep_workspaces
+from rayqd.rollout.reload import keep_addresses
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.spans import span
 from rayqd.types import IntArray, WireTensor
@@ -94,7 +95,7 @@ class VLLMEngine:
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
         runner = self._model_runner
-        with keep_workspaces(runner.get_model()):
+        with keep_addresses(runner.get_model()) if self._has_graphs else nullcontext():
             runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
         self._llm.reset_prefix_cache()
 
@@ -127,6 +128,12 @@ class VLLMEngine:
         (output,) = self._run([token_ids], [SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)])
         assert output.prompt_logprobs is not None
         return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
+
+    @property
+    def _has_graphs(self) -> bool:
+        """Whether CUDA graphs, which know tensors by their addresses, run the model."""
+        mode = cast(Any, self._llm.llm_engine).vllm_config.compilation_config.cudagraph_mode
+        return mode is not None and mode.name != "NONE"
 
     @property
     def _model_runner(self) -> _ModelRunner:
