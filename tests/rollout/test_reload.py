@@ -65,7 +65,7 @@ def tensors(layer: Any) -> list[Tensor]:
     ]
 
 
-def loaded_model() -> torch.nn.ModuleDict:
+def loaded_model() -> Any:
     layer = torch.nn.Linear(4, 4).requires_grad_(False)
     load(layer, 1.0)
     return torch.nn.ModuleDict({"layer": layer, "plain": torch.nn.Linear(2, 2)})
@@ -99,7 +99,7 @@ class Runner:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
-        self.model = loaded_model()
+        self.model: Any = loaded_model()
 
     def get_model(self) -> torch.nn.Module:
         return self.model
