@@ -50,6 +50,8 @@ class Pool(Generic[A]):
         self.role = role
         self.actors = list(actors)
         self.num_retries = 0
+        self._fatal = ""  # why the run must end
+        self._stalls: Counter[int] = Counter()
         self._notice = notice
         self._timeout_seconds = timeout_seconds
         self._in_flight: Counter[int] = Counter()
@@ -125,6 +127,8 @@ class Pool(Generic[A]):
         restarting = [task for task in self._restarting.values() if not task.done()]
         if len(self._restarting) == len(self.actors) and restarting:
             await asyncio.wait(restarting, timeout=self._timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._fatal:
+            raise WorkerError(self._fatal)
         present = [index for index in range(len(self.actors)) if index not in self._restarting]
         if not present:
             raise WorkerError(self._explain_absence())
@@ -145,10 +149,27 @@ class Pool(Generic[A]):
         await self._notice(f"{self._name(index)} died ({_shorten(error)}); it is started again, its work is done again")
         while not await self._is_alive(index):
             await asyncio.sleep(_POLL_SECONDS)
+        await self._tell_of_stall(index)
         starting = asyncio.create_task(self._wait_for_start(index, self.actors[index].load.remote(), died))
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
         del self._restarting[index]
+
+    async def _tell_of_stall(self, index: int) -> None:
+        """Tell where it stood, if it ended itself because its work stood still; a second time ends the run."""
+        try:
+            stall = await self.actors[index].explain_exit.remote()
+        except RayError:  # it is gone again, and the next call will find out
+            return
+        if not stall:
+            return
+        self._stalls[index] += 1
+        await self._notice(f"{self._name(index)} {stall}")
+        if self._stalls[index] > 1:
+            self._fatal = (
+                f"{self._name(index)} {stall}, and did so before it was started again: the stacks are in Ray's logs; "
+                "another version of vLLM may help, or a higher ray.stall_seconds where a token may take that long"
+            )
 
     async def _is_alive(self, index: int) -> bool:
         try:

@@ -28,7 +28,9 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
         return []
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
     return [
-        actor.remote(RolloutWorker(rank, config.rollout, make_engine, fetch, num_top_ids(config)))
+        actor.remote(
+            RolloutWorker(rank, config.rollout, make_engine, fetch, num_top_ids(config), config.ray.stall_seconds)
+        )
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))
     ]
 
@@ -36,7 +38,10 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
 def start_generation_workers(config: Config, placement: Placement, make_engine: MakeEngine) -> list[RolloutHandle]:
     """Start rollout workers without a student, over as many nodes as there are."""
     actors = _actor_classes("rollout", RolloutActor, config, placement, name="generator", strategy="SPREAD")
-    return [actor.remote(RolloutWorker(rank, config.rollout, make_engine, fetch)) for rank, actor in enumerate(actors)]
+    return [
+        actor.remote(RolloutWorker(rank, config.rollout, make_engine, fetch, stall_seconds=config.ray.stall_seconds))
+        for rank, actor in enumerate(actors)
+    ]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:

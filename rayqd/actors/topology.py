@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import importlib
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import psutil
 import ray
@@ -63,6 +65,13 @@ def describe_node() -> str:
     group, market = labels.get(NODE_GROUP, ""), labels.get(MARKET, "")
     address = cast("str", ray.util.get_node_ip_address()) if group or market else ""
     return " ".join(part for part in (group, address, f"({market})" if market else "") if part)
+
+
+def find_log_dir() -> Path:
+    """Return where Ray keeps this node's logs, for as long as its session lasts; else where temporary files are."""
+    worker: Any = importlib.import_module("ray._private.worker")  # nothing public says where
+    node = getattr(worker, "_global_node", None)
+    return Path(node.get_logs_dir_path() if node else tempfile.gettempdir())
 
 
 def _list_running() -> tuple[NodeGroup, ...]:

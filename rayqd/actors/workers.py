@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import ray
 from ray.actor import ActorProxy
 
-from rayqd.actors.topology import describe_node
+from rayqd.actors.topology import describe_node, find_log_dir
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.stall import read_stall
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.spans import Span, process_start, record_span, take_spans
 from rayqd.teacher.worker import ScoringReport, TeacherWorker
@@ -31,6 +32,7 @@ class Started:
     seconds: float  # that making the engine, or loading the model, took
     node: str  # "" where nodes have no names
     spans: tuple[Span, ...]  # of all that its process did until then
+    description: str = ""  # what it works with, where that is worth a word
 
 
 class PooledActor:
@@ -47,6 +49,11 @@ class PooledActor:
         return True
 
     @ray.method
+    def explain_exit(self) -> str:
+        """Return why the process before this one ended itself; empty where it did not, or was on another node."""
+        return ""
+
+    @ray.method
     def load(self) -> float:
         """Make the engine, or load the model, if it is not there; return the seconds that it took."""
         return self._load()
@@ -55,7 +62,10 @@ class PooledActor:
     def start(self) -> Started:
         """Do what `load` does, on another node if the first one goes away meanwhile; tell what took how long."""
         seconds = self._load()
-        return Started(seconds=seconds, node=describe_node(), spans=_take_spans())
+        return Started(seconds=seconds, node=describe_node(), spans=_take_spans(), description=self._describe_work())
+
+    def _describe_work(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,21 @@ class RolloutActor(PooledActor):
     def __init__(self, worker: RolloutWorker) -> None:
         super().__init__(worker.start)
         self._worker = worker
+        file = find_log_dir() / f"rayqd-{_actor_label().replace('/', '-')}-stall.txt"
+        self._stall = read_stall(file)
+        if self._stall:
+            file.replace(file.with_suffix(f".{os.getpid()}.txt"))
+        worker.watch(file)
+
+    @ray.method
+    def explain_exit(self) -> str:
+        """Return where the process before this one stood when it ended itself; empty where it did not."""
+        assert self._worker is not None
+        waited = f"made no token for ray.stall_seconds={self._worker.stall_seconds:g}, at"
+        return f"{waited} {self._stall}" if self._stall else ""
+
+    def _describe_work(self) -> str:
+        return self._worker.description if self._worker else ""
 
     def __repr__(self) -> str:
         """Name the actor; logs and Ray's dashboard keep the name that it has after __init__, without a version."""

@@ -187,7 +187,7 @@ class Monitor:
         for name, started in self._actors.collect_ready().items():
             self._start_seconds[name] = started.seconds
             self._spans += started.spans
-            self._progress.say(_ready(name, started.seconds, started.node))
+            self._progress.say(_ready(name, started.seconds, started.node, started.description))
         waited = time.monotonic() - self._began
         unplaced = self._actors.list_unplaced()
         if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:
@@ -202,5 +202,6 @@ class Monitor:
             self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")
 
 
-def _ready(name: str, seconds: float, node: str) -> str:
-    return f"{name} ready after {seconds:.0f} s{' on ' if node else ''}{node}"
+def _ready(name: str, seconds: float, node: str, description: str = "") -> str:
+    with_what = f" with {description}" if description else ""
+    return f"{name} ready after {seconds:.0f} s{' on ' if node else ''}{node}{with_what}"

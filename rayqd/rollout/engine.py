@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,10 +21,15 @@ class SamplingRequest:
     stop_token_ids: tuple[int, ...] = ()  # end it as well as what the engine finds in the model's directory
 
 
+def ignore_progress() -> None:
+    """Do nothing: an engine's `on_progress` where nobody listens."""
+
+
 class Engine(Protocol):
     """Writes text with the newest weights that it was given."""
 
     description: str  # of what it computes with, in a few words; "" where there is nothing to say
+    on_progress: Callable[[], None]  # called whenever tokens were made
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Replace the quantized weights by what the learner published: packed codes and scales, by name."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.engine import SamplingRequest, ignore_progress
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
 
@@ -20,6 +20,7 @@ class FakeEngine:
         self.vocab_size = vocab_size
         self.weight_loader = weight_loader or PackedLoader()
         self.description = ""
+        self.on_progress: Callable[[], None] = ignore_progress
         self.num_loads = 0
         self.weights: dict[str, Tensor] = {}  # what a real engine would now compute with
 

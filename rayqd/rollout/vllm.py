@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.engine import SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_addresses
@@ -29,7 +29,7 @@ from rayqd.types import IntArray, WireTensor
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
-    from vllm.inputs import TokensInput, TokensPrompt
+    from vllm.inputs import TokensInput
     from vllm.logprobs import Logprob
 
 _CPU_KV_CACHE_GIB = 1
@@ -78,6 +78,7 @@ class VLLMEngine:
         self._weight_loader = weight_loader or PackedLoader()
         self._context_length = context_length
         self.description = description
+        self.on_progress: Callable[[], None] = ignore_progress
         with span("vLLM"), record_engine_spans():
             self._llm = LLM(
                 model=str(checkpoint),
@@ -112,20 +113,18 @@ class VLLMEngine:
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Do what `LLM.generate` does, and yield each completion when it is there."""
-        engine = self._llm.llm_engine
-        for index, request in enumerate(requests):
-            prompt: TokensInput = {"type": "token", "prompt_token_ids": request.prompt_ids.tolist()}
-            engine.add_request(str(index), prompt, self._sampling_params(request))
-        while engine.has_unfinished_requests():
-            outputs = cast("list[RequestOutput]", engine.step())
-            if finished := [(int(output.request_id), _token_ids(output)) for output in outputs if output.finished]:
-                yield finished
+        params = [self._sampling_params(request) for request in requests]
+        for finished in self._finish([request.prompt_ids for request in requests], params):
+            yield [(index, _token_ids(output)) for index, output in finished]
 
     def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
         """Return the log-probability of every token but the first under the present weights, [T - 1], in nats."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        (output,) = self._run([token_ids], [SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)])
+        kind = RequestOutputKind.FINAL_ONLY
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, output_kind=kind)
+        (output,) = self._run([token_ids], [params])
         assert output.prompt_logprobs is not None
         return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
 
@@ -141,8 +140,22 @@ class VLLMEngine:
         return engine.model_executor.driver_worker.worker.model_runner
 
     def _run(self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]) -> list[RequestOutput]:
-        inputs: list[TokensPrompt] = [{"prompt_token_ids": ids.tolist()} for ids in prompts]
-        return self._llm.generate(inputs, params, use_tqdm=False)  # pyright: ignore[reportUnknownMemberType]
+        outputs = dict(pair for finished in self._finish(prompts, params) for pair in finished)
+        return [outputs[index] for index in range(len(prompts))]
+
+    def _finish(
+        self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]
+    ) -> Iterator[list[tuple[int, RequestOutput]]]:
+        """Yield outputs with their indices as they are finished; `on_progress` hears of every step of the engine."""
+        engine = self._llm.llm_engine
+        for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
+            prompt: TokensInput = {"type": "token", "prompt_token_ids": ids.tolist()}
+            engine.add_request(str(index), prompt, param)
+        while engine.has_unfinished_requests():
+            outputs = cast("list[RequestOutput]", engine.step())
+            self.on_progress()
+            if finished := [(int(output.request_id), output) for output in outputs if output.finished]:
+                yield finished
 
     def _sampling_params(self, request: SamplingRequest, num_logprobs: int | None = None) -> SamplingParams:
         from vllm import SamplingParams

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
+from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.spans import span
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
@@ -23,14 +26,26 @@ class RolloutWorker:
     """Writes completions. A worker that starts again fetches the asked-for weights before it serves anything."""
 
     def __init__(
-        self, rank: int, settings: RolloutConfig, make_engine: MakeEngine, fetch: Fetch, num_top_ids: int = 0
+        self,
+        rank: int,
+        settings: RolloutConfig,
+        make_engine: MakeEngine,
+        fetch: Fetch,
+        num_top_ids: int = 0,
+        stall_seconds: float = math.inf,
     ) -> None:
-        """`num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those."""
+        """Take what makes an engine, and what fetches weights.
+
+        `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
+        `stall_seconds`: without a token, after which the process ends itself; see `watch`.
+        """
         self._rank = rank
         self._settings = settings
         self._make_engine = make_engine
         self._fetch = fetch
         self._num_top_ids = num_top_ids
+        self.stall_seconds = stall_seconds
+        self._watch: StallWatch | None = None
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
 
@@ -47,12 +62,19 @@ class RolloutWorker:
         """What the engine computes with, in a few words; empty before there is one."""
         return self._engine.description if self._engine else ""
 
+    def watch(self, file: Path) -> None:
+        """End this process where no token comes for `stall_seconds`, with every thread's stack in `file`."""
+        if math.isfinite(self.stall_seconds):
+            self._watch = StallWatch(file, self.stall_seconds)
+
     def start(self) -> float:
         """Make the engine if there is none; return the seconds it took."""
         began = time.perf_counter()
         if self._engine is None:
             with span("engine"):
                 self._engine = self._make_engine()
+            if self._watch:
+                self._engine.on_progress = self._watch.beat
         return time.perf_counter() - began
 
     def write(
@@ -65,10 +87,12 @@ class RolloutWorker:
         is_first = self._version < 0
         if weights.version != self._version:
             with span("first weights") if is_first else nullcontext():
-                self._engine.load_weights(self._fetch(weights.tensors))
+                tensors = self._fetch(weights.tensors)
+                with self._working():
+                    self._engine.load_weights(tensors)
             self._version = weights.version
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
-        with span("first rollouts") if is_first else nullcontext():
+        with span("first rollouts") if is_first else nullcontext(), self._working():
             completions = self._completions(requests)
         rollouts = [
             Rollout(
@@ -96,8 +120,12 @@ class RolloutWorker:
         assert self._engine is not None
         assert self._version == -1, "these are no longer the checkpoint's weights"
         keys = list(requests)
-        for finished in self._engine.stream(list(requests.values())):
-            yield [(keys[place], completion) for place, completion in finished]
+        with self._working():
+            for finished in self._engine.stream(list(requests.values())):
+                yield [(keys[place], completion) for place, completion in finished]
+
+    def _working(self) -> AbstractContextManager[None]:
+        return self._watch.working() if self._watch else nullcontext()
 
     def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
         return SamplingRequest(

@@ -59,6 +59,9 @@ class RayConfig(Section):
     """Start the dashboard when Ray is started on this machine."""
     placement_timeout_seconds: float = Field(default=120, gt=0)
     """How long to wait for the cluster to make room for the roles; a cluster that must start nodes first needs more."""
+    stall_seconds: float = Field(default=300, gt=0)
+    """How long a rollout worker at work may make no token: it then ends itself, the run tells where it stood, and it is
+    started once more; the second time the run ends. Starting, compiling and waiting for work do not count."""
     cluster_file: Path | None = None
     """How far the cluster can grow: its cluster.yaml, or its RayJob or RayCluster of KubeRay. None: what its autoscaler
     reads, where that runs on this machine, and otherwise only the nodes that run."""

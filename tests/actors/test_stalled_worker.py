@@ -1,0 +1,85 @@
+"""A rollout worker that makes no token is told of, started again once, and ends the run the second time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from rayqd.actors.pool import Pool
+from rayqd.actors.ray_types import fetch, put
+from rayqd.actors.workers import RolloutActor
+from rayqd.config.sections import RolloutConfig
+from rayqd.errors import WorkerError
+from rayqd.pipeline import Weights
+from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.fake import FakeEngine
+from rayqd.rollout.worker import RolloutWorker
+from rayqd.types import Example, IntArray, PlannedSequence
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+STALL_SECONDS = 1.5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def pool(times: int, marker: Path, heard: list[str]) -> Pool[RolloutActor]:
+    """A worker whose engine stands still the first `times` that it writes, counted in a file that outlives it."""
+
+    class Standing(FakeEngine):
+        def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+            with marker.open("a") as stream:
+                stream.write("x")
+            if marker.stat().st_size <= times:
+                self.stand_still()
+            return super().generate(requests)
+
+        def stand_still(self) -> None:
+            time.sleep(600)
+
+    def make_engine() -> FakeEngine:
+        time.sleep(2 * STALL_SECONDS)  # starting does not count
+        return Standing(vocab_size=50)
+
+    async def notice(text: str) -> None:
+        heard.append(text)
+
+    settings = RolloutConfig(min_new_tokens=2, max_new_tokens=4)
+    worker = RolloutWorker(0, settings, make_engine, fetch, stall_seconds=STALL_SECONDS)
+    actor: Any = ray.remote(RolloutActor).options(num_cpus=0, max_restarts=-1, name=f"rayqd/stalled-{times}/rollout-0")
+    return Pool("rollout", [actor.remote(worker)], notice=notice)
+
+
+async def write(workers: Pool[RolloutActor]) -> int:
+    sequence = PlannedSequence(step=0, index=0, example=0, on_policy=True, seed=7)
+    prompt = Example(row=0, prompt_ids=np.arange(3, dtype=np.int32), completion_ids=np.arange(2, dtype=np.int32))
+    weights = Weights(version=0, tensors=put({}))
+    report, _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights)
+    return report.rollouts[0].num_loss_tokens
+
+
+async def test_it_is_told_of_and_its_work_is_done_again(tmp_path: Path) -> None:
+    heard: list[str] = []
+    assert await write(pool(1, tmp_path / "marker", heard)) in range(2, 5)
+    (told,) = [line for line in heard if "no token" in line]
+    assert told.startswith("rollout-0 made no token for ray.stall_seconds=1.5, at test_stalled_worker.py:")
+    assert " stand_still, test_stalled_worker.py:" in told
+    assert ", worker.py:" in told
+
+
+async def test_the_second_time_the_run_ends_with_the_reason(tmp_path: Path) -> None:
+    heard: list[str] = []
+    with pytest.raises(WorkerError, match=r"^rollout-0 made no token for ray.stall_seconds=1.5, at .* stand_still"):
+        await write(pool(9, tmp_path / "marker", heard))
+    assert (tmp_path / "marker").stat().st_size == 2
