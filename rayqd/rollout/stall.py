@@ -57,8 +57,8 @@ def read_stall(file: Path) -> str:
         return ""
     if _HEADLINE not in text:
         return ""
-    threads = [frames for part in text.split("\n\n") if (frames := _FRAME.findall(part))]
-    at_work = max(threads, key=_count_own, default=[])
+    threads: list[list[tuple[str, str, str]]] = [_FRAME.findall(part) for part in text.split("\n\n")]
+    at_work = max(threads, key=_count_own)
     shown = [f"{Path(file).name}:{line} {function}" for file, line, function in at_work[:_MAX_FRAMES]]
     own = next((f"{Path(file).name}:{line} {function}" for file, line, function in at_work if "/rayqd/" in file), "")
     return ", ".join([*shown, *([own] if own and own not in shown else [])]) or "no Python code"
