@@ -41,7 +41,8 @@ endif
 test-fast: setup
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not ray and not vllm"
 
-check: lint types contracts test
+check: lint contracts
+	+$(MAKE) --no-print-directory -j 2 types test
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,13 +11,12 @@ of tests/docs. Where this cannot tell, everything is printed: standard error say
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import grimp
@@ -27,6 +26,8 @@ EVERYTHING = ("tests/conftest.py", "pyproject.toml", "requirements/")  # what ev
 OF_ALL_CODE = ("tests/test_structure.py", "tests/docs/test_code_names.py", "tests/docs/test_quoted_errors.py")
 DYNAMIC = "rayqd.cli"  # imports its own modules by name
 NAMES = re.compile(r"\brayqd(?:\.\w+)*")
+FROM = re.compile(r"from (rayqd[\w.]*) import (?:\(([^)]*)\)|(.+))")
+STARTS = re.compile(r'"-m", "rayqd"|-m rayqd|rayqd\.cli')
 
 
 class CannotTellError(Exception):
@@ -39,12 +40,17 @@ def find_tests(changed: Iterable[str], root: Path = ROOT) -> list[str]:
     Raises:
         CannotTellError: it may be any.
     """
-    tests, found = Tests(root), set[str]()
+    tests, found = tests_of(root), set[str]()
     for file in changed:
         if file.startswith(EVERYTHING):
             raise CannotTellError(f"{file} changed")
         found |= tests.touched_by(file)
     return sorted(found)
+
+
+@cache
+def tests_of(root: Path) -> Tests:
+    return Tests(root)
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,9 @@ class Tests:
     def touched_by(self, file: str) -> set[str]:
         if file.startswith("rayqd/"):
             module = self._module(file)
-            package = {module} | self._graph.find_descendants(
-                module
-            )  # whoever imports one of them imports its __init__
-            found = set[str]().union(*(self._users_of(each) for each in package)) | set(OF_ALL_CODE)
+            # whoever imports a module imports the __init__ of its package
+            package = {module} | self._graph.find_descendants(module)
+            found = self._users_of(package) | set(OF_ALL_CODE)
         elif file.startswith("tests/") and not Path(file).name.startswith("test_"):
             found = self._neighbours_of(file)
         else:
@@ -73,20 +78,19 @@ class Tests:
     def _module(self, file: str) -> str:
         """The module that a file of rayqd/ is, or the package that a data file lies in."""
         path = Path(file)
-        name = ".".join(
-            (path.parent if path.suffix != ".py" or path.stem == "__init__" else path.with_suffix("")).parts
-        )
+        is_module = path.suffix == ".py" and path.stem != "__init__"
+        name = ".".join((path.with_suffix("") if is_module else path.parent).parts)
         while path.suffix != ".py" and name not in self._graph.modules and "." in name:
             name = name.rpartition(".")[0]
         if name not in self._graph.modules:
             raise CannotTellError(f"{file} is gone, and nobody knows who used it")
         return name
 
-    def _users_of(self, module: str) -> set[str]:
-        modules = {module} | self._graph.find_downstream_modules(module)
+    def _users_of(self, changed: set[str]) -> set[str]:
+        modules = changed.union(*map(self._graph.find_downstream_modules, changed))
         if any(name.startswith(f"{DYNAMIC}.") for name in modules):
             modules |= {DYNAMIC} | self._graph.find_downstream_modules(DYNAMIC)
-        return {test for test in self._texts if self._named_by(test) & modules}
+        return {test for test, named in self._named.items() if named & modules}
 
     def _neighbours_of(self, file: str) -> set[str]:
         if Path(file).name == "conftest.py":
@@ -95,16 +99,18 @@ class Tests:
         stem = re.compile(rf"\b{re.escape(Path(file).stem)}\b")
         return {test for test, texts in self._texts.items() if any(stem.search(text) for text in texts)}
 
-    def _named_by(self, test: str) -> set[str]:
-        return set[str]().union(*(self._modules_in(text) for text in self._texts[test]))
+    @cached_property
+    def _named(self) -> dict[str, set[str]]:
+        """By test file, the modules of rayqd that it and its neighbours name."""
+        return {test: set[str]().union(*map(self._modules_in, texts)) for test, texts in self._texts.items()}
 
     def _modules_in(self, text: str) -> set[str]:
-        """The modules of rayqd that a source names, `from` imports and its strings included."""
+        """Those in a source: in its `from` imports and wherever a dotted name stands, its strings included."""
         found = {self._longest(name) for name in NAMES.findall(text)}
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rayqd"):
-                found |= {self._longest(f"{node.module}.{alias.name}") for alias in node.names}
-        if re.search(r'"-m", "rayqd"|-m rayqd|rayqd\.cli', text):
+        for package, several, one in FROM.findall(text):
+            for name in (several or one).split(","):
+                found.add(self._longest(f"{package}.{name.split()[0]}" if name.split() else package))
+        if STARTS.search(text):
             found |= {"rayqd.__main__", DYNAMIC}
         return found
 

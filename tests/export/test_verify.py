@@ -186,6 +186,7 @@ def test_export_that_transformers_cannot_load_is_one_error(make_run: Any) -> Non
         run(run_dir, config, verify=True)
 
 
+@pytest.mark.slow
 def test_export_that_vllm_cannot_load_is_one_line_of_a_verdict_that_goes_on(
     make_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
