@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rayqd.actors.connection import connect
 from rayqd.actors.run_actors import RunActors
-from rayqd.cluster.placement import format_nodes
+from rayqd.cluster.placement import format_nodes, place
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
@@ -24,7 +24,7 @@ from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
 from rayqd.driver.monitor import Monitor
-from rayqd.driver.preflight import check, load_data, summary
+from rayqd.driver.preflight import check, check_gpu_memory, load_data, summary
 from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
 from rayqd.report.write import Report, write_report
@@ -115,8 +115,11 @@ def _run(
                 )
                 run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
+            placement = place(config, cluster.nodes)
+            if cluster.log_dir and make_engine is None:  # a Ray of this machine's own
+                check_gpu_memory(checked, config, placement)
             with span("ask for actors"):
-                actors = RunActors(config, cluster, make_engine)
+                actors = RunActors(config, cluster, make_engine, placement=placement)
             if actors.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
             actors.set_data(training, heldout)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.user_code import check_user_code
@@ -16,6 +17,7 @@ from rayqd.losses.check import check_loss
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
+from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
 from rayqd.teacher.check import check_payload
 
 
@@ -49,6 +51,22 @@ def check(config: Config, *, trains: bool = True) -> Checked:
         check_payload(config, vocab_size)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
     return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
+
+
+def check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> None:
+    """Check that this machine's GPU has room for the roles that share it; raises PlacementError with what each needs.
+
+    By the models' shapes alone, before a process loads anything. `placement` is of a Ray that was started here.
+    """
+    gpu_share = placement.gpus_per_worker["learner"]
+    total = total_gpu_bytes()
+    if not gpu_share or total is None or config.rollout.gpu_memory_utilization is not None:
+        return
+    if config.is_on_policy:
+        num_tokens = min(checked.context_length, config.data.max_length + config.rollout.max_new_tokens)
+        divide_gpu(total, checked.directory, config, placement.gpus_per_worker["rollout"], num_tokens, is_dense=False)
+    else:
+        check_without_engine(total, checked.directory, config, gpu_share)
 
 
 def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]:

@@ -57,7 +57,7 @@ def measure_vllm_change(
                 max_concurrent=len(sequences),
                 gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
                 dtype=config.model.dtype,
-                eager=True,
+                preparation="eager",
             )
         except _REFUSALS as error:
             return Check(name="vLLM", text=f"vLLM could not load it: {_shorten(error)}; more in {log}")

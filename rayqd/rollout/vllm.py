@@ -23,6 +23,7 @@ from rayqd.rollout.engine import SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_addresses
+from rayqd.rollout.tuning import Preparation, graph_sizes
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.spans import span
 from rayqd.types import IntArray, WireTensor
@@ -57,17 +58,22 @@ class VLLMEngine:
         dtype: str,
         weight_loader: WeightLoader | None = None,
         max_top_ids: int = 0,
-        eager: bool = False,
+        preparation: Preparation = "compile",
+        max_batch: int | None = None,
+        kv_bytes: int | None = None,
         description: str = "",
     ) -> None:
         """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
         `max_top_ids`: the most that `generate_ranked` will be asked for.
-        `eager`: no compiler and no CUDA graphs, for few tokens; a CPU always is.
+        `preparation`: see `tuning`; a CPU is always eager.
+        `max_batch`: the most sequences at a time for which CUDA graphs are captured; vLLM's choice unless given.
+        `kv_bytes`: of the cache of keys and values; `gpu_memory_utilization`, less everything else, unless given.
         `description`: what it computes with, for people.
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # nothing is sampled by top-k or top-p
         with span("import vllm"):
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -86,9 +92,10 @@ class VLLMEngine:
                 max_model_len=context_length,
                 max_num_seqs=max_concurrent,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=eager or current_platform.is_cpu(),
+                enforce_eager=preparation == "eager" or current_platform.is_cpu(),
                 disable_log_stats=True,
                 max_logprobs=max(max_top_ids, 1),
+                **cast(Any, {} if current_platform.is_cpu() else _gpu_arguments(preparation, max_batch, kv_bytes)),
             )
         with span("warm-up"):
             self._warm_up(max_concurrent)
@@ -178,6 +185,25 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def _gpu_arguments(preparation: Preparation, max_batch: int | None, kv_bytes: int | None) -> dict[str, object]:
+    """Return what only an engine on a GPU is told, as arguments of vLLM's `LLM`.
+
+    FlashInfer is not tuned: what it has to tune are mixtures of experts and FP4 products, which an INT4 student lacks.
+    """
+    compilation: dict[str, object] = {}
+    if preparation == "graphs":
+        # Decode steps alone, which need no graph cut at the attention, and so no compiler.
+        compilation |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    if preparation != "eager" and max_batch is not None:
+        compilation["cudagraph_capture_sizes"] = graph_sizes(max_batch)
+    arguments: dict[str, object] = {"enable_flashinfer_autotune": False}
+    if compilation:
+        arguments["compilation_config"] = compilation
+    if kv_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = kv_bytes
+    return arguments
 
 
 def _token_ids(output: RequestOutput) -> IntArray:

@@ -15,6 +15,7 @@ from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Engine, SamplingRequest
 from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
+from rayqd.rollout.tuning import choose_preparation, most_sequences
 from rayqd.spans import span
 from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
 
@@ -150,6 +151,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
         with span("import torch"):
             from rayqd.model.load import context_length
             from rayqd.model.source import student_directory
+            from rayqd.rollout.gpu_share import plan_gpu_share
             from rayqd.rollout.kernels import choose_weight_form
             from rayqd.rollout.vllm import VLLMEngine
             from rayqd.rollout.weights import choose_weight_loader
@@ -159,13 +161,18 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
         with span("find the 4-bit kernel"):
             form = choose_weight_form(directory, config)
         weight_loader = choose_weight_loader(config, form)
+        num_tokens = min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens)
+        share = plan_gpu_share(directory, config, gpu_share, num_tokens, is_dense=form.is_dense)
         with span("prepare checkpoint"):
             checkpoint = weight_loader.prepare_checkpoint(directory, config)
         return VLLMEngine(
             checkpoint,
-            context_length=min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens),
+            context_length=num_tokens,
             max_concurrent=config.rollout.max_concurrent,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            preparation=choose_preparation(config),
+            max_batch=most_sequences(config),
+            gpu_memory_utilization=share.utilization if share else _utilization(config, gpu_share),
+            kv_bytes=share.kv_bytes if share else None,
             dtype=config.model.dtype,
             weight_loader=weight_loader,
             max_top_ids=num_top_ids(config),
@@ -192,11 +199,15 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
             directory,
             context_length=min(context_length(directory), config.data.max_length),
             max_concurrent=config.rollout.max_concurrent,
-            gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.9 * gpu_share,
+            gpu_memory_utilization=_utilization(config, gpu_share),
             dtype=config.model.dtype,
         )
 
     return make
+
+
+def _utilization(config: Config, gpu_share: float) -> float:
+    return config.rollout.gpu_memory_utilization or 0.9 * gpu_share
 
 
 def _check_engine(config: Config) -> None:

@@ -84,7 +84,11 @@ class RolloutConfig(Section):
     max_concurrent: Annotated[int, SameResult()] = Field(default=64, ge=1)
     """Completions that one worker samples at a time."""
     gpu_memory_utilization: Annotated[float | None, SameResult()] = Field(default=None, gt=0, le=1)
-    """Share of the GPU that the engine takes; none: 0.9 of the share that Ray gives the worker."""
+    """Share of the GPU that the engine takes; none: what its weights and the keys and values of max_concurrent
+    sequences need, of what the other roles on the GPU leave."""
+    engine: Annotated[Literal["auto", "eager", "graphs", "compile"], SameResult()] = "auto"
+    """What vLLM prepares on a GPU before its first token. eager: nothing; graphs: CUDA graphs of the batch sizes that
+    can occur; compile: torch.compile as well; auto: what takes the least time over all tokens of the run."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> RolloutConfig:
