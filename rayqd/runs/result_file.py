@@ -50,7 +50,7 @@ class RunResult:
             **self._own_fields(),
             "export": self.export,
             "environment": self.environment.to_json() if self.environment else None,
-            "startup": asdict(self.startup) if self.startup else None,
+            "startup": self.startup.to_json() if self.startup else None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

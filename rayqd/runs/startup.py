@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from rayqd.spans import Span
 
@@ -30,6 +30,10 @@ class Startup:
         """Return the spans that ended after the last step, those that began before the first one's end left out."""
         first, last = self.first_step, self.last_step
         return [] if first is None or last is None else [s for s in self.spans if s.start >= first and s.end > last]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object that result.json holds."""
+        return {**asdict(self), "spans": [asdict(span) for span in self.spans]}
 
 
 def make_startup(began: float, step_times: Sequence[float], spans: Iterable[Span], end: float) -> Startup:
