@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import statistics
+from functools import cache
 from pathlib import Path
 
 import rayqd
@@ -17,8 +18,13 @@ MAX_UNTYPED_DICTS = 40  # lines that say dict[str, Any]
 HANDLES = {"actor", "actors", "controller", "handle", "handles", "workers", "teachers", "rollouts"}
 
 
+@cache
+def every_node() -> dict[Path, list[ast.AST]]:
+    return {path: list(ast.walk(ast.parse(text))) for path, text in SOURCES.items()}
+
+
 def functions() -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    nodes = (node for text in SOURCES.values() for node in ast.walk(ast.parse(text)))
+    nodes = (node for found in every_node().values() for node in found)
     return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
@@ -45,8 +51,8 @@ def test_every_handle_of_an_actor_has_a_type() -> None:
     """They are known by their names; `ActorProxy[Any]` is for what takes an actor of any class."""
     untyped = [
         f"{path}:{node.lineno} {name}"
-        for path, text in SOURCES.items()
-        for node in ast.walk(ast.parse(text))
+        for path, nodes in every_node().items()
+        for node in nodes
         for name, annotation in annotated_names(node)
         if name.lstrip("_") in HANDLES and "Any" in annotation.replace("ActorProxy[Any]", "")
     ]

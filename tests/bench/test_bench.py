@@ -60,6 +60,7 @@ def test_step_times_plain_lora_and_the_rounded_ones(tmp_path: Path) -> None:
     assert "tiny, 2 x 16 tokens" in shown
 
 
+@pytest.mark.slow
 def test_step_times_the_arms_it_is_told(tmp_path: Path) -> None:
     rows = rows_of("step", config(), switches(tmp_path, arms="full,plain"))
     assert [row["arm"] for row in rows] == [ARMS["full"], ARMS["plain"]]

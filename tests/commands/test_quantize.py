@@ -75,6 +75,7 @@ def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any) ->
     assert measured.model.kl_to_teacher == pytest.approx(result.rows[1].fidelity.kl_to_teacher, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["nvfp4", "nf4"])
 def test_other_formats_take_awq_unless_told(format: str, tiny_config: Any) -> None:
     quant = {"format": format, "group_size": 16 if format == "nvfp4" else 64, "calibration_tokens": 400}

@@ -87,7 +87,14 @@ def verdict(run_dir: Path, export: str = "export") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"), [("int4", "lora"), ("asymmetric", "none"), ("nvfp4", "lora"), ("nf4", "lora"), ("fp4", "none")]
+    ("form", "kind"),
+    [
+        ("int4", "lora"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("asymmetric", "none"), ("nvfp4", "lora"), ("nf4", "lora"), ("fp4", "none"))
+        ),
+    ],
 )
 def test_export_of_a_checkpoint_is_what_was_trained(make_run: Any, form: str, kind: str) -> None:
     run_dir, config = make_run(form, kind=kind)
@@ -104,6 +111,7 @@ def test_export_of_a_checkpoint_is_what_was_trained(make_run: Any, form: str, ki
     assert ("bitsandbytes" in found["checks"]) == (form in ("nf4", "fp4"))
 
 
+@pytest.mark.slow
 def test_gguf_of_a_checkpoint_lies_beside_the_export_and_is_what_was_trained(make_run: Any) -> None:
     run_dir, config = make_run("int4")
     assert run(run_dir, config)[0] == 0
@@ -125,8 +133,20 @@ def flip_a_byte(file: Path, tensor: str) -> None:
     ("form", "tensor", "named", "check"),
     [
         ("int4", "model.layers.1.mlp.up_proj.weight_packed", "model.layers.1.mlp.up_proj.weight: 1 of", "weights"),
-        ("nvfp4", "model.layers.0.mlp.up_proj.weight_scale", "model.layers.0.mlp.up_proj.weight: ", "weights"),
-        ("nf4", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weight: 1 of", "weights"),
+        pytest.param(
+            "nvfp4",
+            "model.layers.0.mlp.up_proj.weight_scale",
+            "model.layers.0.mlp.up_proj.weight: ",
+            "weights",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "nf4",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.q_proj.weight: 1 of",
+            "weights",
+            marks=pytest.mark.slow,
+        ),
         (
             "int4",
             "model.layers.0.input_layernorm.weight",
@@ -152,6 +172,7 @@ def test_tampered_export_fails_with_the_tensor_named(
     assert line.startswith(named)
 
 
+@pytest.mark.slow
 def test_tampered_gguf_fails_with_the_tensor_named(make_run: Any) -> None:
     run_dir, config = make_run("int4")
     run(run_dir, config, kind_name="gguf")

@@ -122,6 +122,7 @@ def test_what_a_norm_multiplies_by_is_found_out_or_left_alone() -> None:
     assert (detect_gain_offset(llama), detect_gain_offset(gemma), detect_gain_offset(Tanh())) == (0.0, 1.0, None)
 
 
+@pytest.mark.slow
 def test_awq_is_nearer_to_the_dense_model_than_rounding_and_says_what_it_changed(tiny_model: Path) -> None:
     load: Callable[[], Any] = lambda: load_model(tiny_model, "bfloat16")  # noqa: E731
     model, dense, grid = load(), load(), make_grid(QUANT, torch.bfloat16)

@@ -79,6 +79,7 @@ def test_the_batch_size_changes_memory_and_not_the_result(load: Callable[[], Any
         assert same.float().mean() > 0.999, name
 
 
+@pytest.mark.slow
 def test_the_model_works_as_before_afterwards_and_progress_is_told(load: Callable[[], Any]) -> None:
     model, told = load(), []
     calibrate(model, QUANT, GRID, sequences(), max_batch_tokens=64, on_layer=lambda *done: told.append(done))

@@ -142,6 +142,7 @@ def test_torchao_stores_the_same_except_where_its_inverse_moves_an_exact_tie(
     assert torch.equal(bits(values)[~differs], bits(their_values)[~differs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor_scale", [None, 2.0**-13])
 def test_packed_tensors_are_those_of_compressed_tensors(tensor_scale: float | None) -> None:
     weight = random_weight()
