@@ -18,6 +18,7 @@ from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
+from rayqd.actors.topology import anything_waits_for_room
 from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
@@ -88,6 +89,10 @@ class RunActors:
         for ref in _list_done(self._unplaced):
             del self._unplaced[ref]
         return list(self._unplaced.values())
+
+    def wait_for_room(self) -> bool:
+        """Return whether something is without a place on the cluster, instead of only slow to start in it."""
+        return anything_waits_for_room()
 
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the run's events from number `after` on; raises why the learner ended, if it did."""

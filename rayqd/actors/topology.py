@@ -14,6 +14,8 @@ from typing import Any, TypedDict, cast
 
 import psutil
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.exceptions import RayError
 
 from rayqd.cluster.files import ClusterFile, parse_nodes, read_cluster_file
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes
@@ -72,6 +74,19 @@ def find_log_dir() -> Path:
     worker: Any = importlib.import_module("ray._private.worker")  # nothing public says where
     node = getattr(worker, "_global_node", None)
     return Path(node.get_logs_dir_path() if node else tempfile.gettempdir())
+
+
+def anything_waits_for_room() -> bool:
+    """Return whether an actor or a placement group is on the cluster that no node has room for at present.
+
+    Those that have their place, and whose process is slow to start, do not count. True where Ray does not say.
+    """
+    try:
+        status = get_cluster_status(cast("str", ray.get_runtime_context().gcs_address))
+    except RayError:  # through Ray Client its address may be out of reach
+        return True
+    demands = status.resource_demands
+    return bool(demands.ray_task_actor_demand or demands.placement_group_demand)
 
 
 def _list_running() -> tuple[NodeGroup, ...]:

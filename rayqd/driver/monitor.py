@@ -54,6 +54,7 @@ class Monitor:
         self._training = self._stopped = self._finished = False
         self._step = 0
         self._inactivity = InactivityTimer()
+        self._slow_start = InactivityTimer()
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
@@ -192,7 +193,9 @@ class Monitor:
         unplaced = self._actors.list_unplaced()
         if not self._learner_ready and waited > self._timeout_seconds + _LEARNER_START_SECONDS:
             unplaced.append("learner")  # Ray Train asks again and again, and does not tell
-        if unplaced and waited > self._timeout_seconds:
+        if unplaced and waited > self._timeout_seconds and not self._actors.wait_for_room():
+            self._report_slow_start(unplaced)
+        elif unplaced and waited > self._timeout_seconds:
             raise PlacementError(
                 f"the cluster made no room for {', '.join(unplaced)} within ray.placement_timeout_seconds="
                 f"{self._timeout_seconds:g}: add nodes, wait until others are done, or raise it"
@@ -200,6 +203,11 @@ class Monitor:
         waiting = self._actors.list_starting() + ([] if self._learner_ready else ["learner"])
         if waiting:
             self._progress.status(f"starting {', '.join(waiting)}  {duration(waited)}")
+
+    def _report_slow_start(self, names: Sequence[str]) -> None:
+        if seconds := self._slow_start.seconds_to_report():
+            waiting = waiting_line(None, names, seconds)
+            self._progress.say(f"{waiting}: the cluster has room for it, this machine is slow to start it")
 
 
 def _ready(name: str, seconds: float, node: str, description: str = "") -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rayqd.console.progress import Progress
 from rayqd.driver.monitor import Monitor
+from rayqd.errors import PlacementError
 from rayqd.events import (
     CheckpointEvent,
     EvalEvent,
@@ -126,3 +127,45 @@ def test_ctrl_c_waits_until_the_learner_has_kept_its_last_step(monitored: Any) -
     assert actors.stop_requested
     assert output.getvalue().splitlines()[-1] == "stopped after step 2, of which a checkpoint is kept"
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+class SlowActors(RecordedActors):
+    """A learner that is ready at the third look, long after it should have been."""
+
+    def __init__(self, waits_for_room: bool) -> None:
+        super().__init__([ReadyEvent(role="learner", step=0, node=""), FinishedEvent(rows=[])])
+        self._waits_for_room = waits_for_room
+        self._num_looks = 0
+
+    def list_unplaced(self) -> list[str]:
+        self._num_looks += 1
+        return ["rollout-0"] if self._num_looks < 3 else []
+
+    def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
+        return super().events(after, timeout_seconds) if self._num_looks >= 3 else []
+
+    def wait_for_room(self) -> bool:
+        return self._waits_for_room
+
+
+def starting(actors: SlowActors, tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("rayqd.console.progress.INACTIVITY_SECONDS", (0.0, 600.0))
+    config = tiny_config(ray={"placement_timeout_seconds": 1e-9})
+    screen = io.StringIO()
+    run_dir = RunDirectory(config)
+    try:
+        with Progress(Console(file=screen, width=200), 4) as progress:
+            Monitor(actors, config, run_dir, progress, NoReport()).until(FinishedEvent)
+    finally:
+        run_dir.close()
+    return screen.getvalue()
+
+
+def test_what_has_its_place_and_is_slow_is_waited_for(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = starting(SlowActors(waits_for_room=False), tiny_config, monkeypatch)
+    assert "waiting for rollout-0 for 0 s: the cluster has room for it, this machine is slow to start it" in screen
+
+
+def test_what_finds_no_room_ends_the_run(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PlacementError, match="the cluster made no room for rollout-0 within"):
+        starting(SlowActors(waits_for_room=True), tiny_config, monkeypatch)
