@@ -1,15 +1,16 @@
-# make setup        everything needed, in .venv (no GPU, about 3 minutes)
+# make setup        all that a run needs, in .venv (no GPU, about 2 minutes); make setup-dev: the rest, for tests too
 # make quickstart   distil a real 135M model on this machine
 # make test         all tests                    make test-fast   those that take no second each
 #                   CHANGED=1 only those that the change since main touches, CHANGED=HEAD~3 the last three commits
 # make check        what CI runs: lint, types, import contracts, all tests
-# make requirements write requirements/cpu.txt again from what .venv holds
+# make requirements write requirements/run.txt and dev.txt again from what .venv holds
 # make docs         write docs/configuration.md again from the settings
 # make clean        remove caches and builds; .venv and runs/ stay
 
 PYTHON ?=
 BIN := .venv/bin
-STAMP := .venv/.setup-done
+STAMP := .venv/.setup-run
+STAMP_DEV := .venv/.setup-dev
  # One pytest process a core; eight are enough, since each imports torch first. Tests with Ray wait half of their time, so
  # there is one more of them, and as many as 16 GiB hold. `make test PARALLEL=` and `make test-fast PARALLEL=` use one.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
@@ -17,46 +18,51 @@ test: PARALLEL := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadgrou
 test-fast: PARALLEL := -n $(CORES) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check lint types contracts requirements docs clean
+.PHONY: help setup setup-dev quickstart test test-fast check lint types contracts requirements docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 setup: $(STAMP)
 
-$(STAMP): requirements/cpu.txt requirements/setup.sh pyproject.toml
-	@PYTHON="$(PYTHON)" requirements/setup.sh
+setup-dev: $(STAMP_DEV)
+
+$(STAMP): requirements/run.txt requirements/setup.sh requirements/setup.py requirements/install.py pyproject.toml
+	@PYTHON="$(PYTHON)" requirements/setup.sh run
+	@touch $@
+
+$(STAMP_DEV): requirements/dev.txt $(STAMP)
+	@PYTHON="$(PYTHON)" requirements/setup.sh dev
 	@touch $@
 
 quickstart: setup
 	$(BIN)/rayqd distill @configs/quickstart.toml
 
-test: setup
+test: setup-dev
 ifdef CHANGED
 	$(BIN)/python tests/changed.py $(CHANGED) | xargs -r $(BIN)/pytest $(PARALLEL)
 else
 	$(BIN)/pytest $(PARALLEL)
 endif
 
-test-fast: setup
+test-fast: setup-dev
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not ray and not vllm"
 
 check: lint contracts
 	+$(MAKE) --no-print-directory -j 2 types test
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup
+types: setup-dev
 	$(BIN)/pyright
 
-contracts: setup
+contracts: setup-dev
 	$(BIN)/lint-imports
 
-requirements: setup
-	$(BIN)/python requirements/pin.py > requirements/cpu.txt.new
-	mv requirements/cpu.txt.new requirements/cpu.txt
+requirements: setup-dev
+	$(BIN)/python requirements/pin.py
 
 docs: setup
 	$(BIN)/python -m rayqd config --markdown > docs/configuration.md.new

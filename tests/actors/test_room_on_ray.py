@@ -61,6 +61,6 @@ def test_a_worker_ended_for_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(ray.exceptions.RayError) as caught:
             ray.get(task.remote(), timeout=60)
     text = str(unwrap_error(caught.value, "rollout-0"))
-    assert text.startswith("rollout-0 was ended because its machine ran out of memory (")
-    assert "GB in use): end other programs" in text
+    assert text.startswith("rollout-0 was ended because its machine ran out of memory")
+    assert "end other programs" in text
     assert "\n" not in text
