@@ -120,12 +120,9 @@ def _install_batch(batch: Sequence[Pin], progress: Progress) -> None:
 def _install_torch(pin: Pin, progress: Progress) -> None:
     """Install torch: the CPU build is 0.2 GB, the default one for Linux several; take the former where there is one."""
     with progress.working_on([pin]):
-        attempts = (
-            ["install", "--no-deps", "--no-compile", f"{pin}+cpu"],
-            ["--retries", "1", "--timeout", "20", "install", "--no-deps", "--no-compile"]
-            + ["--index-url", TORCH_CPU_INDEX, f"{pin}+cpu"],
-            ["install", str(pin)],
-        )
+        quickly = ("--retries", "1", "--timeout", "20")
+        build = ("install", "--no-deps", "--no-compile", f"{pin}+cpu")
+        attempts = (build, (*quickly, *build, "--index-url", TORCH_CPU_INDEX), ("install", str(pin)))
         for attempt in attempts[:-1]:
             try:
                 return _pip(*attempt)

@@ -18,6 +18,7 @@ from rayqd.actors.connection import connect
 from rayqd.actors.run_actors import RunActors
 from rayqd.cluster.placement import format_nodes, place
 from rayqd.config import Config
+from rayqd.config.python import check_is_config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
@@ -57,6 +58,7 @@ def distill(
     `distill.seq_kd`; without them the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
+    check_is_config(config)
     began = start_clock(began)
     asked = with_absolute_paths(config)
     config = with_concrete_dtype(asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,22 +60,27 @@ def assignments(arguments: Arguments, before: Sequence[Path] = ()) -> list[Assig
 
 def resolve(given: Sequence[Assignment]) -> Config:
     """Return the Config of `given`, of which later ones win. Raises ConfigError as `load_config` does."""
-    problems = [problem for assignment in given if (problem := _explain_unknown(assignment))]
+    problems = [problem for assignment in given if (problem := explain_unknown(assignment))]
     final = {assignment.key: assignment for assignment in given if assignment.key in settings()}
-    problems += [
-        f"{assignment.origin}: must be {settings()[assignment.key].must_be}"
-        for assignment in final.values()
-        if _is_not_finite(assignment)
-    ]
+    problems += explain_not_finite(final.values())
     tables = nest_by_section({key: _typed_value(assignment) for key, assignment in final.items()})
     try:
         config = Config.model_validate(tables.pop("", {}) | tables, strict=True)
     except ValidationError as error:
-        problems += [_explain(details, final) for details in error.errors()]
+        problems += [explain_invalid(details, final) for details in error.errors()]
     else:
         if not problems:
             return config
     raise first_error(problems)
+
+
+def explain_not_finite(given: Iterable[Assignment]) -> list[str]:
+    """Say of each inf and nan what the setting must be; validation lets some of them pass."""
+    return [
+        f"{assignment.origin}: must be {settings()[assignment.key].must_be}"
+        for assignment in given
+        if assignment.key in settings() and _is_not_finite(assignment)
+    ]
 
 
 def first_error(problems: Sequence[str]) -> ConfigError:
@@ -157,7 +162,8 @@ def _typed_value(assignment: Assignment) -> object:
     return Path(str(assignment.value)) if is_path else assignment.value
 
 
-def _explain_unknown(assignment: Assignment) -> str | None:
+def explain_unknown(assignment: Assignment) -> str | None:
+    """Say what is near where the key is no setting; None where it is one."""
     key, origin = assignment.key, assignment.origin
     if key in settings():
         return None
@@ -166,7 +172,8 @@ def _explain_unknown(assignment: Assignment) -> str | None:
     return f"{origin}: unknown setting {key}; {hint_for_setting(key)}"
 
 
-def _explain(error: ErrorDetails, final: Mapping[str, Assignment]) -> str:
+def explain_invalid(error: ErrorDetails, final: Mapping[str, Assignment]) -> str:
+    """Say in one line what validation found, where it was given."""
     location = [str(part) for part in error["loc"]]
     key = next((key for end in (2, 1) if (key := ".".join(location[:end])) in settings()), None)
     if key is None:

@@ -89,6 +89,13 @@ def section_names() -> list[str]:
     return list(_sections())
 
 
+def section_name(model: type[BaseModel]) -> str:
+    """Return the name of the section that `model` is; "" for Config itself, and "sweep" for what only a sweep has."""
+    if model is Config:
+        return ""
+    return next((name for name, section in _sections().items() if section is model), "sweep")
+
+
 def settings_in(section: str) -> list[str]:
     """Return the keys of the settings in `section`, those outside of any for "", none for what is no section."""
     return [setting.key for group in groups() if group.name == section for setting in group.settings]
