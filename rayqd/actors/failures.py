@@ -13,7 +13,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from rayqd.errors import RayqdError, StorageError, WorkerError
 
-_MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B) / ([\d.]+ ?[KMGT]?i?B)")
+_MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B)(?: used)? / ([\d.]+ ?[KMGT]?i?B)")
 
 
 def unwrap_error(error: BaseException, who: str) -> RayqdError:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pydantic import JsonValue
-from rich.table import Table
+from rich.console import Console
+from rich.text import Text
 
 from rayqd.bench.timing import Timing
+from rayqd.console.tables import Column, print_table
 
 Cell = str | int | float
 
@@ -57,15 +59,14 @@ class BenchReport:
             "rows": [row.to_json() for row in self.rows],
         }
 
-    def table(self) -> Table:
-        """Return a table with a row an arm."""
+    def show(self, console: Console) -> None:
+        """Print a table with a row an arm; where there is no room the last columns go first."""
         title = f"{self.kind}: {self.model}, {self.sequences} x {self.length} tokens, {self.dtype}, {self.device}"
-        table = Table(title=title)
-        for i, name in enumerate(self.rows[0].cells):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in self.rows:
-            table.add_row(*(_format(cell) for cell in row.cells.values()))
-        return table
+        columns = [
+            Column(heading=name, is_label=i == 0, rank=max(0, i - 1)) for i, name in enumerate(self.rows[0].cells)
+        ]
+        rows = [[Text(_format(cell)) for cell in row.cells.values()] for row in self.rows]
+        print_table(console, columns, rows, title=title)
 
 
 def _format(cell: Cell) -> str:

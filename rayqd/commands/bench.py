@@ -60,7 +60,7 @@ def bench(kind: str, config: Config, switches: Mapping[str, str], console: Conso
 
 
 def _print(report: BenchReport, console: Console) -> None:
-    console.print(report.table())
+    report.show(console)
     if report.kind == "teacher":
         console.print("by beta: bias of the loss, and cosine of its gradient to the exact one", highlight=False)
     console.print(f"median of {report.repeats} after warm-up; slowest and fastest are in the JSON", highlight=False)

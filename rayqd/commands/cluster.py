@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from rayqd.cluster.bin_packing import ROLES, PlacementPlan
 from rayqd.cluster.check import find_warnings, load_valid_cluster_file
@@ -15,6 +15,7 @@ from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes, Selector
 from rayqd.cluster.placement import best_plan, format_nodes, num_workers, place
 from rayqd.config import Config
 from rayqd.console.say import say
+from rayqd.console.tables import Column, print_table
 
 _MANY = 10_000
 _SLOW_TO_START_SECONDS = 600  # a machine of a cloud, its driver and its packages
@@ -25,8 +26,8 @@ def validate(path: Path, config: Config, console: Console) -> int:
     file = load_valid_cluster_file(path)
     nodes = parse_nodes(file)
     plan = best_plan(config, nodes)
-    console.print(_node_table(file, nodes, plan))
-    console.print(_role_table(config, plan))
+    _print_nodes(console, file, nodes, plan)
+    print_roles(console, config, plan)
     for warning in dict.fromkeys(f"{file.location(*doubt.keys)}: {doubt}" for doubt in find_warnings(file)):
         say(console, f"look at {warning}")
     place(config, nodes)
@@ -34,41 +35,55 @@ def validate(path: Path, config: Config, console: Console) -> int:
     return 0
 
 
-def _node_table(file: ClusterFile, nodes: Nodes, plan: PlacementPlan) -> Table:
+_NODE_COLUMNS = (
+    Column(heading="node type", is_label=True),
+    Column(heading="CPUs"),
+    Column(heading="GPUs"),
+    Column(heading="nodes"),
+    Column(heading="market", rank=2),
+    Column(heading="this run starts", rank=1),
+)
+_ROLE_COLUMNS = (
+    Column(heading="role"),
+    Column(heading="workers"),
+    Column(heading="each asks for"),
+    Column(heading="on nodes with", is_label=True, rank=1),
+    Column(heading="lands on", is_label=True),
+)
+
+
+def _print_nodes(console: Console, file: ClusterFile, nodes: Nodes, plan: PlacementPlan) -> None:
     most = "" if nodes.max_new_nodes is None else f", at most {nodes.max_new_nodes} beside the head"
-    table = Table(title=f"{file.path}: {_describe_kind(file)}{most}", title_justify="left")
-    for heading in ("node type", "CPUs", "GPUs", "nodes", "market", "this run starts"):
-        table.add_column(
-            heading, justify="right" if heading in ("CPUs", "GPUs", "nodes", "this run starts") else "left"
-        )
-    for group in nodes.groups:
-        table.add_row(
-            group.name,
+    rows = [
+        [
+            Text(group.name),
             f"{group.cpus:g}",
             f"{group.gpus}",
             _range(group),
             group.labels.get(MARKET, "-"),
             "-" if group.running else str(plan.nodes_to_start[group.name]),
-        )
-    return table
+        ]
+        for group in nodes.groups
+    ]
+    print_table(console, _NODE_COLUMNS, rows, title=f"{file.path}: {_describe_kind(file)}{most}")
 
 
-def _role_table(config: Config, plan: PlacementPlan) -> Table:
-    table = Table(title=f"{config.name}: what its roles ask for, and where they land", title_justify="left")
-    for heading in ("role", "workers", "each asks for", "on nodes with", "lands on"):
-        table.add_column(heading, justify="right" if heading == "workers" else "left")
-    for role in ROLES:
-        count = num_workers(config)[role]
-        if not count:
-            continue
-        workers = plan.of_role(role)
-        landing = Counter(worker.group.name for worker in workers)
-        selectors = dict.fromkeys(_labels(worker.selector) for worker in workers)
-        places = [f"{name} ({number})" for name, number in landing.items()]
-        if plan.unplaced[role]:
-            places.append(f"no room ({plan.unplaced[role]})")
-        table.add_row(role, str(count), _asks(role, plan), " or ".join(selectors) or "-", ", ".join(places))
-    return table
+def print_roles(console: Console, config: Config, plan: PlacementPlan) -> None:
+    """Print what each role of a run asks Ray for, and on which nodes it would land."""
+    roles = [role for role in ROLES if num_workers(config)[role]]
+    rows = [_role_cells(role, config, plan) for role in roles]
+    print_table(console, _ROLE_COLUMNS, rows, title=f"{config.name}: what its roles ask for, and where they land")
+
+
+def _role_cells(role: str, config: Config, plan: PlacementPlan) -> list[str | Text]:
+    workers = plan.of_role(role)
+    landing = Counter(worker.group.name for worker in workers)
+    selectors = dict.fromkeys(_labels(worker.selector) for worker in workers)
+    places = [f"{name} ({number})" for name, number in landing.items()]
+    if plan.unplaced[role]:
+        places.append(f"no room ({plan.unplaced[role]})")
+    asked = " or ".join(selectors) or "-"
+    return [role, str(num_workers(config)[role]), _asks(role, plan), Text(asked), Text(", ".join(places))]
 
 
 def _asks(role: str, plan: PlacementPlan) -> str:

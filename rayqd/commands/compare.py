@@ -9,7 +9,6 @@ from pathlib import Path
 
 from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from rayqd.commands.runs import plain_console
@@ -19,6 +18,7 @@ from rayqd.config.settings import settings, value_text
 from rayqd.console.progress import duration
 from rayqd.console.result_table import format_bits, format_size
 from rayqd.console.say import say
+from rayqd.console.tables import Cells, Column, print_table
 from rayqd.events import TEACHER, ArmResult, ArmRow
 from rayqd.runs.metrics_file import read_metrics
 from rayqd.runs.record import RunRecord, find_run, read_run
@@ -45,7 +45,7 @@ def compare(words: Sequence[str], runs_dir: Path, *, as_json: bool = False, cons
     console = console or plain_console()
     blocks = list(_blocks(records))
     for some in _that_fit(records, blocks, console.width):
-        console.print(_table(some, records, blocks))
+        _print_table(console, some, records, blocks)
     for note in notes(records):
         say(console, note)
 
@@ -140,7 +140,7 @@ def _setting_text(value: object) -> str:
 
 def _that_fit(records: Sequence[RunRecord], blocks: Sequence[Block], width: int) -> Iterator[list[int]]:
     """Yield the runs' numbers in portions whose columns fit into `width` characters."""
-    left = max(len(name) for block in blocks for name in block.lines) + 4
+    left = min(max(len(name) for block in blocks for name in block.lines) + 2, width // 3) + 2
     portion: list[int] = []
     taken = left
     for i, record in enumerate(records):
@@ -154,17 +154,16 @@ def _that_fit(records: Sequence[RunRecord], blocks: Sequence[Block], width: int)
     yield portion
 
 
-def _table(portion: Sequence[int], records: Sequence[RunRecord], blocks: Sequence[Block]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for i in portion:
-        table.add_column(Text(records[i].name), justify="right", no_wrap=True)
+def _print_table(
+    console: Console, portion: Sequence[int], records: Sequence[RunRecord], blocks: Sequence[Block]
+) -> None:
+    columns = [Column(heading="", is_label=True), *(Column(heading=records[i].name) for i in portion)]
+    rows: list[Cells] = []
     for block in blocks:
-        table.add_row(Text(block.title, style="bold"))
+        rows.append([Text(block.title, style="bold"), *([""] * len(portion))])
         numbers = [text for texts in block.lines.values() for text in texts if text != "-"]
         best = min(numbers, default="", key=float) if block.least_is_best else ""
         for name, texts in block.lines.items():
-            cells = (Text(texts[i], style="green" if best and texts[i] == best else "") for i in portion)
-            table.add_row(f"  {name}", *cells)
-    table.add_row("")
-    return table
+            cells = [Text(texts[i], style="green" if best and texts[i] == best else "") for i in portion]
+            rows.append([Text(f"  {name}"), *cells])
+    print_table(console, columns, [*rows, [""] * len(columns)], boxed=False)

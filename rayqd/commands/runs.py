@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from rayqd.console.say import say
+from rayqd.console.tables import Column, print_table
 from rayqd.errors import RunError
 from rayqd.runs.paths import CONFIG
 from rayqd.runs.record import RunRecord, read_run
@@ -30,7 +31,7 @@ def show_runs(
     if not records:
         say(console, f"no runs in {directory}")
         return
-    console.print(_table(records, time.time()))
+    print_table(console, _COLUMNS, [_cells(record, time.time()) for record in records], boxed=False)
     for record in records:
         if text := record.error or record.problem:
             say(console, f"{record.name}: {text}")
@@ -80,23 +81,28 @@ def plain_console() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
-def _table(records: Sequence[RunRecord], now: float) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("RUN", "STATE", "STEP", "KL TO TEACHER", "MODEL", "FORMAT", "AGE"):
-        # Where the terminal is too narrow, names give way first.
-        table.add_column(heading, no_wrap=heading not in ("RUN", "MODEL"), overflow="ellipsis")
-    for record in records:
-        config = record.config
-        table.add_row(
-            record.name,
-            f"[{_STYLES[record.state]}]{record.state}" if record.state in _STYLES else record.state,
-            f"{record.step}/{record.num_steps}" if record.trains and config else "-",
-            _kl(record),
-            Path(config.model.name).name if config else "?",
-            f"{config.quant.format} g{config.quant.group_size}" if config else "?",
-            age(now - record.updated),
-        )
-    return table
+_COLUMNS = (
+    Column(heading="RUN", is_label=True),
+    Column(heading="STATE"),
+    Column(heading="STEP", rank=1),
+    Column(heading="KL TO TEACHER"),
+    Column(heading="MODEL", is_label=True, rank=3),
+    Column(heading="FORMAT", rank=2),
+    Column(heading="AGE", rank=4),
+)
+
+
+def _cells(record: RunRecord, now: float) -> list[str | Text]:
+    config = record.config
+    return [
+        Text(record.name),
+        Text(record.state, style=_STYLES.get(record.state, "")),
+        f"{record.step}/{record.num_steps}" if record.trains and config else "-",
+        _kl(record),
+        Text(Path(config.model.name).name if config else "?"),
+        f"{config.quant.format} g{config.quant.group_size}" if config else "?",
+        age(now - record.updated),
+    ]
 
 
 def _kl(record: RunRecord) -> str:

@@ -5,27 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from rayqd.console.say import say
+from rayqd.console.tables import Cells, Column, print_table
 from rayqd.runs.benchmarks import BenchmarkRow, BenchmarkScore
+
+_COLUMNS = (
+    Column(heading="", is_label=True),
+    Column(heading="score"),
+    Column(heading="against teacher", rank=1),
+    Column(heading="documents, verdict", rank=2),
+)
 
 
 def print_benchmarks(console: Console, rows: Sequence[BenchmarkRow]) -> None:
     """Print `rows` as rayqd.evals.benchmarks makes them; of a group's tasks only the group is shown."""
     shown = drop_group_members(rows)
-    table = Table(title="benchmarks: what 4 bits cost", title_justify="left")
-    table.add_column("", overflow="fold")
-    for heading in ("score", "against teacher"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    rows_of_cells: list[Cells] = []
     for row in shown:
-        table.add_row(f"[bold]{heading_of(row)}[/bold]", "", "", f"{row['num_documents']:,} docs")
+        rows_of_cells.append([Text(heading_of(row), style="bold"), "", "", f"{row['num_documents']:,} docs"])
         for name, arm in row["arms"].items():
-            table.add_row(f"  {name}", score_text(arm), difference_text(arm), arm.get("verdict") or "")
-        table.add_section()
+            cells = [f"  {name}", score_text(arm), difference_text(arm), arm.get("verdict") or ""]
+            rows_of_cells.append(cells)
+        rows_of_cells.append([])
     console.print()
-    console.print(table)
+    print_table(console, _COLUMNS, rows_of_cells, title="benchmarks: what 4 bits cost")
     for line in (*NOTES, *chance(shown)):
         say(console, line)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from rayqd.config import load_config
 from rayqd.console.progress import duration
 from rayqd.console.say import say
+from rayqd.console.tables import Column, print_table
 from rayqd.events import ArmResult
 from rayqd.runs.paths import CONFIG, EXPORT, METRICS, REPORT, RESULT
 from rayqd.runs.result_file import RunResult
@@ -18,26 +18,34 @@ from rayqd.runs.startup import Startup, list_innermost
 from rayqd.runs.storage.folder import redact
 from rayqd.spans import Span
 
+_COLUMNS = (
+    Column(heading="", is_label=True),
+    Column(heading="KL to\nteacher"),
+    Column(heading="same\ntop-1", rank=2),
+    Column(heading="perplexity", rank=1),
+    Column(heading="bits/\nweight", rank=3),
+    Column(heading="size", rank=4),
+)
+
 
 def print_result(console: Console, result: RunResult, run_dir: Path, title: str) -> None:
     """Print rows by arm, seconds by role, where everything lies, and the command that runs it."""
-    table = Table(title=f"{result.name}: {title}", title_justify="left")
-    for heading in ("", "KL to\nteacher", "same\ntop-1", "perplexity", "bits/\nweight", "size"):  # 80 columns
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-    for row in result.rows:
-        measured = row.fidelity
-        table.add_row(
-            row.arm.name,
-            f"{measured.kl_to_teacher:.4f}",
-            f"{measured.top1_agreement:.1%}",
-            f"{measured.perplexity:.3f}",
-            format_bits(row),
-            format_size(row),
-        )
     console.print()
-    console.print(table)
+    print_table(console, _COLUMNS, [_cells(row) for row in result.rows], title=f"{result.name}: {title}")
     for line in _notes(result, run_dir):
         say(console, line)
+
+
+def _cells(row: ArmResult) -> list[str]:
+    measured = row.fidelity
+    return [
+        row.arm.name,
+        f"{measured.kl_to_teacher:.4f}",
+        f"{measured.top1_agreement:.1%}",
+        f"{measured.perplexity:.3f}",
+        format_bits(row),
+        format_size(row),
+    ]
 
 
 def format_bits(row: ArmResult) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 from rich.console import Console
-from rich.table import Table
 
 from rayqd.config import to_toml
 from rayqd.console.progress import duration
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say
+from rayqd.console.tables import Column, print_table
 from rayqd.sweep.study import Study
 from rayqd.sweep.trials import Outcome, find_best, short_labels, sort_by_metric, value_label
 
@@ -83,7 +83,11 @@ def format_best_toml(study: Study, best: Outcome) -> str:
 def print_result(console: Console, result: SweepResult, path: Path) -> None:
     """Print the table, why trials failed, and where everything lies."""
     console.print()
-    console.print(_table(result))
+    study = result.study
+    labels = short_labels(list(study.sweep.over))
+    title = f"{study.base.name}: {len(result.outcomes)} trials, the best first"
+    rows = [_cells(outcome, list(labels)) for outcome in result.outcomes]
+    print_table(console, _columns(list(labels.values())), rows, title=title)
     for line in _lines_below(result, path):
         say(console, line)
 
@@ -117,20 +121,20 @@ def _row(outcome: Outcome) -> dict[str, JsonValue]:
     return row | ({"error": outcome.error} if outcome.error else {})
 
 
-def _table(result: SweepResult) -> Table:
-    study = result.study
-    labels = short_labels(list(study.sweep.over))
-    table = Table(title=f"{study.base.name}: {len(result.outcomes)} trials, the best first", title_justify="left")
-    for heading in ("", *labels.values(), "KL to teacher", "perplexity", "steps", "time", "state"):
-        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for outcome in result.outcomes:
-        table.add_row(
-            f"{outcome.trial.number:03d}",
-            *(value_label(outcome.trial.settings[key]) for key in labels),
-            f"{outcome.last.kl_to_teacher:.4f}" if outcome.last else "",
-            f"{outcome.last.perplexity:.3f}" if outcome.last else "",
-            str(outcome.step),
-            duration(outcome.seconds["total"]) if "total" in outcome.seconds else "",
-            outcome.state,
-        )
-    return table
+def _columns(labels: Sequence[str]) -> list[Column]:
+    """Return the columns; where there is no room the settings go last but the number and the KL."""
+    measured = (("KL to teacher", 0), ("perplexity", 3), ("steps", 4), ("time", 5), ("state", 2))
+    settings = [Column(heading=label, rank=1) for label in labels]
+    return [Column(heading=""), *settings, *(Column(heading=heading, rank=rank) for heading, rank in measured)]
+
+
+def _cells(outcome: Outcome, keys: Sequence[str]) -> list[str]:
+    return [
+        f"{outcome.trial.number:03d}",
+        *(value_label(outcome.trial.settings[key]) for key in keys),
+        f"{outcome.last.kl_to_teacher:.4f}" if outcome.last else "",
+        f"{outcome.last.perplexity:.3f}" if outcome.last else "",
+        str(outcome.step),
+        duration(outcome.seconds["total"]) if "total" in outcome.seconds else "",
+        outcome.state,
+    ]
