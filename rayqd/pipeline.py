@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from rayqd.data.plan import Plan
+from rayqd.data.plan import Plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary, TeacherPayload, WireTensor
 
@@ -141,16 +141,18 @@ class Pipeline:
     async def batch(self, step: int, attempt: int = 0) -> list[ScoredRef]:
         """Return all that the learner trains on at `step`, by index; start the work of the steps it may run ahead of.
 
-        Waits for version `step` of the weights: one learner worker may ask before another has published them. A higher
+        Waits for version `step` of the weights where the student writes for these steps: one learner worker may ask
+        before another has published them, and a version that nothing is written with is not published. A higher
         `attempt` than before says that what the last one returned is lost; all learner workers make the same attempt.
         """
-        while self._plan.lmbda > 0 and self._version < step:
+        steps = steps_ahead(step, self._max_staleness, self._num_steps)
+        while self._version < step and self._plan.needs_student(steps):
             await self._published.wait()
         self._forget_before(step)
         if attempt > self._attempts.get(step, 0):
             self._attempts[step] = attempt
             self._tasks.pop(step, None)
-        for ahead in range(step, min(step + self._max_staleness + 1, self._num_steps)):
+        for ahead in steps:
             if ahead not in self._tasks:
                 self._tasks[ahead] = asyncio.create_task(self._make(ahead, self._weights))
         return await self._tasks[step]

@@ -8,6 +8,7 @@ A pure function of (config, step): whatever dies, the same work can be asked for
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -30,6 +31,7 @@ class Plan:
     batch_size: int  # sequences a step
     lmbda: float  # share of the sequences that are on-policy
     seed: int
+    first_on_policy_step: int = 0  # the steps before it are off-policy
 
     def step(self, step: int) -> list[PlannedSequence]:
         """Return the `batch_size` sequences of `step`, by index."""
@@ -49,10 +51,14 @@ class Plan:
         """Count the on-policy sequences in `step`: lmbda · batch_size rounded down or up, so that the sum is exact."""
         return self._num_on_policy_before(step + 1) - self._num_on_policy_before(step)
 
+    def needs_student(self, steps: Iterable[int]) -> bool:
+        """Return whether the student writes any of the sequences of `steps`, so that its weights are needed."""
+        return any(self.num_on_policy(step) for step in steps)
+
     def _num_on_policy_before(self, step: int) -> int:
         """Return lmbda times the number of sequences before `step`, rounded half up; lmbda in decimal, as written."""
-        share = Fraction(str(self.lmbda))
-        return math.floor(share * self.batch_size * step + Fraction(1, 2))
+        share, num_steps = Fraction(str(self.lmbda)), max(0, step - self.first_on_policy_step)
+        return math.floor(share * self.batch_size * num_steps + Fraction(1, 2))
 
     def _on_policy_indices(self, step: int) -> set[int]:
         order = _generator(self.seed, _ON_POLICY, step).permutation(self.batch_size)
@@ -73,7 +79,13 @@ def make_plan(config: Config, num_examples: int) -> Plan:
         batch_size=config.learner.batch_size,
         lmbda=config.distill.lmbda,
         seed=config.seed,
+        first_on_policy_step=round(config.distill.on_policy_after * config.learner.steps),
     )
+
+
+def steps_ahead(step: int, max_staleness: int, num_steps: int) -> range:
+    """Return the steps whose work starts, at the latest, when the learner asks for `step`."""
+    return range(step, min(step + max_staleness + 1, num_steps))
 
 
 def off_policy_examples(plan: Plan, num_steps: int) -> list[int]:

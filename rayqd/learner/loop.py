@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from rayqd.config import Config
+from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, StartEvent
 from rayqd.learner.checkpointer import Checkpointer
@@ -29,8 +30,7 @@ def train(
     if joins:
         feed.when_stopping(checkpointer.stop)
     feed.report(StartEvent(step=start))
-    publishes = joins and config.is_on_policy
-    if publishes:
+    if joins and config.is_on_policy:
         with span("first publication"):
             feed.publish(start, collect_rollout_weights(learner.student, config))
     for step in range(start, config.learner.steps):
@@ -38,7 +38,7 @@ def train(
         last = version == config.learner.steps
         with checkpointer.step(version):
             _step(learner, feed, config, step, is_first=step == start)
-            if publishes and not last:
+            if joins and not last and _is_written_with(version, config):
                 feed.publish(version, collect_rollout_weights(learner.student, config))
             if joins and (last or version % config.checkpoint.every == 0):
                 with span("checkpoint") if last else nullcontext():
@@ -47,6 +47,12 @@ def train(
         if joins and config.eval.every and version % config.eval.every == 0 and not last:
             arm = Arm(kind=ArmKind.DISTILLED, step=version)
             feed.report(EvalEvent(step=version, arm=arm, fidelity=evaluate()))
+
+
+def _is_written_with(version: int, config: Config) -> bool:
+    """Return whether the student writes anything with this version of its weights; what it does not, is not sent."""
+    plan = make_plan(config, num_examples=1)  # which of them does not matter
+    return plan.needs_student(steps_ahead(version, config.rollout.max_staleness, config.learner.steps))
 
 
 def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: bool) -> None:

@@ -16,12 +16,17 @@ from torch import Tensor
 from torch._inductor import list_options
 
 from rayqd.quant import Grid
+from rayqd.quant.int4 import Int4Grid
+from rayqd.quant.row_parts import map_row_parts
 
 if TYPE_CHECKING:
     from rayqd.model.low_rank import LowRank
 
 # Without the first a division is only approximate on a GPU, without the second a scale skips its rounding to 16 bits.
 COMPILER_OPTIONS: dict[str, bool] = {"eager_numerics.division_rounding": True, "emulate_precision_casts": True}
+
+# Weights that a CPU rounds at a time: half a dozen temporaries of them fit a core's cache.
+_CHUNK_ELEMENTS = 1 << 16
 
 
 def merge(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> Tensor:
@@ -54,15 +59,48 @@ def fake_quantize_backward(
 
 def fake_quantize_sum(weight: Tensor, delta: Tensor | None, grid: Grid) -> Tensor:
     """Return Q(W + Δ) in plain torch."""
-    return grid.fake_quantize_with_mask(_add(weight, delta))[0]
+    if not _fits_a_cache_by_rows(weight, grid):
+        return grid.fake_quantize_with_mask(_add(weight, delta))[0]
+    values = torch.empty_like(weight, dtype=grid.dtype)
+
+    def quantize(rows: slice) -> None:
+        values[rows] = grid.fake_quantize_with_mask(_add(weight[rows], None if delta is None else delta[rows]))[0]
+
+    _for_each_chunk(quantize, weight)
+    return values
 
 
 def fake_quantize_sum_backward(
     weight: Tensor, delta: Tensor | None, grid: Grid, grad_values: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return Q(W + Δ) and the gradient of W + Δ in float32, in plain torch."""
-    values, inside = grid.fake_quantize_with_mask(_add(weight, delta))
-    return values, torch.where(inside, grad_values.float(), 0.0)
+    if not _fits_a_cache_by_rows(weight, grid):
+        values, inside = grid.fake_quantize_with_mask(_add(weight, delta))
+        return values, torch.where(inside, grad_values.float(), 0.0)
+    values, gradient = torch.empty_like(weight, dtype=grid.dtype), torch.empty_like(weight, dtype=torch.float32)
+
+    def quantize(rows: slice) -> None:
+        total = _add(weight[rows], None if delta is None else delta[rows])
+        values[rows], inside = grid.fake_quantize_with_mask(total)
+        gradient[rows] = torch.where(inside, grad_values[rows].float(), 0.0)
+
+    _for_each_chunk(quantize, weight)
+    return values, gradient
+
+
+def _fits_a_cache_by_rows(weight: Tensor, grid: Grid) -> bool:
+    """Whether the grid rounds each row for itself, on a CPU; others share a scale between rows."""
+    return isinstance(grid, Int4Grid) and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _for_each_chunk(function: Callable[[slice], None], weight: Tensor) -> None:
+    rows_at_once = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+
+    def run(part: slice) -> None:
+        for start in range(part.start, part.stop, rows_at_once):
+            function(slice(start, min(start + rows_at_once, part.stop)))
+
+    map_row_parts(run, len(weight))
 
 
 def _delta(low_rank: LowRank | None) -> Tensor | None:

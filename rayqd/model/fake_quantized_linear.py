@@ -2,7 +2,8 @@
 
 Shapes: M rows of input, K inputs, N outputs, r rank. x is [..., K], W is [N, K], A is [r, K], B is [N, r].
 
-Q is computed anew in the backward pass: between the two, no second copy of the weights exists. With G = dYᵀX, zero
+On a GPU Q is computed anew in the backward pass: between the two, no second copy of the weights exists. A CPU keeps
+it where it would be computed for nothing else: rounding takes it longer than memory costs. With G = dYᵀX, zero
 where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights get their gradient too,
 G is never made: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
 
@@ -58,8 +59,12 @@ def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | N
     return None if a is None or b is None else LowRank(a, b, scaling)
 
 
-def _forward(x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, grid: Grid) -> Tensor:
-    return F.linear(x, fake_quantize(weight, low_rank, grid).to(x.dtype), bias)
+def _forward(
+    x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs, and Q."""
+    values = fake_quantize(weight, low_rank, grid)
+    return F.linear(x, values.to(x.dtype), bias), values
 
 
 def _backward(
@@ -70,13 +75,14 @@ def _backward(
     grid: Grid,
     stops_saturated: bool,
     wanted: Sequence[bool],
+    values: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients with respect to x, W, A and B; those not `wanted` may be None."""
+    """Return the gradients with respect to x, W, A and B; those not `wanted` may be None. `values`: Q, if kept."""
     grad_weight = grad_a = grad_b = None
     if not any(wanted[1:]):
-        values = fake_quantize(weight, low_rank, grid)
+        values = fake_quantize(weight, low_rank, grid) if values is None else values
     elif low_rank is not None and not stops_saturated:
-        values = fake_quantize(weight, low_rank, grid)
+        values = fake_quantize(weight, low_rank, grid) if values is None else values
         grad_a, grad_b = low_rank.gradients_from_output(x, grad)
     else:
         grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
@@ -102,16 +108,19 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         grid: Grid,
         stops_saturated: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
+        output, values = _forward(x, weight, _low_rank(a, b, scaling), bias, grid)
+        needs_mask = any(ctx.needs_input_grad[1:4]) and (a is None or stops_saturated)
+        ctx.save_for_backward(x, weight, a, b, None if x.is_cuda or needs_mask else values)
         ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
-        return _forward(x, weight, _low_rank(a, b, scaling), bias, grid)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
+        x, weight, a, b, values = ctx.saved_tensors
         low_rank = _low_rank(a, b, ctx.scaling)
         wanted = ctx.needs_input_grad[:4]
-        return *_backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted), *(None,) * 4
+        gradients = _backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted, values)
+        return *gradients, *(None,) * 4
 
 
 @torch.library.custom_op("rayqd::fake_quantized_linear", mutates_args=())
@@ -126,7 +135,7 @@ def _forward_operator(
     stops_saturated: bool,
 ) -> Tensor:
     del stops_saturated  # the backward pass alone needs it
-    return _forward(x, weight, _low_rank(a, b, scaling), bias, _GRIDS[int(grid)])
+    return _forward(x, weight, _low_rank(a, b, scaling), bias, _GRIDS[int(grid)])[0]
 
 
 @_forward_operator.register_fake

@@ -87,7 +87,7 @@ def _header(run: Run) -> Markup:
         teacher,
         f"{config.learner.steps:,}",
         config.learner.batch_size,
-        _written_by(config.distill.lmbda),
+        _written_by(config),
     )
     notice = ""
     if run.result is None:
@@ -98,10 +98,12 @@ def _header(run: Run) -> Markup:
     return page.header(f"rayqd distill · {when}", config.name, lead, notice)
 
 
-def _written_by(lmbda: float) -> str:
-    if lmbda in (0, 1):
-        return "all written by the student" if lmbda else "all from the data"
-    return f"{lmbda:.0%} of them written by the student"
+def _written_by(config: Config) -> str:
+    lmbda, after = config.distill.lmbda, config.distill.on_policy_after
+    if lmbda == 0:
+        return "all from the data"
+    written = "all written by the student" if lmbda == 1 else f"{lmbda:.0%} of them written by the student"
+    return f"{written} after the first {after:.0%} of the steps" if after else written
 
 
 def _how_fresh(run: Run) -> str:

@@ -2,7 +2,9 @@ from fractions import Fraction
 
 import pytest
 
+from rayqd.config import Config
 from rayqd.data import Plan
+from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.types import PlannedSequence
 
 
@@ -79,3 +81,23 @@ def test_on_policy_falls_on_every_index_and_every_example_alike() -> None:
         assert abs(sum(sequence.index == index for sequence in sequences) - 1000) < 112
     for example in range(20):
         assert abs(sum(sequence.example == example for sequence in sequences) - 400) < 71
+
+
+def test_lambda_holds_from_the_first_on_policy_step_on() -> None:
+    late, plan = _plan(first_on_policy_step=10, lmbda=0.3), _plan(lmbda=0.3)
+    assert [late.num_on_policy(step) for step in range(30)] == [0] * 10 + [plan.num_on_policy(s) for s in range(20)]
+    assert not any(sequence.on_policy for sequence in _sequences(late, 10))
+    assert [s.example for s in _sequences(late, 30)] == [s.example for s in _sequences(plan, 30)]
+
+
+def test_the_student_is_needed_where_it_writes_one_of_the_sequences() -> None:
+    plan = _plan(lmbda=0.05, batch_size=4)  # 0.2 a step: 0.2 0.4 0.6 0.8 1.0 1.2 1.4 1.6 rounds to 0 0 1 1 1 1 1 2
+    assert [plan.needs_student([step]) for step in range(8)] == [step in (2, 7) for step in range(8)]
+    assert [plan.needs_student(steps_ahead(step, 2, 8)) for step in range(8)] == [
+        step in (0, 1, 2, 5, 6, 7) for step in range(8)
+    ]
+
+
+def test_the_share_of_the_steps_is_rounded_to_a_step() -> None:
+    config = Config.model_validate({"distill": {"on_policy_after": 0.75}, "learner": {"steps": 10}})
+    assert make_plan(config, 20).first_on_policy_step == 8  # 7.5, half to even

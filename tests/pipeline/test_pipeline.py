@@ -245,3 +245,15 @@ async def test_a_learner_that_starts_again_at_the_same_step_gets_it_made_anew() 
         pipeline.publish(weights(0))
         await pipeline.batch(0)
     assert [entry for entry in log if entry[0] == "write"] == [("write", 0, 0)] * 2
+
+
+async def test_a_step_that_the_student_writes_nothing_of_waits_for_no_weights() -> None:
+    pipeline, log = make(lmbda=0.05)  # 0.2 of 4 sequences a step: the third step has the first
+    for step in range(2):
+        await asyncio.wait_for(pipeline.batch(step), 1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(pipeline.batch(2), 0.01)
+    pipeline.publish(weights(2))
+    await pipeline.batch(2)
+    await pipeline.batch(3)  # version 3 is never published
+    assert [entry for entry in log if entry[0] == "write"] == [("write", 2, 2)]

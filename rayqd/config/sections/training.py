@@ -39,6 +39,9 @@ class DistillConfig(Section):
 
     lmbda: float = Field(default=1.0, ge=0, le=1)
     """Share of each step's sequences that the student samples itself; 0 is off-policy, 1 on-policy. Kept exactly."""
+    on_policy_after: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps that come first and train on the data alone; lmbda holds for the steps after them. Rows of
+    data cost no sampling, and bring a student that is far from its teacher closer sooner."""
     loss: Literal["jsd", "skew_kl", "skew_reverse_kl", "total_variation", "k3"] | ImportPath = "jsd"
     """Of each token. jsd: GKD's generalized Jensen-Shannon divergence, a KL at either end of beta; skew_kl,
     skew_reverse_kl: KL(teacher‖m) and KL(student‖m) to a mixture m of both (DistiLLM); total_variation: half of

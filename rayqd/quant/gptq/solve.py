@@ -16,8 +16,6 @@ transposed, so that a column is contiguous.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +27,7 @@ from rayqd.quant import int4
 from rayqd.quant.gptq import group_scales
 from rayqd.quant.gptq.columns import ColumnScales, expand, round_columns
 from rayqd.quant.int4 import Int4Grid
+from rayqd.quant.row_parts import map_row_parts
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -39,9 +38,6 @@ if TYPE_CHECKING:
 CELL = 0.43
 
 DAMPING_RETRIES = 3
-
-# A thread takes no fewer: the calls would cost more than the work.
-_FEWEST_ROWS = 128
 
 
 @torch.no_grad()
@@ -71,21 +67,11 @@ def gptq(
     factor, order = _inverse_factor(hessian, damping, act_order=act_order, name=name)
     search = search_scales or grid.rule == "searched"
     solve = partial(_solve, factor=factor, order=order, grid=grid, act_order=act_order, search=search)
-    return _over_rows(solve, weight) if weight.device.type == "cpu" else solve(weight)
+    if weight.device.type != "cpu":
+        return solve(weight)
+    return torch.cat(map_row_parts(lambda part: solve(weight[part]), len(weight)))
 
 
-def _over_rows(solve: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
-    """Solve for parts of the rows, one a thread: rows are independent, and one column is too little for two cores."""
-    num_threads = torch.get_num_threads()
-    size = max(_FEWEST_ROWS, -(-len(weight) // num_threads))
-    try:
-        with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            return torch.cat(list(threads.map(solve, torch.split(weight, size))))
-    finally:
-        torch.set_num_threads(num_threads)  # part of what a thread sets holds for all
-
-
-@torch.no_grad()
 def _solve(
     weight: Float[Tensor, "N K"],
     factor: Float[Tensor, "K K"],
