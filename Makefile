@@ -14,7 +14,7 @@ STAMP_DEV := .venv/.setup-dev
  # One pytest process a core; eight are enough, since each imports torch first. Tests with Ray wait half of their time, so
  # there is one more of them, and as many as 16 GiB hold. `make test PARALLEL=` and `make test-fast PARALLEL=` use one.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-test: PARALLEL := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+test: PARALLEL := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test-fast: PARALLEL := -n $(CORES) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help

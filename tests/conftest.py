@@ -16,11 +16,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep a file's tests in one of pytest-xdist's processes, where they share what the file starts."""
-    item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest and mostly waits, so that what is short fills the cores until the end."""
