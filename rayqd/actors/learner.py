@@ -24,6 +24,7 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
+from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.spans import process_start, record_span, span
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
@@ -130,6 +131,7 @@ def make_trainer(config: Config, controller: ControllerHandle, placement: Placem
 def learn(driver_config: Config, controller: ControllerHandle) -> None:
     """Run one worker of the learner, with the run seen through the controller and the others through torch."""
     record_span("process", process_start(), time.time())
+    keep_compiled_code()
     with span("import torch"):
         import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
     with span("import transformers"):

@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorProxy
 
 from rayqd.actors.topology import describe_node, find_log_dir
+from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.stall import read_stall
@@ -41,6 +42,7 @@ class PooledActor:
     def __init__(self, load: Callable[[], float]) -> None:
         """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
         self._load = load
+        keep_compiled_code()
         record_span("process", process_start(), time.time())
 
     @ray.method
