@@ -70,7 +70,7 @@ def terminal(request: pytest.FixtureRequest, directory: Path) -> Iterator[Termin
         (b"rayqd config --no-ray" + TAB, ["config", "--no-ray.dashboard"]),
         (b"rayqd export runs/o" + TAB + b" --ver" + TAB, ["export", "runs/one", "--verify"]),
         (b"rayqd export runs/one --out ru" + TAB, ["export", "runs/one", "--out", "runs"]),
-        (b"rayqd bench st" + TAB + b" --sh" + TAB + b" x", ["bench", "step", "--shape", "x"]),
+        (b"rayqd bench ste" + TAB + b" --sh" + TAB + b" x", ["bench", "step", "--shape", "x"]),
         (b"rayqd sweep --sweep.sea" + TAB + b" op" + TAB, ["sweep", "--sweep.search", "optuna"]),
         (b"rayqd runs --j" + TAB, ["runs", "--json"]),
         (b"rayqd runs --s" + TAB, ["runs", "--s"]),

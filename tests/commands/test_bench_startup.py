@@ -43,6 +43,8 @@ def test_both_runs_are_timed_from_the_command_to_its_prompt(
     assert (cold.caches, warm.caches) == ("cold", "warm")
     for timing in (cold, warm):
         table = timing.startup
+        assert table.first_step is not None
+        assert table.last_step is not None
         assert 0 < table.first_step < table.last_step < table.end <= timing.seconds + 1
         names = {(span.role, span.name) for span in table.spans}
         assert {("driver", "start Ray"), ("learner", "first step"), ("teacher-0", "load model")} <= names
