@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -144,6 +145,24 @@ class RunDirectory:
         _refuse_other_command(location, saved, self._command)
         if begun:
             _refuse_other_settings(location, load_config([f"@{saved}"]), config)
+
+
+def describe_run_dir(config: Config, command: str = "distill") -> str:
+    """Say what `RunDirectory` would find, writing nothing; raises what it would, but for the lock."""
+    path = config.run_dir
+    parent = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise StorageError(f"run directory {path} cannot be made: {parent} is not a directory that may be written")
+    saved = path / CONFIG
+    if not saved.exists():
+        if path.exists() and any(file.name != LOCK for file in path.iterdir()):
+            raise RunError(f"{path} is not empty and not a run's directory; choose another name")
+        return "a new run"
+    _refuse_other_command(str(path), saved, command)
+    if all(file.name in _NO_PROGRESS for file in path.iterdir()):
+        return "a run that has not begun"
+    _refuse_other_settings(str(path), load_config([f"@{saved}"]), config)
+    return "a run that has finished" if (path / RESULT).exists() else "a run that would go on where it ended"
 
 
 def command_of(config_file: Path) -> str:

@@ -1,0 +1,96 @@
+"""`rayqd distill --dry-run`: everything that is checked before Ray starts, and what would be asked of it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from ray._private.utils import get_num_cpus
+from rich.console import Console
+
+from rayqd.cluster.check import load_valid_cluster_file
+from rayqd.cluster.files import parse_nodes
+from rayqd.cluster.nodes import NodeGroup, Nodes
+from rayqd.cluster.placement import best_plan, num_workers, place
+from rayqd.commands.cluster import print_roles
+from rayqd.config import Config
+from rayqd.config.resolved import with_absolute_paths
+from rayqd.console.progress import headline
+from rayqd.console.result_table import short_path
+from rayqd.console.say import say
+from rayqd.data import ExampleSet
+from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
+from rayqd.driver.preflight import Checked, check, check_gpu_memory, load_data, summary
+from rayqd.runs.directory import describe_run_dir
+
+
+def dry_run(config: Config, console: Console | None = None) -> int:
+    """Check `config` as `distill` does, start and write nothing, and tell what the run would be; returns 0.
+
+    Raises a RayqdError that says in one line what the run would end with.
+    """
+    console = console or Console()
+    asked = with_absolute_paths(config)
+    config = with_concrete_dtype(asked)
+    say(console, f"dry run of {headline(config)}")
+    if remark := describe_dtype(asked, config):
+        say(console, remark)
+    state = describe_run_dir(config)
+    check_machine(config, runs_vllm=config.is_on_policy or config.distill.seq_kd)
+    checked = check(config)
+    training, heldout = load_data(checked, config)
+    say(console, f"data: {summary(training)}; held out: {summary(heldout)}")
+    _show_roles(console, config, checked)
+    say(
+        console,
+        f"steps     {config.learner.steps:,} of {config.learner.batch_size} sequences, {_tokens(config, training)}",
+    )
+    say(console, f"directory {short_path(config.run_dir)}: {state}")
+    if config.storage:
+        say(console, f"storage   {config.storage}/{config.name}")
+    say(console, "nothing is in the way; nothing was started or written")
+    return 0
+
+
+def _show_roles(console: Console, config: Config, checked: Checked) -> None:
+    nodes, where = _nodes(config)
+    if nodes is None:
+        counts = ", ".join(f"{count} {role}" for role, count in num_workers(config).items() if count)
+        say(console, f"cluster   {where}: {counts} workers; what each gets depends on its nodes")
+        say(
+            console,
+            "          `rayqd cluster validate FILE` counts them for the cluster's file, or set ray.cluster_file",
+        )
+        return
+    say(console, f"cluster   {where}: {nodes.cpus:g} CPUs, {nodes.gpus} GPUs")
+    print_roles(console, config, best_plan(config, nodes))
+    placement = place(config, nodes)
+    if not _address(config):
+        check_gpu_memory(checked, config, placement)
+
+
+def _nodes(config: Config) -> tuple[Nodes | None, str]:
+    """Return the nodes that the run could have, None where only the cluster itself knows, and what they are."""
+    if config.ray.cluster_file:
+        return parse_nodes(load_valid_cluster_file(config.ray.cluster_file)), str(config.ray.cluster_file)
+    if address := _address(config):
+        return None, address
+    cpus, gpus = float(get_num_cpus()), torch.cuda.device_count()
+    here = NodeGroup(name="this machine", cpus=cpus, gpus=gpus, labels={}, running=1, startable=0)
+    return Nodes(groups=(here,)), "a Ray of this machine's own"
+
+
+def _address(config: Config) -> str | None:
+    return config.ray.address or os.environ.get("RAY_ADDRESS")
+
+
+def _tokens(config: Config, training: ExampleSet) -> str:
+    """Say how many tokens a step has by the data's mean lengths, rollouts at their longest, and at most."""
+    examples = training.examples
+    prompt = sum(len(example.prompt_ids) for example in examples) / len(examples)
+    completion = sum(len(example.completion_ids) for example in examples) / len(examples)
+    share = config.distill.lmbda
+    longest = min(config.rollout.max_new_tokens, config.data.max_length)
+    mean = prompt + share * longest + (1 - share) * completion
+    size = config.learner.batch_size
+    return f"about {size * mean:,.0f} tokens a step, {size * config.data.max_length:,} at most"

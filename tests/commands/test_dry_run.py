@@ -1,0 +1,91 @@
+"""A dry run tells what a run would be, starts nothing and leaves nothing, and fails as the run would."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rayqd.cli import main
+from rayqd.config.resolved import to_toml
+
+
+@pytest.fixture
+def dry_run(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Runs `rayqd distill --dry-run` on the tiny configuration; returns exit code, screen and error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*flags: str, **sections: Any) -> tuple[int, str, str]:
+        file = tmp_path / "run.toml"
+        file.write_text(to_toml(tiny_config(**sections)))
+        code = main(["distill", f"@{file}", "--dry-run", *flags])
+        captured = capsys.readouterr()
+        assert not ray.is_initialized()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_it_tells_roles_tokens_and_place_and_leaves_nothing(dry_run: Any, tmp_path: Path) -> None:
+    code, out, err = dry_run("--rollout.num_workers", "2")
+    assert (code, err) == (0, "")
+    roles = {line.split()[1]: line.split()[3] for line in out.splitlines() if line.startswith(("│ ", "| "))}
+    assert roles == {"learner": "1", "rollout": "2", "teacher": "1"}
+    assert "4 of 4 sequences" in out
+    assert f"{4 * 128:,} at most" in out  # batch_size x max_length
+    assert "directory runs/tiny: a new run" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_off_policy_asks_for_no_rollout_worker(dry_run: Any) -> None:
+    code, out, _ = dry_run("--distill.lmbda", "0")
+    assert code == 0
+    assert "│ rollout" not in out
+    assert "│ teacher" in out
+
+
+def test_a_cluster_that_is_not_asked_is_named(dry_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    code, out, _ = dry_run()
+    assert code == 0
+    assert "cluster   10.0.0.1:6379: 1 rollout, 1 teacher, 1 learner workers" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--quant.group_size", "96"], 2, "96"),
+        (["--model.name", "./nowhere"], 1, "model directory nowhere does not exist"),
+        (["--rollout.num_workers", "900"], 1, "no room for"),
+        (["--learning_rate", "1"], 2, "rayqd's name for it is learner.lr"),
+    ],
+)
+def test_it_fails_as_the_run_would(flags: list[str], code: int, said: str, dry_run: Any, tmp_path: Path) -> None:
+    found, _, err = dry_run(*flags)
+    assert found == code
+    assert said in err
+    assert err.startswith("rayqd: error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_directory_that_is_no_run_and_one_of_other_settings_are_refused(
+    dry_run: Any, tiny_config: Any, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "runs" / "tiny"
+    run_dir.mkdir(parents=True)
+    (run_dir / "thesis.txt").write_text("words")
+    assert "is not empty and not a run's directory" in dry_run()[2]
+    (run_dir / "thesis.txt").unlink()
+    (run_dir / "config.toml").write_text(to_toml(tiny_config(learner={"lr": 5e-4})))
+    assert "a run that has not begun" in dry_run()[1]
+    (run_dir / "start").mkdir()
+    assert "learner.lr: 0.0005 -> 0.001" in dry_run()[2]
+    assert sorted(os.listdir(run_dir)) == ["config.toml", "start"]
