@@ -89,7 +89,8 @@ def test_every_command_is_offered(terminal: Terminal) -> None:
 def test_every_setting_is_offered(terminal: Terminal) -> None:
     command, *offered = terminal.arguments(b"rayqd distill --" + ALL)
     switched_off = {f"--no-{key}" for key, setting in settings().items() if setting.kind == "boolean"}
-    assert (command, set(offered)) == ("distill", {f"--{key}" for key in settings()} | switched_off | {"--help"})
+    own = {f"--{option.name}" for option in COMMANDS["distill"].options} | {"--help"}
+    assert (command, set(offered)) == ("distill", {f"--{key}" for key in settings()} | switched_off | own)
 
 
 @pytest.fixture(scope="module")
