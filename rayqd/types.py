@@ -102,6 +102,17 @@ class WireTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProbe:
+    """What an engine predicts with weights that it was just given, to be held against the learner's own prediction."""
+
+    policy_version: int  # of the weights
+    prompt_ids: IntArray  # [P]
+    completion_ids: IntArray  # [C] what it wrote, always the likeliest
+    top_ids: IntArray  # [C, k] the ids that it found likeliest at each of them
+    logprobs: NDArray[np.float32]  # [C, k] of those, in nats, over the whole vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherPayload:
     """What a teacher sends of one completion.
 
@@ -164,3 +175,4 @@ class Batch:
     num_tokens: int  # over all workers, prompts included
     num_on_policy: int  # sequences, over all workers
     policy_version: int | None  # the oldest weights that wrote any of it; None when all of it comes from the data
+    probes: tuple[EngineProbe, ...] = ()  # of the engines that were given their first weights for this step

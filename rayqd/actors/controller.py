@@ -28,7 +28,7 @@ from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, S
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.runs.paths import RAY_TRAIN
 from rayqd.spans import Span, process_start, record_span, span, take_spans
-from rayqd.types import Example, IntArray, WireTensor
+from rayqd.types import EngineProbe, Example, IntArray, WireTensor
 
 
 class Controller:
@@ -46,6 +46,7 @@ class Controller:
         self._teachers = Pool("teacher", teachers, timeout, self._notice)
         self._rollout_clock, self._teacher_clock = RoleClock(), RoleClock()
         self._cache = CacheCounts()
+        self._pooled_rollouts = PooledRollouts(self._rollouts, self._rollout_clock)
         self._quarantine = Quarantine(config, self._log.add)
         self._has_data = asyncio.Event()
         self._stop_requested = asyncio.Event()
@@ -82,7 +83,7 @@ class Controller:
             examples=training.examples,
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,
-            rollouts=PooledRollouts(self._rollouts, self._rollout_clock),
+            rollouts=self._pooled_rollouts,
             teachers=PooledTeachers(self._teachers, self._teacher_clock, self._cache),
             put=put,
             quarantine=self._quarantine.add,
@@ -115,6 +116,11 @@ class Controller:
             return await (await self._wait_for_pipeline()).batch(step, attempt)
         finally:
             self._num_waiting -= 1
+
+    @ray.method
+    async def probes(self, version: int) -> tuple[EngineProbe, ...]:
+        """Return what rollout workers predicted whose first weights were those of `version`."""
+        return self._pooled_rollouts.probes(version)
 
     @ray.method
     async def list_awaited_workers(self) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,8 @@ class ControllerFeed:
             indices = split_evenly([r.rollout.summary.num_tokens for r in refs], self._world_size)[self._rank]
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
-                return _batch(refs, share or [])
+                probes = ray.get(self._controller.probes.remote(step))
+                return replace(_batch(refs, share or []), probes=probes)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:

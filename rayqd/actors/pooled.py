@@ -15,7 +15,7 @@ from rayqd.actors.workers import RolloutActor, TeacherActor
 from rayqd.pipeline import Ref, RolloutRef, Weights
 from rayqd.spans import Span
 from rayqd.teacher.worker import ScoringReport
-from rayqd.types import Example, PlannedSequence, Rollout, TeacherPayload
+from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, TeacherPayload
 
 
 @dataclass
@@ -49,6 +49,11 @@ class PooledRollouts:
     def __init__(self, pool: Pool[RolloutActor], clock: RoleClock) -> None:
         self._pool = pool
         self._clock = clock
+        self._probes: list[EngineProbe] = []
+
+    def probes(self, version: int) -> tuple[EngineProbe, ...]:
+        """Return what workers predicted whose first weights were those of `version`."""
+        return tuple(probe for probe in self._probes if probe.policy_version == version)
 
     async def write(
         self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
@@ -68,6 +73,8 @@ class PooledRollouts:
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights
     ) -> list[RolloutRef]:
         report, refs = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
+        if report.probe:
+            self._probes.append(report.probe)
         num_tokens = sum(summary.num_loss_tokens for summary in report.rollouts)
         self._clock.add(sequences[0].step, report.seconds, num_tokens, report.spans)
         return [RolloutRef(summary=summary, ref=ref) for summary, ref in zip(report.rollouts, refs, strict=True)]

@@ -21,7 +21,7 @@ from rayqd.rollout.stall import read_stall
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.spans import Span, process_start, record_span, take_spans
 from rayqd.teacher.worker import ScoringReport, TeacherWorker
-from rayqd.types import Example, IntArray, PlannedSequence, Rollout, RolloutSummary, TeacherPayload
+from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, RolloutSummary, TeacherPayload
 
 _START_RETRIES = 2  # of an actor that dies while it starts; its node may have been taken away
 
@@ -77,6 +77,7 @@ class WritingReport:
     seconds: float
     rollouts: list[RolloutSummary]
     spans: tuple[Span, ...] = ()  # of a worker's first call
+    probe: EngineProbe | None = None  # of a worker that was first given weights
 
 
 class RolloutActor(PooledActor):
@@ -115,7 +116,8 @@ class RolloutActor(PooledActor):
         assert self._worker is not None
         seconds, rollouts = self._worker.write(sequences, prompts, weights)
         summaries = [rollout.summary for rollout in rollouts]
-        return WritingReport(seconds=seconds, rollouts=summaries, spans=_take_spans()), *rollouts
+        probe = self._worker.take_probe()
+        return WritingReport(seconds=seconds, rollouts=summaries, spans=_take_spans(), probe=probe), *rollouts
 
     def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Yield completions by the keys of `requests`; see `RolloutWorker.complete`."""

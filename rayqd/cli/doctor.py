@@ -17,5 +17,5 @@ COMMAND = Command(
     name="doctor",
     text="check this machine: what it can run, and how to fix what it cannot",
     run=_doctor,
-    details="Of the settings it looks at runs_dir alone. The exit code is 1 if something fails.",
+    details="Of the settings it looks at runs_dir and storage. The exit code is 1 if something fails.",
 )

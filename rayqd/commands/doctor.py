@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator
 
 from rayqd.config import Config
-from rayqd.doctor import machine, software
+from rayqd.doctor import machine, parts, software
 from rayqd.doctor.finding import Finding, print_finding
-from rayqd.doctor.probe import start_probes
+from rayqd.doctor.probe import Probe, start_probes
 
 
 def findings(config: Config) -> Iterator[Finding]:
     """Run every check once: what is quick first, then what other processes found out meanwhile."""
-    probes = start_probes(software.PROBES)
+    probes = start_probes(software.PROBES | parts.PROBES)
     yield software.check_python()
     yield from software.check_packages()
     yield software.check_quickstart_model()
@@ -29,6 +29,11 @@ def findings(config: Config) -> Iterator[Finding]:
     yield software.check_gpus(outcomes["gpus"])
     yield from software.check_c_compiler(outcomes["gpus"])
     yield software.check_vllm_backend(outcomes["vllm"], outcomes["gpus"])
+    yield parts.check_kernel(outcomes["4-bit kernel"])
+    yield parts.check_ray(outcomes["ray task"])
+    yield from parts.check_nccl(outcomes["nccl"])
+    yield parts.check_dtype(Probe(parts.TIMING).outcome())
+    yield from parts.check_storage(config)
 
 
 def examine(config: Config) -> int:

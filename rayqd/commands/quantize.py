@@ -22,7 +22,7 @@ from rayqd.driver.preflight import Checked, check, load_data, summary
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
-from rayqd.export.write import export, update_card, weight_bytes
+from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
@@ -116,7 +116,7 @@ class _Quantizing:
             head = output_head(model)
             heldout = Heldout(rows, head, config.learner.microbatch_tokens)
             fidelity = heldout.evaluate_teacher(head)
-        bits, size = head.element_size() * 8, weight_bytes(checked.directory)
+        bits, size = dense_bits(directory), weight_bytes(directory)
         return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 
     def _student(self, checked: Checked) -> Student:

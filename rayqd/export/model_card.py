@@ -48,9 +48,10 @@ def make_model_card(
 ) -> str:
     """Return Markdown with the hub's front matter; `rows` are result.json's, `benchmarks` those of `rayqd eval`."""
     base = base_model_name(config.model.name)
-    teacher = base_model_name(config.teacher_name)
+    own = f"its own self in {config.model.dtype}"
+    teacher = base_model_name(config.teacher_name) if config.teacher.name else own
     how = (
-        f"It was distilled from {'its 16-bit self' if config.teacher.name is None else teacher} with "
+        f"It was distilled from {teacher} with "
         f"quantization-aware training: what was trained is what these files hold, bit for bit."
         if command == "distill"
         else f"Its weights were quantized by {_METHODS[config.quant.method]}, without training."
@@ -58,7 +59,7 @@ def make_model_card(
     blocks = [
         _front_matter(config, kind, base, command),
         f"# {base.rpartition('/')[2]} in {config.quant.format.upper()}",
-        f"A 4-bit version of {base}: {_grid(config)}. {how}",
+        f"A 4-bit version of {base}: {_grid(config)}. {how}{_dense_part(config, kind)}",
         f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config, command)}\n```",
         _data(config, command),
         _results(rows),
@@ -69,6 +70,13 @@ def make_model_card(
         f"Made by rayqd {_version()}.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _dense_part(config: Config, kind: str) -> str:
+    """Say what a float32 run leaves in float32, which makes its export larger than others."""
+    if config.model.dtype != "float32" or kind == "gguf":
+        return ""
+    return " Embedding, norms and scales are float32, as it was trained: the files are larger than a 16-bit run's."
 
 
 def write_card(directory: Path, text: str) -> None:

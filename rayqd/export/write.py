@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,3 +116,18 @@ def check_kind(kind: Kind, config: Config, model_type: str) -> None:
 def weight_bytes(directory: Path) -> int:
     """Return the bytes of a checkpoint's safetensors files."""
     return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+
+
+def dense_bits(directory: Path) -> float:
+    """Return the bits of a weight in a dense checkpoint's files, in whatever dtype it is computed."""
+    from safetensors import safe_open
+
+    bits = num_weights = 0
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                part = tensors.get_slice(name)
+                count = math.prod(part.get_shape())
+                num_weights += count
+                bits += count * int("".join(c for c in part.get_dtype().partition("_")[0] if c.isdigit()))
+    return bits / num_weights if num_weights else math.nan

@@ -9,8 +9,9 @@ from pathlib import Path
 from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
-from rayqd.export.write import export, update_card, weight_bytes
+from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
+from rayqd.model.source import teacher_directory
 from rayqd.runs.paths import EXPORT
 from rayqd.spans import span
 
@@ -27,14 +28,16 @@ def finish(
         export(learner.student, source, config, directory)
     size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
-    dense_bits = learner.student.head.element_size() * 8
+    teachers = teacher_directory(config)
     with span("evaluate teacher"):
         teacher = heldout.evaluate_teacher(learner.teacher_head)
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
     with span(f"evaluate {student.name}"):
         students = {**untrained, student: heldout.evaluate(learner.student)}
     rows = (
-        ArmResult(arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits, size_bytes=weight_bytes(source)),
+        ArmResult(
+            arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(teachers), size_bytes=weight_bytes(teachers)
+        ),
         *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in students.items()),
     )
     update_card(directory, config, rows)

@@ -11,6 +11,7 @@ from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, StartEvent
 from rayqd.learner.checkpointer import Checkpointer
+from rayqd.learner.engine_check import check_engines
 from rayqd.learner.feed import Feed
 from rayqd.learner.learner import Learner
 from rayqd.learner.rollout_weights import collect_rollout_weights
@@ -60,6 +61,7 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
     batch = feed.batch(step)
     ready = time.perf_counter()
     staleness = _check_staleness(batch, step, config.rollout.max_staleness)
+    error = check_engines(learner.student, batch.probes, config.model.dtype)
     result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
     if is_first:
@@ -78,6 +80,7 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
             wait_seconds=ready - began,
             learner_seconds=done - ready,
             learner_tokens_per_second=batch.num_tokens / (done - ready),
+            engine_error=error,
         )
     )
 

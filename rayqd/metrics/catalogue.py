@@ -60,6 +60,7 @@ class LearnerStep:
     wait_seconds: float  # for the batch
     learner_seconds: float  # of work
     learner_tokens_per_second: float
+    engine_error: float | None = None  # None where no engine was given its first weights for the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +249,15 @@ METRICS = (
         fields=_learner_field("staleness"),
         label="staleness",
         form=",.0f",
+    ),
+    Metric(
+        name="engine_error",
+        title="Error of the rollout engine",
+        unit="share",
+        help="How far log-probabilities of an engine with its first published weights are from the learner's.",
+        group="Trouble",
+        fields=_learner_field("engine_error"),
+        form=".2%",
     ),
     Metric(
         name="retries",

@@ -80,7 +80,7 @@ def _header(run: Run) -> Markup:
     if run.command == "quantize":
         lead = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
         return page.header(f"rayqd quantize · {when}", config.name, lead)
-    teacher = Path(config.teacher.name).name if config.teacher.name else "its own 16-bit self"
+    teacher = Path(config.teacher.name).name if config.teacher.name else f"its own self in {config.model.dtype}"
     lead = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequences, {}.").format(
         _model(config),
         form,

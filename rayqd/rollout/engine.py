@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayqd.types import IntArray, WireTensor
 
 
@@ -21,6 +24,15 @@ class SamplingRequest:
     stop_token_ids: tuple[int, ...] = ()  # end it as well as what the engine finds in the model's directory
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A completion, always the likeliest token, and how likely the engine found the likeliest ones."""
+
+    token_ids: IntArray  # [C]
+    top_ids: IntArray  # [C, k]
+    logprobs: NDArray[np.float32]  # [C, k] nats, over the whole vocabulary
+
+
 def ignore_progress() -> None:
     """Do nothing: an engine's `on_progress` where nobody listens."""
 
@@ -33,6 +45,10 @@ class Engine(Protocol):
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Replace the quantized weights by what the learner published: packed codes and scales, by name."""
+        ...
+
+    def predict(self, prompt_ids: IntArray, num_tokens: int, k: int) -> Prediction | None:
+        """Write the likeliest `num_tokens` after a prompt, with the k likeliest ids at each; None without a model."""
         ...
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:

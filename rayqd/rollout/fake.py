@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import SamplingRequest, ignore_progress
+from rayqd.rollout.engine import Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
 
@@ -28,6 +28,11 @@ class FakeEngine:
         """Keep what a real engine would be given."""
         self.num_loads += 1
         self.weights.update(self.weight_loader.convert(tensors, torch.device("cpu")))
+
+    def predict(self, prompt_ids: IntArray, num_tokens: int, k: int) -> Prediction | None:
+        """Return None: there is no model to predict with."""
+        del prompt_ids, num_tokens, k
+        return None
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
         """Return a completion for each request, [C]."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import SamplingRequest, ignore_progress
+from rayqd.rollout.engine import Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_addresses
@@ -123,6 +123,36 @@ class VLLMEngine:
         params = [self._sampling_params(request) for request in requests]
         for finished in self._finish([request.prompt_ids for request in requests], params):
             yield [(index, _token_ids(output)) for index, output in finished]
+
+    def predict(self, prompt_ids: IntArray, num_tokens: int, k: int) -> Prediction | None:
+        """Take the logits where vLLM makes them: to ask it for log-probabilities would have it compile for a minute.
+
+        None where this vLLM makes them elsewhere.
+        """
+        model = self._model_runner.get_model()
+        compute_logits = cast("Callable[..., Tensor | None]", model.compute_logits)
+        rows: list[tuple[Tensor, Tensor]] = []
+
+        def keep_likeliest(*args: object, **keywords: object) -> Tensor | None:
+            logits = compute_logits(*args, **keywords)
+            if logits is not None:
+                logprobs, ids = logits.float().log_softmax(-1).topk(k)
+                rows.append((ids.cpu(), logprobs.cpu()))
+            return logits
+
+        request = SamplingRequest(
+            prompt_ids=prompt_ids, seed=0, temperature=0.0, min_new_tokens=num_tokens, max_new_tokens=num_tokens
+        )
+        model.__dict__["compute_logits"] = keep_likeliest
+        try:
+            (completion,) = self.generate([request])
+        finally:
+            del model.__dict__["compute_logits"]
+            self._llm.reset_prefix_cache()  # so that what is written later is what would have been
+        if sum(len(ids) for ids, _ in rows) < len(completion):
+            return None
+        ids, logprobs = (torch.cat(part)[: len(completion)].numpy() for part in zip(*rows, strict=True))
+        return Prediction(token_ids=completion, top_ids=ids.astype(np.int32), logprobs=logprobs)
 
     def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
         """Return the log-probability of every token but the first under the present weights, [T - 1], in nats."""

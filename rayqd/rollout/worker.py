@@ -17,7 +17,9 @@ from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.rollout.tuning import choose_preparation, most_sequences
 from rayqd.spans import span
-from rayqd.types import Example, IntArray, PlannedSequence, Rollout, WireTensor
+from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
+
+_PROBE_PROMPT_TOKENS, _PROBE_TOKENS, _PROBE_TOP_IDS = 32, 8, 64
 
 MakeEngine = Callable[[], Engine]
 Fetch = Callable[[Ref[Mapping[str, WireTensor]]], Mapping[str, WireTensor]]
@@ -47,6 +49,7 @@ class RolloutWorker:
         self._num_top_ids = num_top_ids
         self.stall_seconds = stall_seconds
         self._watch: StallWatch | None = None
+        self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
 
@@ -91,7 +94,9 @@ class RolloutWorker:
                 tensors = self._fetch(weights.tensors)
                 with self._working():
                     self._engine.load_weights(tensors)
-            self._version = weights.version
+                    self._version = weights.version
+                    if is_first:
+                        self._probe = self._make_probe(self._engine, prompts[0])
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
         with span("first rollouts") if is_first else nullcontext(), self._working():
             completions = self._completions(requests)
@@ -108,6 +113,24 @@ class RolloutWorker:
             for sequence, prompt, (completion, top_ids) in zip(sequences, prompts, completions, strict=True)
         ]
         return time.perf_counter() - began, rollouts
+
+    def take_probe(self) -> EngineProbe | None:
+        """Return what the engine predicted with the first weights that it was given; once."""
+        probe, self._probe = self._probe, None
+        return probe
+
+    def _make_probe(self, engine: Engine, prompt: Example) -> EngineProbe | None:
+        prompt_ids = prompt.prompt_ids[:_PROBE_PROMPT_TOKENS]
+        prediction = engine.predict(prompt_ids, _PROBE_TOKENS, _PROBE_TOP_IDS)
+        if prediction is None:
+            return None
+        return EngineProbe(
+            policy_version=self._version,
+            prompt_ids=prompt_ids,
+            completion_ids=prediction.token_ids,
+            top_ids=prediction.top_ids,
+            logprobs=prediction.logprobs,
+        )
 
     def _completions(self, requests: Sequence[SamplingRequest]) -> Sequence[tuple[IntArray, IntArray | None]]:
         assert self._engine is not None

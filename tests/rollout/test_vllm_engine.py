@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from rayqd.learner.engine_check import engine_error, engine_error_bound
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.engine import SamplingRequest
-from rayqd.types import IntArray
+from rayqd.types import EngineProbe, IntArray
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -137,3 +138,20 @@ def test_lengths_are_kept(published: Any) -> None:
     assert set(lengths) <= {9, 10, 11}
     # 16 prompt tokens leave 112 of the context of 128
     assert len(engine.generate([request(min_new_tokens=500, max_new_tokens=500)])[0]) == 112
+
+
+def test_what_it_predicts_is_the_learners_prediction_up_to_roundings(published: Any) -> None:
+    engine, student, _ = published
+    prompt: IntArray = np.arange(3, 35, dtype=np.int32)
+    prediction = engine.predict(prompt, 8, 16)
+    assert prediction.top_ids.shape == prediction.logprobs.shape == (8, 16)
+    greedy = request(prompt_ids=prompt, temperature=0.0, min_new_tokens=8, max_new_tokens=8)
+    assert np.array_equal(prediction.token_ids, engine.generate([greedy])[0])
+    probe = EngineProbe(
+        policy_version=0,
+        prompt_ids=prompt,
+        completion_ids=prediction.token_ids,
+        top_ids=prediction.top_ids,
+        logprobs=prediction.logprobs,
+    )
+    assert engine_error(student, probe) < engine_error_bound("bfloat16", 2)
