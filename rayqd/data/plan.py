@@ -79,8 +79,13 @@ def make_plan(config: Config, num_examples: int) -> Plan:
         batch_size=config.learner.batch_size,
         lmbda=config.distill.lmbda,
         seed=config.seed,
-        first_on_policy_step=round(config.distill.on_policy_after * config.learner.steps),
+        first_on_policy_step=first_on_policy_step(config),
     )
+
+
+def first_on_policy_step(config: Config) -> int:
+    """Return how many steps come before those that `distill.lmbda` holds for."""
+    return round(config.distill.on_policy_after * config.learner.steps)
 
 
 def steps_ahead(step: int, max_staleness: int, num_steps: int) -> range:

@@ -55,7 +55,7 @@ class Learner:
         self.settings = config.learner
         self._objective = Objective(config.distill, student.head, teacher_head)
         self.group = group or SingleProcess()
-        if config.model.compile and student.head.is_cuda and not self.group.is_sharded:
+        if config.compiles_layers and student.head.is_cuda and not self.group.is_sharded:
             compile_layers(student.model)
         self._parameters = list(student.parameters().values())
         self.optimizer = torch.optim.AdamW(

@@ -13,7 +13,7 @@ from rayqd.report.page import Column
 from rayqd.runs.startup import Startup
 from rayqd.spans import Span
 
-_WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 400, 14, 152, 366, 4  # units of the drawing; right of _RIGHT stand the seconds
+_WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 400, 14, 200, 366, 4  # units of the drawing; right of _RIGHT stand the seconds
 _COLOURS = {"driver": 5, "controller": 5, "learner": 0, "rollout": 1, "teacher": 2}
 _MAX_ROWS = 40  # of a drawing: of a large cluster's roles the longest spans
 

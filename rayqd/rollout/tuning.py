@@ -12,6 +12,7 @@ import math
 from typing import Literal
 
 from rayqd.config import Config
+from rayqd.data.plan import first_on_policy_step
 
 Preparation = Literal["eager", "graphs", "compile"]
 
@@ -35,7 +36,8 @@ def choose_preparation(config: Config) -> Preparation:
 def count_decode_steps(config: Config) -> int:
     """Return the most forward passes of one token a sequence that a rollout worker of the run can come to."""
     rounds = math.ceil(_sequences_a_call(config) / config.rollout.max_concurrent)
-    return config.learner.steps * rounds * config.rollout.max_new_tokens
+    num_steps = config.learner.steps - first_on_policy_step(config)
+    return num_steps * rounds * config.rollout.max_new_tokens
 
 
 def most_sequences(config: Config) -> int:

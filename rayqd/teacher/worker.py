@@ -144,7 +144,7 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
         directory = teacher_directory(config)
         with span("load model"):
             model = load_model(directory, config.model.dtype)
-        if config.model.compile and output_head(model).is_cuda:
+        if config.compiles_layers and output_head(model).is_cuda:
             compile_layers(model)
         spec = payload_spec(config, common_vocab_size(student, directory))
         with span("open cache"):

@@ -22,6 +22,19 @@ def test_decode_steps_are_those_of_the_longest_completions_in_as_many_rounds_as_
     assert count_decode_steps(config(batch=128, num_workers=4)) == 24 * 64
 
 
+def test_steps_without_the_student_decode_nothing() -> None:
+    late = config().model_copy(update={"distill": config().distill.model_copy(update={"on_policy_after": 0.75})})
+    assert count_decode_steps(late) == 6 * 64
+
+
+@pytest.mark.parametrize(("steps", "compiles"), [(199, False), (200, True)])
+def test_a_learner_compiles_what_its_steps_earn_back(steps: int, compiles: bool) -> None:
+    assert config(steps).compiles_layers == compiles
+    for given in (True, False):
+        told = config(steps).model_copy(update={"model": config().model.model_copy(update={"compile": given})})
+        assert told.compiles_layers == given
+
+
 def test_no_more_sequences_come_at_a_time_than_a_worker_s_share_of_a_step() -> None:
     assert most_sequences(config()) == 4
     assert most_sequences(config(lmbda=0.3)) == 3  # 2.4 a step, so some steps have three

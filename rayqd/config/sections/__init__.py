@@ -51,6 +51,10 @@ _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$"
 
 
+# A step of a 4B model is 0.2 s shorter with compiled layers, and they take half a minute (docs/performance.md).
+_STEPS_WORTH_COMPILING = 200
+
+
 class Config(Section):
     """A run: everything that decides its result, and where it runs."""
 
@@ -134,6 +138,11 @@ class Config(Section):
     def is_on_policy(self) -> bool:
         """Whether the student samples any of what it is trained on, so that there are rollout workers."""
         return self.distill.lmbda > 0
+
+    @property
+    def compiles_layers(self) -> bool:
+        """Whether a GPU's decoder layers are compiled: unless the model says so, where the steps earn it back."""
+        return self.model.compile if self.model.compile != "auto" else self.learner.steps >= _STEPS_WORTH_COMPILING
 
     @property
     def payload_cache_dir(self) -> Path:

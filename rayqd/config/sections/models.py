@@ -22,9 +22,9 @@ class ModelConfig(Section):
     """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included. auto: what the
     machine computes fastest: bfloat16 where GPU or CPU have it, else float32, and on a cluster bfloat16; the run's
     config.toml says which, and a resumed run keeps it."""
-    compile: Annotated[bool, SameResult()] = True
+    compile: Annotated[bool | Literal["auto"], SameResult()] = "auto"
     """On a GPU, compile the layers of student and teacher with torch.compile: a quarter less time a step, half a minute
-    more at the start. Full QAT on several learner workers is not compiled."""
+    more at the start. auto: for runs of 200 steps or more. Full QAT on several learner workers is not compiled."""
 
 
 class TeacherConfig(Section):
