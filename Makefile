@@ -11,11 +11,13 @@ PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.setup-run
 STAMP_DEV := .venv/.setup-dev
- # One pytest process a core; eight are enough, since each imports torch first. Tests with Ray wait half of their time, so
- # there is one more of them, and as many as 16 GiB hold. `make test PARALLEL=` and `make test-fast PARALLEL=` use one.
+ # One pytest process a core for what takes no second; eight are enough, since each imports torch first. A run on Ray or an
+ # engine is a dozen processes that keep two cores busy with imports alone: of those one at a time for every four cores.
+ # `make test-fast PARALLEL=` uses one process.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-test: PARALLEL := -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test-fast: PARALLEL := -n $(CORES) --maxprocesses 8 --dist worksteal
+PARALLEL := -n $(CORES) --maxprocesses 8 --dist worksteal
+FAST := not slow and not ray and not vllm
+SLOW_PARALLEL := $(if $(filter-out 0 1,$(shell expr $(CORES) / 4)),-n $(shell expr $(CORES) / 4) --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev quickstart test test-fast check lint types contracts requirements docs clean
@@ -40,16 +42,17 @@ quickstart: setup
 
 test: setup-dev
 ifdef CHANGED
-	$(BIN)/python tests/changed.py $(CHANGED) | xargs -r $(BIN)/pytest $(PARALLEL)
+	$(BIN)/python tests/changed.py $(CHANGED) | xargs -r $(BIN)/pytest $(SLOW_PARALLEL)
 else
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) -m "$(FAST)"
+	$(BIN)/pytest $(SLOW_PARALLEL) -m "not ($(FAST))"
 endif
 
 test-fast: setup-dev
-	$(BIN)/pytest $(PARALLEL) -m "not slow and not ray and not vllm"
+	$(BIN)/pytest $(PARALLEL) -m "$(FAST)"
 
 check: lint contracts
-	+$(MAKE) --no-print-directory -j 2 types test
+	+$(MAKE) --no-print-directory types test
 
 lint: setup-dev
 	$(BIN)/ruff check .
