@@ -23,7 +23,10 @@ VENV = ROOT / ".venv"
 DOWNLOADS_MB = 600  # that pip unpacks at a time, in TMPDIR
 COMPILED = 1.25  # of the packages' size: with what Python compiles of them
 MACHINES = ("x86_64", "aarch64")
-IMPORTED = ("rayqd.commands.distill", "vllm.entrypoints.llm")  # by a run's processes
+IMPORTED = (  # by a run's processes; two at a time, which share most of what they import
+    "rayqd.commands.distill, rayqd.actors.learner, rayqd.learner.worker, transformers.models.llama.modeling_llama",
+    "vllm.entrypoints.llm, vllm.model_executor.models.llama",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,10 +126,20 @@ def check_index(pins: Sequence[Pin]) -> None:
 
 
 def compile_imported() -> None:
-    """Import what a run imports, once, so that Python's compiled files are there; pip would compile five times more."""
+    """Import what a run imports, once, so that Python's compiled files are there; pip would compile five times more.
+
+    With PYTHONDONTWRITEBYTECODE set they would not be, and each process of each run would compile all of it again.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     say("[3/3] compiling what a run imports")
     running = [
-        subprocess.Popen([PYTHON, "-c", f"import {name}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [PYTHON, "-c", f"import {name}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         for name in IMPORTED
     ]
     for name, process in zip(IMPORTED, running, strict=True):
