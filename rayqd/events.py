@@ -256,7 +256,10 @@ def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:
     """Return the event as a line of metrics.jsonl or quarantine.jsonl has it; `time` in seconds since the epoch."""
     match event:
         case StepEvent():
-            row = {"event": "step", **event.values()}
+            measured = event.values()
+            if measured["engine_error"] is None:  # only the few steps that engines start before have one
+                del measured["engine_error"]
+            row = {"event": "step", **measured}
         case EvalEvent():
             row = {"event": "eval", "step": event.step, "arm": event.arm.name, **asdict(event.fidelity)}
         case QuarantineEvent():

@@ -40,13 +40,13 @@ _NODE_COLUMNS = (
     Column(heading="CPUs"),
     Column(heading="GPUs"),
     Column(heading="nodes"),
-    Column(heading="market", rank=2),
+    Column(heading="market", is_words=True, rank=2),
     Column(heading="this run starts", rank=1),
 )
 _ROLE_COLUMNS = (
-    Column(heading="role"),
+    Column(heading="role", is_words=True),
     Column(heading="workers"),
-    Column(heading="each asks for"),
+    Column(heading="each asks for", is_words=True),
     Column(heading="on nodes with", is_label=True, rank=1),
     Column(heading="lands on", is_label=True),
 )

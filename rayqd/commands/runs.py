@@ -83,11 +83,11 @@ def plain_console() -> Console:
 
 _COLUMNS = (
     Column(heading="RUN", is_label=True),
-    Column(heading="STATE"),
+    Column(heading="STATE", is_words=True),
     Column(heading="STEP", rank=1),
     Column(heading="KL TO TEACHER"),
     Column(heading="MODEL", is_label=True, rank=3),
-    Column(heading="FORMAT", rank=2),
+    Column(heading="FORMAT", is_words=True, rank=2),
     Column(heading="AGE", rank=4),
 )
 

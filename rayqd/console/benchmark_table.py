@@ -15,7 +15,7 @@ _COLUMNS = (
     Column(heading="", is_label=True),
     Column(heading="score"),
     Column(heading="against teacher", rank=1),
-    Column(heading="documents, verdict", rank=2),
+    Column(heading="documents, verdict", is_words=True, rank=2),
 )
 
 

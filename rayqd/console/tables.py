@@ -26,6 +26,7 @@ class Column:
     heading: str
     rank: int = 0  # the highest goes first where there is no room; 0 stays
     is_label: bool = False  # words, which may fold; anything else is shown whole
+    is_words: bool = False  # words that stay whole: they stand on the left, as labels do, and numbers on the right
 
 
 def print_table(
@@ -59,7 +60,7 @@ def _build(columns: Sequence[Column], rows: Sequence[Cells], width: int, title: 
     for column, size in zip(columns, _sizes(columns, rows, width, in_box), strict=True):
         table.add_column(
             _fold(column.heading, size),
-            justify="left" if column.is_label else "right",
+            justify="left" if column.is_label or column.is_words else "right",
             no_wrap=not column.is_label,
             overflow="fold",
             width=size,

@@ -125,7 +125,11 @@ def _columns(labels: Sequence[str]) -> list[Column]:
     """Return the columns; where there is no room the settings go last but the number and the KL."""
     measured = (("KL to teacher", 0), ("perplexity", 3), ("steps", 4), ("time", 5), ("state", 2))
     settings = [Column(heading=label, rank=1) for label in labels]
-    return [Column(heading=""), *settings, *(Column(heading=heading, rank=rank) for heading, rank in measured)]
+    return [
+        Column(heading=""),
+        *settings,
+        *(Column(heading=heading, rank=rank, is_words=heading == "state") for heading, rank in measured),
+    ]
 
 
 def _cells(outcome: Outcome, keys: Sequence[str]) -> list[str]:
