@@ -22,6 +22,7 @@ from rayqd.events import ArmResult
 from rayqd.export.digest import find_differing_layers
 from rayqd.export.load import load_export, read_kind, read_quantized_model
 from rayqd.export.quantized_model import QuantizedModel
+from rayqd.export.source_names import match_export
 from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
 from rayqd.export.verify import MAX_KL, compare, compute_token_logprobs, measure_divergence
 from rayqd.export.write import Kind, check_kind, default_kind, export, parse_kind, write
@@ -183,7 +184,8 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
         beside = f"step {trained.step}"
     else:
         parts = _exported_parts(run_dir, config)
-        found = compare(model, parts.quantized.items(), parts.dense, grid)
+        names = match_export(run_dir / EXPORT, parts.quantized)
+        found = compare(model, parts.quantized.items(), parts.dense, grid, names)
         beside = f"the codes in {run_dir / EXPORT}"
     weights = f"{found.num_quantized - found.quantized_differing} of {found.num_quantized} layers equal {beside}"
     dense_differing = len(found.differing) - found.quantized_differing

@@ -11,6 +11,7 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.user_code import check_user_code
+from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
@@ -28,6 +29,7 @@ class Checked:
     directory: Path
     tokenizer: Any
     context_length: int
+    remark: str = ""  # what the user should know of the model's files
 
 
 def check(config: Config, *, trains: bool = True) -> Checked:
@@ -41,16 +43,18 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     directory = student_directory(config)
     model = load_meta_model(directory)
     quantizable_layers(model, config.quant)
+    remark = check_weights(model, directory)
     tokenizer = load_tokenizer(directory)
     teacher = teacher_directory(config)
     if config.teacher.name:
+        check_weights(load_meta_model(teacher), teacher)
         _check_same_vocabulary(tokenizer, load_tokenizer(teacher), config)
     vocab_size = common_vocab_size(directory, teacher)
     _check_payload(config, len(tokenizer), vocab_size)
     if trains:
         check_payload(config, vocab_size)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
-    return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory))
+    return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory), remark=remark)
 
 
 def check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> None:

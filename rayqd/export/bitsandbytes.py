@@ -50,9 +50,7 @@ def write_model(
 ) -> int:
     """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
     dense = model.dense_to_store()
-    num_bytes = sum(t.numel() * model.dtype.itemsize for t in dense.values())
-    num_bytes += sum(q.codes.numel() // 2 + q.scales.nbytes for q in model.quantized.values())
-    with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
+    with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
         config = make_quantization_config(model.quant, dtype=model.dtype, skipped=_dense_layers(model))
         model.save_metadata(scratch, config)
         write_shards(_tensors(dense, model), scratch, max_shard_bytes)
@@ -135,12 +133,13 @@ def _tensors(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tup
     for layer, weight in model.quantized.items():
         for part, tensor in make_layer_tensors(weight, model.quant, model.dtype).items():
             yield f"{layer}.{part}", tensor
+    yield from model.carried_tensors()
 
 
 def _dense_layers(model: QuantizedModel) -> list[str]:
     """Name every dense matrix by its layer's full name: transformers would take the ends of names for whole ones."""
     layers = [name.removesuffix(".weight") for name, t in model.dense.items() if t.dim() == 2]
-    return [layer for layer in layers if layer not in model.quantized]
+    return list(dict.fromkeys(layer for layer in (*layers, *model.dense_layers) if layer not in model.quantized))
 
 
 def _name(dtype: torch.dtype) -> str:

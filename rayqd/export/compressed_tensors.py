@@ -7,7 +7,7 @@ codes and scales are written as they are given and never computed again: what wa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +25,7 @@ from rayqd.files import directory_bytes
 from rayqd.quant import pack, unpack
 from rayqd.quant.formats import FORMATS
 from rayqd.quant.grid import Quantized
+from rayqd.quant.select import is_ignored
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
@@ -34,13 +35,14 @@ REQUIRED_PARTS = [("weight_packed", "weight_scale", known.own_part) for known in
 PACKED_PARTS = (*{part for required in REQUIRED_PARTS for part in required}, "weight_zero_point")
 
 
-def make_quantization_config(quant: QuantConfig) -> dict[str, JsonValue]:
-    """Return the `quantization_config` of config.json.
+def make_quantization_config(quant: QuantConfig, dense_layers: Iterable[str] = ()) -> dict[str, JsonValue]:
+    """Return the `quantization_config` of config.json; `dense_layers` are left out beside `quant.ignore`.
 
     compressed-tensors compares whole names, so an entry of `quant.ignore` that may be the last parts of a name is
     written twice: as it is, and as a pattern.
     """
     ignore: list[JsonValue] = [*quant.ignore, *(rf"re:.*\.{re.escape(entry)}$" for entry in quant.ignore)]
+    ignore += [layer for layer in dense_layers if not is_ignored(layer, quant.ignore)]
     known = FORMATS[quant.format]
     symmetric = quant.rule != "asymmetric"
     weights: dict[str, JsonValue] = {
@@ -64,9 +66,8 @@ def write_model(
 ) -> int:
     """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
     dense = model.dense_to_store()
-    num_bytes = sum(_stored_bytes(dense, model))
-    with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
-        model.save_metadata(scratch, make_quantization_config(model.quant))
+    with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
+        model.save_metadata(scratch, make_quantization_config(model.quant, model.ignored_layers()))
         write_shards(_tensors(dense, model), scratch, max_shard_bytes)
         written_bytes = directory_bytes(scratch)
     return written_bytes
@@ -143,11 +144,4 @@ def _tensors(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tup
     for layer, weight in model.quantized.items():
         for part, tensor in pack(weight, model.quant.format).items():
             yield f"{layer}.{part}", tensor.cpu().contiguous()
-
-
-def _stored_bytes(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[int]:
-    for tensor in dense.values():
-        yield tensor.numel() * (model.dtype.itemsize if tensor.is_floating_point() else tensor.dtype.itemsize)
-    for weight in model.quantized.values():
-        zero_points = 0 if weight.zero_points is None else weight.zero_points.numel() // 2
-        yield weight.codes.numel() // 2 + weight.scales.nbytes + zero_points
+    yield from model.carried_tensors()

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from rayqd.config import Config
-from rayqd.export.compressed_tensors import write_checkpoint
-from rayqd.model.load import load_model, load_tokenizer, torch_dtype
+from rayqd.export.compressed_tensors import write_model
+from rayqd.export.quantized_model import QuantizedModel
+from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.source import cache_dir
 from rayqd.quant import make_grid, quantizable_layers
 
@@ -23,16 +24,10 @@ def make_initial_checkpoint(directory: Path, config: Config) -> Path:
     linears = quantizable_layers(model, config.quant)
     target.parent.mkdir(parents=True, exist_ok=True)
     quantized = {name: grid.quantize(linear.weight, name=name) for name, linear in linears.items()}
-    weights = {f"{name}.weight" for name in linears}
-    write_checkpoint(
-        config=model.config,
-        generation_config=model.generation_config,
-        dense={name: tensor for name, tensor in model.state_dict().items() if name not in weights},
-        quantized=quantized,
-        quant=config.quant,
-        tokenizer=load_tokenizer(directory),
-        directory=target,
+    parts = QuantizedModel.from_model(
+        model, directory, config.quant, dense=model.state_dict(), quantized=quantized, dtype=grid.dtype
     )
+    write_model(parts, target)
     return target
 
 

@@ -16,9 +16,11 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.quantized_model import QuantizedModel
+from rayqd.export.source_names import find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
 from rayqd.model import packed_attention
-from rayqd.model.load import device, load_tokenizer, torch_dtype
+from rayqd.model.load import device, load_meta_model, load_tokenizer, torch_dtype
+from rayqd.model.source_weights import read_stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,14 +92,18 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
     model_config = AutoConfig.from_pretrained(directory)
     delattr(model_config, "quantization_config")
     has_generation = (directory / "generation_config.json").is_file()
+    dense, names = _read_dense(directory, set(quantized)), match_export(directory, quantized)
     return QuantizedModel(
         config=model_config,
         generation_config=GenerationConfig.from_pretrained(directory) if has_generation else None,
-        dense=_read_dense(directory, set(quantized)),
+        dense={name: tensor for name, tensor in dense.items() if name not in names.unused},
         quantized=quantized,
         quant=config.quant,
         dtype=torch_dtype(config.model.dtype),
         tokenizer=load_tokenizer(directory),
+        source=directory,
+        carried={name: stored for name, stored in read_stored_tensors(directory).items() if name in names.unused},
+        dense_layers=find_dense_layers(load_meta_model(directory), names, set(quantized), dense, {}),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,59 +13,127 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
+from rayqd.export.dense_layers import summarize_dense_layers
+from rayqd.export.source_files import copy_source_files, make_config, read_config, write_config
+from rayqd.export.source_names import name_as_source
 from rayqd.model.load import load_tokenizer
+from rayqd.model.source_weights import StoredTensor
 from rayqd.quant import Quantized
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from rayqd.model.student import Student
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedModel:
-    """What an export is written from. Codes and scales are stored as they are given and never computed again."""
+    """What an export is written from. Codes and scales are stored as they are given and never computed again.
+
+    With a `source`, all names are those of its files; without one, those of the model that transformers makes.
+    """
 
     config: PreTrainedConfig
     generation_config: GenerationConfig | None
     dense: Mapping[str, Tensor]  # by the names of the state dict
     quantized: Mapping[str, Quantized]  # by the layers' qualified names
     quant: QuantConfig
-    dtype: torch.dtype  # floating tensors of `dense` are stored in it
+    dtype: torch.dtype  # of scales, and of what is computed with
     tokenizer: PreTrainedTokenizerBase | None
     card: str = ""  # the text of README.md; none is written without
+    source: Path | None = None  # the checkpoint whose config.json, tokenizer and other files the export takes over
+    is_tied: bool = True  # the head is the embedding wherever the source's config says so
+    carried: Mapping[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])  # stored unchanged
+    dense_layers: Sequence[str] = ()  # those that are not quantized, beside `quant.ignore`
 
     @classmethod
     def from_student(cls, student: Student, source: Path, quant: QuantConfig) -> QuantizedModel:
         """Take the codes of the student's forward pass, with the tokenizer and chat template of `source`."""
-        return cls(
-            config=student.model.config,
-            generation_config=student.model.generation_config,
+        return cls.from_model(
+            student.model,
+            source,
+            quant,
             dense=student.dense_tensors(),
             quantized=dict(student.quantized_layers()),
-            quant=quant,
             dtype=student.grid.dtype,
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: PreTrainedModel,
+        source: Path,
+        quant: QuantConfig,
+        *,
+        dense: Mapping[str, Tensor],
+        quantized: Mapping[str, Quantized],
+        dtype: torch.dtype,
+    ) -> QuantizedModel:
+        """Take the tensors of `model`, which was loaded from `source` and may have had its layers replaced since."""
+        parts = name_as_source(model, source, dense, quantized)
+        return cls(
+            config=model.config,
+            generation_config=model.generation_config,  # pyright: ignore[reportArgumentType]
+            dense=parts.dense,
+            quantized=parts.quantized,
+            quant=quant,
+            dtype=dtype,
             tokenizer=load_tokenizer(source),
+            source=source,
+            is_tied=parts.is_tied,
+            carried=parts.carried,
+            dense_layers=parts.dense_layers,
         )
 
     def dense_to_store(self) -> dict[str, Tensor]:
         """Return `dense` without the weights of quantized layers and without a tied lm_head."""
         left_out = {f"{layer}.weight" for layer in self.quantized}
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and self.is_tied:
             left_out.add("lm_head.weight")
         return {name: tensor for name, tensor in self.dense.items() if name not in left_out}
 
     def to_stored(self, tensor: Tensor) -> Tensor:
-        """Return a dense tensor as it is stored: on the CPU, floating ones in `dtype`."""
-        return tensor.detach().to("cpu", self.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        """Return a dense tensor as it is stored, on the CPU; without a source floating ones in `dtype`."""
+        casts = self.source is None and tensor.is_floating_point()
+        return tensor.detach().to("cpu", self.dtype if casts else tensor.dtype).contiguous()
+
+    def carried_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what is stored as the source has it, read from there one tensor at a time."""
+        for name, stored in self.carried.items():
+            yield name, stored.read()
+
+    def stored_bytes(self) -> int:
+        """Return about how many bytes the tensors take in an export."""
+        floating, others = self.dtype.itemsize, 0
+        for tensor in self.dense_to_store().values():
+            others += tensor.numel() * (floating if tensor.is_floating_point() else tensor.dtype.itemsize)
+        for weight in self.quantized.values():
+            zero_points = 0 if weight.zero_points is None else weight.zero_points.numel() // 2
+            others += weight.codes.numel() // 2 + weight.scales.nbytes + zero_points
+        return others + sum(stored.num_bytes for stored in self.carried.values())
+
+    def ignored_layers(self) -> list[str]:
+        """Return the layers that a loader must leave dense, beside `quant.ignore`; branches as patterns."""
+        return summarize_dense_layers(self.dense_layers, self.quantized)
 
     def save_metadata(self, directory: Path, quantization_config: dict[str, JsonValue]) -> None:
         """Write config.json, generation_config.json, the tokenizer's files and the card."""
         config = self.model_config()
-        config.quantization_config = quantization_config
-        for part in (config, self.generation_config, self.tokenizer):
-            if part is not None:
-                part.save_pretrained(directory)  # pyright: ignore[reportUnknownMemberType]
+        if self.source is not None:
+            copy_source_files(self.source, directory)
+            changed = make_config(
+                read_config(self.source),
+                quantization_config,
+                dtype=self.dtype,
+                architecture=(config.architectures or [""])[0],
+                is_tied=self.is_tied,
+            )
+            write_config(directory, changed)
+        else:
+            config.quantization_config = quantization_config
+            for part in (config, self.generation_config, self.tokenizer):
+                if part is not None:
+                    part.save_pretrained(directory)  # pyright: ignore[reportUnknownMemberType]
         self.save_card(directory)
 
     def save_card(self, directory: Path) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rayqd.evals.fidelity import student_fidelity
+from rayqd.export.source_names import to_source_names
 from rayqd.model.load import output_head
+from rayqd.model.source_weights import SourceNames
 from rayqd.quant import Grid, Quantized
 from rayqd.teacher.forward import Teacher
 from rayqd.types import IntArray, Rollout, ScoredRollout
@@ -42,9 +44,16 @@ def compare(
     quantized: Iterable[tuple[str, Quantized]],
     dense: Mapping[str, Tensor],
     grid: Grid,
+    names: SourceNames | None = None,
 ) -> Comparison:
-    """Compare every tensor of `model` with the values of `quantized` and with `dense`, dtype included."""
-    loaded = model.state_dict()
+    """Compare every tensor of `model` with the values of `quantized` and with `dense`, dtype included.
+
+    These have the names of transformers' model, or with `names` those of the files that it was loaded from.
+    """
+    tied = set(model.all_tied_weights_keys or {})
+    loaded = {name: tensor for name, tensor in model.state_dict().items() if name not in tied or name in dense}
+    if names is not None:
+        loaded = to_source_names(model, loaded, names)
     differing: list[str] = []
     layers: list[str] = []
     for layer, weight in quantized:
@@ -53,11 +62,8 @@ def compare(
         differing += _difference(name, loaded.get(name), grid.dequantize(weight))
     quantized_differing = len(differing)
     for name, tensor in dense.items():
-        expected = tensor.to(grid.dtype) if tensor.is_floating_point() else tensor
-        differing += _difference(name, loaded.get(name), expected)
+        differing += _difference(name, loaded.get(name), tensor)
     left = [name for name in loaded if name not in dense and not name.startswith(tuple(layers))]
-    if model.config.tie_word_embeddings:
-        left = [name for name in left if name != "lm_head.weight"]
     differing += [f"{name}: not a tensor of the trained model" for name in left]
     return Comparison(
         num_quantized=len(layers),
