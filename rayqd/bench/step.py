@@ -20,6 +20,7 @@ from rayqd.bench.shapes import random_model
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.learner.learner import Learner
+from rayqd.model.adapters import adapted_names, lora_alpha
 from rayqd.model.decoder_layers import checkpoint_layers
 from rayqd.model.fake_quantize import fake_quantize
 from rayqd.model.load import device, output_head, torch_dtype
@@ -115,8 +116,8 @@ class _PlainLora:
         from peft import LoraConfig, inject_adapter_in_model
 
         adapter = config.adapter
-        targets = [n for n in quantizable_layers(model, config.quant) if n.rsplit(".", 1)[-1] in adapter.targets]
-        lora = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha or 2 * adapter.rank, target_modules=targets)  # pyright: ignore
+        targets = list(adapted_names(quantizable_layers(model, config.quant), adapter))
+        lora = LoraConfig(r=adapter.rank, lora_alpha=lora_alpha(adapter), target_modules=targets)  # pyright: ignore
         inject_adapter_in_model(lora, model)
         for name, parameter in model.named_parameters():
             if "lora_" in name:

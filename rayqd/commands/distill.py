@@ -101,8 +101,8 @@ def _run(
             checked = check(config)
         with span("read data"):
             training, heldout = load_data(checked, config)
-        if checked.remark:
-            progress.say(checked.remark)
+        for remark in checked.remarks:
+            progress.say(remark)
         progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:

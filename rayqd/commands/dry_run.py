@@ -39,8 +39,8 @@ def dry_run(config: Config, console: Console | None = None) -> int:
     check_machine(config, runs_vllm=config.is_on_policy or config.distill.seq_kd)
     checked = check(config)
     training, heldout = load_data(checked, config)
-    if checked.remark:
-        say(console, checked.remark)
+    for remark in checked.remarks:
+        say(console, remark)
     say(console, f"data: {summary(training)}; held out: {summary(heldout)}")
     _show_roles(console, config, checked)
     say(

@@ -85,8 +85,8 @@ class _Quantizing:
             check_machine(config, runs_vllm=False)
             checked = check(config, trains=False)
             training, heldout_rows = load_data(checked, config)
-            if checked.remark:
-                progress.say(checked.remark)
+            for remark in checked.remarks:
+                progress.say(remark)
             progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")
             heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
             student = self._student(checked)

@@ -15,6 +15,7 @@ from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
+from rayqd.model.adapters import describe_unadapted
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
@@ -29,7 +30,7 @@ class Checked:
     directory: Path
     tokenizer: Any
     context_length: int
-    remark: str = ""  # what the user should know of the model's files
+    remarks: tuple[str, ...]  # what the user should know of the model, a line each
 
 
 def check(config: Config, *, trains: bool = True) -> Checked:
@@ -42,8 +43,8 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     check_user_code(config.data)
     directory = student_directory(config)
     model = load_meta_model(directory)
-    quantizable_layers(model, config.quant)
-    remark = check_weights(model, directory)
+    layers = quantizable_layers(model, config.quant)
+    remarks = [check_weights(model, directory), describe_unadapted(layers, config.adapter) if trains else ""]
     tokenizer = load_tokenizer(directory)
     teacher = teacher_directory(config)
     if config.teacher.name:
@@ -54,7 +55,12 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     if trains:
         check_payload(config, vocab_size)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
-    return Checked(directory=directory, tokenizer=tokenizer, context_length=context_length(directory), remark=remark)
+    return Checked(
+        directory=directory,
+        tokenizer=tokenizer,
+        context_length=context_length(directory),
+        remarks=tuple(remark for remark in remarks if remark),
+    )
 
 
 def check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rayqd.model.load import load_meta_model
 from rayqd.model.source_weights import SourceNames, StoredTensor, match_names, read_stored_tensors
 from rayqd.quant import Quantized
+from rayqd.quant.routers import find_routers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,14 +78,15 @@ def find_dense_layers(
     dense: Mapping[str, Tensor],
     carried: Mapping[str, StoredTensor],
 ) -> list[str]:
-    """Return the linear layers that are not quantized, as the source and as transformers calls them.
+    """Return the linear layers that are not quantized, and routers, as the source and as transformers calls them.
 
     Of what the source has in another form, and of what no module asks for, every matrix may be one.
     """
     known = {names.source_name(name) for name in plain.state_dict()}
     found: list[str] = []
+    routers = find_routers(plain)
     for layer, module in plain.named_modules():
-        if isinstance(module, nn.Linear) and layer not in quantized:
+        if (isinstance(module, nn.Linear) or layer in routers) and layer not in quantized:
             found += [layer_source_name(names, layer), layer]
     found += [_module(name) for name, tensor in dense.items() if tensor.dim() == 2 and name not in known]
     found += [_module(name) for name, tensor in carried.items() if len(tensor.shape) > 1]

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
-from rayqd.config.sections import AdapterConfig
-from rayqd.errors import ConfigError
+from rayqd.model.adapters import adapted_names, adapter_state, is_adapter, load_adapter_state, make_adapted_layer
 from rayqd.model.decoder_layers import checkpoint_layers, uncompile_layers
 from rayqd.model.grids import assign_grids
 from rayqd.model.load import load_model, output_head, torch_dtype
@@ -115,16 +113,13 @@ class Student:
 
         Of a sharded student this worker's rows; `load_state_dict` takes full tensors.
         """
-        state = {name: p.detach() for name, p in self.parameters().items() if not _is_adapter(name)}
-        if self.adapter.kind == "lora":
-            state |= {name: t.contiguous() for name, t in get_peft_model_state_dict(self.model).items()}
-        return state
+        parameters = self.parameters()
+        return {n: p.detach() for n, p in parameters.items() if not is_adapter(n)} | adapter_state(parameters)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what `state_dict` returned, in full tensors; collective where the student is sharded."""
         own = self.parameters()
-        if self.adapter.kind == "lora":
-            set_peft_model_state_dict(self.model, {name: t for name, t in state.items() if name not in own})
+        load_adapter_state(own, state)
         for name in own.keys() & state.keys():
             assign(own[name], state[name])
 
@@ -134,54 +129,18 @@ def _replace_linears(
 ) -> dict[str, QATLinear | QATLoraLinear]:
     """Replace every quantized linear layer in `model`; return the new ones by the name of the old."""
     linears = quantizable_layers(model, config.quant)
-    adapted = _adapted_names(linears, config.adapter)
+    adapted = adapted_names(linears, config.adapter)
     grids = assign_grids(linears, grid)
     for name, linear in linears.items():
         if name not in adapted:
             full = trainable and config.adapter.kind == "none"
             _replace(model, name, QATLinear(linear, grids[name], trainable=full))
     if adapted:
-        inject_adapter_in_model(make_lora_config(config.adapter, sorted(adapted)), model)
-        _keep_adapters_in_float32(model)
-    for name in adapted:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, QATLoraLinear)
-        layer.set_quantizer(
-            grids[name],
-            outside=config.adapter.placement == "outside",
-            stops_saturated=config.adapter.saturated == "stop",
-        )
+        model.requires_grad_(False)  # all but the adapters
+        for name in adapted:
+            _replace(model, name, make_adapted_layer(linears[name], config.adapter, grids[name]))
     layers = {name: model.get_submodule(name) for name in linears}
     return cast("dict[str, QATLinear | QATLoraLinear]", layers)
-
-
-def _keep_adapters_in_float32(model: nn.Module) -> None:
-    """Undo PEFT's choice of the dtype of the weights beside them, where most steps of an optimizer round to nothing."""
-    for name, parameter in model.named_parameters():
-        if _is_adapter(name):
-            parameter.data = parameter.data.float()
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
-
-
-def _adapted_names(linears: dict[str, nn.Linear], adapter: AdapterConfig) -> set[str]:
-    if adapter.kind == "none":
-        return set()
-    adapted = {name for name in linears if any(f".{name}".endswith(f".{target}") for target in adapter.targets)}
-    if not adapted:
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in linears})
-        raise ConfigError(f"adapter.targets={adapter.targets} names no quantized layer; the model has {kinds}")
-    return adapted
-
-
-def make_lora_config(adapter: AdapterConfig, targets: list[str]) -> LoraConfig:
-    """Return PEFT's description of the adapter; no dropout, which a merged weight cannot have."""
-    alpha = adapter.alpha if adapter.alpha is not None else 2 * adapter.rank
-    config = LoraConfig(r=adapter.rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)  # pyright: ignore
-    config._register_custom_module({nn.Linear: QATLoraLinear})
-    return config
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

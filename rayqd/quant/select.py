@@ -1,4 +1,4 @@
-"""Which layers are quantized: every nn.Linear except those that `quant.ignore` names."""
+"""Which layers are quantized: every nn.Linear except routers and gates, and those that `quant.ignore` names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
+from rayqd.quant.routers import find_routers
 
 USUAL_GROUP_SIZES = (32, 64, 128, 256)
 
@@ -16,17 +17,23 @@ USUAL_GROUP_SIZES = (32, 64, 128, 256)
 def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Linear]:
     """Return the layers to quantize by qualified name, in the model's order; the model may be on the meta device.
 
+    Routers of experts stay as they are, and every layer with one output, which is a gate.
+
     Raises ConfigError when nothing is left to quantize, when `quant.group_size` does not divide a layer's input
-    features, or when a layer shares its weight with the embedding, which stays dense.
+    features, or when a layer is the output head or shares its weight with the embedding, which stay dense.
     """
     modules = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
+    routers = find_routers(model)
     layers = {
-        name: module for name, module in modules if isinstance(module, nn.Linear) and not is_ignored(name, quant.ignore)
+        name: module
+        for name, module in modules
+        if isinstance(module, nn.Linear)
+        and module.out_features > 1
+        and name not in routers
+        and not is_ignored(name, quant.ignore)
     }
     if not layers:
-        raise ConfigError(
-            f"quant.ignore={quant.ignore} leaves no nn.Linear of {type(model).__name__} to quantize; remove entries"
-        )
+        raise ConfigError(_explain_nothing_left(model, quant))
     _check_not_tied(model, layers)
     _check_group_size(layers, quant.group_size)
     return layers
@@ -35,6 +42,18 @@ def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Lin
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
     """Return whether an entry is `name` itself or its last dotted parts: "lm_head", "mlp.down_proj"."""
     return any(name == entry or name.endswith(f".{entry}") for entry in ignore)
+
+
+def _explain_nothing_left(model: nn.Module, quant: QuantConfig) -> str:
+    kind = type(model).__name__
+    modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    convolutions = next((name for name, module in modules if type(module).__name__ == "Conv1D"), None)
+    if convolutions is not None:
+        return (
+            f"{kind} keeps its layers as transformers' Conv1D ({convolutions}), which no reader of 4-bit files loads: "
+            "choose a model whose layers are nn.Linear"
+        )
+    return f"quant.ignore={quant.ignore} leaves no nn.Linear of {kind} to quantize; remove entries"
 
 
 def _check_group_size(layers: Mapping[str, nn.Linear], quant_group_size: int) -> None:
@@ -52,8 +71,15 @@ def _check_group_size(layers: Mapping[str, nn.Linear], quant_group_size: int) ->
 
 def _check_not_tied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
     for name, layer in layers.items():
         if id(layer.weight) in embeddings:
             raise ConfigError(
                 f"{name} shares its weight with the embedding, which stays in 16 bits; add {name} to quant.ignore"
+            )
+        if layer is head:
+            raise ConfigError(
+                f"{name} is the output head, which the loss and every result need in 16 bits; add {name} to "
+                "quant.ignore"
             )

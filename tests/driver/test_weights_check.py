@@ -41,7 +41,7 @@ def with_head(change: Callable[[Tensor], Tensor]) -> Change:
 
 
 def test_tied_model_that_stores_its_head_twice_is_taken(check_changed: Any) -> None:
-    assert check_changed(with_head(lambda head: head)).remark == ""
+    assert check_changed(with_head(lambda head: head)).remarks == ()
 
 
 def test_config_that_says_tied_over_a_head_of_its_own_is_refused(check_changed: Any) -> None:
@@ -51,7 +51,7 @@ def test_config_that_says_tied_over_a_head_of_its_own_is_refused(check_changed: 
 
 
 def test_head_of_its_own_is_taken_where_the_config_says_so(check_changed: Any) -> None:
-    assert check_changed(with_head(lambda head: head + 1), tie_word_embeddings=False).remark == ""
+    assert check_changed(with_head(lambda head: head + 1), tie_word_embeddings=False).remarks == ()
 
 
 def test_head_that_is_missing_is_refused_and_not_made_up(check_changed: Any) -> None:
@@ -79,7 +79,7 @@ def test_weights_that_nobody_loads_are_told_with_their_size(check_changed: Any) 
     def with_mtp(tensors: dict[str, Tensor]) -> None:
         tensors["mtp.fc.weight"] = torch.ones(1000, 1000, dtype=torch.bfloat16)  # 2 MB
 
-    assert check_changed(with_mtp).remark == (
+    assert check_changed(with_mtp).remarks == (
         "1 weight of 2.0 MB that LlamaForCausalLM does not load (mtp.fc.weight): untrained, "
-        "carried into the export as they are"
+        "carried into the export as they are",
     )

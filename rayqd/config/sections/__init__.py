@@ -26,11 +26,10 @@ from rayqd.config.sections.markers import (
 )
 from rayqd.config.sections.models import ModelConfig, TeacherConfig
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
-from rayqd.config.sections.quant import PROJECTIONS, AdapterConfig, QuantConfig
+from rayqd.config.sections.quant import AdapterConfig, QuantConfig
 from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig, RolloutConfig
 
 __all__ = [
-    "PROJECTIONS",
     "AdapterConfig",
     "CheckpointConfig",
     "Config",

@@ -70,9 +70,6 @@ _USUAL_GROUP_SIZE = {"nvfp4": 16, "nf4": 64, "fp4": 64}
 _BNB_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
 class AdapterConfig(Section):
     """What is trained: low-rank adapters inside the rounding, Q(W + s·BA), or all weights."""
 
@@ -82,8 +79,8 @@ class AdapterConfig(Section):
     """Rank of the adapters."""
     alpha: float | None = Field(default=None, gt=0)
     """The adapter is scaled by alpha / rank; none means 2 · rank."""
-    targets: list[str] = PROJECTIONS
-    """Layers that get an adapter: the last parts of their names."""
+    targets: list[str] = Field(default=[])
+    """Layers that get an adapter: the last parts of their names. An empty list means every quantized layer."""
     saturated: Literal["pass", "stop"] = "pass"
     """The gradient of weights whose code is at its limit: pass: as of all others; stop: none, which takes one more
     product of the backward pass and ends no nearer to the teacher."""
