@@ -109,7 +109,7 @@ def _run(
             run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
-            environment = collect_environment(cluster.size, config)
+            environment = replace(collect_environment(cluster.size, config), forward=checked.forward)
             seconds: dict[str, float] = {}
             if config.distill.seq_kd:
                 started = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -104,7 +105,7 @@ class _Quantizing:
             seconds={k: round(v, 1) for k, v in {"total": time.time() - began, **self._seconds}.items()},
             method=quant.method,
             export=str(self._run_dir.path / EXPORT),
-            environment=collect_environment(),
+            environment=replace(collect_environment(), forward=checked.forward),
             startup=make_startup(began, [], take_spans("driver"), time.time()),
         )
 

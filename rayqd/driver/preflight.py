@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
 from rayqd.model.adapters import describe_unadapted
+from rayqd.model.forward.probe import find_mode
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.quant import quantizable_layers
@@ -31,6 +33,7 @@ class Checked:
     tokenizer: Any
     context_length: int
     remarks: tuple[str, ...]  # what the user should know of the model, a line each
+    forward: Mapping[str, str]  # "packed", "padded" or "alone", how rows go through a model, by its role
 
 
 def check(config: Config, *, trains: bool = True) -> Checked:
@@ -46,8 +49,10 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     layers = quantizable_layers(model, config.quant)
     remarks = [check_weights(model, directory), describe_unadapted(layers, config.adapter) if trains else ""]
     tokenizer = load_tokenizer(directory)
+    modes = {"student": find_mode(model.config)}
     teacher = teacher_directory(config)
     if config.teacher.name:
+        modes["teacher"] = find_mode(load_meta_model(teacher).config)
         check_weights(load_meta_model(teacher), teacher)
         _check_same_vocabulary(tokenizer, load_tokenizer(teacher), config)
     vocab_size = common_vocab_size(directory, teacher)
@@ -55,11 +60,13 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     if trains:
         check_payload(config, vocab_size)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
+    remarks += [f"{role}: {mode.words}" for role, mode in modes.items() if mode.words]
     return Checked(
         directory=directory,
         tokenizer=tokenizer,
         context_length=context_length(directory),
         remarks=tuple(remark for remark in remarks if remark),
+        forward={role: mode.batching.value for role, mode in modes.items()},
     )
 
 

@@ -34,7 +34,7 @@ def student_fidelity(
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
     sums = torch.zeros(4, dtype=torch.float64)
-    for indices in batch_by_tokens([s.rollout for s in heldout], max_tokens):
+    for indices in batch_by_tokens(model, [s.rollout for s in heldout], max_tokens):
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()

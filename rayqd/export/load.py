@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +17,7 @@ from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
-from rayqd.model import packed_attention
+from rayqd.model.forward.of_model import attention_of
 from rayqd.model.load import device, load_meta_model, load_tokenizer, torch_dtype
 from rayqd.model.source_weights import read_stored_tensors
 
@@ -67,18 +66,16 @@ def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTraine
 
 
 def _load(directory: Path, kind: Kind, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    from_pretrained = partial(
-        AutoModelForCausalLM.from_pretrained,
+    files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
+    return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch_dtype(dtype),
-        attn_implementation=packed_attention.NAME,
+        attn_implementation=attention_of(AutoConfig.from_pretrained(directory, **files)),
+        **files,
+        **({"quantization_config": GgufConfig(dequantize=True)} if files else {}),
     )
-    if kind != "gguf":
-        return from_pretrained()
-    gguf_file = next(directory.glob("*.gguf")).name
-    return from_pretrained(gguf_file=gguf_file, quantization_config=GgufConfig(dequantize=True))
 
 
 def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from rayqd.evals.fidelity import student_fidelity
 from rayqd.export.source_names import to_source_names
+from rayqd.model.forward.call import inputs_of_rows
+from rayqd.model.forward.of_model import mode_of
 from rayqd.model.load import output_head
 from rayqd.model.source_weights import SourceNames
 from rayqd.quant import Grid, Quantized
@@ -86,9 +88,9 @@ def measure_divergence(
 @torch.no_grad()
 def compute_token_logprobs(model: PreTrainedModel, token_ids: IntArray) -> list[float]:
     """Compute the log-probability of every token but the first, in nats, as transformers does."""
-    ids = torch.from_numpy(token_ids.astype("int64"))[None].to(next(model.parameters()).device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()
+    inputs = inputs_of_rows(model, [torch.from_numpy(token_ids.astype("int64"))], mode_of(model))
+    logits = model(use_cache=False, **inputs).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, inputs["input_ids"][0, 1:, None])[:, 0].tolist()
 
 
 def _difference(name: str, actual: Tensor | None, expected: Tensor) -> list[str]:

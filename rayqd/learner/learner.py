@@ -69,7 +69,7 @@ class Learner:
         """Step number `step`, on this worker's `share` of a batch that trains `num_loss_tokens` over all workers."""
         self.optimizer.zero_grad(set_to_none=False)
         loss = torch.zeros((), device=self.student.head.device)
-        microbatches = batch_by_tokens([s.rollout for s in share], self.settings.microbatch_tokens)
+        microbatches = batch_by_tokens(self.student.model, [s.rollout for s in share], self.settings.microbatch_tokens)
         num_rounds = self._num_rounds(len(microbatches))
         for indices in microbatches:
             loss += self._backward([share[i] for i in indices], num_loss_tokens)

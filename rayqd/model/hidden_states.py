@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayqd.model.packed_attention import make_keywords
+from rayqd.model.forward.batches import batch_rows
+from rayqd.model.forward.call import states_of_rows
+from rayqd.model.forward.of_model import mode_of
 from rayqd.model.wire import from_wire
 from rayqd.types import HiddenPayload, Rollout, ScoredRollout
 
@@ -21,39 +23,25 @@ if TYPE_CHECKING:
 def completion_states(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Tensor:
     """Compute the last hidden states, after the final norm, at the positions that predict each completion token.
 
-    Returns [sum of C, d], the rollouts' completions one after the other. The rollouts go through the model end to end,
-    without padding (see `rayqd.model.packed_attention`).
+    Returns [sum of C, d], the rollouts' completions one after the other: what `rayqd.losses.OutputHead` multiplies.
+    The rollouts go through the model end to end, without padding, where it takes them so (see `rayqd.model.forward`).
     """
-    device = next(model.parameters()).device
-    lengths = [r.num_tokens for r in rollouts]
-    ids = np.concatenate([part for r in rollouts for part in (r.prompt_ids, r.completion_ids)]).astype(np.int64)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    predicts = np.concatenate([_predicts(r) for r in rollouts])
-    output = model.base_model(
-        input_ids=torch.from_numpy(ids)[None].to(device),
-        position_ids=torch.from_numpy(positions)[None].to(device),
-        use_cache=False,
-        **make_keywords(lengths, model),
-    )
-    return output.last_hidden_state[0, torch.from_numpy(predicts).to(device)]
+    rows = [torch.from_numpy(np.concatenate([r.prompt_ids, r.completion_ids]).astype(np.int64)) for r in rollouts]
+    lengths = [len(row) for row in rows]
+    parts: dict[int, Tensor] = {}
+    for indices in batch_rows(model, lengths, len(rows) * max(lengths)):
+        members = [rollouts[i] for i in indices]
+        states = states_of_rows(model, [rows[i] for i in indices], mode_of(model))
+        predicts = torch.from_numpy(np.concatenate([_predicts(r) for r in members])).to(states.device)
+        if len(members) == len(rollouts) and indices == sorted(indices):
+            return states[predicts]
+        parts |= zip(indices, states[predicts].split([r.num_loss_tokens for r in members]), strict=True)
+    return torch.cat([parts[i] for i in range(len(rows))])
 
 
-def batch_by_tokens(rollouts: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
-    """Split the indices of `rollouts`, in order, into batches of at most `max_tokens`; a longer rollout is alone."""
-    return batch_lengths([rollout.num_tokens for rollout in rollouts], max_tokens)
-
-
-def batch_lengths(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split the indices of sequences, in order, into batches of at most `max_tokens`; a longer one is alone."""
-    batches: list[list[int]] = []
-    room = 0
-    for i, length in enumerate(lengths):
-        if not batches or length > room:
-            batches.append([])
-            room = max_tokens
-        batches[-1].append(i)
-        room -= length
-    return batches
+def batch_by_tokens(model: PreTrainedModel, rollouts: Sequence[Rollout], max_tokens: int) -> list[list[int]]:
+    """Split the indices of `rollouts` into batches of at most `max_tokens`, each of which is one call of `model`."""
+    return batch_rows(model, [rollout.num_tokens for rollout in rollouts], max_tokens)
 
 
 def teacher_states(scored: Sequence[ScoredRollout], device: torch.device) -> Tensor:

@@ -14,6 +14,8 @@ from rayqd.model.arithmetic import explain_missing_bfloat16
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rayqd.model.forward.mode import HeadForm
+
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """Load the causal language model of a checkpoint, in evaluation mode, on this process's device.
@@ -21,19 +23,23 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits). Raises
     ModelError where the logits are not a plain product of hidden states and output head.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rayqd.model import packed_attention
+    from rayqd.model.forward.check import check_mode
+    from rayqd.model.forward.of_model import attention_of
+    from rayqd.model.forward.probe import find_mode
 
     if reason := explain_missing_bfloat16(dtype):
         raise ModelError(reason)
     with quiet_libraries():
+        config = AutoConfig.from_pretrained(directory)
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch_dtype(dtype), attn_implementation=packed_attention.NAME
+            directory, dtype=torch_dtype(dtype), attn_implementation=attention_of(config)
         )
-    _check_head(model, directory)
     model.eval().requires_grad_(False)
     model.to(device())  # pyright: ignore[reportArgumentType]
+    _check_head(model, directory, find_mode(config).head)
+    check_mode(model)
     return model
 
 
@@ -97,11 +103,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_head(model: PreTrainedModel, directory: Path) -> None:
+def _check_head(model: PreTrainedModel, directory: Path, form: HeadForm) -> None:
     """Raise ModelError unless the logits are a plain matrix product: only then hidden states carry the distribution."""
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    for setting in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, setting, None) not in (None, 1, 1.0):
-            raise ModelError(f"{directory}: {setting} changes the logits after the output head; not supported")
-    if getattr(head, "bias", None) is not None:
+    if form.words:
+        raise ModelError(f"{directory}: logits {form.words} are not supported")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise ModelError(f"{directory}: an output head with a bias is not supported")

@@ -24,6 +24,16 @@ NAME = "rayqd_packed"  # as transformers' `attn_implementation`
 _HAS_GQA = "enable_gqa" in signature(varlen_attn).parameters
 _varlen_attn = partial(varlen_attn, enable_gqa=True) if _HAS_GQA else varlen_attn  # pyright: ignore[reportCallIssue]
 
+# Keywords that reach an attention function and change nothing for it: what the rest of the model is told.
+_NEUTRAL = frozenset(
+    (
+        *("scaling", "position_ids", "position_embeddings", "layer_idx", "cache_position", "logits_to_keep"),
+        *("use_cache", "past_key_values", "past_key_value", "return_dict"),
+        *("output_attentions", "output_hidden_states", "output_router_logits"),
+    )
+)
+_OFF: dict[str, object] = {"dropout": 0.0, "is_causal": True}  # values that mean what is computed here anyway
+
 
 class PackedKeywords(TypedDict, total=False):
     """What a model's call needs beside the token ids and positions of packed sequences."""
@@ -60,6 +70,9 @@ def packed_attention(
     longer than the sliding window.
     """
     num_tokens = query.shape[2]
+    _check_settings(module, settings)
+    if lengths is None and cu_seqlens is None and num_tokens > 1:
+        raise ModelError("packed attention was not told where rows begin: the model's layers drop keyword arguments")
     if attention_mask is not None or len(query) > 1:
         raise ModelError("packed attention takes one row without a mask")
     max_seqlen = max_seqlen or max(lengths or [num_tokens])
@@ -76,6 +89,20 @@ def packed_attention(
     settings["is_causal"] = True
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **settings)[0] for q, k, v in parts], dim=1), None
+
+
+def _check_settings(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Raise ModelError for a keyword that would change the attention and is not computed here."""
+    for name, value in settings.items():
+        if name in _NEUTRAL or value is None or (name in _OFF and value == _OFF[name]):
+            continue
+        raise ModelError(f"packed attention does not know {name}={_brief(value)}")
+    if getattr(module, "is_causal", True) is False:
+        raise ModelError("packed attention is causal, and the model's is not")
+
+
+def _brief(value: object) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:40]
 
 
 def _uses_flash(tensor: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -59,13 +59,15 @@ class Environment:
     versions: Mapping[str, str]  # by package, those that are installed; by import path of an extension its digest
     machine: Machine
     cluster: ClusterSize | None = None  # None without Ray
+    forward: Mapping[str, str] = field(default_factory=dict[str, str])  # by role, how rows share a call of its model
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return it as result.json has it."""
         cluster: dict[str, JsonValue] = {}
         if self.cluster:
             cluster = {"cluster": {**asdict(self.cluster), "accelerators": list(self.cluster.accelerators)}}
-        return {"versions": dict(self.versions), "machine": asdict(self.machine), **cluster}
+        forward: dict[str, JsonValue] = {"forward": dict(self.forward)} if self.forward else {}
+        return {"versions": dict(self.versions), "machine": asdict(self.machine), **cluster, **forward}
 
 
 def collect_environment(cluster: ClusterSize | None = None, config: Config | None = None) -> Environment:

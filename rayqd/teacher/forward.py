@@ -48,7 +48,7 @@ class Teacher:
     def _compute(self, rollouts: Sequence[Rollout], spec: PayloadSpec) -> list[TeacherPayload | None]:
         head = output_head(self._model)
         payloads: dict[int, TeacherPayload | None] = {}
-        for indices in batch_by_tokens(rollouts, self._max_batch_tokens):
+        for indices in batch_by_tokens(self._model, rollouts, self._max_batch_tokens):
             batch = [rollouts[i] for i in indices]
             states = torch.split(completion_states(self._model, batch), [rollout.num_loss_tokens for rollout in batch])
             for i, completion in zip(indices, states, strict=True):

@@ -32,7 +32,7 @@ def probe_of(student: Student, noise: float = 0.0) -> EngineProbe:
     ids, rows = torch.from_numpy(PROMPT.astype("int64")), []
     with torch.no_grad():
         for _ in range(4):
-            logprobs = student.model(ids[None]).logits[0, -1].float().log_softmax(-1)
+            logprobs = student.model(ids[None], lengths=[len(ids)]).logits[0, -1].float().log_softmax(-1)
             rows.append(logprobs.topk(16))
             ids = torch.cat([ids, logprobs.argmax()[None]])
     signs = np.where(np.arange(16) % 2, noise, -noise).astype(np.float32)
@@ -64,7 +64,9 @@ def test_the_error_is_the_difference_over_the_spread(tiny_model: Path) -> None:
     exact, off = probe_of(student), probe_of(student, noise=1.0)
     whole = torch.from_numpy(np.concatenate([PROMPT, exact.completion_ids]).astype("int64"))
     with torch.no_grad():
-        logprobs = student.model(whole[None]).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
+        logprobs = (
+            student.model(whole[None], lengths=[len(whole)]).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
+        )
     ids = torch.from_numpy(exact.top_ids.astype("int64"))
     spread = (logprobs.gather(1, ids) - logprobs.mean(-1, keepdim=True)).square().mean().sqrt().item()
     assert engine_error(student, off) == pytest.approx(1.0 / spread, rel=0.02)

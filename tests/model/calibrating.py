@@ -25,7 +25,7 @@ def sequences(num: int = 24, seed: int = 0) -> list[IntArray]:
 
 def logits(model: Any, ids: IntArray) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0].float()
+        return model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], lengths=[len(ids)]).logits[0].float()
 
 
 def quantized(model: Any, quant: QuantConfig = QUANT, grid: Grid = GRID) -> Any:

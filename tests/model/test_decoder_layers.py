@@ -42,7 +42,7 @@ def states_and_gradients(student: Student, num_tokens: int = 24) -> dict[str, Te
     for parameter in student.parameters().values():
         parameter.grad = None
     ids = torch.arange(3, 3 + num_tokens)[None]
-    states = student.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    states = student.model.base_model(input_ids=ids, use_cache=False, lengths=[ids.shape[1]]).last_hidden_state
     states.pow(3).sum().backward()
     found = {"states": states.detach()}
     return found | {n: p.grad.clone() for n, p in student.parameters().items() if p.grad is not None}

@@ -14,7 +14,7 @@ def test_a_token_s_bytes_are_those_of_transformers_own_cache(tiny_model: Path) -
     cache = DynamicCache(config=model.config)
     ids = torch.arange(7)[None]
     model.set_attn_implementation("eager")
-    model(ids, past_key_values=cache, use_cache=True)
+    model(ids, past_key_values=cache, use_cache=True, lengths=[ids.shape[1]])
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_bytes_per_token(model.config, 2) == kept / 7
 

@@ -86,7 +86,13 @@ def test_log_probabilities_equal_the_learners_to_16_bit_rounding(published: Any)
 
     def learner_logprobs() -> torch.Tensor:
         with torch.no_grad():
-            return student.model(ids).logits[0, :-1].float().log_softmax(-1).gather(-1, picked)[:, 0]
+            return (
+                student.model(ids, lengths=[ids.shape[1]])
+                .logits[0, :-1]
+                .float()
+                .log_softmax(-1)
+                .gather(-1, picked)[:, 0]
+            )
 
     served = torch.tensor(engine.prompt_logprobs(tokens))
     in_16_bit = learner_logprobs()
@@ -123,7 +129,7 @@ def test_the_ids_that_it_found_likeliest_are_the_learners(published: Any) -> Non
     assert ranked.shape == (len(completion), 6)
     whole = torch.from_numpy(np.concatenate([asked.prompt_ids, completion]).astype(np.int64))
     with torch.no_grad():
-        logits = student.model(whole[None]).logits[0, len(asked.prompt_ids) - 1 : -1].float()
+        logits = student.model(whole[None], lengths=[len(whole)]).logits[0, len(asked.prompt_ids) - 1 : -1].float()
     own = logits.gather(1, torch.from_numpy(ranked.astype(np.int64)))
     assert all(len(set(row)) == 6 for row in ranked.tolist())
     missed = logits.topk(6).values - own

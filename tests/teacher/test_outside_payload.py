@@ -59,7 +59,7 @@ def config_of(tiny_config: Any, name: str = NAME, **sections: Any) -> Config:
 def centred_logit(model: Any, rollout: Rollout) -> torch.Tensor:
     """In float64, one rollout at a time, of the whole logits, [C]."""
     ids = torch.tensor([*rollout.prompt_ids.tolist(), *rollout.completion_ids.tolist()])
-    logits = model(ids[None]).logits[0, len(rollout.prompt_ids) - 1 : -1] / TEMPERATURE
+    logits = model(ids[None], lengths=[len(ids)]).logits[0, len(rollout.prompt_ids) - 1 : -1] / TEMPERATURE
     return torch.stack([row[token] - row.mean() for row, token in zip(logits, rollout.completion_ids, strict=True)])
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rayqd.model.hidden_states import batch_lengths
-from rayqd.model.packed_attention import make_keywords
+from rayqd.model.forward.batches import batch_rows
+from rayqd.model.forward.call import inputs_of_rows
+from rayqd.model.forward.of_model import mode_of
+from rayqd.model.forward.rotary import reset_frequencies
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
@@ -28,15 +30,15 @@ HOST = torch.device("cpu")
 class _LayerCall:
     """What the model calls a decoder layer with."""
 
-    hidden: Tensor  # [1, T, d]
+    hidden: Tensor  # [1, T, d], or [sequences, L, d] where they cannot go end to end
     keywords: object  # a dictionary of whatever the architecture hands down
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Some sequences end to end: the hidden states that enter the next decoder layer, and each layer's keywords."""
+    """Some sequences in one call: the hidden states that enter the next decoder layer, and each layer's keywords."""
 
-    hidden: Tensor  # [1, T, d]
+    hidden: Tensor  # [1, T, d], or [sequences, L, d]
     keywords: list[Any]  # a dictionary a layer
 
 
@@ -54,7 +56,8 @@ class LayerInputs:
         self._device = next(model.parameters()).device
         num_tokens = sum(len(ids) for ids in sequences)
         self._storage = choose_storage(self._device, num_tokens * _bytes_per_token(model))
-        batches = batch_lengths([len(ids) for ids in sequences], max_batch_tokens)
+        # No padding, which would count as inputs of the layers: what is not packed shares a batch at equal lengths.
+        batches = batch_rows(model, [len(ids) for ids in sequences], max_batch_tokens, allow_padding=False)
         self._batches = [self._embed(model, [sequences[i] for i in batch]) for batch in batches]
 
     def run(self, index: int) -> None:
@@ -74,11 +77,10 @@ class LayerInputs:
 
     def _embed(self, model: PreTrainedModel, sequences: Sequence[IntArray]) -> _Batch:
         """Record what the model calls its decoder layers with; between embedding and final norm nothing is computed."""
-        lengths = [len(ids) for ids in sequences]
-        ids = torch.from_numpy(np.concatenate(sequences).astype(np.int64))[None].to(self._device)
-        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None].to(self._device)
+        rows = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
+        reset_frequencies(model)
         with _record_layer_calls(self._layers) as calls:
-            model.base_model(input_ids=ids, position_ids=positions, use_cache=False, **make_keywords(lengths, model))
+            model.base_model(use_cache=False, **inputs_of_rows(model, rows, mode_of(model)))
         keywords = move_to([call.keywords for call in calls], self._storage, {})
         return _Batch(hidden=calls[0].hidden.to(self._storage), keywords=keywords)
 

@@ -1,0 +1,46 @@
+"""The forward mode of a model that is loaded: what was found for its configuration, remembered beside the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from rayqd.model import packed_attention
+from rayqd.model.forward.mode import ForwardMode
+from rayqd.model.forward.probe import find_mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_MODES: WeakKeyDictionary[nn.Module, ForwardMode] = WeakKeyDictionary()
+
+
+def mode_of(model: PreTrainedModel) -> ForwardMode:
+    """Return how `model` is run; its attention is set to that mode's. Raises ModelError as `find_mode` does."""
+    mode = _MODES.get(model)
+    if mode is None:
+        mode = find_mode(model.config)
+        _set_attention(model, mode)
+        _MODES[model] = mode
+    return mode
+
+
+def _set_attention(model: PreTrainedModel, mode: ForwardMode) -> None:
+    current = cast(Any, model.config)._attn_implementation
+    if mode.is_packed:
+        if current != packed_attention.NAME:
+            model.set_attn_implementation(packed_attention.NAME)
+    elif current == packed_attention.NAME:
+        model.set_attn_implementation(own_attention(model))
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """Return the attention implementation to load a model of `config` with; None leaves the choice to transformers."""
+    return packed_attention.NAME if find_mode(config).is_packed else None
+
+
+def own_attention(model: PreTrainedModel) -> str:
+    """Return the implementation that transformers takes for `model` where nobody asks for another."""
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"

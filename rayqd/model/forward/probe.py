@@ -1,0 +1,160 @@
+"""Which way of running a model is right: tried on a tiny random copy of its configuration, in float32 on the CPU.
+
+Rows of different lengths go through the copy's own eager forward pass, each alone, and through rayqd's path together.
+The fastest way that gives the same states is taken. Nothing is decided by a model's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from rayqd.console.quiet import quiet_libraries
+from rayqd.errors import ModelError
+from rayqd.model import packed_attention
+from rayqd.model.forward.call import states_of_rows
+from rayqd.model.forward.head_form import TOLERANCE, distance, find_head_form, is_close
+from rayqd.model.forward.mode import Batching, ForwardMode
+from rayqd.model.forward.rotary import frequency_class, reset_frequencies
+from rayqd.model.tiny import VOCAB_SIZE, make_tiny
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Tokens of the rows: below and above windows and the length that a rotary embedding was trained for, out of order.
+_LENGTHS = (13, 41, 27)
+_PREFIX = 20  # tokens of a row that must not see the seven that follow
+_NOISE = 0.1  # standard deviation of what is added to every weight, so that norms, biases and sinks are not neutral
+_QUANTIZATION = "quantization_config"
+
+
+def find_mode(config: PreTrainedConfig) -> ForwardMode:
+    """Return how models of `config` are run.
+
+    Raises ModelError, with the measured difference, where no way gives what the model itself computes.
+    """
+    values = config.to_dict()
+    values.pop(_QUANTIZATION, None)
+    return _find_mode(type(config), json.dumps(values, default=str, sort_keys=True))
+
+
+@lru_cache(maxsize=16)
+def _find_mode(config_type: type[PreTrainedConfig], values: str) -> ForwardMode:
+    from transformers import AutoModelForCausalLM
+
+    name = config_type.__name__.removesuffix("Config")
+    with quiet_libraries(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        try:
+            tiny = make_tiny(config_type.from_dict(json.loads(values)))
+            tiny.dtype = torch.float32
+            own = AutoModelForCausalLM.from_config(tiny, attn_implementation="eager")
+            weights = _randomize(own)
+            return _Probe(own, weights, tiny).run()
+        except ModelError as error:
+            raise ModelError(f"{name} models cannot be distilled: {error}") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"{name} models cannot be tried on a small copy, so nothing would say whether their numbers are right: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
+
+
+class _Probe:
+    """A tiny model, its rows, and the states that it computes of each of them alone."""
+
+    def __init__(self, own: PreTrainedModel, weights: dict[str, Tensor], config: PreTrainedConfig) -> None:
+        self._own, self._weights, self._config = own, weights, config
+        generator = torch.Generator().manual_seed(0)
+        self._rows = [torch.randint(3, VOCAB_SIZE - 8, (length,), generator=generator) for length in _LENGTHS]
+
+    @torch.no_grad()
+    def run(self) -> ForwardMode:
+        """Return the fastest way whose states are right."""
+        self._check_causal()
+        source, head = find_head_form(self._own, self._rows[0][None])
+        alone = ForwardMode(batching=Batching.ALONE, states=source, head=head)
+        expected = [self._alone(row, alone) for row in self._rows]
+        reasons: list[str] = []
+        for batching in Batching:
+            mode = replace(alone, batching=batching, reason=reasons[0] if reasons else "")
+            try:
+                error = self._error(mode, expected)
+            except Exception as exception:  # noqa: BLE001 (whatever its code raises on inputs that it does not take)
+                reasons.append(_explain(exception))
+                continue
+            if error <= TOLERANCE:
+                return mode
+            reasons.append(f"states off by {error:.2g} of their size on a small copy")
+        raise ModelError(f"its states are none that the model computes of a row alone: {reasons[-1]}")
+
+    def _alone(self, row: Tensor, mode: ForwardMode) -> Tensor:
+        return states_of_rows(self._own, [row], mode)
+
+    def _check_causal(self) -> None:
+        """Raise ModelError where a token's logits depend on those that follow it."""
+        row = self._rows[2]
+        reset_frequencies(self._own)
+        whole, prefix = (_logits(self._own, ids)[:, :_PREFIX] for ids in (row, row[:_PREFIX]))
+        if not bool(whole.isfinite().all()):
+            raise ModelError("a small random copy computes inf or nan")
+        if not is_close(prefix, whole):
+            raise ModelError(
+                f"its logits depend on tokens that follow (off by {distance(prefix, whole):.2g} of their size): "
+                "it is no causal language model as it is configured"
+            )
+
+    def _error(self, mode: ForwardMode, expected: Sequence[Tensor]) -> float:
+        """Return the largest difference of any row's states from `expected`, as a share of their size."""
+        from transformers import AutoModelForCausalLM
+
+        attention = packed_attention.NAME if mode.is_packed else None
+        model = cast(Any, AutoModelForCausalLM).from_config(self._config, attn_implementation=attention)
+        model.load_state_dict(self._weights)
+        model.eval()
+        errors: list[float] = []
+        for indices in _batches(model, mode):
+            states = states_of_rows(model, [self._rows[i] for i in indices], mode)
+            parts = states.split([_LENGTHS[i] for i in indices])
+            errors += [distance(part, expected[i]) for i, part in zip(indices, parts, strict=True)]
+        return max(errors)
+
+
+def _explain(exception: Exception) -> str:
+    if isinstance(exception, ModelError):
+        return str(exception)
+    if isinstance(exception, KeyError):  # of its own table of attention classes
+        return "its attention cannot be exchanged for another"
+    return f"{type(exception).__name__}: {' '.join(str(exception).split())[:160]}"
+
+
+def _batches(model: PreTrainedModel, mode: ForwardMode) -> list[list[int]]:
+    """Put together whatever rows may be put together."""
+    indices = list(range(len(_LENGTHS)))
+    if mode.batching is Batching.ALONE:
+        return [[i] for i in indices]
+    classify = frequency_class(model)
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for i in indices:
+        classes.setdefault(classify(_LENGTHS[i]) if classify else (), []).append(i)
+    return list(classes.values())
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    return cast(Any, model)(input_ids=ids[None], use_cache=False).logits
+
+
+def _randomize(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Move every weight away from what it is initialized to, and return them all."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_NOISE)
+    model.eval()
+    return model.state_dict()
