@@ -23,9 +23,10 @@ VENV = ROOT / ".venv"
 DOWNLOADS_MB = 600  # that pip unpacks at a time, in TMPDIR
 COMPILED = 1.25  # of the packages' size: with what Python compiles of them
 MACHINES = ("x86_64", "aarch64")
-IMPORTED = (  # by a run's processes; two at a time, which share most of what they import
-    "rayqd.commands.distill, rayqd.actors.learner, rayqd.learner.worker, transformers.models.llama.modeling_llama",
-    "vllm.entrypoints.llm, vllm.model_executor.models.llama",
+PROGRAMS = (  # which leave compiled what a run needs; two at a time, which share most of what they import
+    "import rayqd.commands.distill, rayqd.actors.learner, rayqd.learner.worker\n"
+    "import transformers.models.llama.modeling_llama\n" + (ROOT / "requirements" / "compile_kernels.py").read_text(),
+    "import vllm.entrypoints.llm, vllm.model_executor.models.llama",
 )
 
 
@@ -134,19 +135,20 @@ def compile_imported() -> None:
     say("[3/3] compiling what a run imports")
     running = [
         subprocess.Popen(
-            [PYTHON, "-c", f"import {name}"],
+            [PYTHON, "-c", program],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        for name in IMPORTED
+        for program in PROGRAMS
     ]
-    for name, process in zip(IMPORTED, running, strict=True):
+    for program, process in zip(PROGRAMS, running, strict=True):
         _, said = process.communicate()
         if process.returncode:
             last = said.decode(errors="replace").strip().rpartition("\n")[2]
-            raise InstallError(f"import {name} fails: {last}: remove .venv and run it again")
+            first = program.partition("\n")[0]
+            raise InstallError(f"{first} fails: {last}: remove .venv and run it again")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from rayqd.events import Fidelity
-from rayqd.losses import chunked_token_nll, generalized_jsd, total_variation
-from rayqd.losses.rows import chunk_size, slices
+from rayqd.losses import chunked_token_nll
+from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_logsumexp
+from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_BYTES_PER_ID = 8  # of a token's logits that are held: float32, of both sides
 
 
 def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
@@ -58,15 +61,28 @@ def _sums(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, t
     """Sum over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4]."""
     common = min(len(head), len(teacher_head))  # heads of one tokenizer may be padded to different sizes
     sums = torch.zeros(4, dtype=torch.float64)
-    for rows in slices(len(hidden), chunk_size(None, len(head), 24, head.device)):
+    for rows in slices(len(hidden), chunk_size(None, len(head), _BYTES_PER_ID, head.device)):
         logits, teacher_logits = hidden[rows] @ head.t(), teacher[rows] @ teacher_head[:common].t()
-        nll = logits.logsumexp(-1) - logits.gather(1, targets[rows, None])[:, 0]
-        logits = logits[:, :common]
-        agrees = logits.argmax(-1) == teacher_logits.argmax(-1)
-        kl = generalized_jsd(logits, teacher_logits, beta=0.0)
-        distance = total_variation(logits, teacher_logits)
-        sums += torch.stack([metric.double().sum().cpu() for metric in (kl, distance, agrees, nll)])
+        for block in row_blocks(len(logits), len(head), head.device):
+            sums += _block_sums(logits[block], teacher_logits[block], targets[rows][block])
     return sums
+
+
+def _block_sums(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over rows that fit a core's cache, whose softmaxes serve all four metrics; [4]."""
+    student, teacher = scale_logits(logits, 1.0), scale_logits(teacher_logits, 1.0)
+    at_target = student.gather(1, targets[:, None])[:, 0]
+    nll = None
+    if student.shape != teacher.shape:
+        nll = softmax_and_logsumexp(student)[1] - at_target
+        student = scale_logits(logits[:, : teacher.shape[1]], 1.0)
+    agrees = student.gather(1, teacher.argmax(-1, keepdim=True))[:, 0] == 0.0  # each row's largest is 0
+    p, q = torch.empty_like(student), torch.empty_like(teacher)
+    kl, _ = loss_and_slope(student, teacher, 0.0, with_slope=False, scratch=(p, q))
+    if nll is None:
+        nll = -p.amax(-1).log() - at_target  # the probability of a logit of 0 is 1 / sum exp
+    distance = q.sub_(p).abs_().sum(-1).mul_(0.5).clamp_(max=1.0)
+    return torch.stack([metric.double().sum().cpu() for metric in (kl, distance, agrees, nll)])
 
 
 def _mean(sums: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:

@@ -1,14 +1,16 @@
-"""Q(W + s·BA) of one forward or backward pass: plain torch on a CPU, one kernel each on a GPU.
+"""Q(W + s·BA) of one forward or backward pass: one kernel each.
 
-On a GPU that is our own kernel where it knows the grid, else a compiled one. All compute the same bits from the same
-merged weight: what follows the merge has no product that could be fused into a sum, and divisions are rounded as IEEE
-says. The merge itself is the own kernel's wherever that rounds, for the export too; see `fake_quantize_triton`.
+That is our own kernel where it knows the grid; elsewhere a compiled one on a GPU, and plain torch on a CPU. All compute
+the same bits from the same merged weight: what follows the merge has no product that could be fused into a sum, and
+divisions are rounded as IEEE says. The merge itself is the GPU's own kernel's wherever that rounds, for the export too;
+see `fake_quantize_triton`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,8 @@ from rayqd.quant.row_parts import map_row_parts
 
 if TYPE_CHECKING:
     from rayqd.model.low_rank import LowRank
+
+_RoundRows = Callable[[Tensor, Tensor | None, Int4Grid, Tensor, Tensor], None]
 
 # Without the first a division is only approximate on a GPU, without the second a scale skips its rounding to 16 bits.
 COMPILER_OPTIONS: dict[str, bool] = {"eager_numerics.division_rounding": True, "emulate_precision_casts": True}
@@ -58,49 +62,54 @@ def fake_quantize_backward(
 
 
 def fake_quantize_sum(weight: Tensor, delta: Tensor | None, grid: Grid) -> Tensor:
-    """Return Q(W + Δ) in plain torch."""
-    if not _fits_a_cache_by_rows(weight, grid):
-        return grid.fake_quantize_with_mask(_add(weight, delta))[0]
-    values = torch.empty_like(weight, dtype=grid.dtype)
-
-    def quantize(rows: slice) -> None:
-        values[rows] = grid.fake_quantize_with_mask(_add(weight[rows], None if delta is None else delta[rows]))[0]
-
-    _for_each_chunk(quantize, weight)
-    return values
+    """Return Q(W + Δ) without a GPU's kernel."""
+    return _round(weight, delta, grid)[0]
 
 
 def fake_quantize_sum_backward(
     weight: Tensor, delta: Tensor | None, grid: Grid, grad_values: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return Q(W + Δ) and the gradient of W + Δ in float32, in plain torch."""
-    if not _fits_a_cache_by_rows(weight, grid):
-        values, inside = grid.fake_quantize_with_mask(_add(weight, delta))
-        return values, torch.where(inside, grad_values.float(), 0.0)
-    values, gradient = torch.empty_like(weight, dtype=grid.dtype), torch.empty_like(weight, dtype=torch.float32)
-
-    def quantize(rows: slice) -> None:
-        total = _add(weight[rows], None if delta is None else delta[rows])
-        values[rows], inside = grid.fake_quantize_with_mask(total)
-        gradient[rows] = torch.where(inside, grad_values[rows].float(), 0.0)
-
-    _for_each_chunk(quantize, weight)
-    return values, gradient
+    """Return Q(W + Δ) and the gradient of W + Δ in float32, without a GPU's kernel."""
+    values, inside = _round(weight, delta, grid)
+    return values, torch.where(inside, grad_values.float(), 0.0)
 
 
-def _fits_a_cache_by_rows(weight: Tensor, grid: Grid) -> bool:
-    """Whether the grid rounds each row for itself, on a CPU; others share a scale between rows."""
-    return isinstance(grid, Int4Grid) and weight.device.type == "cpu" and not torch.compiler.is_compiling()
+def _round(weight: Tensor, delta: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return Q(W + Δ), and True where the rounding was not clamped."""
+    is_eager_cpu = weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_eager_cpu and isinstance(grid, Int4Grid):  # other grids share a scale between rows
+        return _round_by_rows(weight, delta, grid)
+    return grid.fake_quantize_with_mask(_add(weight, delta))
 
 
-def _for_each_chunk(function: Callable[[slice], None], weight: Tensor) -> None:
-    rows_at_once = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+def _round_by_rows(weight: Tensor, delta: Tensor | None, grid: Int4Grid) -> tuple[Tensor, Tensor]:
+    """Do what `_round` does, some rows a thread."""
+    values = torch.empty_like(weight, dtype=grid.dtype)
+    inside = torch.empty_like(weight, dtype=torch.bool)
+    round_rows = _cpu_kernel(weight, grid) or _round_in_chunks
 
     def run(part: slice) -> None:
-        for start in range(part.start, part.stop, rows_at_once):
-            function(slice(start, min(start + rows_at_once, part.stop)))
+        round_rows(weight[part], None if delta is None else delta[part], grid, values[part], inside[part])
 
     map_row_parts(run, len(weight))
+    return values, inside
+
+
+def _round_in_chunks(weight: Tensor, delta: Tensor | None, grid: Int4Grid, values: Tensor, inside: Tensor) -> None:
+    rows_at_once = max(1, _CHUNK_ELEMENTS // weight.shape[1])
+    for start in range(0, len(weight), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        total = _add(weight[rows], None if delta is None else delta[rows])
+        values[rows], inside[rows] = grid.fake_quantize_with_mask(total)
+
+
+def _cpu_kernel(weight: Tensor, grid: Int4Grid) -> _RoundRows | None:
+    """Return our own kernel, for the grids that it knows, where Numba is installed to compile it; vLLM brings it."""
+    if find_spec("numba") is None:
+        return None
+    from rayqd.quant import int4_numba
+
+    return int4_numba.round_rows if int4_numba.supports(weight, grid) else None
 
 
 def _delta(low_rank: LowRank | None) -> Tensor | None:

@@ -85,8 +85,7 @@ def choose_scales(
     """
     groups = split_groups(weight, quant_group_size)
     if rule == "signed":
-        extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        return (extreme / CODE_MIN).to(scale_dtype) + 0.0, None  # + 0.0: a zero group's scale is not -0.0
+        return (_extremes(groups) / CODE_MIN).to(scale_dtype) + 0.0, None  # + 0.0: a zero group's scale is not -0.0
     if rule == "searched":
         return _searched_scales(groups, scale_dtype), None
     low, high = groups.amin(-1), groups.amax(-1)
@@ -96,6 +95,22 @@ def choose_scales(
     scales = divide(high - low, CODE_MAX - CODE_MIN).to(scale_dtype)
     zero_points = CODE_MIN - (low / _divisor(scales)).round_()
     return scales, zero_points.clamp_(CODE_MIN, CODE_MAX).to(torch.int8)
+
+
+def _extremes(groups: Float[Tensor, "N G g"]) -> Float[Tensor, "N G"]:
+    """Return each group's element of largest magnitude, the first of equals.
+
+    On a CPU that is its largest or its smallest element, found in a quarter of the time that places take; the place is
+    looked up where the two are of one size.
+    """
+    if not groups.is_cpu or torch.compiler.is_compiling():
+        return groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    low, high = groups.aminmax(dim=-1)
+    extremes = torch.where(high >= -low, high, low)
+    if bool((ties := high == -low).any()):
+        tied = groups[ties]
+        extremes[ties] = tied.gather(-1, tied.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    return extremes
 
 
 def _searched_scales(groups: Float[Tensor, "N G g"], scale_dtype: torch.dtype) -> Float[Tensor, "N G"]:

@@ -6,8 +6,10 @@ small the waiting costs more than the work, and far more where another process w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -26,11 +28,23 @@ def map_row_parts(function: Callable[[slice], T], num_rows: int) -> list[T]:
     num_threads = torch.get_num_threads()
     size = max(FEWEST_ROWS, -(-num_rows // num_threads))
     parts = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    function = torch.no_grad()(function)
     if len(parts) == 1:
-        with torch.no_grad():
-            return [function(part) for part in parts]
-    try:
-        with ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            return list(threads.map(torch.no_grad()(function), parts))
-    finally:
-        torch.set_num_threads(num_threads)  # part of what a thread sets holds for all
+        return [function(part) for part in parts]
+    return list(_threads(num_threads).map(function, parts))
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    """Return threads that live as long as the process: to start some takes as long as to round a layer."""
+    started = threading.Barrier(number)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # the first use in a thread takes over what any has set last
+        started.wait()
+
+    threads = ThreadPoolExecutor(number, "rows", initializer=begin)
+    wait([threads.submit(int) for _ in range(number)])  # each starts a thread, as all others wait for it
+    torch.set_num_threads(number)  # part of what a thread sets holds for all
+    return threads

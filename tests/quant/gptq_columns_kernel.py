@@ -11,19 +11,12 @@ from torch import Tensor
 
 from rayqd.quant.gptq import columns_triton
 from rayqd.quant.gptq.columns import ColumnScales, round_one_by_one
+from tests.quant.gptq_blocks import make_exact_block, make_usual_block, targets_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of which the interpreter is made
-
-
-def targets_of(scales: Tensor) -> ColumnScales:
-    """Limits of -8 and 7, tighter for some; no anchors."""
-    fewest, most = torch.full_like(scales, -8), torch.full_like(scales, 7)
-    fewest[::3, ::2], most[1::3, ::2] = -5, 4
-    nothing = torch.zeros_like(scales)
-    return ColumnScales(scales, nothing, nothing, fewest, most, nothing.bool(), nothing)
 
 
 def both(columns: Tensor, factor: Tensor, targets: ColumnScales, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
@@ -39,16 +32,7 @@ def both(columns: Tensor, factor: Tensor, targets: ColumnScales, dtype: torch.dt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_columns", "num_rows"), [(8, 1), (16, 37), (64, 100), (128, 33)])
 def test_where_all_sums_are_exact_the_bits_are_the_same(num_columns: int, num_rows: int, dtype: torch.dtype) -> None:
-    """Weights are multiples of 1/64, scales and U's diagonal powers of two, and few columns change others."""
-    generator = torch.Generator().manual_seed(num_columns)
-    columns = torch.randint(-512, 512, (num_columns, num_rows), generator=generator) / 64
-    scales = 2.0 ** torch.randint(-2, 2, columns.shape, generator=generator)
-    scales *= torch.randint(0, 2, columns.shape, generator=generator) * 2 - 1
-    wide = torch.zeros(num_columns, num_columns + 5)  # a block of a larger factor
-    factor = wide[:, :num_columns]
-    factor[:, ::7] = torch.randint(-2, 3, (num_columns, len(range(0, num_columns, 7))), generator=generator) / 2
-    factor[::7] = 0  # those that others change change none: nothing grows
-    factor.triu_(1).diagonal().copy_(2.0 ** torch.randint(-1, 2, (num_columns,), generator=generator))
+    columns, scales, wide = make_exact_block(num_columns, num_rows)
     wide, factor = wide.to(DEVICE), wide.to(DEVICE)[:, :num_columns]
     plain, own = both(columns.to(DEVICE), factor, targets_of(scales.to(DEVICE)), dtype)
     assert factor.stride(0) > num_columns
@@ -59,12 +43,8 @@ def test_where_all_sums_are_exact_the_bits_are_the_same(num_columns: int, num_ro
 
 def test_on_usual_weights_almost_every_code_is_the_same() -> None:
     """Where a column lies half-way between two codes the order of the sums decides, and then for its row."""
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(128, 160, generator=generator).to(DEVICE)
-    mixing = torch.eye(128) + 0.02 * torch.randn(128, 128, generator=generator)
-    inputs = torch.randn(512, 128, generator=generator) @ mixing
-    factor = torch.linalg.cholesky(torch.linalg.inv(inputs.double().mT @ inputs.double()), upper=True).float()
-    targets = targets_of(torch.full_like(columns, 0.3))
+    columns, factor = make_usual_block()
+    columns, targets = columns.to(DEVICE), targets_of(torch.full_like(columns, 0.3).to(DEVICE))
     plain, own = both(columns, factor.to(DEVICE), targets, torch.bfloat16)
     assert (plain[1] == own[1]).float().mean() > 0.999
 

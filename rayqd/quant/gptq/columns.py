@@ -58,6 +58,10 @@ def round_columns(
 
         if columns_triton.supports(len(columns)):
             return columns_triton.round_columns(columns, factor, targets.scales, targets.fewest, targets.most, dtype)
+    if columns.is_cpu and dtype != torch.float16 and find_spec("numba") is not None:
+        from rayqd.quant.gptq import rows_numba
+
+        return rows_numba.round_columns(columns, factor, targets.scales, targets.fewest, targets.most, dtype)
     return round_one_by_one(columns, factor, targets, dtype)
 
 

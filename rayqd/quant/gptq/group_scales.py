@@ -7,6 +7,7 @@ largest and the smallest), S candidates of the search. Weights are transposed, s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,8 @@ def _squared_errors(
     columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], fits: GroupScales
 ) -> Float[Tensor, "S G N"]:
     """Return Σ ((w_j - q_j) / U_jj)² of each candidate, batch [S, G]; some candidates and rows of a group at once."""
+    if columns.is_cpu and find_spec("numba") is not None:
+        return _squared_errors_on_cpu(columns, diagonal, fits)
     num_candidates, num_groups, num_rows = fits.scales.shape
     errors = torch.empty_like(fits.scales)
     at_once, rows_at_once = (num_candidates, _GPU_ROWS) if columns.is_cuda else (1, _CPU_ROWS)
@@ -120,6 +123,19 @@ def _squared_errors(
         precision = diagonal[group].square().reciprocal().expand(len(squares), 1, -1)
         errors[part] = torch.bmm(precision, squares).squeeze(1)
     return errors
+
+
+def _squared_errors_on_cpu(
+    columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], fits: GroupScales
+) -> Float[Tensor, "S G N"]:
+    from rayqd.quant.gptq import rows_numba
+
+    def errors(group: int) -> Tensor:
+        candidates = (fits.scales, fits.fewest, fits.most, fits.anchors.places, fits.exist, fits.steps)
+        precision = diagonal[group].square().reciprocal()
+        return rows_numba.squared_errors(columns[group], precision, *(x[:, group].contiguous() for x in candidates))
+
+    return torch.stack([errors(group) for group in range(len(columns))], 1)
 
 
 def _round_to(
