@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rayqd.bench.shapes import random_model
 from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.learner.learner import Learner
+from rayqd.losses.output_head import Head
 from rayqd.model.adapters import adapted_names, lora_alpha
 from rayqd.model.decoder_layers import checkpoint_layers
 from rayqd.model.fake_quantize import fake_quantize
@@ -127,7 +128,7 @@ class _PlainLora:
             checkpoint_layers(model)
 
     @property
-    def head(self) -> Tensor:
+    def head(self) -> Head:
         return output_head(self.model)
 
     def parameters(self) -> dict[str, nn.Parameter]:

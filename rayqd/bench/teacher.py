@@ -16,6 +16,7 @@ from rayqd.bench.timing import Timing, measure
 from rayqd.config import Config
 from rayqd.data import load_heldout
 from rayqd.learner.objective import Objective
+from rayqd.losses.output_head import Head, logits_of
 from rayqd.model.hidden_states import completion_states
 from rayqd.model.load import context_length, device, load_model, load_tokenizer, output_head
 from rayqd.model.source import student_directory, teacher_directory
@@ -48,7 +49,7 @@ def bench_teacher(
     student = Student.load(directory, config)
     with torch.no_grad():
         hidden = completion_states(student.model, rollouts)
-    student_head = student.head.detach().clone()
+    student_head = student.head.detach()
     del student
     model = load_model(teacher_directory(config), config.model.dtype)
     head = output_head(model)
@@ -104,11 +105,11 @@ def _rollouts(config: Config, num_tokens: int) -> list[Rollout]:
     return rollouts
 
 
-def _attach_student_ids(hidden: Tensor, head: Tensor, k: int, rollouts: list[Rollout]) -> list[Rollout]:
+def _attach_student_ids(hidden: Tensor, head: Head, k: int, rollouts: list[Rollout]) -> list[Rollout]:
     """Return the rollouts with the student's k likeliest ids at each token."""
     attached: list[Rollout] = []
     for states, rollout in zip(hidden.split([r.num_loss_tokens for r in rollouts]), rollouts, strict=True):
-        ids = (states @ head.t()).float().topk(k, dim=-1).indices
+        ids = logits_of(states, head).float().topk(k, dim=-1).indices
         attached.append(replace(rollout, top_ids=ids.int().cpu().numpy()))
     return attached
 
@@ -116,8 +117,8 @@ def _attach_student_ids(hidden: Tensor, head: Tensor, k: int, rollouts: list[Rol
 def _losses(
     config: Config,
     hidden: Tensor,
-    head: Tensor,
-    teacher_head: Tensor,
+    head: Head,
+    teacher_head: Head,
     batch: list[ScoredRollout],
     betas: Sequence[float],
 ) -> dict[float, tuple[float, Tensor]]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from torch import Tensor
 
 from rayqd.config import Config, load_config
 from rayqd.config.resolved import setting_value
@@ -30,6 +29,7 @@ from rayqd.export.model_card import CARD_NAME
 from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.initialization import Initialization, untrained_arm
+from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
 from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
@@ -108,7 +108,7 @@ class _Evaluation:
         print_benchmarks(self._console, rows)
         return rows
 
-    def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Tensor, Fidelity]:
+    def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Head, Fidelity]:
         """Score the held-out rows; returns them, its head, and its own fidelity. Its benchmarks are in `_arms` then."""
         config = self._config
         directory = teacher_directory(config)

@@ -58,7 +58,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     vocab_size = common_vocab_size(directory, teacher)
     _check_payload(config, len(tokenizer), vocab_size)
     if trains:
-        check_payload(config, vocab_size)
+        check_payload(config, vocab_size, modes.get("teacher", modes["student"]).head)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
     remarks += [f"{role}: {mode.words}" for role, mode in modes.items() if mode.words]
     return Checked(

@@ -12,6 +12,7 @@ from torch import Tensor
 from rayqd.events import Fidelity
 from rayqd.losses import chunked_token_nll
 from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_logsumexp
+from rayqd.losses.output_head import Head, logits_of
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
 from rayqd.teacher.forward import Teacher
@@ -31,7 +32,7 @@ def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
 
 @torch.no_grad()
 def student_fidelity(
-    model: PreTrainedModel, head: Tensor, teacher_head: Tensor, heldout: Sequence[ScoredRollout], max_tokens: int
+    model: PreTrainedModel, head: Head, teacher_head: Head, heldout: Sequence[ScoredRollout], max_tokens: int
 ) -> Fidelity:
     """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
@@ -46,7 +47,7 @@ def student_fidelity(
 
 
 @torch.no_grad()
-def teacher_fidelity(teacher_head: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
+def teacher_fidelity(teacher_head: Head, heldout: Sequence[ScoredRollout]) -> Fidelity:
     """Measure the teacher itself: no distance, and its own perplexity."""
     teacher_head = teacher_head.float()
     sums = torch.zeros(4, dtype=torch.float64)
@@ -57,12 +58,12 @@ def teacher_fidelity(teacher_head: Tensor, heldout: Sequence[ScoredRollout]) -> 
     return _mean(sums, heldout)
 
 
-def _sums(hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, targets: Tensor) -> Tensor:
+def _sums(hidden: Tensor, head: Head, teacher: Tensor, teacher_head: Head, targets: Tensor) -> Tensor:
     """Sum over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4]."""
     common = min(len(head), len(teacher_head))  # heads of one tokenizer may be padded to different sizes
     sums = torch.zeros(4, dtype=torch.float64)
     for rows in slices(len(hidden), chunk_size(None, len(head), _BYTES_PER_ID, head.device)):
-        logits, teacher_logits = hidden[rows] @ head.t(), teacher[rows] @ teacher_head[:common].t()
+        logits, teacher_logits = logits_of(hidden[rows], head), logits_of(teacher[rows], teacher_head[:common])
         for block in row_blocks(len(logits), len(head), head.device):
             sums += _block_sums(logits[block], teacher_logits[block], targets[rows][block])
     return sums

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from rayqd.evals.fidelity import student_fidelity, teacher_fidelity
 from rayqd.events import Fidelity
+from rayqd.losses.output_head import Head
 from rayqd.model.student import Student
 from rayqd.types import ScoredRollout
 
@@ -15,7 +14,7 @@ from rayqd.types import ScoredRollout
 class Heldout:
     """Held-out rows with the teacher's hidden states."""
 
-    def __init__(self, rows: Sequence[ScoredRollout], teacher_head: Tensor | None, max_tokens: int) -> None:
+    def __init__(self, rows: Sequence[ScoredRollout], teacher_head: Head | None, max_tokens: int) -> None:
         """Take the teacher's output head, [V, d]; None means the student's own. `max_tokens` run at a time."""
         self._rows = rows
         self._teacher_head = teacher_head
@@ -27,6 +26,6 @@ class Heldout:
         with student.as_exported():
             return student_fidelity(student.model, student.head, teacher_head, self._rows, self._max_tokens)
 
-    def evaluate_teacher(self, teacher_head: Tensor) -> Fidelity:
+    def evaluate_teacher(self, teacher_head: Head) -> Fidelity:
         """Measure the teacher itself: no distance, and its own perplexity."""
         return teacher_fidelity(teacher_head, self._rows)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from rayqd.errors import WorkerError
+from rayqd.losses.output_head import Head, logits_of
+from rayqd.losses.rows import slices
 from rayqd.model.hidden_states import completion_states
 from rayqd.model.student import Student
 from rayqd.types import EngineProbe, Rollout
@@ -72,6 +74,6 @@ def check_engines(student: Student, probes: Sequence[EngineProbe], dtype: str) -
     return worst
 
 
-def _logprobs(states: Tensor, head: Tensor) -> Tensor:
-    chunks = cast("Sequence[Tensor]", head.split(_CHUNK_ROWS))
-    return torch.cat([states @ chunk.float().t() for chunk in chunks], dim=-1).log_softmax(-1)
+def _logprobs(states: Tensor, head: Head) -> Tensor:
+    chunks = [logits_of(states, head[ids].float()) for ids in slices(len(head), _CHUNK_ROWS)]
+    return torch.cat(chunks, dim=-1).log_softmax(-1)

@@ -17,6 +17,7 @@ from rayqd.errors import ModelError
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.objective import Objective
 from rayqd.learner.schedule import learning_rate
+from rayqd.losses.output_head import Head
 from rayqd.model.decoder_layers import compile_layers
 from rayqd.model.hidden_states import batch_by_tokens, completion_states
 from rayqd.model.sharding import full_tensor, shard_like
@@ -46,7 +47,7 @@ class Learner:
     def __init__(
         self,
         student: Student,
-        teacher_head: Tensor,
+        teacher_head: Head,
         config: Config,
         group: SingleProcess | None = None,
     ) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from rayqd.config.sections import DistillConfig
 from rayqd.errors import WorkerError
 from rayqd.losses import chunked_loss, chunked_rowwise, topk_buckets
+from rayqd.losses.output_head import Head
 from rayqd.losses.registry import Loss, LossOfLogits, load_loss
 from rayqd.model.hidden_states import teacher_states
 from rayqd.model.wire import from_wire
@@ -51,7 +52,7 @@ class Objective:
     Student and teacher are compared on the ids that both output heads have.
     """
 
-    def __init__(self, distill: DistillConfig, student_head: Tensor, teacher_head: Tensor) -> None:
+    def __init__(self, distill: DistillConfig, student_head: Head, teacher_head: Head) -> None:
         """Heads [V, d] and [V, D]; they are views, of which no copy is made."""
         vocab_size = min(len(student_head), len(teacher_head))
         self._student_head, self._teacher_head = student_head[:vocab_size], teacher_head[:vocab_size]

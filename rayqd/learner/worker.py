@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
-
 from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
@@ -22,6 +20,7 @@ from rayqd.learner.initialization import Initialization
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
 from rayqd.learner.upload import CheckpointUploader
+from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_head
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.runs.paths import CHECKPOINTS
@@ -71,7 +70,7 @@ class LearnerWorker:
     def _notice(self, text: str) -> None:
         self._feed.report(NoticeEvent(text=text))
 
-    def _load_teacher_head(self) -> Tensor | None:
+    def _load_teacher_head(self) -> Head | None:
         """Return the output head of a teacher of its own, [V, d]; None where the teacher is the student's model."""
         if not self._config.teacher.name:
             return None
@@ -86,7 +85,7 @@ class LearnerWorker:
         step = max([-1 if self._initialization.is_new else 0, *self._checkpoints.steps()])
         self._feed.report(ReadyEvent(role="learner", step=step, node=self._node))
 
-    def _get_heldout(self, teacher_head: Tensor | None) -> Heldout:
+    def _get_heldout(self, teacher_head: Head | None) -> Heldout:
         with span("wait for held-out rows"):
             rows = self._feed.heldout() if self._group.joins_collectives else []
         return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens)
@@ -96,7 +95,7 @@ class LearnerWorker:
         if self._uploader:
             self._uploader.update()
 
-    def _make_learner(self, teacher_head: Tensor | None) -> Learner:
+    def _make_learner(self, teacher_head: Head | None) -> Learner:
         student = self._initialization.load_student(self._source, self._group.mesh)
         return Learner(student, student.head if teacher_head is None else teacher_head, self._config, self._group)
 

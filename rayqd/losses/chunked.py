@@ -17,21 +17,24 @@ from torch import Tensor
 from rayqd.losses.closed_form import loss_and_slope, slope_factor
 from rayqd.losses.divergence import check_parameters
 from rayqd.losses.gradient import HeadGradient, attach_gradient
+from rayqd.losses.output_head import Head, scale_of, weight_of, write_logits
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.losses.shapes import check_sides
 
 
 def chunked_generalized_jsd(
     student_hidden: Float[Tensor, "T d"],
-    student_head: Float[Tensor, "V d"],
+    student_head: Head,
     teacher_hidden: Float[Tensor, "T D"],
-    teacher_head: Float[Tensor, "V D"],
+    teacher_head: Head,
     *,
     beta: float,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, " T"]:
-    """Return `generalized_jsd` of the logits `hidden @ head.T`: per token, nats, float32, over the full vocabulary.
+    """Return `generalized_jsd` of both sides' logits: per token, nats, float32, over the full vocabulary.
+
+    A head [V, d] is a tensor, with logits `hidden @ head.T`, or an `OutputHead`.
 
     The products run in the dtype of hidden state and head, and are rounded to it; all that follows is float32. In
     bfloat16 that rounding alone is worth about 1e-3 nats where logits reach 16 to 32; float32 inputs do without it.
@@ -55,17 +58,18 @@ def chunked_generalized_jsd(
     objective = _Objective(beta, temperature, chunk_tokens)
     with_slope = torch.is_grad_enabled() and student_hidden.requires_grad
     loss, slope = _loss_and_hidden_gradient(sides, objective, with_slope=with_slope)
-    head = None
-    if torch.is_grad_enabled() and student_head.requires_grad:
-        head = HeadGradient(head=student_head, compute=partial(_head_gradient, objective), saved=tuple(sides))
+    head, weight = None, weight_of(student_head)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        saved = student_hidden, weight, sides.teacher_hidden, weight_of(sides.teacher_head)
+        head = HeadGradient(head=weight, compute=partial(_head_gradient, objective, sides), saved=saved)
     return attach_gradient(loss, student_hidden, slope, head=head)
 
 
 class _Sides(NamedTuple):
     student_hidden: Tensor
-    student_head: Tensor
+    student_head: Head
     teacher_hidden: Tensor
-    teacher_head: Tensor
+    teacher_head: Head
 
 
 class _Objective(NamedTuple):
@@ -80,7 +84,7 @@ class _Chunk(NamedTuple):
     rows: slice
     loss: Tensor  # [C] float32
     slope: Tensor  # [C, V] in the student's dtype; meaningless unless asked for
-    factor: Tensor  # [C, 1] float32: d loss / d logits = slope * factor
+    factor: Tensor  # [C, 1] float32: d loss / d (product of hidden state and head's weight) = slope * factor
 
 
 @torch.no_grad()
@@ -94,18 +98,21 @@ def _loss_and_hidden_gradient(
     for chunk in _chunks(sides, objective, with_slope=with_slope):
         loss[chunk.rows] = chunk.loss
         if gradient is not None:
-            torch.mm(chunk.slope, sides.student_head, out=gradient[chunk.rows]).mul_(chunk.factor)
+            torch.mm(chunk.slope, weight_of(sides.student_head), out=gradient[chunk.rows]).mul_(chunk.factor)
     return loss, gradient
 
 
-def _head_gradient(objective: _Objective, *tensors: Tensor) -> Float[Tensor, "V d"]:
-    """Add up sum_t grad_loss_t (d loss_t / d logits_t) hidden_t^T in float32 over the chunks."""
-    sides, grad_loss = _Sides(*tensors[:4]), tensors[4]
-    total = torch.zeros_like(sides.student_head, dtype=torch.float32)
+def _head_gradient(objective: _Objective, sides: _Sides, *tensors: Tensor) -> Float[Tensor, "V d"]:
+    """Add up sum_t grad_loss_t (d loss_t / d logits_t) hidden_t^T in float32 over the chunks.
+
+    `tensors` are those of `sides`, as they were saved for the backward pass, and grad_loss.
+    """
+    grad_loss = tensors[4]
+    total = torch.zeros_like(tensors[1], dtype=torch.float32)
     for chunk in _chunks(sides, objective, with_slope=True):
         weighted = sides.student_hidden[chunk.rows] * (grad_loss[chunk.rows, None] * chunk.factor)
         total += chunk.slope.t() @ weighted.to(chunk.slope.dtype)
-    return total.to(sides.student_head.dtype)
+    return total.to(tensors[1].dtype)
 
 
 def _chunks(sides: _Sides, objective: _Objective, *, with_slope: bool) -> Iterator[_Chunk]:
@@ -117,12 +124,15 @@ def _chunks(sides: _Sides, objective: _Objective, *, with_slope: bool) -> Iterat
     for rows in slices(num_tokens, objective.chunk_tokens):
         num_rows = rows.stop - rows.start
         student, teacher = student_buffer[:num_rows], teacher_buffer[:num_rows]
-        torch.mm(sides.student_hidden[rows], sides.student_head.t(), out=student)
-        torch.mm(sides.teacher_hidden[rows], sides.teacher_head.t(), out=teacher)
+        cap_slope = write_logits(sides.student_hidden[rows], sides.student_head, student, with_slope=with_slope)
+        write_logits(sides.teacher_hidden[rows], sides.teacher_head, teacher)
         loss, factor = loss_and_slope_in_place(
             student, teacher, objective.beta, objective.temperature, with_slope=with_slope
         )
-        yield _Chunk(rows, loss, student, factor)
+        if cap_slope is not None:
+            student.mul_(cap_slope)
+        scale = scale_of(sides.student_head)
+        yield _Chunk(rows, loss, student, factor if scale == 1.0 else factor * scale)
 
 
 def loss_and_slope_in_place(

@@ -8,18 +8,21 @@ from torch import Tensor
 
 from rayqd.errors import ModelError
 from rayqd.losses.closed_form import softmax_and_logsumexp
+from rayqd.losses.output_head import Head, write_logits
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 
 
 @torch.no_grad()
 def chunked_token_nll(
     hidden: Float[Tensor, "T d"],
-    head: Float[Tensor, "V d"],
+    head: Head,
     target_ids: Int[Tensor, " T"],
     *,
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, " T"]:
-    """Return -log softmax(hidden @ head.T)[target] of each token in nats, float32; no gradient.
+    """Return -log softmax(logits)[target] of each token in nats, float32; no gradient.
+
+    A head [V, d] is a tensor, with logits `hidden @ head.T`, or an `OutputHead`.
 
     `hidden[t]` is the state that predicts `target_ids[t]`. The product runs in the dtype of `hidden` and `head`, the
     softmax in float32; `chunk_tokens` rows of logits are held at a time. Raises ModelError for shapes, dtypes or ids
@@ -32,15 +35,21 @@ def chunked_token_nll(
     targets = target_ids.long()[:, None]
     buffer = hidden.new_empty(min(chunk_tokens, len(hidden)), vocab_size)
     for rows in slices(len(hidden), chunk_tokens):
-        logits = torch.mm(hidden[rows], head.t(), out=buffer[: rows.stop - rows.start])
+        logits = buffer[: rows.stop - rows.start]
+        write_logits(hidden[rows], head, logits)
         for block in row_blocks(len(logits), vocab_size, logits.device):
             scores = logits[block].float()
             nll[rows][block] = softmax_and_logsumexp(scores)[1] - scores.gather(1, targets[rows][block])[:, 0]
     return nll
 
 
-def _check(hidden: Tensor, head: Tensor, target_ids: Tensor) -> None:
-    if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1] or target_ids.shape != hidden.shape[:1]:
+def _check(hidden: Tensor, head: Head, target_ids: Tensor) -> None:
+    if (
+        hidden.dim() != 2
+        or len(head.shape) != 2
+        or hidden.shape[1] != head.shape[1]
+        or target_ids.shape != hidden.shape[:1]
+    ):
         raise ModelError(
             f"hidden {list(hidden.shape)}, head {list(head.shape)} and target_ids {list(target_ids.shape)} must be "
             "[tokens, width], [vocabulary, width] and [tokens]"

@@ -14,6 +14,7 @@ from torch import Tensor
 from rayqd.extensions import check_signature, is_import_path, load_extension
 from rayqd.losses.chunked import chunked_generalized_jsd
 from rayqd.losses.divergence import curvature, generalized_jsd
+from rayqd.losses.output_head import Head
 from rayqd.losses.sampled import sampled_reverse_kl, sampled_reverse_kl_k3
 from rayqd.losses.skew import skew_kl, skew_reverse_kl
 from rayqd.losses.total_variation import total_variation
@@ -33,9 +34,9 @@ class LossOfHiddenStates(Protocol):
     def __call__(
         self,
         student_hidden: Tensor,
-        student_head: Tensor,
+        student_head: Head,
         teacher_hidden: Tensor,
-        teacher_head: Tensor,
+        teacher_head: Head,
         /,
         *,
         beta: float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rayqd.errors import ModelError
+from rayqd.losses.output_head import Head
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
@@ -16,10 +17,10 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
         )
 
 
-def check_sides(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> None:
-    """Raise ModelError unless hidden @ head.T is possible on each side, and of one shape on both."""
+def check_sides(student_hidden: Tensor, student_head: Head, teacher_hidden: Tensor, teacher_head: Head) -> None:
+    """Raise ModelError unless states and head have a product on each side, of one shape on both."""
     for side, hidden, head in (("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)):
-        if hidden.dim() != 2 or head.dim() != 2 or hidden.shape[1] != head.shape[1]:
+        if hidden.dim() != 2 or len(head.shape) != 2 or hidden.shape[1] != head.shape[1]:
             raise ModelError(
                 f"{side}_hidden {list(hidden.shape)} and {side}_head {list(head.shape)} must be [tokens, width] and "
                 "[vocabulary, width] of one width"

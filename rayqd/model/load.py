@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ModelError
+from rayqd.losses.output_head import Head, OutputHead
 from rayqd.model.arithmetic import explain_missing_bfloat16
+from rayqd.model.source_weights import match_names, read_stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,13 +23,12 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """Load the causal language model of a checkpoint, in evaluation mode, on this process's device.
 
     Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits). Raises
-    ModelError where the logits are not a plain product of hidden states and output head.
+    ModelError where no way of running it gives what the model itself computes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from rayqd.model.forward.check import check_mode
     from rayqd.model.forward.of_model import attention_of
-    from rayqd.model.forward.probe import find_mode
 
     if reason := explain_missing_bfloat16(dtype):
         raise ModelError(reason)
@@ -38,7 +39,6 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         )
     model.eval().requires_grad_(False)
     model.to(device())  # pyright: ignore[reportArgumentType]
-    _check_head(model, directory, find_mode(config).head)
     check_mode(model)
     return model
 
@@ -74,21 +74,40 @@ def common_vocab_size(student: Path, teacher: Path) -> int:
     return min(int(config.vocab_size) for config in configs)
 
 
-def output_head(model: PreTrainedModel) -> torch.Tensor:
-    """Return the output head's weight, [V, d]."""
-    return model.get_output_embeddings().weight  # pyright: ignore
+def output_head(model: PreTrainedModel) -> Head:
+    """Return the output head, [V, d]: its weight where the logits are the plain product, else an `OutputHead`."""
+    from rayqd.model.forward.of_model import mode_of
+
+    module = cast(Any, model).get_output_embeddings()
+    return make_head(module.weight, getattr(module, "bias", None), mode_of(model).head)
 
 
-def load_head(directory: Path, dtype: str) -> torch.Tensor:
+def make_head(weight: torch.Tensor, bias: torch.Tensor | None, form: HeadForm) -> Head:
+    """Return the head of a weight [V, d] and a bias [V] whose logits have `form`."""
+    if bias is None and form.is_plain:
+        return weight
+    shift = None if bias is None else bias.detach() * form.bias_scale
+    return OutputHead(weight=weight, bias=shift, scale=form.scale, cap=form.cap)
+
+
+def load_head(directory: Path, dtype: str) -> Head:
     """Load only the output head of a checkpoint, [V, d]; a tied one is the embedding. Raises ModelError without any."""
-    from safetensors import safe_open
+    from rayqd.model.forward.probe import find_mode
 
-    for name in ("lm_head.weight", "model.embed_tokens.weight"):
-        for file in sorted(directory.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                if name in tensors.keys():  # noqa: SIM118 (not a dict)
-                    return tensors.get_tensor(name).to(torch_dtype(dtype))
-    raise ModelError(f"{directory} has neither lm_head.weight nor model.embed_tokens.weight; is it a language model?")
+    model = load_meta_model(directory)
+    stored = read_stored_tensors(directory)
+    names = match_names(model, stored)
+    module = cast(Any, model).get_output_embeddings()
+
+    def read(parameter: torch.Tensor | None) -> torch.Tensor | None:
+        own = [name for name, each in model.named_parameters(remove_duplicate=False) if each is parameter]
+        source = next((names.renamed[name] for name in own if name in names.renamed), None)
+        return None if source is None else stored[source].read().to(torch_dtype(dtype))
+
+    weight, bias = read(module.weight), read(getattr(module, "bias", None))
+    if weight is None or (bias is None) != (getattr(module, "bias", None) is None):
+        raise ModelError(f"{directory} has no output head; is it a language model?")
+    return make_head(weight, bias, find_mode(model.config).head)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -101,11 +120,3 @@ def torch_dtype(name: str) -> torch.dtype:
 def device() -> torch.device:
     """Return where this process computes: its GPU if it has one; Ray gives a worker no more than that."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_head(model: PreTrainedModel, directory: Path, form: HeadForm) -> None:
-    """Raise ModelError unless the logits are a plain matrix product: only then hidden states carry the distribution."""
-    if form.words:
-        raise ModelError(f"{directory}: logits {form.words} are not supported")
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise ModelError(f"{directory}: an output head with a bias is not supported")

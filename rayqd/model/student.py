@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
+from rayqd.losses.output_head import Head
 from rayqd.model.adapters import adapted_names, adapter_state, is_adapter, load_adapter_state, make_adapted_layer
 from rayqd.model.decoder_layers import checkpoint_layers, uncompile_layers
 from rayqd.model.grids import assign_grids
@@ -52,7 +53,7 @@ class Student:
         return cls(load_model(directory, config.model.dtype), config)
 
     @property
-    def head(self) -> Tensor:
+    def head(self) -> Head:
         """Return the output head, [V, d]; not trained."""
         return output_head(self.model)
 

@@ -50,6 +50,7 @@ class TeacherIdentity:
 
     weights: str  # `weights_digest` of its checkpoint
     dtype: str  # of its arithmetic
+    forward: str = ""  # how its rows share a call, and what its head does, where that is not the plain way
 
 
 class PayloadCache:

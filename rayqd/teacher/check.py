@@ -14,7 +14,9 @@ from torch import Tensor
 from rayqd.config import Config
 from rayqd.errors import ConfigError
 from rayqd.extensions import check_signature, is_import_path, load_extension, source_digest
-from rayqd.model.load import torch_dtype
+from rayqd.losses.output_head import OutputHead
+from rayqd.model.forward.mode import HeadForm
+from rayqd.model.load import make_head, torch_dtype
 from rayqd.model.wire import from_wire
 from rayqd.teacher.cache import TeacherIdentity
 from rayqd.teacher.payloads import PayloadSpec
@@ -26,9 +28,9 @@ _SETTING = "teacher.payload"
 T = TypeVar("T")
 
 
-def check_payload(config: Config, vocab_size: int) -> None:
+def check_payload(config: Config, vocab_size: int, form: HeadForm | None = None) -> None:
     """Raise ConfigError where `teacher.payload` names a class from outside that lacks something, or fails on random
-    states; `vocab_size` ids are in the output heads of teacher and student."""
+    states; `vocab_size` ids are in the output heads of teacher and student, and `form` is that of the teacher's."""
     path = config.teacher.payload
     if not is_import_path(path):
         return
@@ -44,7 +46,7 @@ def check_payload(config: Config, vocab_size: int) -> None:
         raise ConfigError(f"{said}: its fields must be texts, numbers, switches, or tuples of them: {error}") from None
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (_NUM_TOKENS,), generator=generator)
-    payload = _probe_compute(spec, said, config, vocab_size, ids, generator)
+    payload = _probe_compute(spec, said, config, vocab_size, ids, generator, form or HeadForm())
     _probe_loss(payload, said, config, torch.randn(_NUM_TOKENS, vocab_size, generator=generator), ids)
 
 
@@ -82,11 +84,20 @@ def _require_frozen_dataclass(cls: type, said: str) -> None:
 
 
 def _probe_compute(
-    spec: PayloadSpec, said: str, config: Config, vocab_size: int, ids: Tensor, generator: torch.Generator
+    spec: PayloadSpec,
+    said: str,
+    config: Config,
+    vocab_size: int,
+    ids: Tensor,
+    generator: torch.Generator,
+    form: HeadForm,
 ) -> TeacherPayload:
     """Return the payload of random states; raise ConfigError unless it has a row for each token."""
     dtype = torch_dtype(config.model.dtype)
-    states, head = (torch.randn(rows, _WIDTH, generator=generator).to(dtype) for rows in (_NUM_TOKENS, vocab_size))
+    states, weight = (torch.randn(rows, _WIDTH, generator=generator).to(dtype) for rows in (_NUM_TOKENS, vocab_size))
+    head = make_head(weight, None, form)
+    if isinstance(head, OutputHead):
+        said += f" (for a teacher whose logits are {form.words}, and are logits_of(states, head))"
     completion_ids = ids.int().numpy()
     rollout = Rollout(
         step=0,

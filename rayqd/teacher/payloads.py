@@ -20,6 +20,7 @@ from torch import Tensor
 from rayqd.config import Config
 from rayqd.config.sections import TeacherConfig
 from rayqd.extensions import is_import_path, load_extension, source_digest
+from rayqd.losses.output_head import Head, logits_of
 from rayqd.losses.rows import chunk_size, slices
 from rayqd.model.wire import to_wire
 from rayqd.teacher.cache import TeacherIdentity
@@ -43,18 +44,21 @@ class PayloadSpec(ABC):
         """
 
     @abstractmethod
-    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TeacherPayload | None:
+    def compute(self, states: Tensor, head: Head, rollout: Rollout) -> TeacherPayload | None:
         """Return a `payload_type` of `rollout`, or None where its numbers are inf or nan.
 
         `states` [C, d] are the teacher's, after its final norm, at the positions that predict the completion; `head`
-        is its whole output head, of which the first `vocab_size` rows are the student's ids too.
+        is its whole output head, of which the first `vocab_size` rows are the student's ids too: a tensor [V, d] where
+        the logits are the plain product, as in most models, and an `OutputHead` where they are scaled or capped; of
+        either `logits_of(states, head)` are the logits.
         """
 
     def cache_key(self, teacher: TeacherIdentity) -> str:
         """Return a text that no other teacher, class, source code of that class, or field shares."""
         cls = type(self)
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # pyright: ignore[reportArgumentType]
-        return json.dumps([asdict(teacher), f"{cls.__module__}:{cls.__qualname__}", _source_digest(cls), values])
+        identity = {name: value for name, value in asdict(teacher).items() if value != ""}
+        return json.dumps([identity, f"{cls.__module__}:{cls.__qualname__}", _source_digest(cls), values])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ class HiddenSpec(PayloadSpec):
         del settings, temperature, vocab_size
         return cls()
 
-    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> HiddenPayload | None:
+    def compute(self, states: Tensor, head: Head, rollout: Rollout) -> HiddenPayload | None:
         """Return the states themselves, [C, d], in the model's dtype."""
         del head, rollout
         return HiddenPayload(hidden=to_wire(states)) if bool(states.isfinite().all()) else None
@@ -88,7 +92,7 @@ class LogitsSpec(PayloadSpec):
         del settings, temperature
         return cls(vocab_size=vocab_size)
 
-    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> LogitsPayload | None:
+    def compute(self, states: Tensor, head: Head, rollout: Rollout) -> LogitsPayload | None:
         """Return all logits, [C, V]."""
         del rollout
         chunks = [(rows - rows.amax(-1, keepdim=True)).half() for rows in _logits(states, head[: self.vocab_size])]
@@ -116,7 +120,7 @@ class TopKSpec(PayloadSpec):
             vocab_size=vocab_size,
         )
 
-    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> TopKPayload | None:
+    def compute(self, states: Tensor, head: Head, rollout: Rollout) -> TopKPayload | None:
         """Return `k` ids and their log-probabilities, [C, k], normalized over the whole vocabulary."""
         students = _on(rollout.top_ids, states) if self.of_student and rollout.top_ids is not None else None
         chunk_ids: list[Tensor] = []
@@ -148,7 +152,7 @@ class SampledSpec(PayloadSpec):
         del settings
         return cls(temperature=temperature, vocab_size=vocab_size)
 
-    def compute(self, states: Tensor, head: Tensor, rollout: Rollout) -> SampledPayload | None:
+    def compute(self, states: Tensor, head: Head, rollout: Rollout) -> SampledPayload | None:
         """Return a log-probability a token, [C]."""
         tokens = _on(rollout.completion_ids, states)
         chunks: list[Tensor] = []
@@ -183,13 +187,13 @@ def payload_spec(config: Config, vocab_size: int) -> PayloadSpec:
     return spec_type.from_settings(config.teacher, config.distill.temperature, vocab_size)
 
 
-def _logits(states: Tensor, head: Tensor) -> Iterator[Tensor]:
+def _logits(states: Tensor, head: Head) -> Iterator[Tensor]:
     """Yield float32 logits of a few rows at a time."""
     for rows in slices(len(states), chunk_size(None, len(head), 12, head.device)):
-        yield (states[rows] @ head.t()).float()
+        yield logits_of(states[rows], head).float()
 
 
-def _logprobs(states: Tensor, head: Tensor, temperature: float) -> Iterator[Tensor]:
+def _logprobs(states: Tensor, head: Head, temperature: float) -> Iterator[Tensor]:
     """Yield float32 log-probabilities, in nats, of a few rows at a time."""
     for logits in _logits(states, head):
         yield (logits / temperature).log_softmax(-1)

@@ -135,6 +135,7 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
             import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
         with span("import transformers"):
             from rayqd.model.decoder_layers import compile_layers
+            from rayqd.model.forward.of_model import describe_forward
             from rayqd.model.load import common_vocab_size, load_model, output_head
             from rayqd.model.source import student_directory, teacher_directory
             from rayqd.teacher.forward import Teacher
@@ -148,19 +149,19 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
             compile_layers(model)
         spec = payload_spec(config, common_vocab_size(student, directory))
         with span("open cache"):
-            cache = _open_cache(config, directory)
+            cache = _open_cache(config, directory, describe_forward(model))
         return LoadedTeacher(scorer=Teacher(model, config.teacher.max_batch_tokens, spec), spec=spec, cache=cache)
 
     return load
 
 
-def _open_cache(config: Config, directory: Path) -> PayloadCache | None:
+def _open_cache(config: Config, directory: Path, forward: str) -> PayloadCache | None:
     """Return None when it is off, or when nobody asked for its directory and that cannot be written to."""
     from rayqd.teacher.cache import PayloadCache, TeacherIdentity, weights_digest
 
     if config.teacher.cache_gib == 0:
         return None
-    identity = TeacherIdentity(weights=weights_digest(directory), dtype=config.model.dtype)
+    identity = TeacherIdentity(weights=weights_digest(directory), dtype=config.model.dtype, forward=forward)
     try:
         return PayloadCache(config.payload_cache_dir, int(config.teacher.cache_gib * 2**30), identity)
     except StorageError as error:

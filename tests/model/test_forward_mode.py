@@ -1,5 +1,6 @@
 """Rows that go through a model together get the states that the model's own eager forward computes of each alone."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rayqd.errors import ModelError
+from rayqd.losses.output_head import logits_of
 from rayqd.model.forward.batches import batch_rows
-from rayqd.model.forward.mode import Batching
+from rayqd.model.forward.mode import Batching, HeadForm
 from rayqd.model.forward.of_model import mode_of
 from rayqd.model.forward.probe import find_mode
 from rayqd.model.hidden_states import completion_states
+from rayqd.model.load import load_head, output_head
 from rayqd.types import Rollout
 from tests.tiny_models import tiny_causal_model, tiny_config
 
@@ -116,6 +119,46 @@ def test_the_reason_and_the_cost_are_said() -> None:
     assert "packed attention was not told where rows begin" in find_mode(tiny_config("stablelm")).words
     assert "states off by" in find_mode(tiny_config("lfm2")).words
     assert not find_mode(tiny_config("llama")).words
+
+
+_HEADS: list[tuple[str, dict[str, Any], HeadForm]] = [
+    ("granite", {"logits_scaling": 8.0}, HeadForm(scale=1 / 8, bias_scale=1 / 8)),
+    ("cohere", {"logit_scale": 0.0625}, HeadForm(scale=0.0625, bias_scale=0.0625)),
+    ("falcon_h1", {"lm_head_multiplier": 0.1}, HeadForm(scale=0.1, bias_scale=0.1)),
+    ("gemma2", {"final_logit_softcapping": 3.0}, HeadForm(cap=3.0)),
+    ("recurrent_gemma", {"logits_soft_cap": 2.0}, HeadForm(cap=2.0)),
+    ("nanochat", {"final_logit_softcapping": 2.0}, HeadForm(cap=2.0)),
+    ("minicpm3", {"dim_model_base": 16}, HeadForm(scale=16 / 64)),
+    ("phi", {}, HeadForm()),  # a head with a bias
+    ("gptj", {}, HeadForm()),
+    ("modernbert-decoder", {}, HeadForm()),  # and a layer between the model and its head
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes", "form"), _HEADS, ids=[name for name, _, _ in _HEADS])
+def test_logits_of_the_states_are_the_model_s_own(model_type: str, changes: dict[str, Any], form: HeadForm) -> None:
+    config = tiny_config(model_type, **changes)
+    found = find_mode(config).head
+    assert (found.scale, found.bias_scale) == pytest.approx((form.scale, form.bias_scale), rel=1e-5)
+    assert found.cap == form.cap
+    model, rollouts = _fresh(config), _rollouts()
+    with torch.no_grad():
+        logits = logits_of(completion_states(model, rollouts), output_head(model))
+        parts = logits.split([r.num_loss_tokens for r in rollouts])
+        for own, rollout in zip(parts, rollouts, strict=True):
+            ids = np.concatenate([rollout.prompt_ids, rollout.completion_ids]).astype(np.int64)
+            expected = _fresh(config)(input_ids=torch.from_numpy(ids)[None], use_cache=False).logits[0]
+            expected = expected[len(rollout.prompt_ids) - 1 : -1]
+            torch.testing.assert_close(own, expected, rtol=1e-3, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_the_head_of_a_checkpoint_is_that_of_the_loaded_model(tmp_path: Path) -> None:
+    for model_type, changes in (("granite", {"logits_scaling": 8.0}), ("phi", {}), ("gemma2", {})):
+        model = _fresh(tiny_config(model_type, **changes))
+        model.save_pretrained(tmp_path / model_type)
+        loaded, alone = output_head(model), load_head(tmp_path / model_type, "float32")
+        states = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(logits_of(states, loaded), logits_of(states, alone))
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "ernie"])

@@ -139,7 +139,7 @@ def test_its_import_path_is_in_the_resolved_settings(module: Path, tiny_config: 
     assert load_config([f"@{file}"]).teacher.payload == NAME
 
 
-COMPUTE = "        logits = (states @ head[: self.vocab_size].t()).float() / self.temperature\n"
+COMPUTE = "        logits = logits_of(states, head[: self.vocab_size]).float() / self.temperature\n"
 
 
 @pytest.mark.parametrize(

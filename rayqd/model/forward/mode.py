@@ -30,6 +30,11 @@ class HeadForm:
     cap: float | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Return whether the logits are the product of weight and state, but for a bias."""
+        return self == HeadForm()
+
+    @property
     def words(self) -> str:
         """Format `logits scaled by 0.125, capped at 30`; empty for a plain product."""
         scaled = f"scaled by {self.scale:g}" if self.scale != 1.0 else ""

@@ -10,6 +10,7 @@ from torch import nn
 from rayqd.model import packed_attention
 from rayqd.model.forward.mode import ForwardMode
 from rayqd.model.forward.probe import find_mode
+from rayqd.model.forward.rotary import frequency_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,6 +35,14 @@ def _set_attention(model: PreTrainedModel, mode: ForwardMode) -> None:
             model.set_attn_implementation(packed_attention.NAME)
     elif current == packed_attention.NAME:
         model.set_attn_implementation(own_attention(model))
+
+
+def describe_forward(model: PreTrainedModel) -> str:
+    """Name what a model's numbers depend on beside weights and dtype; empty where all rows go end to end."""
+    mode = mode_of(model)
+    if mode.is_packed and mode.head.is_plain and frequency_class(model) is None:
+        return ""
+    return f"{mode.batching} {mode.states} {mode.head}"
 
 
 def attention_of(config: PreTrainedConfig) -> str | None:
