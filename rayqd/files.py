@@ -60,6 +60,13 @@ def replace_directory(directory: Path, *, concurrent: bool = False) -> Iterator[
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def set_aside(directory: Path, why: str) -> Path:
+    """Rename `directory` to one with `why` behind its name, in place of an earlier one; return where it is then."""
+    aside = directory.with_name(f"{directory.name}-{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return directory.rename(aside)
+
+
 def free_bytes(path: Path) -> int:
     """Return the free space where `path` is, or will be."""
     return shutil.disk_usage(next(parent for parent in (path, *path.parents) if parent.exists())).free

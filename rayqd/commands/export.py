@@ -21,6 +21,13 @@ from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageEr
 from rayqd.events import ArmResult
 from rayqd.export.digest import find_differing_layers
 from rayqd.export.load import load_export, read_kind, read_quantized_model
+from rayqd.export.logits import (
+    check_logits,
+    compare_logits,
+    compute_packed_logits,
+    compute_student_logits,
+    short_row,
+)
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import match_export
 from rayqd.export.verdict import Check, Verdict, print_verdict, write_verdict
@@ -75,6 +82,8 @@ def export_run(
         say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
     else:
         _write(run_dir, config, trained, directory, kind, overwrite)
+        if not verify:
+            _check_logits(run_dir, config, trained, directory)
         of = f"step {trained.step}" if trained else f"{run_dir / EXPORT}"
         say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
     if not verify:
@@ -106,6 +115,7 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
         checks.insert(0, _as_trained(trained, model))
     rollouts, why_not = _heldout(config)
     checks.append(_divergence(trained, model, rollouts, config, why_not))
+    checks.append(_logits(trained, model, directory, config, rollouts))
     sequences = _sequences(rollouts)
     expected = [compute_token_logprobs(model, ids) for ids in sequences]
     kind = read_kind(directory)
@@ -127,6 +137,24 @@ def verify_export(run_dir: Path, config: Config, trained: Trained | None, direct
         Check(name="vLLM", text=reason) if reason else measure_vllm_change(directory, config, sequences, expected)
     )
     return Verdict(directory=str(directory), checks=tuple(checks))
+
+
+def _logits(trained: Trained | None, model: Any, directory: Path, config: Config, rollouts: Sequence[Rollout]) -> Check:
+    """Compare what transformers computes from the files, with attention of its own, with what rayqd does."""
+    row = short_row(rollouts)
+    logits = compute_student_logits(trained.student, row) if trained else compute_packed_logits(model, row)
+    found = compare_logits(directory, logits, row, config.model.dtype)
+    return Check(name="logits", text=str(found), passed=found.is_rounding, value=found.difference)
+
+
+def _check_logits(run_dir: Path, config: Config, trained: Trained | None, directory: Path) -> None:
+    """Compare the files just written with the student, or with the run's export; raises ModelError."""
+    row = short_row(_heldout(config)[0])
+    if trained:
+        logits = compute_student_logits(trained.student, row)
+    else:
+        logits = compute_packed_logits(load_export(run_dir / EXPORT, config.model.dtype), row)
+    check_logits(directory, logits, row, config.model.dtype)
 
 
 def _of_run(run_dir: Path, config: Config) -> Config:

@@ -23,6 +23,7 @@ from rayqd.driver.preflight import Checked, check, load_data, summary
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
+from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
@@ -99,6 +100,10 @@ class _Quantizing:
                 arms[untrained_arm(quant.method, quant)] = self._measured(quant.method, student, heldout)
             with self._timed("export", "writing the export"):
                 rows = self._exported(student, checked, teacher_row, arms)
+            with self._timed("export", "checking the export"):
+                row = short_row(heldout.rollouts)
+                logits = compute_student_logits(student, row)
+                check_logits(self._run_dir.path / EXPORT, logits, row, config.model.dtype)
         return QuantizeResult(
             name=config.name,
             rows=tuple(rows),

@@ -8,7 +8,7 @@ from rayqd.evals.fidelity import student_fidelity, teacher_fidelity
 from rayqd.events import Fidelity
 from rayqd.losses.output_head import Head
 from rayqd.model.student import Student
-from rayqd.types import ScoredRollout
+from rayqd.types import Rollout, ScoredRollout
 
 
 class Heldout:
@@ -19,6 +19,11 @@ class Heldout:
         self._rows = rows
         self._teacher_head = teacher_head
         self._max_tokens = max_tokens
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Return the rows without the teacher's states."""
+        return [row.rollout for row in self._rows]
 
     def evaluate(self, student: Student) -> Fidelity:
         """Measure `student` with the weights of its export; collective where it is sharded."""

@@ -44,35 +44,43 @@ def is_export(directory: Path) -> bool:
         return False
 
 
-def load_export(directory: Path, dtype: str, *, dense: bool = True) -> PreTrainedModel:
-    """Load the model as transformers does. Raises ModelError when it does not load.
+def load_export(
+    directory: Path,
+    dtype: str,
+    *,
+    dense: bool = True,
+    attention: str | None = None,
+    on: torch.device | None = None,
+) -> PreTrainedModel:
+    """Load the model as transformers does, on this process's device or `on`. Raises ModelError when it does not load.
 
-    `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels.
+    `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels. `attention` is one of
+    transformers' implementations, instead of the one that rayqd runs the model with.
     """
-    kind = read_kind(directory)
+    kind, where = read_kind(directory), on or device()
     try:
         with quiet_libraries():
-            model = _load(directory, kind, dtype)
+            model = _load(directory, kind, dtype, attention)
             model.eval().requires_grad_(False)
-            model.to(device())  # pyright: ignore[reportArgumentType]
+            model.to(where)  # pyright: ignore[reportArgumentType]
             if kind == "bitsandbytes" and dense:
                 model = model.dequantize(dtype=torch_dtype(dtype))
             elif kind == "compressed-tensors":
                 with torch.no_grad():  # the first call of the whole model unpacks its weights
-                    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device()))
+                    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=where))
     except (ImportError, OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
     return cast(Any, model)
 
 
-def _load(directory: Path, kind: Kind, dtype: str) -> Any:
+def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
     return AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=torch_dtype(dtype),
-        attn_implementation=attention_of(AutoConfig.from_pretrained(directory, **files)),
+        attn_implementation=attention or attention_of(AutoConfig.from_pretrained(directory, **files)),
         **files,
         **({"quantization_config": GgufConfig(dequantize=True)} if files else {}),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
+from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.model.source import teacher_directory
@@ -21,11 +22,14 @@ def finish(
 ) -> tuple[ArmResult, ...]:
     """Export the student, with the tokenizer of `source`; return the teacher's row, the `untrained` arms', its own.
 
-    On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError.
+    On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError, and
+    ModelError where the files compute another thing than the student.
     """
     directory = config.run_dir / EXPORT
     with span("export"):
         export(learner.student, source, config, directory)
+        row = short_row(heldout.rollouts)
+        logits = compute_student_logits(learner.student, row)
     size = weight_bytes(directory)
     bits = learner.student.grid.bits_per_weight
     teachers = teacher_directory(config)
@@ -34,6 +38,8 @@ def finish(
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
     with span(f"evaluate {student.name}"):
         students = {**untrained, student: heldout.evaluate(learner.student)}
+    with span("check the export"):  # after the last collective, so that no other worker waits for one that fails
+        check_logits(directory, logits, row, config.model.dtype)
     rows = (
         ArmResult(
             arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(teachers), size_bytes=weight_bytes(teachers)
@@ -47,4 +53,5 @@ def finish(
 def finish_on_other_rank(learner: Learner, heldout: Heldout) -> None:
     """Join the collectives of `finish`, in its order: all-gathers of the weights, then of the forward passes."""
     deque(learner.student.quantized_layers(), maxlen=0)
+    compute_student_logits(learner.student, short_row(heldout.rollouts))
     heldout.evaluate(learner.student)

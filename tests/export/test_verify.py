@@ -229,6 +229,22 @@ def test_export_that_vllm_cannot_load_is_one_line_of_a_verdict_that_goes_on(
     assert "vLLM's own words" not in screen
 
 
+def test_export_whose_config_makes_another_model_of_equal_weights_is_not_verified(make_run: Any) -> None:
+    run_dir, config = make_run("int4")
+    run(run_dir, config)
+    file = run_dir / "export" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["rms_norm_eps"] = 0.1
+    file.write_text(json.dumps(settings))
+    code, screen = run(run_dir, config, verify=True)
+    checks = verdict(run_dir)["checks"]
+    assert code == 1
+    assert "DIFFERS" in screen
+    assert checks["weights"]["passed"]
+    assert checks["dense tensors"]["passed"]
+    assert not checks["logits"]["passed"]
+
+
 def test_existing_export_stays_unless_overwritten(make_run: Any) -> None:
     run_dir, config = make_run("int4")
     run(run_dir, config)
