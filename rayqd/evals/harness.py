@@ -24,6 +24,7 @@ from rayqd.config.sections import EvalConfig
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
+from rayqd.model.forward.of_model import mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +80,7 @@ class Benchmark:
 
         settings = self._settings
         template = settings.apply_chat_template
-        with _quiet(), _sdpa_attention(model):
+        with _quiet(), _own_attention(model):
             make: Any = HFLM  # lm-eval's registry hides its parameters
             language_model = make(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
             _set_seeds()
@@ -186,10 +187,10 @@ def _defaults() -> Any:
 
 
 @contextlib.contextmanager
-def _sdpa_attention(model: Any) -> Iterator[None]:
-    """Switch to sdpa: lm-eval pads its batches and generates with a cache, which packed attention does not take."""
+def _own_attention(model: Any) -> Iterator[None]:
+    """Switch to transformers' own: lm-eval pads its batches and generates with a cache, which packed rows do not."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(mode_of(model).own_attention)
     try:
         yield
     finally:

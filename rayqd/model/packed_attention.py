@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rayqd.errors import ModelError
+from rayqd.model.row_attention import attend_row, causal_mask
 
 NAME = "rayqd_packed"  # as transformers' `attn_implementation`
 # torch 2.12 and later want to hear that heads of a query share a key's; 2.11 just does it.
@@ -61,13 +62,18 @@ def packed_attention(
     cu_seqlens: Tensor | None = None,
     max_seqlen: int | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally within each of the sequences that `make_keywords` described; without them, within the whole.
+    """Attend causally within each of the sequences that `make_keywords` described, within a window where there is one.
+
+    Windows are those of FlashAttention and of a mask; scores that are capped (`softcap`) and sinks (`s_aux`, a logit
+    [heads]) are computed row by row, as plain products.
 
     Shapes: query [1, heads, sum of lengths, width], key and value the same with their own heads; returns
-    [1, sum of lengths, heads, width] and no attention weights. Raises ModelError for a batch, a mask, or a sequence
-    longer than the sliding window.
+    [1, sum of lengths, heads, width] and no attention weights. Raises ModelError for a batch, a mask, a keyword that
+    would change the attention otherwise, or a call without any of the lengths.
     """
     num_tokens = query.shape[2]
     _check_settings(module, settings)
@@ -76,19 +82,29 @@ def packed_attention(
     if attention_mask is not None or len(query) > 1:
         raise ModelError("packed attention takes one row without a mask")
     max_seqlen = max_seqlen or max(lengths or [num_tokens])
-    if sliding_window is not None and max_seqlen > sliding_window:
-        raise ModelError(
-            f"a sequence of {max_seqlen} tokens is longer than the model's attention window of {sliding_window}: "
-            f"set data.max_length + rollout.max_new_tokens to {sliding_window} or less"
-        )
-    if _uses_flash(query):
+    window = None if sliding_window is None or max_seqlen <= sliding_window else sliding_window
+    is_plain = softcap is None and s_aux is None
+    if is_plain and _uses_flash(query):
         if cu_seqlens is None:
             cu_seqlens = _cumulate(tuple(lengths or [num_tokens]), query.device)
-        return _flash_attention(query, key, value, cu_seqlens, max_seqlen, settings.get("scaling")), None
-    lengths = lengths or [num_tokens]
-    settings["is_causal"] = True
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **settings)[0] for q, k, v in parts], dim=1), None
+        return _flash_attention(query, key, value, cu_seqlens, max_seqlen, settings.get("scaling"), window), None
+    if lengths is None:
+        lengths = [num_tokens] if cu_seqlens is None else cu_seqlens.diff().tolist()
+    rows = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    if is_plain:
+        return torch.cat([_sdpa(module, *row, window, settings) for row in rows], dim=1), None
+    scale: float = settings.get("scaling") or query.shape[-1] ** -0.5
+    outputs = [attend_row(*row, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux) for row in rows]
+    return torch.cat(outputs, dim=1), None
+
+
+def _sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: int | None, settings: dict[str, Any]
+) -> Tensor:
+    """Attend within one row; only what is longer than the window needs a mask."""
+    length = query.shape[2]
+    mask = causal_mask(length, window, query.device)[None, None] if window is not None and length > window else None
+    return sdpa_attention_forward(module, query, key, value, mask, **{**settings, "is_causal": True})[0]
 
 
 def _check_settings(module: nn.Module, settings: dict[str, Any]) -> None:
@@ -110,12 +126,23 @@ def _uses_flash(tensor: Tensor) -> bool:
 
 
 def _flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:
     """Run one FlashAttention kernel over all sequences. Several heads of a query may share a key's."""
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    output = _varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(-1, 0))
-    return cast(Tensor, output)[None]
+    missing = q.shape[-1] - v.shape[-1]  # the kernel wants values as wide as keys
+    if missing > 0:
+        v = nn.functional.pad(v, (0, missing))
+    reach = -1 if window is None else window - 1  # tokens before its own that a token sees
+    output = _varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(reach, 0))
+    output = cast(Tensor, output)[None]
+    return output[..., :-missing] if missing > 0 else output
 
 
 @lru_cache(maxsize=8)

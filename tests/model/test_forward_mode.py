@@ -80,6 +80,29 @@ def test_what_leaks_between_packed_rows_is_padded_instead(model_type: str) -> No
     assert _check(tiny_config(model_type)) is Batching.PADDED
 
 
+_ATTENTION: list[tuple[str, dict[str, Any]]] = [
+    ("mistral", {}),  # a window of 8
+    ("gemma3_text", {}),
+    ("olmo3", {}),
+    ("cohere2", {}),
+    ("gemma2", {"attn_logit_softcapping": 0.3}),
+    ("gpt_oss", {}),  # sinks
+    ("granite_swa", {}),
+    ("mimo_v2_flash", {}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes"), _ATTENTION, ids=[name for name, _ in _ATTENTION])
+def test_windows_capped_scores_and_sinks_are_packed(model_type: str, changes: dict[str, Any]) -> None:
+    assert _check(tiny_config(model_type, **changes)) is Batching.PACKED
+
+
+def test_transformers_own_sdpa_is_not_trusted_with_capped_scores() -> None:
+    assert find_mode(tiny_config("gemma2", attn_logit_softcapping=0.3)).own_attention == "eager"
+    assert find_mode(tiny_config("gpt_oss")).own_attention == "eager"
+    assert find_mode(tiny_config("llama")).own_attention == "sdpa"
+
+
 _FACTORS = [1.0 + 0.3 * i for i in range(8)]
 _LONGROPE = {
     "rope_type": "longrope",

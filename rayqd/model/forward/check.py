@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from rayqd.errors import ModelError
-from rayqd.model import packed_attention
 from rayqd.model.forward.call import states_of_rows
 from rayqd.model.forward.head_form import cap_logits
 from rayqd.model.forward.mode import Batching, ForwardMode
-from rayqd.model.forward.of_model import mode_of, own_attention
+from rayqd.model.forward.of_model import mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,14 +35,14 @@ def check_mode(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(vocab_size, (length,), generator=generator) for length in _LENGTHS]
     together = states_of_rows(model, rows if mode.batching is not Batching.ALONE else rows[1:], mode)[-_LENGTHS[1] :]
-    if mode.is_packed:
-        model.set_attn_implementation(own_attention(model))
+    if mode.attention != "eager":
+        model.set_attn_implementation("eager")
     try:
         alone = states_of_rows(model, rows[1:], replace(mode, batching=Batching.ALONE))
         logits = cast(Any, model)(input_ids=rows[1][None].to(alone.device), use_cache=False).logits[0]
     finally:
-        if mode.is_packed:
-            model.set_attn_implementation(packed_attention.NAME)
+        if mode.attention != "eager":
+            model.set_attn_implementation(mode.attention)
     most = _MOST_IN_32_BITS if alone.dtype == torch.float32 else _MOST_IN_16_BITS
     for what, tensor, expected in (
         ("states of rows in one call", together, alone),

@@ -47,6 +47,8 @@ class ForwardMode:
     """How to run one architecture, as `probe.find_mode` found it."""
 
     batching: Batching
+    attention: str  # as transformers' `attn_implementation`
+    own_attention: str = "eager"  # the fastest of transformers' own that computes the model's, for masks and caches
     states: StateSource
     head: HeadForm
     reason: str = ""  # why rows are not packed

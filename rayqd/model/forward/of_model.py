@@ -7,7 +7,6 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from rayqd.model import packed_attention
 from rayqd.model.forward.mode import ForwardMode
 from rayqd.model.forward.probe import find_mode
 from rayqd.model.forward.rotary import frequency_class
@@ -30,11 +29,8 @@ def mode_of(model: PreTrainedModel) -> ForwardMode:
 
 def _set_attention(model: PreTrainedModel, mode: ForwardMode) -> None:
     current = cast(Any, model.config)._attn_implementation
-    if mode.is_packed:
-        if current != packed_attention.NAME:
-            model.set_attn_implementation(packed_attention.NAME)
-    elif current == packed_attention.NAME:
-        model.set_attn_implementation(own_attention(model))
+    if current != mode.attention:
+        model.set_attn_implementation(mode.attention)
 
 
 def describe_forward(model: PreTrainedModel) -> str:
@@ -45,11 +41,6 @@ def describe_forward(model: PreTrainedModel) -> str:
     return f"{mode.batching} {mode.states} {mode.head}"
 
 
-def attention_of(config: PreTrainedConfig) -> str | None:
-    """Return the attention implementation to load a model of `config` with; None leaves the choice to transformers."""
-    return packed_attention.NAME if find_mode(config).is_packed else None
-
-
-def own_attention(model: PreTrainedModel) -> str:
-    """Return the implementation that transformers takes for `model` where nobody asks for another."""
-    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+def attention_of(config: PreTrainedConfig) -> str:
+    """Return the attention implementation to load a model of `config` with."""
+    return find_mode(config).attention

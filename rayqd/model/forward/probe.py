@@ -7,7 +7,7 @@ The fastest way that gives the same states is taken. Nothing is decided by a mod
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from rayqd.errors import ModelError
 from rayqd.model import packed_attention
 from rayqd.model.forward.call import states_of_rows
 from rayqd.model.forward.head_form import TOLERANCE, distance, find_head_form, is_close
-from rayqd.model.forward.mode import Batching, ForwardMode
+from rayqd.model.forward.mode import Batching, ForwardMode, HeadForm, StateSource
 from rayqd.model.forward.rotary import frequency_class, reset_frequencies
 from rayqd.model.tiny import VOCAB_SIZE, make_tiny
 
@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 _LENGTHS = (13, 41, 27)
 _PREFIX = 20  # tokens of a row that must not see the seven that follow
 _NOISE = 0.1  # standard deviation of what is added to every weight, so that norms, biases and sinks are not neutral
+# Factors of the matrices: with larger ones attention scores reach the caps and saturations that real models reach.
+_SCALES = (1.0, 4.0)
+# From the fastest to the slowest.
+_WAYS = (
+    (Batching.PACKED, packed_attention.NAME),
+    (Batching.PADDED, "sdpa"),
+    (Batching.PADDED, "eager"),
+    (Batching.ALONE, "sdpa"),
+    (Batching.ALONE, "eager"),
+)
 _QUANTIZATION = "quantization_config"
 
 
@@ -79,23 +89,39 @@ class _Probe:
         """Return the fastest way whose states are right."""
         self._check_causal()
         source, head = find_head_form(self._own, self._rows[0][None])
-        alone = ForwardMode(batching=Batching.ALONE, states=source, head=head)
-        expected = [self._alone(row, alone) for row in self._rows]
+        expected = self._expect(source, head)
         reasons: list[str] = []
-        for batching in Batching:
-            mode = replace(alone, batching=batching, reason=reasons[0] if reasons else "")
+        for batching, attention in _WAYS:
+            reason = reasons[0] if reasons else ""
+            mode = ForwardMode(batching=batching, attention=attention, states=source, head=head, reason=reason)
             try:
                 error = self._error(mode, expected)
             except Exception as exception:  # noqa: BLE001 (whatever its code raises on inputs that it does not take)
                 reasons.append(_explain(exception))
                 continue
             if error <= TOLERANCE:
-                return mode
+                return replace(mode, own_attention=self._own_attention(mode, expected))
             reasons.append(f"states off by {error:.2g} of their size on a small copy")
         raise ModelError(f"its states are none that the model computes of a row alone: {reasons[-1]}")
 
-    def _alone(self, row: Tensor, mode: ForwardMode) -> Tensor:
-        return states_of_rows(self._own, [row], mode)
+    def _expect(self, source: StateSource, head: HeadForm) -> list[list[Tensor]]:
+        """Return the states of each row alone, for each set of weights that does not overflow."""
+        alone = ForwardMode(batching=Batching.ALONE, attention="eager", states=source, head=head)
+        expected: list[list[Tensor]] = []
+        for scale in _SCALES:
+            self._own.load_state_dict(_scaled(self._weights, scale))
+            expected.append([states_of_rows(self._own, [row], alone) for row in self._rows])
+        return expected
+
+    def _own_attention(self, mode: ForwardMode, expected: Sequence[Sequence[Tensor]]) -> str:
+        """Return "sdpa" where it computes what eager attention does; it drops caps and sinks in silence."""
+        if not mode.is_packed:
+            return mode.attention
+        try:
+            error = self._error(replace(mode, batching=Batching.ALONE, attention="sdpa"), expected)
+        except (ImportError, ValueError):  # the architecture has none
+            return "eager"
+        return "sdpa" if error <= TOLERANCE else "eager"
 
     def _check_causal(self) -> None:
         """Raise ModelError where a token's logits depend on those that follow it."""
@@ -110,20 +136,31 @@ class _Probe:
                 "it is no causal language model as it is configured"
             )
 
-    def _error(self, mode: ForwardMode, expected: Sequence[Tensor]) -> float:
+    def _error(self, mode: ForwardMode, expected: Sequence[Sequence[Tensor]]) -> float:
         """Return the largest difference of any row's states from `expected`, as a share of their size."""
         from transformers import AutoModelForCausalLM
 
-        attention = packed_attention.NAME if mode.is_packed else None
-        model = cast(Any, AutoModelForCausalLM).from_config(self._config, attn_implementation=attention)
-        model.load_state_dict(self._weights)
+        model = cast(Any, AutoModelForCausalLM).from_config(self._config, attn_implementation=mode.attention)
         model.eval()
+        errors: list[float] = []
+        for scale, states in zip(_SCALES, expected, strict=True):
+            model.load_state_dict(_scaled(self._weights, scale))
+            errors.append(self._error_of(model, mode, states))
+        return max(errors)
+
+    def _error_of(self, model: PreTrainedModel, mode: ForwardMode, expected: Sequence[Tensor]) -> float:
         errors: list[float] = []
         for indices in _batches(model, mode):
             states = states_of_rows(model, [self._rows[i] for i in indices], mode)
             parts = states.split([_LENGTHS[i] for i in indices])
-            errors += [distance(part, expected[i]) for i, part in zip(indices, parts, strict=True)]
-        return max(errors)
+            pairs = [(part, expected[i]) for i, part in zip(indices, parts, strict=True)]
+            errors += [distance(part, own) for part, own in pairs if bool(own.isfinite().all())]
+        return max(errors, default=0.0)
+
+
+def _scaled(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return the weights with every matrix times `scale`."""
+    return {name: weight * scale if weight.dim() > 1 else weight for name, weight in weights.items()}
 
 
 def _explain(exception: Exception) -> str:
@@ -157,4 +194,4 @@ def _randomize(model: PreTrainedModel) -> dict[str, Tensor]:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_NOISE)
     model.eval()
-    return model.state_dict()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
