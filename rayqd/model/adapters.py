@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rayqd.config.sections import AdapterConfig
 from rayqd.errors import ConfigError
 from rayqd.model.qat import QATLoraLinear
+from rayqd.model.qat_experts import QATExperts
 from rayqd.quant import Grid
 
 _NAME = "default"  # PEFT's, of a model's only adapter
@@ -54,6 +55,12 @@ def make_adapted_layer(linear: nn.Linear, adapter: AdapterConfig, grid: Grid) ->
             parameter.data = parameter.data.float()
     layer.set_quantizer(grid, outside=adapter.placement == "outside", stops_saturated=adapter.saturated == "stop")
     return layer
+
+
+def add_expert_adapters(layer: QATExperts, adapter: AdapterConfig) -> None:
+    """Give every expert of `layer` an adapter of its own."""
+    outside, stops = adapter.placement == "outside", adapter.saturated == "stop"
+    layer.add_adapters(adapter.rank, lora_alpha(adapter), outside=outside, stops_saturated=stops)
 
 
 def lora_alpha(adapter: AdapterConfig) -> float:

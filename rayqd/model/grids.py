@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayqd.quant import Grid
 from rayqd.quant.groups import check_finite
@@ -21,17 +21,17 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 HEADROOM = 2
 
 
-def assign_grids(linears: Mapping[str, nn.Linear], grid: Grid) -> dict[str, Grid]:
+def assign_grids(weights: Mapping[str, Tensor], grid: Grid) -> dict[str, Grid]:
     """Return the grid of each layer by its name; layers that are fused share one. Raises ModelError at inf or nan."""
     if not isinstance(grid, NVFP4Grid):
-        return dict.fromkeys(linears, grid)
+        return dict.fromkeys(weights, grid)
     largest: dict[tuple[str, ...], Tensor] = {}
-    for name, linear in linears.items():
-        amax = _absmax(linear.weight, name)
+    for name, weight in weights.items():
+        amax = _absmax(weight, name)
         key = fused_layer_names(name)
         largest[key] = torch.maximum(largest[key], amax) if key in largest else amax
     shared = {key: NVFP4Grid(grid.dtype, choose_tensor_scale(amax) * HEADROOM) for key, amax in largest.items()}
-    return {name: shared[fused_layer_names(name)] for name in linears}
+    return {name: shared[fused_layer_names(name)] for name in weights}
 
 
 def fused_layer_names(name: str) -> tuple[str, ...]:

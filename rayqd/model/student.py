@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from rayqd.config import Config
 from rayqd.losses.output_head import Head
-from rayqd.model.adapters import adapted_names, adapter_state, is_adapter, load_adapter_state, make_adapted_layer
+from rayqd.model.adapters import adapter_state, is_adapter, load_adapter_state
 from rayqd.model.decoder_layers import checkpoint_layers, uncompile_layers
-from rayqd.model.grids import assign_grids
+from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import load_model, output_head, torch_dtype
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear
+from rayqd.model.qat_experts import QATExperts, restore_experts
+from rayqd.model.replace import QATLayer, replace_layers, replace_module
 from rayqd.model.sharding import assign, full_tensor, shard
-from rayqd.quant import Grid, Quantized, make_grid, quantizable_layers
+from rayqd.quant import Grid, Quantized, make_grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +43,8 @@ class Student:
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
         torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
-        self.layers = _replace_linears(model, config, self.grid, trainable and mesh is None)
+        self._experts = quantizable_experts(model, config.quant)
+        self.layers = replace_layers(model, self._experts, config, self.grid, trainable and mesh is None)
         self.model = model
         self._shards = shard(model, self.layers, mesh) if mesh is not None else None
         if config.learner.gradient_checkpointing:
@@ -66,19 +69,24 @@ class Student:
     def quantized_layers(self, gather: Callable[[Tensor], Tensor] = full_tensor) -> Iterator[tuple[str, Quantized]]:
         """Yield name in the original model, codes and scales of every quantized layer; exactly what forward uses.
 
-        Collective; `gather` returns the full tensor of a sharded weight.
+        Each matrix of each expert is a layer, by its name in the model's files. Collective; `gather` returns the full
+        tensor of a sharded weight.
         """
         for name, layer in self.layers.items():
             if self._shards is None:
-                yield name, layer.quantize(name)
+                quantized = layer.quantize(name)
             else:
-                weight = gather(self._shards[f"{name}.weight"].detach())
-                yield name, layer.grid.quantize(weight.to(self.head.device), name=name)
+                weight = gather(self._shards[f"{name}.weight"].detach()).to(self.head.device)
+                quantized = layer.grid.quantize(weight.reshape(-1, weight.shape[-1]), name=name)
+            if name in self._experts:
+                yield from self._experts[name].split(quantized)
+            else:
+                yield name, quantized
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:
         """Let the model compute with the weights of the export, as it always does unless adapters are outside."""
-        outside = [layer for layer in self.layers.values() if isinstance(layer, QATLoraLinear) and layer.outside]
+        outside = [layer for layer in self.layers.values() if not isinstance(layer, QATLinear) and layer.outside]
         for layer in outside:
             layer.outside = False
         try:
@@ -92,10 +100,14 @@ class Student:
         uncompile_layers(self.model)
         for name, layer in self.layers.items():
             weight = layer.grid.dequantize(layer.quantize(name))
+            if isinstance(layer, QATExperts):
+                parent, _, leaf = name.rpartition(".")
+                restore_experts(self.model.get_submodule(parent), {leaf: weight.reshape(layer.weight.shape)})
+                continue
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
             plain.weight = nn.Parameter(weight, requires_grad=False)
             plain.bias = _bias(layer)  # pyright: ignore[reportAttributeAccessIssue]
-            _replace(self.model, name, plain)
+            replace_module(self.model, name, plain)
         self.layers = {}
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
@@ -125,29 +137,7 @@ class Student:
             assign(own[name], state[name])
 
 
-def _replace_linears(
-    model: PreTrainedModel, config: Config, grid: Grid, trainable: bool
-) -> dict[str, QATLinear | QATLoraLinear]:
-    """Replace every quantized linear layer in `model`; return the new ones by the name of the old."""
-    linears = quantizable_layers(model, config.quant)
-    adapted = adapted_names(linears, config.adapter)
-    grids = assign_grids(linears, grid)
-    for name, linear in linears.items():
-        if name not in adapted:
-            full = trainable and config.adapter.kind == "none"
-            _replace(model, name, QATLinear(linear, grids[name], trainable=full))
-    if adapted:
-        model.requires_grad_(False)  # all but the adapters
-        for name in adapted:
-            _replace(model, name, make_adapted_layer(linears[name], config.adapter, grids[name]))
-    layers = {name: model.get_submodule(name) for name in linears}
-    return cast("dict[str, QATLinear | QATLoraLinear]", layers)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
-def _bias(layer: QATLinear | QATLoraLinear) -> Tensor | None:
+def _bias(layer: QATLayer) -> Tensor | None:
+    if isinstance(layer, QATExperts):
+        return None  # a parameter beside it
     return layer.bias if isinstance(layer, QATLinear) else layer.linear.bias

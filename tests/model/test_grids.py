@@ -28,14 +28,14 @@ from rayqd.quant.nvfp4 import NVFP4Grid
 BFLOAT16 = torch.bfloat16
 
 
-def linears(**largest: float) -> dict[str, nn.Linear]:
-    """Layers of one block whose largest magnitude is given; of each the rest is small."""
-    layers: dict[str, nn.Linear] = {}
+def linears(**largest: float) -> dict[str, Tensor]:
+    """Weights of layers of one block whose largest magnitude is given; of each the rest is small."""
+    layers: dict[str, Tensor] = {}
     for name, amax in largest.items():
         linear = nn.Linear(32, 4, bias=False).requires_grad_(False)
         linear.weight.fill_(1e-3)
         linear.weight[2, 5] = -amax
-        layers[f"model.layers.0.{name.replace('__', '.')}"] = linear
+        layers[f"model.layers.0.{name.replace('__', '.')}"] = linear.weight
     return layers
 
 
@@ -67,7 +67,7 @@ def test_other_formats_have_one_grid_for_all_layers(quant: QuantConfig) -> None:
 
 def test_a_weight_that_is_not_finite_is_refused_by_name() -> None:
     layers = linears(q_proj=1.0, k_proj=1.0)
-    layers["model.layers.0.k_proj"].weight[0, 0] = float("nan")
+    layers["model.layers.0.k_proj"][0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"model\.layers\.0\.k_proj holds 1 values that are inf or nan"):
         assign_grids(layers, make_grid(QuantConfig(format="nvfp4"), BFLOAT16))
 
