@@ -26,6 +26,7 @@ from rayqd.model.decoder_layers import checkpoint_layers
 from rayqd.model.fake_quantize import fake_quantize
 from rayqd.model.load import device, output_head, torch_dtype
 from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat_experts import QATExperts
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers
@@ -105,6 +106,9 @@ def _round_all(student: Student, config: Config) -> None:
     """Round every layer's weights as often as one step of one microbatch does."""
     for _ in range(3 if config.learner.gradient_checkpointing else 2):
         for layer in student.layers.values():
+            if isinstance(layer, QATExperts):
+                layer()
+                continue
             low_rank = layer.low_rank if isinstance(layer, QATLoraLinear) else None
             weight = layer.weight if isinstance(layer, QATLinear) else layer.linear.weight
             fake_quantize(weight, low_rank, layer.grid)

@@ -234,7 +234,7 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
 
 
 def _as_trained(trained: Trained, model: Any) -> Check:
-    differing = find_differing_layers(trained.digests, model.state_dict())
+    differing = find_differing_layers(trained.digests, model)
     count = len(trained.digests)
     text = f"{count - len(differing)} of {count} layers have the digests that training left (SHA-256)"
     return Check(

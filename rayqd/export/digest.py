@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from rayqd.model.fused_experts import split_experts
 from rayqd.model.sharding import full_tensor
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def digest_layers(student: Student, gather: Callable[[Tensor], Tensor] = full_tensor) -> dict[str, Tensor]:
@@ -31,8 +36,9 @@ def digest(values: Tensor) -> Tensor:
     return torch.frombuffer(bytearray(bits), dtype=torch.uint8)
 
 
-def find_differing_layers(recorded: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Sequence[str]:
-    """Return the layers of `recorded` whose weight, `{layer}.weight` in `weights`, is missing or has another digest."""
+def find_differing_layers(recorded: Mapping[str, Tensor], model: PreTrainedModel) -> Sequence[str]:
+    """Return the layers of `recorded` whose weight in `model`, a loaded export, is missing or has another digest."""
+    weights = split_experts(model, model.state_dict(), lambda _: True)
 
     def differs(layer: str) -> bool:
         values = weights.get(f"{layer}.weight")

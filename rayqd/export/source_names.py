@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from rayqd.model.load import load_meta_model
-from rayqd.model.source_weights import SourceNames, StoredTensor, match_names, read_stored_tensors
+from rayqd.model.source_weights import SourceNames, StoredTensor, match_names, read_stored_tensors, take_apart
 from rayqd.quant import Quantized
 from rayqd.quant.routers import find_routers
 
@@ -64,11 +64,7 @@ def to_source_names(model: PreTrainedModel, tensors: Mapping[str, Tensor], names
     """Return tensors of `model` as the source has them: what transformers stacks while loading is apart again."""
     as_loaded = {names.source_name(name): t for name, t in tensors.items() if name not in names.converted}
     converted = {name: tensor for name, tensor in tensors.items() if name in names.converted}
-    if not converted:
-        return as_loaded
-    from transformers.core_model_loading import revert_weight_conversion
-
-    return as_loaded | revert_weight_conversion(model, converted)
+    return as_loaded | take_apart(model, converted) if converted else as_loaded
 
 
 def find_dense_layers(

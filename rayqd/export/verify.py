@@ -13,6 +13,7 @@ from rayqd.evals.fidelity import student_fidelity
 from rayqd.export.source_names import to_source_names
 from rayqd.model.forward.call import inputs_of_rows
 from rayqd.model.forward.of_model import mode_of
+from rayqd.model.fused_experts import split_experts
 from rayqd.model.load import output_head
 from rayqd.model.source_weights import SourceNames
 from rayqd.quant import Grid, Quantized
@@ -56,6 +57,8 @@ def compare(
     loaded = {name: tensor for name, tensor in model.state_dict().items() if name not in tied or name in dense}
     if names is not None:
         loaded = to_source_names(model, loaded, names)
+    else:
+        loaded = split_experts(model, loaded, lambda name: name not in dense)
     differing: list[str] = []
     layers: list[str] = []
     for layer, weight in quantized:

@@ -9,15 +9,16 @@ Shapes: E experts, N outputs, K inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
+from rayqd.model.source_weights import take_apart
 from rayqd.quant import Quantized
 from rayqd.quant.routers import find_expert_containers
 from rayqd.quant.select import is_ignored
@@ -95,26 +96,23 @@ def find_fused_experts(model: PreTrainedModel) -> dict[str, FusedExperts]:
     return found
 
 
-def split_quantized_experts(
-    model: PreTrainedModel, state: Mapping[str, Tensor], quantized: set[str]
+def split_experts(
+    model: PreTrainedModel, state: Mapping[str, Tensor], is_wanted: Callable[[str], bool]
 ) -> dict[str, Tensor]:
-    """Return `state`, tensors of `model`, with the matrices `{layer}.weight` of experts among the layers `quantized`."""
+    """Return `state`, tensors of `model`, with matrices `{name}.weight` for the parameters that are wanted, by name."""
     split = dict(state)
     for name, experts in find_fused_experts(model).items():
-        if name in split and experts.matrices[0].name in quantized:
-            values = split.pop(name)
-            split |= {f"{matrix}.weight": rows for matrix, rows in experts.split_values(values)}
+        if name in split and is_wanted(name):
+            split |= {f"{matrix}.weight": rows for matrix, rows in experts.split_values(split.pop(name))}
     return split
 
 
 def _find_matrices(model: PreTrainedModel, name: str, parameter: Tensor) -> tuple[ExpertMatrix, ...]:
     """Number the rows of a parameter and have transformers take it apart; empty where no whole rows come out."""
-    from transformers.core_model_loading import revert_weight_conversion
-
     numbers = torch.arange(parameter.shape[0] * parameter.shape[1])
     marked = torch.stack([numbers, torch.full_like(numbers, -1)], dim=-1).reshape(*parameter.shape[:2], 2)
     try:
-        parts: Mapping[str, Any] = revert_weight_conversion(model, {name: marked})
+        parts = take_apart(model, {name: marked})
     except (ValueError, RuntimeError, IndexError):  # an operation that needs the parameter's own shape
         return ()
     matrices = [_find_rows(part, tensor) for part, tensor in parts.items()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rayqd.config import Config
 from rayqd.errors import PlacementError
+from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import output_head, torch_dtype
 from rayqd.quant import make_grid, quantizable_layers
 
@@ -39,22 +40,36 @@ class ModelSize:
     vocab_size: int
     num_layers: int
     product_width: int  # inputs and outputs of all quantized layers together, a token
+    adapted_width: int  # the same with every expert, where a token passes but a few
+    largest_experts: int  # weights of all experts of a layer, which are rounded at once
     widest_input: int  # of a quantized layer
 
 
 def measure_size(model: PreTrainedModel, config: Config) -> ModelSize:
     """Return the size of `model`, which may be on the meta device."""
     linears = quantizable_layers(model, config.quant).values()
+    experts = [each.shape for each in quantizable_experts(model, config.quant).values()]
+    width_of_linears = sum(linear.in_features + linear.out_features for linear in linears)
+    active = _active_experts(model)
     vocab_size, width = output_head(model).shape
     return ModelSize(
         num_parameters=sum(p.numel() for p in model.parameters()),
-        num_quantized=sum(linear.weight.numel() for linear in linears),
+        num_quantized=sum(linear.weight.numel() for linear in linears) + sum(e * n * k for e, n, k in experts),
         width=width,
         vocab_size=vocab_size,
         num_layers=int(model.config.get_text_config().num_hidden_layers),
-        product_width=sum(linear.in_features + linear.out_features for linear in linears),
+        product_width=width_of_linears + sum(min(active, e) * (n + k) for e, n, k in experts),
+        adapted_width=width_of_linears + sum(e * (n + k) for e, n, k in experts),
+        largest_experts=max((e * n * k for e, n, k in experts), default=0),
         widest_input=max(linear.in_features for linear in linears),
     )
+
+
+def _active_experts(model: PreTrainedModel) -> int:
+    """Return how many experts a token passes; one where the configuration does not say."""
+    config = model.config.get_text_config()
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k")
+    return next((int(k) for name in names if isinstance(k := getattr(config, name, None), int)), 1)
 
 
 def learner_bytes(size: ModelSize, config: Config) -> int:
@@ -64,7 +79,7 @@ def learner_bytes(size: ModelSize, config: Config) -> int:
     if config.adapter.kind == "none":
         weights = dense * value + size.num_quantized * _TRAINED_BYTES
     else:
-        weights = size.num_parameters * value + size.product_width * config.adapter.rank * _TRAINED_BYTES
+        weights = size.num_parameters * value + size.adapted_width * config.adapter.rank * _TRAINED_BYTES
     head = size.width * size.vocab_size * value if config.teacher.name else 0
     return int(_PROCESS + weights + head + max(_training_bytes(size, config), _calibration_bytes(size, config)))
 
@@ -143,7 +158,8 @@ def _training_bytes(size: ModelSize, config: Config) -> float:
         kept = value * size.width * size.num_layers + products / size.num_layers
     else:
         kept = products
-    return tokens * (kept + 6 * value * size.width) + _LOSS
+    rounding = size.largest_experts * (4 + 2 * value)  # merged in float32, rounded, and their gradient
+    return tokens * (kept + 6 * value * size.width) + _LOSS + rounding
 
 
 def _most_tokens(config: Config, num_workers: int) -> int:

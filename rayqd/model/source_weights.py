@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -108,6 +108,24 @@ def match_names(model: PreTrainedModel, names: Iterable[str]) -> SourceNames:
     found = matched.renamed.keys() | matched.converted.keys()
     matched.missing.extend(_missing(model, {name for name, _ in model.named_parameters()} - found, found))
     return matched
+
+
+def take_apart(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what transformers would write for `tensors` of `model`: what it stacks while loading is apart again.
+
+    A model that was loaded from 4-bit files has conversions that unpack on the way; those have no way back.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    conversions = vars(model).pop("_weight_conversions", None)
+    unpacks = getattr(model, "hf_quantizer", None) is not None
+    try:
+        if conversions is not None and not unpacks:
+            model._weight_conversions = conversions  # pyright: ignore[reportPrivateUsage]
+        return revert_weight_conversion(model, dict(tensors))
+    finally:
+        if conversions is not None:
+            model._weight_conversions = conversions  # pyright: ignore[reportPrivateUsage]
 
 
 def _missing(model: PreTrainedModel, absent: set[str], found: set[str]) -> list[str]:

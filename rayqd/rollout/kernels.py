@@ -18,6 +18,7 @@ from torch import nn
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
+from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.grids import fused_layer_names
 from rayqd.model.load import load_meta_model, torch_dtype
 from rayqd.quant import quantizable_layers
@@ -86,6 +87,8 @@ def choose_weight_form(source: Path, config: Config) -> WeightForm:
     model = load_meta_model(source)
     if reason := explain_split_fusion(model, config.quant):
         return WeightForm(reason=reason, dtype=dtype)
+    if quantizable_experts(model, config.quant):
+        return WeightForm(reason="experts are handed over as the values of their codes", dtype=dtype)
     names: dict[str, None] = {}
     for shape, layer in find_layer_shapes(model, config.quant).items():
         kernel, reason = choose_kernel(shape, config)
