@@ -96,6 +96,7 @@ class ArmRow(TypedDict):
     perplexity: float
     num_tokens: int
     bits_per_weight: NotRequired[float]
+    bits_by_kind: NotRequired[dict[str, float]]
     size_bytes: NotRequired[int]
 
 
@@ -105,14 +106,17 @@ class ArmResult:
 
     arm: Arm
     fidelity: Fidelity
-    bits_per_weight: float | None = None  # scales included; None where nothing was exported, like `size_bytes`
+    bits_per_weight: float | None = None  # of the whole model, scales included; None where nothing was exported
     size_bytes: int | None = None  # of the weights' files
+    bits_by_kind: Mapping[str, float] | None = None  # "linear": 4.25, "embedding": 16; None for the teacher
 
     def to_json(self) -> ArmRow:
         """Return the flat row that result.json holds."""
         row = ArmRow(arm=self.arm.name, kind=self.arm.kind.value, **asdict(self.fidelity))
         if self.bits_per_weight is not None:
             row["bits_per_weight"] = self.bits_per_weight
+        if self.bits_by_kind is not None:
+            row["bits_by_kind"] = dict(self.bits_by_kind)
         if self.size_bytes is not None:
             row["size_bytes"] = self.size_bytes
         return row
@@ -121,12 +125,13 @@ class ArmResult:
     def from_json(cls, row: Mapping[str, JsonValue]) -> ArmResult:
         """Read back a row of any version. Raises ValueError where it is none."""
         row = _NOT_MEASURED_AT_FIRST | dict(row)
-        bits, size = row.get("bits_per_weight"), row.get("size_bytes")
+        bits, size, kinds = row.get("bits_per_weight"), row.get("size_bytes"), row.get("bits_by_kind")
         return cls(
             arm=Arm.from_name(str(row.get("arm"))),
             fidelity=_FIDELITY.validate_python(row),
             bits_per_weight=None if bits is None else _NUMBER.validate_python(bits),
             size_bytes=None if size is None else _INTEGER.validate_python(size),
+            bits_by_kind=None if kinds is None else _NUMBERS.validate_python(kinds),
         )
 
 
@@ -284,6 +289,7 @@ def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
 
 _INTEGER = TypeAdapter(int)
 _NUMBER = TypeAdapter(float)
+_NUMBERS = TypeAdapter(dict[str, float])
 _FIDELITY = TypeAdapter(Fidelity)
 _LEARNER_STEP = TypeAdapter(LearnerStep)
 _ROLE_METRICS = TypeAdapter(RoleMetrics)

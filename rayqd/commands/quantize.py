@@ -30,6 +30,7 @@ from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.source import teacher_directory
 from rayqd.model.student import Student
+from rayqd.model.weight_bits import mean_bits
 from rayqd.quant import make_grid
 from rayqd.report.write import write_report
 from rayqd.runs.directory import RunDirectory
@@ -164,10 +165,14 @@ class _Quantizing:
         directory = self._run_dir.path / EXPORT
         export(student, checked.directory, self._config, directory, command="quantize")
         size = weight_bytes(directory)
-        bits = student.grid.bits_per_weight
+        counted = student.weight_bits
+        bits, kinds = mean_bits(counted), {each.kind: each.bits_per_weight for each in counted}
         rows = [
             teacher_row,
-            *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in arms.items()),
+            *(
+                ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size, bits_by_kind=kinds)
+                for a, f in arms.items()
+            ),
         ]
         update_card(directory, self._config, rows, command="quantize")
         return rows

@@ -50,7 +50,12 @@ def _cells(row: ArmResult) -> list[str]:
 
 def format_bits(row: ArmResult) -> str:
     """Return `4.25`; a dash where nothing was exported."""
-    return "-" if row.bits_per_weight is None else f"{row.bits_per_weight:g}"
+    return "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.4g}"
+
+
+def describe_bits(row: ArmResult) -> str:
+    """Return `linear 4.25, embedding 16`; empty where the row has no such numbers."""
+    return ", ".join(f"{kind} {bits:.4g}" for kind, bits in (row.bits_by_kind or {}).items())
 
 
 def format_size(row: ArmResult) -> str:
@@ -65,6 +70,8 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         f"{result.teacher.fidelity.num_tokens:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's"
     )
+    if bits := describe_bits(result.student):
+        yield f"bits      {bits}; bits/weight is over the whole model"
     yield f"time      {duration(result.seconds['total'])}  ({seconds})"
     if result.startup:
         yield from _startup_lines(result.startup)

@@ -18,8 +18,10 @@ from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
 from rayqd.model.adapters import describe_unadapted
 from rayqd.model.forward.probe import find_mode
+from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import student_directory, teacher_directory
+from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
 from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
 from rayqd.teacher.check import check_payload
@@ -46,8 +48,10 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     check_user_code(config.data)
     directory = student_directory(config)
     model = load_meta_model(directory)
-    layers = quantizable_layers(model, config.quant)
-    remarks = [check_weights(model, directory), describe_unadapted(layers, config.adapter) if trains else ""]
+    layers = [*quantizable_layers(model, config.quant), *quantizable_experts(model, config.quant)]
+    counted = count_weight_bits(model, config)
+    remarks = [check_weights(model, directory), describe_bits(counted), describe_dense_body(counted)]
+    remarks.append(describe_unadapted(layers, config.adapter) if trains else "")
     tokenizer = load_tokenizer(directory)
     modes = {"student": find_mode(model.config)}
     teacher = teacher_directory(config)

@@ -12,7 +12,7 @@ from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.settings import settings_with, value_text
 from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
-from rayqd.console.result_table import format_bits, format_size
+from rayqd.console.result_table import describe_bits, format_bits, format_size
 from rayqd.events import ArmResult
 from rayqd.files import write_text
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
@@ -139,7 +139,10 @@ def _results(rows: Sequence[ArmResult]) -> str:
     ]
     tokens = f"{rows[0].fidelity.num_tokens:,} held-out tokens; "
     head = ["| | KL to teacher | perplexity | bits/weight | size |", "| --- | ---: | ---: | ---: | ---: |"]
-    return "\n".join(["## Results", "", f"{tokens}KL(teacher‖student) in nats a token.", "", *head, *lines])
+    bits = describe_bits(rows[-1])
+    of_kinds = f" Bits a weight are over the whole model: {bits}." if bits else ""
+    note = f"{tokens}KL(teacher‖student) in nats a token.{of_kinds}"
+    return "\n".join(["## Results", "", note, "", *head, *lines])
 
 
 def _benchmarks(rows: Sequence[BenchmarkRow]) -> str:

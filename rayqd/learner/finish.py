@@ -13,6 +13,7 @@ from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
 from rayqd.model.source import teacher_directory
+from rayqd.model.weight_bits import mean_bits
 from rayqd.runs.paths import EXPORT
 from rayqd.spans import span
 
@@ -31,7 +32,8 @@ def finish(
         row = short_row(heldout.rollouts)
         logits = compute_student_logits(learner.student, row)
     size = weight_bytes(directory)
-    bits = learner.student.grid.bits_per_weight
+    counted = learner.student.weight_bits
+    bits, kinds = mean_bits(counted), {each.kind: each.bits_per_weight for each in counted}
     teachers = teacher_directory(config)
     with span("evaluate teacher"):
         teacher = heldout.evaluate_teacher(learner.teacher_head)
@@ -44,7 +46,10 @@ def finish(
         ArmResult(
             arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(teachers), size_bytes=weight_bytes(teachers)
         ),
-        *(ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size) for a, f in students.items()),
+        *(
+            ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size, bits_by_kind=kinds)
+            for a, f in students.items()
+        ),
     )
     update_card(directory, config, rows)
     return rows

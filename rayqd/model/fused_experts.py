@@ -108,7 +108,7 @@ def split_experts(
 
 
 def _find_matrices(model: PreTrainedModel, name: str, parameter: Tensor) -> tuple[ExpertMatrix, ...]:
-    """Number the rows of a parameter and have transformers take it apart; empty where no whole rows come out."""
+    """Return what transformers makes of a parameter with numbered rows; empty where no whole rows come out."""
     numbers = torch.arange(parameter.shape[0] * parameter.shape[1])
     marked = torch.stack([numbers, torch.full_like(numbers, -1)], dim=-1).reshape(*parameter.shape[:2], 2)
     try:
@@ -131,4 +131,3 @@ def _find_rows(name: str, part: Tensor) -> ExpertMatrix | None:
     if not torch.equal(part[:, 0], torch.arange(start, start + count)):
         return None
     return ExpertMatrix(name=name.removesuffix(".weight"), rows=slice(start, start + count))
-

@@ -105,7 +105,7 @@ def _compute(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _merge(weight: Tensor, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
-    """Return W + s·BA of all experts, [E·N, K] in float32; s is multiplied in first, so that adding W is one rounding."""
+    """Return W + s·BA of all experts, [E·N, K] in float32; s comes first, so that adding W is one rounding."""
     merged = weight.detach().float()
     if a is not None and b is not None:
         merged = merged + torch.bmm(scaling * b.float(), a.float())

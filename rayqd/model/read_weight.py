@@ -26,7 +26,10 @@ def is_weight_read(parent: nn.Module, leaf: str) -> bool:
 
 def with_rounded_weight(layer: QATLinear | QATLoraLinear) -> QATLinear | QATLoraLinear:
     """Let the `weight` of `layer` be the rounded one, differentiable; everything else of it stays."""
-    layer.__class__ = _RoundedLinear if isinstance(layer, QATLinear) else _RoundedLoraLinear
+    if isinstance(layer, QATLinear):
+        layer.__class__ = _RoundedLinear
+    else:
+        layer.__class__ = _RoundedLoraLinear
     return layer
 
 
@@ -34,7 +37,8 @@ class _RoundedLinear(QATLinear):
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return Q(W), [N, K] in the grid's dtype."""
-        return self.forward_without_bias(_identity(self.original))
+        x = _identity(self.original).to(self.grid.dtype)  # whose rows become the columns of Q(W)
+        return fake_quantized_linear(x, self.original, None, None, self.quantizer).mT
 
     @property
     def original(self) -> Tensor:
@@ -42,10 +46,6 @@ class _RoundedLinear(QATLinear):
         weight = self._parameters["weight"]
         assert weight is not None
         return weight
-
-    def forward_without_bias(self, x: Tensor) -> Tensor:
-        """Return what rows of the identity become, which are the columns of Q(W)."""
-        return fake_quantized_linear(x.to(self.grid.dtype), self.original, None, None, self.quantizer).mT
 
     def merged_weight(self) -> Tensor:
         return self.original.detach().float()

@@ -21,6 +21,7 @@ from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts, restore_experts
 from rayqd.model.replace import QATLayer, replace_layers, replace_module
 from rayqd.model.sharding import assign, full_tensor, shard
+from rayqd.model.weight_bits import count_weight_bits
 from rayqd.quant import Grid, Quantized, make_grid
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Student:
         self.grid: Grid = make_grid(config.quant, torch_dtype(config.model.dtype))
         self.quant, self.adapter = config.quant, config.adapter
         torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
+        self.weight_bits = count_weight_bits(model, config)  # of the model that will be exported
         self._experts = quantizable_experts(model, config.quant)
         self.layers = replace_layers(model, self._experts, config, self.grid, trainable and mesh is None)
         self.model = model

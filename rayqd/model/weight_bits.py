@@ -42,7 +42,7 @@ class WeightBits:
 
 
 def count_weight_bits(model: PreTrainedModel, config: Config) -> tuple[WeightBits, ...]:
-    """Count the weights of `model` before its layers are replaced; it may be on the meta device. A tied head is none."""
+    """Count the weights of `model` before its layers are replaced, a tied head once; it may be on the meta device."""
     packed = _PackedBits(config)
     layers: Mapping[str, nn.Linear] = quantizable_layers(model, config.quant)
     matrices = {f"{name}.weight": [tuple(layer.weight.shape)] for name, layer in layers.items()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from rayqd.console.progress import duration
-from rayqd.console.result_table import format_bits
+from rayqd.console.result_table import describe_bits, format_bits
 from rayqd.events import ArmResult
 from rayqd.report import page
 from rayqd.report.page import Column, Figure
@@ -74,6 +74,8 @@ def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
         f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary; "
         "same top-1 says how often the likeliest token is the teacher's."
     )
+    if bits := describe_bits(rows[-1]):
+        note += f" Bits a weight are over the whole model: {bits}."
     return page.section("Result", page.table(titles, cells, chosen=len(rows) - 1), note=note)
 
 

@@ -67,8 +67,9 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     assert teacher["kl_to_teacher"] == 0
     assert rounded["kl_to_teacher"] > 0
     assert distilled["kl_to_teacher"] != rounded["kl_to_teacher"]
-    # 4 bits and a 16-bit scale for 64 weights
-    assert rounded["bits_per_weight"] == 4 + 16 / 64
+    # 4 bits, a 16-bit scale for 64 weights, and the shape of each layer, two int64: 14 layers of 2 · 147,456 weights
+    assert rounded["bits_by_kind"]["linear"] == 4 + 16 / 64 + 14 * 128 / (2 * 147_456)
+    assert rounded["bits_by_kind"]["embedding"] == 16
     assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
     assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
     assert "vllm serve" in output

@@ -47,8 +47,12 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert [row.arm.name for row in result.rows] == arms
     assert teacher["kl_to_teacher"] == 0
     assert 0 < ours["kl_to_teacher"] < rounded["kl_to_teacher"]
-    # 4 bits and a 16-bit scale for 64 weights
-    assert result.student.bits_per_weight == 4 + 16 / 64
+    stored = load_file(run_dir / "export" / "model.safetensors")
+    num_weights = sum(t.numel() for t in load_file(Path(config.model.name) / "model.safetensors").values())
+    assert result.student.bits_per_weight == sum(8 * t.nbytes for t in stored.values()) / num_weights
+    assert result.student.bits_by_kind is not None
+    # 4 bits, a 16-bit scale for 64 weights, and the shape of each layer, two int64: 14 layers of 2 · 147,456 weights
+    assert result.student.bits_by_kind["linear"] == 4 + 16 / 64 + 14 * 128 / (2 * 147_456)
     assert result.teacher.size_bytes == (Path(config.model.name) / "model.safetensors").stat().st_size
     assert result.student.size_bytes == (run_dir / "export" / "model.safetensors").stat().st_size
     assert {"total", "teacher", "calibration", "evaluation", "export"} == set(result.seconds)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rayqd.driver.preflight import check
+from rayqd.driver.preflight import Checked, check
 from rayqd.errors import ModelError
 
 Change = Callable[[dict[str, Tensor]], object]
@@ -36,12 +36,16 @@ def check_changed(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Any:
     return checked
 
 
+def remarks_on_files(checked: Checked) -> list[str]:
+    return [remark for remark in checked.remarks if "bits a weight" not in remark]
+
+
 def with_head(change: Callable[[Tensor], Tensor]) -> Change:
     return lambda tensors: tensors.update({"lm_head.weight": change(tensors["model.embed_tokens.weight"].clone())})
 
 
 def test_tied_model_that_stores_its_head_twice_is_taken(check_changed: Any) -> None:
-    assert check_changed(with_head(lambda head: head)).remarks == ()
+    assert remarks_on_files(check_changed(with_head(lambda head: head))) == []
 
 
 def test_config_that_says_tied_over_a_head_of_its_own_is_refused(check_changed: Any) -> None:
@@ -51,7 +55,7 @@ def test_config_that_says_tied_over_a_head_of_its_own_is_refused(check_changed: 
 
 
 def test_head_of_its_own_is_taken_where_the_config_says_so(check_changed: Any) -> None:
-    assert check_changed(with_head(lambda head: head + 1), tie_word_embeddings=False).remarks == ()
+    assert remarks_on_files(check_changed(with_head(lambda head: head + 1), tie_word_embeddings=False)) == []
 
 
 def test_head_that_is_missing_is_refused_and_not_made_up(check_changed: Any) -> None:
@@ -79,7 +83,7 @@ def test_weights_that_nobody_loads_are_told_with_their_size(check_changed: Any) 
     def with_mtp(tensors: dict[str, Tensor]) -> None:
         tensors["mtp.fc.weight"] = torch.ones(1000, 1000, dtype=torch.bfloat16)  # 2 MB
 
-    assert check_changed(with_mtp).remarks == (
+    assert remarks_on_files(check_changed(with_mtp)) == [
         "1 weight of 2.0 MB that LlamaForCausalLM does not load (mtp.fc.weight): untrained, "
         "carried into the export as they are",
-    )
+    ]

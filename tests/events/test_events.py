@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,8 @@ def test_the_name_of_an_arm_is_made_from_its_kind_and_read_back(arm: Arm, name: 
 def test_a_row_of_a_result_has_the_keys_of_earlier_versions_and_its_kind() -> None:
     arm = Arm(kind=ArmKind.DISTILLED, format="int4")
     row = ArmResult(arm=arm, fidelity=fidelity(0.25), bits_per_weight=4.25, size_bytes=113_175_416)
+    by_kind = replace(row, bits_by_kind={"linear": 4.25, "embedding": 16.0})
+    assert ArmResult.from_json(by_kind.to_json()) == by_kind
     written = row.to_json()
     assert written == {
         "arm": "distilled INT4",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from rayqd.commands.quantize import quantize

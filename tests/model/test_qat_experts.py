@@ -121,6 +121,18 @@ def test_full_qat_trains_experts_in_float32_and_an_expert_without_tokens_stays()
     assert 0 < len(seen) < 4
 
 
+def test_a_weight_that_the_module_around_it_reads_is_the_rounded_one_and_is_trained() -> None:
+    student = make_student("jamba", kind="none")
+    name = "model.layers.0.mamba.dt_proj"  # whose forward pass is never called
+    layer = student.layers[name]
+    rounded = layer.grid.dequantize(layer.quantize(name))
+    assert torch.equal(student.model.get_submodule(name).weight, rounded)
+    student.model(input_ids=IDS).logits.pow(2).mean().backward()
+    gradient = student.parameters()[f"{name}.weight"].grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+
+
 def test_adapters_outside_the_rounding_are_added_to_the_values() -> None:
     student = make_student("qwen3_moe", placement="outside")
     layer = student.layers["model.layers.0.mlp.experts.down_proj"]

@@ -41,7 +41,9 @@ def test_the_bits_are_those_of_the_stored_tensors(
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     export(Student(model, config), source, config, tmp_path / "export")
     stored = load_file(tmp_path / "export" / "model.safetensors")
-    kept = {n: t for n, t in stored.items() if "quant_map" not in n and "quant_state" not in n}  # tables of bitsandbytes
+    kept = {
+        n: t for n, t in stored.items() if "quant_map" not in n and "quant_state" not in n
+    }  # tables of bitsandbytes
     bias = sum(8 * t.nbytes for n, t in stored.items() if n.endswith("e_score_correction_bias"))  # a buffer
     assert sum(each.num_weights for each in counted) == num_weights
     assert sum(each.num_bits for each in counted) == sum(8 * t.nbytes for t in kept.values()) - bias
