@@ -145,6 +145,7 @@ class _Quantizing:
                 method=quant.method,
                 max_batch_tokens=config.learner.microbatch_tokens,
                 on_layer=lambda done, total: self._progress.bar(f"calibrating {name}", done, total),
+                on_remark=self._progress.say,
             )
         self._progress.say(f"{name} calibrated on {num_tokens:,} tokens in {self._seconds['calibration']:.0f} s")
         return Student(model, config, trainable=False)

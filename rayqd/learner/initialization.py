@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
-from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, StatusEvent
+from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, NoticeEvent, StatusEvent
 from rayqd.files import replace_directory
 from rayqd.model.calibration import calibrate
 from rayqd.model.load import load_model, torch_dtype
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Evaluate = Callable[[Student], Fidelity]
-Report = Callable[[EvalEvent | StatusEvent], None]
+Report = Callable[[EvalEvent | NoticeEvent | StatusEvent], None]
 
 
 def untrained_arm(method: str, quant: QuantConfig) -> Arm:
@@ -107,6 +107,7 @@ class Initialization:
             method=config.quant.init,
             max_batch_tokens=config.learner.microbatch_tokens,
             on_layer=lambda done, total: report(StatusEvent(text=f"calibrating, layer {done} of {total}")),
+            on_remark=lambda text: report(NoticeEvent(text=text)),
         )
         return {name: tensor.cpu().clone() for name, tensor in model.state_dict().items() if name in changed}
 

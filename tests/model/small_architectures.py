@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 COMMON = {
-    "vocab_size": 96,
+    "vocab_size": 128,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,

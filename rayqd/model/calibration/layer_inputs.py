@@ -65,6 +65,11 @@ class LayerInputs:
         for batch in self._batches:
             self._forward(index, batch)
 
+    def compute_change(self, index: int) -> Tensor:
+        """Return what layer `index` adds to one batch, [1, T, d], in float32."""
+        batch = min(self._batches, key=lambda each: each.hidden.numel())
+        return self._forward(index, batch).float() - batch.hidden.to(self._device).float()
+
     def advance(self, index: int) -> None:
         """Replace the inputs of layer `index` by its outputs."""
         for batch in self._batches:

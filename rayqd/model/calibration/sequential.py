@@ -7,23 +7,27 @@ Held are the hidden states between two layers, T·d of them, and one layer's inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
+from rayqd.model.calibration.expert_statistics import record_experts
 from rayqd.model.calibration.layer_inputs import LayerInputs
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
 from rayqd.model.calibration.statistics import collect_input_statistics
+from rayqd.model.fused_experts import FusedExperts, quantizable_experts
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.int4 import Int4Grid
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+MOST_NAMES = 3  # of experts in a line
 
 OnLayer = Callable[[int, int], None]  # decoder layers done, of how many
 
@@ -38,35 +42,57 @@ def calibrate(
     method: str = "gptq",
     max_batch_tokens: int,
     on_layer: OnLayer = lambda done, total: None,
+    on_remark: Callable[[str], None] = lambda text: None,
 ) -> set[str]:
     """Change `model` so that rounding its quantizable linears with `grid` gives what `method` gives.
 
     gptq changes only their weights, see `rayqd.quant.gptq`; awq also norms and biases before them, see
     `rayqd.quant.awq`. `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs
-    alone. Linears outside the decoder layers, and those that no token reaches, keep their weights and so are rounded to
-    nearest. Returns the names, in the model's state dict, of the tensors that have changed.
+    alone. Linears outside the decoder layers, and layers and experts that no token reaches, keep their weights and so
+    are rounded to nearest. `on_remark` is told of those experts, and of what AWQ cannot scale. Returns the names, in
+    the model's state dict, of the tensors that have changed.
 
     Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
     list of decoder layers.
     """
-    calibrate_layer = _make_method(method, quant, grid)
+    calibrate_layer = _make_method(method, quant, grid, on_remark)
     if not any(len(ids) for ids in sequences):
         raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
     layers = _decoder_layers(model, method)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     quantizable = quantizable_layers(model, quant)
+    fused = quantizable_experts(model, quant)
+    unseen: list[str] = []
     inputs = LayerInputs(model, layers, sequences, max_batch_tokens)
     changed: set[str] = set()
     for i, layer in enumerate(layers):
         linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
         before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-        calibrate_layer(layer, linears, collect_input_statistics(layer, names, lambda i=i: inputs.run(i)))
+        experts = [name for name in fused if name.startswith(f"{names[layer]}.")]
+        with record_experts(model, experts) as expert_statistics:
+            statistics = collect_input_statistics(layer, names, lambda i=i: inputs.run(i))
+        calibrate_layer(layer, linears, statistics, lambda i=i: inputs.compute_change(i))
+        for each in expert_statistics:
+            calibrate_layer.change_experts(each)
+            unseen += [f"{each.name}[{e}]" for e in each.without_tokens]
         after = layer.state_dict().items()
         changed |= {f"{names[layer]}.{name}" for name, tensor in after if not torch.equal(tensor, before[name])}
         if i + 1 < len(layers):
-            _advance_quantized(inputs, i, linears, grid)
+            weights = {name: linear.weight for name, linear in linears.items()}
+            weights |= {name: model.get_parameter(name) for name in experts}
+            _advance_quantized(inputs, i, weights, grid)
         on_layer(i + 1, len(layers))
+    if unseen:
+        on_remark(_describe_unseen(unseen, fused))
     return changed
+
+
+def _describe_unseen(unseen: Sequence[str], fused: Mapping[str, FusedExperts]) -> str:
+    """Format `3 of 256 matrices of experts saw no token and are rounded to nearest: model.layers.0...[7], ...`."""
+    total = sum(experts.shape[0] for experts in fused.values())
+    more = f" and {len(unseen) - MOST_NAMES} more" if len(unseen) > MOST_NAMES else ""
+    names = ", ".join(unseen[:MOST_NAMES]) + more
+    return f"{len(unseen)} of {total} weights of experts saw no calibration token and are rounded to nearest: {names}"
 
 
 def check_method(method: str, quant: QuantConfig) -> None:
@@ -75,22 +101,23 @@ def check_method(method: str, quant: QuantConfig) -> None:
         raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
 
 
-def _make_method(method: str, quant: QuantConfig, grid: Grid) -> Method:
+def _make_method(method: str, quant: QuantConfig, grid: Grid, on_remark: Callable[[str], None]) -> Method:
     check_method(method, quant)
     if method == "awq":
-        return AWQ(grid)
+        return AWQ(grid, on_remark=on_remark)
     assert isinstance(grid, Int4Grid)
     return GPTQ(grid, act_order=quant.act_order, damping=quant.damping)
 
 
-def _advance_quantized(inputs: LayerInputs, index: int, linears: dict[str, nn.Linear], grid: Grid) -> None:
+def _advance_quantized(inputs: LayerInputs, index: int, weights: Mapping[str, Tensor], grid: Grid) -> None:
     """Advance through the layer with its quantized weights, and give it back those that it had."""
-    continuous = {name: linear.weight.clone() for name, linear in linears.items()}
-    for name, linear in linears.items():
-        linear.weight.copy_(grid.dequantize(grid.quantize(linear.weight, name=name)))
+    continuous = {name: weight.clone() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        rows = weight.reshape(-1, weight.shape[-1])
+        weight.copy_(grid.dequantize(grid.quantize(rows, name=name)).reshape(weight.shape))
     inputs.advance(index)
-    for name, linear in linears.items():
-        linear.weight.copy_(continuous[name])
+    for name, weight in weights.items():
+        weight.copy_(continuous[name])
 
 
 def _decoder_layers(model: PreTrainedModel, method: str) -> nn.ModuleList:

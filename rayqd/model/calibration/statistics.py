@@ -27,17 +27,22 @@ class InputStatistics:
 
 @dataclass(slots=True)
 class _Recorder:
-    """Linears that are called one after the other with the same tensor share their statistics."""
+    """Linears that are called with the same tensor within one call of the layer share their statistics."""
 
     statistics: dict[str, InputStatistics] = field(default_factory=dict[str, InputStatistics])  # by the first linear
-    latest_input: tuple[str, Tensor] | None = None
-    latest_norm: tuple[nn.Module, Tensor] | None = None  # with its output
+    inputs: dict[int, tuple[str, Tensor]] = field(default_factory=dict[int, tuple[str, Tensor]])  # by id, with linear
+    norms: dict[int, tuple[nn.Module, Tensor]] = field(default_factory=dict[int, tuple[nn.Module, Tensor]])  # by output
+
+    def start(self) -> None:
+        """Forget the tensors of an earlier call, which were kept so that no other one has their ids."""
+        self.inputs.clear()
+        self.norms.clear()
 
     def record(self, name: str, module: nn.Linear, x: Tensor) -> None:
-        if self.latest_input is None or self.latest_input[1] is not x:
-            self.latest_input = (name, x)
+        if id(x) not in self.inputs:
+            self.inputs[id(x)] = (name, x)
             self._add(name, module, x)
-        self.statistics[self.latest_input[0]].linears[name] = module
+        self.statistics[self.inputs[id(x)][0]].linears[name] = module
 
     def _add(self, name: str, module: nn.Linear, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()
@@ -45,7 +50,7 @@ class _Recorder:
             self.statistics[name].second_moment.addmm_(rows.mT, rows)
             self.statistics[name].magnitude.add_(rows.abs().sum(0))
         else:
-            norm = self.latest_norm[0] if self.latest_norm is not None and self.latest_norm[1] is x else None
+            norm = self.norms[id(x)][0] if id(x) in self.norms else None
             self.statistics[name] = InputStatistics({name: module}, norm, rows.mT @ rows, rows.abs().sum(0))
 
 
@@ -63,10 +68,11 @@ def collect_input_statistics(
         return lambda _, args: recorder.record(names[module], module, args[0])
 
     def record_norm(module: nn.Module, _: Any, output: Tensor) -> None:
-        recorder.latest_norm = (module, output)
+        recorder.norms[id(output)] = (module, output)
 
     linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
     hooks = [module.register_forward_pre_hook(record_input(module)) for module in linears]
+    hooks.append(layer.register_forward_pre_hook(lambda *_: recorder.start()))
     hooks += [module.register_forward_hook(record_norm) for module in layer.modules() if _is_norm(module)]
     try:
         run()
