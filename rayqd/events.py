@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -113,19 +113,15 @@ class ArmResult:
     def to_json(self) -> ArmRow:
         """Return the flat row that result.json holds."""
         row = ArmRow(arm=self.arm.name, kind=self.arm.kind.value, **asdict(self.fidelity))
-        if self.bits_per_weight is not None:
-            row["bits_per_weight"] = self.bits_per_weight
-        if self.bits_by_kind is not None:
-            row["bits_by_kind"] = dict(self.bits_by_kind)
-        if self.size_bytes is not None:
-            row["size_bytes"] = self.size_bytes
-        return row
+        kinds = None if self.bits_by_kind is None else dict(self.bits_by_kind)
+        optional = {"bits_per_weight": self.bits_per_weight, "size_bytes": self.size_bytes, "bits_by_kind": kinds}
+        return cast("ArmRow", {**row, **{key: value for key, value in optional.items() if value is not None}})
 
     @classmethod
     def from_json(cls, row: Mapping[str, JsonValue]) -> ArmResult:
         """Read back a row of any version. Raises ValueError where it is none."""
         row = _NOT_MEASURED_AT_FIRST | dict(row)
-        bits, size, kinds = row.get("bits_per_weight"), row.get("size_bytes"), row.get("bits_by_kind")
+        bits, size, kinds = (row.get(key) for key in ("bits_per_weight", "size_bytes", "bits_by_kind"))
         return cls(
             arm=Arm.from_name(str(row.get("arm"))),
             fidelity=_FIDELITY.validate_python(row),
