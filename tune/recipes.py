@@ -25,6 +25,7 @@ from rayqd.config.load import load_config
 from rayqd.data.calibration import calibration_sequences
 from rayqd.data.examples import load_examples
 from rayqd.data.plan import Plan
+from rayqd.driver.dtype import with_concrete_dtype
 from rayqd.evals.fidelity import student_fidelity
 from rayqd.learner.learner import Learner
 from rayqd.model.calibration import calibrate
@@ -143,7 +144,8 @@ def read_runs(path: Path) -> list[Run]:
     runs: list[Run] = []
     for name, arm in tables["arm"].items():
         for seed in range(arm.get("seeds", 1)):
-            config = load_config(shlex.split(f"{tables['base']} {arm.get('flags', '')} --seed {seed}"))
+            asked = load_config(shlex.split(f"{tables['base']} {arm.get('flags', '')} --seed {seed}"))
+            config = with_concrete_dtype(asked)
             runs.append(
                 Run(arm=name, seed=seed, config=config, method=arm.get("method"), eval_every=arm.get("eval_every", 0))
             )
