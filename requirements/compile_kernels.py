@@ -6,6 +6,8 @@ from rayqd.config.sections import QuantConfig
 from rayqd.model.fake_quantize import fake_quantize_sum
 from rayqd.quant import make_grid
 from rayqd.quant.gptq import gptq
+from rayqd.quant.numba_kernels import FEWEST_WEIGHTS
 
 grid = make_grid(QuantConfig(group_size=32), torch.bfloat16)
-fake_quantize_sum(gptq(torch.ones(2, 32), torch.eye(32), grid), None, grid)  # pyright: ignore[reportArgumentType]
+weight = torch.ones(FEWEST_WEIGHTS // 32, 32)
+fake_quantize_sum(gptq(weight, torch.eye(32), grid), None, grid)  # pyright: ignore[reportArgumentType]

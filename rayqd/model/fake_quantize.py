@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch._inductor import list_options
 
-from rayqd.quant import Grid
+from rayqd.quant import Grid, numba_kernels
 from rayqd.quant.int4 import Int4Grid
 from rayqd.quant.row_parts import map_row_parts
 
@@ -104,8 +103,8 @@ def _round_in_chunks(weight: Tensor, delta: Tensor | None, grid: Int4Grid, value
 
 
 def _cpu_kernel(weight: Tensor, grid: Int4Grid) -> _RoundRows | None:
-    """Return our own kernel, for the grids that it knows, where Numba is installed to compile it; vLLM brings it."""
-    if find_spec("numba") is None:
+    """Return our own kernel where it is worth compiling, for the grids that it knows."""
+    if not numba_kernels.are_worth_it(weight):
         return None
     from rayqd.quant import int4_numba
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,13 +11,23 @@ from hypothesis import strategies as st
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.quant import make_grid
+from rayqd.quant import make_grid, numba_kernels
 from rayqd.quant.gptq import gptq
 from rayqd.quant.int4 import SHARES, Int4Grid
 
 RULES = ["signed", "absmax", "asymmetric"]
 DTYPES = [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float16, torch.float32))]
 G = 16
+
+
+@pytest.fixture(autouse=True, scope="module", params=["torch", "numba"])
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What runs the inner loops on a CPU, whatever the size of a weight."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba_kernels, "FEWEST_WEIGHTS", 0 if request.param == "numba" else 2**62)
+        yield
 
 
 def grid_of(rule: str, scale_dtype: torch.dtype = torch.bfloat16) -> Int4Grid:

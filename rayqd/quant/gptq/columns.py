@@ -47,18 +47,23 @@ def expand(groups: GroupScales, group: Int64[Tensor, " b"], place: Int64[Tensor,
 
 
 def round_columns(
-    columns: Float[Tensor, "b N"], factor: Float[Tensor, "b b"], targets: ColumnScales, dtype: torch.dtype
+    columns: Float[Tensor, "b N"],
+    factor: Float[Tensor, "b b"],
+    targets: ColumnScales,
+    dtype: torch.dtype,
+    *,
+    by_numba: bool,
 ) -> tuple[Float[Tensor, "b N"], Float[Tensor, "b N"]]:
     """Return the nearest values, before their cast to `dtype`, and each column's error / U_jj; changes `columns`.
 
-    `columns` become the weights as they were when their turn came.
+    `by_numba`: with the CPU's kernel. `columns` become the weights as they were when their turn came.
     """
     if columns.is_cuda and find_spec("triton") is not None:
         from rayqd.quant.gptq import columns_triton
 
         if columns_triton.supports(len(columns)):
             return columns_triton.round_columns(columns, factor, targets.scales, targets.fewest, targets.most, dtype)
-    if columns.is_cpu and dtype != torch.float16 and find_spec("numba") is not None:
+    if by_numba and dtype != torch.float16:
         from rayqd.quant.gptq import rows_numba
 
         return rows_numba.round_columns(columns, factor, targets.scales, targets.fewest, targets.most, dtype)

@@ -7,7 +7,6 @@ largest and the smallest), S candidates of the search. Weights are transposed, s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -47,11 +46,12 @@ class GroupScales:
 
 
 def choose(
-    columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], grid: Int4Grid, *, search: bool
+    columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], grid: Int4Grid, *, search: bool, by_numba: bool
 ) -> GroupScales:
     """Return every group's scale, batch [G]: by the grid's rule, or of least Σ ((w_j - q_j) / U_jj)² row by row.
 
-    `diagonal` holds U_jj. The search draws the deciding elements in, and where scales have a sign it tries both ends.
+    `diagonal` holds U_jj. The search draws the deciding elements in, and where scales have a sign it tries both ends;
+    `by_numba` with the CPU's kernel.
     """
     if not search:
         return _fit(_choose_anchors(columns, grid), grid)
@@ -61,7 +61,8 @@ def choose(
         torch.stack([anchors.places for anchors, _ in product(found, int4.SHARES)]),
         torch.stack([share * anchors.values for anchors, share in product(found, int4.SHARES)]),
     )
-    best = _squared_errors(columns, diagonal, _fit(candidates, grid)).argmin(0)[None, :, None]
+    squared_errors = _squared_errors_by_numba if by_numba else _squared_errors
+    best = squared_errors(columns, diagonal, _fit(candidates, grid)).argmin(0)[None, :, None]
     best = best.expand(1, *candidates.values.shape[1:])
     return _fit(Anchors(candidates.places.gather(0, best)[0], candidates.values.gather(0, best)[0]), grid)
 
@@ -109,8 +110,6 @@ def _squared_errors(
     columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], fits: GroupScales
 ) -> Float[Tensor, "S G N"]:
     """Return Σ ((w_j - q_j) / U_jj)² of each candidate, batch [S, G]; some candidates and rows of a group at once."""
-    if columns.is_cpu and find_spec("numba") is not None:
-        return _squared_errors_on_cpu(columns, diagonal, fits)
     num_candidates, num_groups, num_rows = fits.scales.shape
     errors = torch.empty_like(fits.scales)
     at_once, rows_at_once = (num_candidates, _GPU_ROWS) if columns.is_cuda else (1, _CPU_ROWS)
@@ -125,7 +124,7 @@ def _squared_errors(
     return errors
 
 
-def _squared_errors_on_cpu(
+def _squared_errors_by_numba(
     columns: Float[Tensor, "G g N"], diagonal: Float[Tensor, "G g"], fits: GroupScales
 ) -> Float[Tensor, "S G N"]:
     from rayqd.quant.gptq import rows_numba

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rayqd.errors import ModelError
-from rayqd.quant import int4
+from rayqd.quant import int4, numba_kernels
 from rayqd.quant.gptq import group_scales
 from rayqd.quant.gptq.columns import ColumnScales, expand, round_columns
 from rayqd.quant.int4 import Int4Grid
@@ -66,7 +66,10 @@ def gptq(
     int4.check_finite(weight, weight, name=name)
     factor, order = _inverse_factor(hessian, damping, act_order=act_order, name=name)
     search = search_scales or grid.rule == "searched"
-    solve = partial(_solve, factor=factor, order=order, grid=grid, act_order=act_order, search=search)
+    by_numba = numba_kernels.are_worth_it(weight)
+    solve = partial(
+        _solve, factor=factor, order=order, grid=grid, act_order=act_order, search=search, by_numba=by_numba
+    )
     if weight.device.type != "cpu":
         return solve(weight)
     return torch.cat(map_row_parts(lambda part: solve(weight[part]), len(weight)))
@@ -80,6 +83,7 @@ def _solve(
     *,
     act_order: bool,
     search: bool,
+    by_numba: bool,
 ) -> Float[Tensor, "N K"]:
     """Return the continuous weights of some rows, given U and the order of its columns."""
     g = grid.quant_group_size
@@ -88,7 +92,7 @@ def _solve(
     if act_order:
         diagonal = torch.empty_like(factor.diagonal()).scatter_(0, order, factor.diagonal())
         original = weight.float().mT.contiguous().reshape(-1, g, len(weight))
-        fixed = group_scales.choose(original, diagonal.reshape(-1, g), grid, search=search)
+        fixed = group_scales.choose(original, diagonal.reshape(-1, g), grid, search=search, by_numba=by_numba)
     for start in range(0, len(columns), g):
         block, end = columns[start : start + g], start + g
         here = factor[start:end, start:end]
@@ -96,9 +100,9 @@ def _solve(
             places = order[start:end]
             targets = expand(fixed, places // g, places % g)
         else:
-            scales = group_scales.choose(block[None], here.diagonal()[None], grid, search=search)
+            scales = group_scales.choose(block[None], here.diagonal()[None], grid, search=search, by_numba=by_numba)
             targets = expand(scales, torch.zeros_like(order[:g]), order[:g])
-        nearest, errors = round_columns(block, here, targets, grid.dtype)
+        nearest, errors = round_columns(block, here, targets, grid.dtype, by_numba=by_numba)
         _keep_inside_cells(block, nearest, targets, grid)
         columns[end:].addmm_(factor[start:end, end:].mT, errors, alpha=-1)
     return torch.empty_like(columns).index_copy_(0, order, columns).mT.contiguous()
