@@ -63,7 +63,7 @@ class Learner:
             self._parameters,
             lr=self.settings.lr,
             weight_decay=self.settings.weight_decay,
-            fused=student.head.is_cuda,
+            fused=True,
         )
 
     def step(self, step: int, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
@@ -128,7 +128,5 @@ class Learner:
             self.optimizer.state[parameter][key] = self._placed(parameter, key, value)
 
     def _placed(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
-        """Moments are where their parameter is; AdamW's step count is on the CPU, unless the optimizer is fused."""
-        if key != "step":
-            return shard_like(parameter, value)
-        return value.to(parameter.device) if self.optimizer.defaults["fused"] else value
+        """Moments are where their parameter is; the step count too, as the optimizer is fused."""
+        return value.to(parameter.device) if key == "step" else shard_like(parameter, value)

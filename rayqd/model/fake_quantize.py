@@ -46,6 +46,11 @@ def fake_quantize(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> Tenso
     return _for_device(weight, fake_quantize_sum)(weight.detach(), _delta(low_rank), grid)
 
 
+def fake_quantize_with_mask(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the same on a CPU, and True where the rounding was not clamped, for the backward pass."""
+    return _round(weight.detach(), _delta(low_rank), grid)
+
+
 def fake_quantize_backward(
     weight: Tensor, low_rank: LowRank | None, grid: Grid, grad_values: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Shapes: M rows of input, K inputs, N outputs, r rank. x is [..., K], W is [N, K], A is [r, K], B is [N, r].
 
 On a GPU Q is computed anew in the backward pass: between the two, no second copy of the weights exists. A CPU keeps
-it where it would be computed for nothing else: rounding takes it longer than memory costs. With G = dYᵀX, zero
+it, and where it saturated: rounding takes it longer than memory costs. With G = dYᵀX, zero
 where the code saturated: dW = G, dB = s·G·Aᵀ, dA = s·Bᵀ·G, dX = dY·Q. Where saturated weights get their gradient too,
 G is never made: dB = s·dYᵀ(XAᵀ), dA = s·(dY·B)ᵀX.
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rayqd.model.fake_quantize import fake_quantize, fake_quantize_backward
+from rayqd.model.fake_quantize import fake_quantize, fake_quantize_backward, fake_quantize_with_mask
 from rayqd.model.low_rank import LowRank
 from rayqd.quant import Grid
 
@@ -59,14 +59,6 @@ def _low_rank(a: Tensor | None, b: Tensor | None, scaling: float) -> LowRank | N
     return None if a is None or b is None else LowRank(a, b, scaling)
 
 
-def _forward(
-    x: Tensor, weight: Tensor, low_rank: LowRank | None, bias: Tensor | None, grid: Grid
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs, and Q."""
-    values = fake_quantize(weight, low_rank, grid)
-    return F.linear(x, values.to(x.dtype), bias), values
-
-
 def _backward(
     grad: Tensor,
     x: Tensor,
@@ -76,8 +68,12 @@ def _backward(
     stops_saturated: bool,
     wanted: Sequence[bool],
     values: Tensor | None = None,
+    inside: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients with respect to x, W, A and B; those not `wanted` may be None. `values`: Q, if kept."""
+    """Return the gradients with respect to x, W, A and B; those not `wanted` may be None.
+
+    `values` and `inside`: Q, and where it was not clamped, if kept.
+    """
     grad_weight = grad_a = grad_b = None
     if not any(wanted[1:]):
         values = fake_quantize(weight, low_rank, grid) if values is None else values
@@ -86,7 +82,10 @@ def _backward(
         grad_a, grad_b = low_rank.gradients_from_output(x, grad)
     else:
         grad_values = grad.flatten(0, -2).mT @ x.flatten(0, -2)
-        values, through = fake_quantize_backward(weight, low_rank, grid, grad_values)
+        if values is None or inside is None:
+            values, through = fake_quantize_backward(weight, low_rank, grid, grad_values)
+        else:
+            through = torch.where(inside, grad_values.float(), 0.0)
         if low_rank is None:
             grad_weight = through.to(weight.dtype)
         else:
@@ -108,18 +107,22 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         grid: Grid,
         stops_saturated: bool,
     ) -> Tensor:
-        output, values = _forward(x, weight, _low_rank(a, b, scaling), bias, grid)
+        low_rank, inside = _low_rank(a, b, scaling), None
         needs_mask = any(ctx.needs_input_grad[1:4]) and (a is None or stops_saturated)
-        ctx.save_for_backward(x, weight, a, b, None if x.is_cuda or needs_mask else values)
+        if needs_mask and not x.is_cuda:
+            values, inside = fake_quantize_with_mask(weight, low_rank, grid)
+        else:
+            values = fake_quantize(weight, low_rank, grid)
+        ctx.save_for_backward(x, weight, a, b, None if x.is_cuda else values, inside)
         ctx.scaling, ctx.grid, ctx.stops_saturated = scaling, grid, stops_saturated
-        return output
+        return F.linear(x, values.to(x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, values = ctx.saved_tensors
+        x, weight, a, b, *kept = ctx.saved_tensors
         low_rank = _low_rank(a, b, ctx.scaling)
         wanted = ctx.needs_input_grad[:4]
-        gradients = _backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted, values)
+        gradients = _backward(grad_outputs[0], x, weight, low_rank, ctx.grid, ctx.stops_saturated, wanted, *kept)
         return *gradients, *(None,) * 4
 
 
@@ -135,7 +138,8 @@ def _forward_operator(
     stops_saturated: bool,
 ) -> Tensor:
     del stops_saturated  # the backward pass alone needs it
-    return _forward(x, weight, _low_rank(a, b, scaling), bias, _GRIDS[int(grid)])[0]
+    values = fake_quantize(weight, _low_rank(a, b, scaling), _GRIDS[int(grid)])
+    return F.linear(x, values.to(x.dtype), bias)
 
 
 @_forward_operator.register_fake

@@ -79,13 +79,17 @@ def test_a_frozen_layer_passes_gradients_on_and_takes_none() -> None:
     assert layer.weight.grad is None
 
 
-def test_between_forward_and_backward_no_quantized_copy_is_kept() -> None:
-    layer = lora_layer("signed")
+def test_between_forward_and_backward_a_gpu_keeps_no_quantized_copy_and_a_cpu_one_with_its_mask() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layer = lora_layer("signed").to(device)
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
-        layer(torch.randn(2, 64, requires_grad=True))
-    held = {t.data_ptr() for t in saved if t is not None and t.shape == (24, 64)}
-    assert held == {layer.get_base_layer().weight.data_ptr()}
+        layer(torch.randn(2, 64, requires_grad=True, device=device))
+    weight = layer.get_base_layer().weight
+    held = [t for t in saved if t is not None and t.shape == (24, 64)]
+    copies = [t.dtype for t in held if t.data_ptr() != weight.data_ptr()]
+    assert len(held) == len(copies) + 1
+    assert copies == ([] if device == "cuda" else [layer.grid.dtype, torch.bool])
 
 
 def test_outside_the_rounding_the_adapter_is_merged_only_for_export() -> None:
