@@ -27,7 +27,8 @@ from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
-from rayqd.model.load import load_model, output_head, torch_dtype
+from rayqd.model.calibration.check import check_layer_by_layer
+from rayqd.model.load import load_meta_model, load_model, output_head, torch_dtype
 from rayqd.model.source import teacher_directory
 from rayqd.model.student import Student
 from rayqd.model.weight_bits import mean_bits
@@ -87,6 +88,7 @@ class _Quantizing:
             progress.status("checking model and configuration")
             check_machine(config, runs_vllm=False)
             checked = check(config, trains=False)
+            check_layer_by_layer(load_meta_model(checked.directory).config, quant.method)
             training, heldout_rows = load_data(checked, config)
             for remark in checked.remarks:
                 progress.say(remark)

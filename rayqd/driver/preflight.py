@@ -17,6 +17,7 @@ from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
 from rayqd.model.adapters import describe_unadapted
+from rayqd.model.calibration.check import check_layer_by_layer
 from rayqd.model.forward.probe import find_mode
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
@@ -54,6 +55,8 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     remarks.append(describe_unadapted(layers, config.adapter) if trains else "")
     tokenizer = load_tokenizer(directory)
     modes = {"student": find_mode(model.config)}
+    if trains:
+        check_layer_by_layer(model.config, config.quant.init)
     teacher = teacher_directory(config)
     if config.teacher.name:
         modes["teacher"] = find_mode(load_meta_model(teacher).config)

@@ -11,12 +11,13 @@ from transformers import PreTrainedModel
 
 from rayqd.errors import ModelError
 from rayqd.losses.output_head import logits_of
+from rayqd.model.forward import of_model
 from rayqd.model.forward.batches import batch_rows
 from rayqd.model.forward.mode import Batching, HeadForm
 from rayqd.model.forward.of_model import mode_of
 from rayqd.model.forward.probe import find_mode
 from rayqd.model.hidden_states import completion_states
-from rayqd.model.load import load_head, output_head
+from rayqd.model.load import load_head, load_model, output_head
 from rayqd.types import Rollout
 from tests.tiny_models import tiny_causal_model, tiny_config
 
@@ -182,6 +183,31 @@ def test_the_head_of_a_checkpoint_is_that_of_the_loaded_model(tmp_path: Path) ->
         loaded, alone = output_head(model), load_head(tmp_path / model_type, "float32")
         states = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
         assert torch.equal(logits_of(states, loaded), logits_of(states, alone))
+
+
+def _saved(model_type: str, directory: Path, **changes: Any) -> Path:
+    _fresh(tiny_config(model_type, **changes)).save_pretrained(directory)
+    return directory
+
+
+def test_the_loaded_weights_are_tried_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = _saved("lfm2", tmp_path)
+    assert mode_of(load_model(directory, "float32")).batching is Batching.PADDED
+    packed = find_mode(tiny_config("llama"))  # as if the probe had not seen that rows leak
+    monkeypatch.setattr(of_model, "find_mode", lambda _: packed)
+    with pytest.raises(ModelError, match="Lfm2ForCausalLM: states of rows in one call are off by"):
+        load_model(directory, "float32")
+
+
+def test_logits_that_the_loaded_model_makes_otherwise_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = _saved("granite", tmp_path, logits_scaling=8.0)
+    load_model(directory, "float32")
+    plain = find_mode(tiny_config("llama"))
+    monkeypatch.setattr(of_model, "find_mode", lambda _: plain)
+    with pytest.raises(ModelError, match="GraniteForCausalLM: logits from states are off by"):
+        load_model(directory, "float32")
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "ernie"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class _LayerCall:
     """What the model calls a decoder layer with."""
 
     hidden: Tensor  # [1, T, d], or [sequences, L, d] where they cannot go end to end
-    keywords: object  # a dictionary of whatever the architecture hands down
+    positions: tuple[object, ...]  # of whatever the architecture hands down without a name, after the hidden states
+    keywords: object  # a dictionary of all else
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class _Batch:
     """Some sequences in one call: the hidden states that enter the next decoder layer, and each layer's keywords."""
 
     hidden: Tensor  # [1, T, d], or [sequences, L, d]
+    positions: list[Any]  # a tuple a layer
     keywords: list[Any]  # a dictionary a layer
 
 
@@ -60,6 +62,11 @@ class LayerInputs:
         batches = batch_rows(model, [len(ids) for ids in sequences], max_batch_tokens, allow_padding=False)
         self._batches = [self._embed(model, [sequences[i] for i in batch]) for batch in batches]
 
+    @property
+    def hidden(self) -> list[Tensor]:
+        """Return the hidden states of each batch."""
+        return [batch.hidden for batch in self._batches]
+
     def run(self, index: int) -> None:
         """Send all batches through layer `index`, for the hooks in it; the hidden states stay before it."""
         for batch in self._batches:
@@ -76,8 +83,8 @@ class LayerInputs:
             batch.hidden = self._forward(index, batch).to(self._storage)
 
     def _forward(self, index: int, batch: _Batch) -> Tensor:
-        keywords = move_to(batch.keywords[index], self._device, {})
-        output = self._layers[index](batch.hidden.to(self._device), **keywords)
+        positions, keywords = move_to((batch.positions[index], batch.keywords[index]), self._device, {})
+        output = self._layers[index](batch.hidden.to(self._device), *positions, **keywords)
         return output[0] if isinstance(output, tuple) else output
 
     def _embed(self, model: PreTrainedModel, sequences: Sequence[IntArray]) -> _Batch:
@@ -86,8 +93,10 @@ class LayerInputs:
         reset_frequencies(model)
         with _record_layer_calls(self._layers) as calls:
             model.base_model(use_cache=False, **inputs_of_rows(model, rows, mode_of(model)))
-        keywords = move_to([call.keywords for call in calls], self._storage, {})
-        return _Batch(hidden=calls[0].hidden.to(self._storage), keywords=keywords)
+        positions, keywords = move_to(
+            ([call.positions for call in calls], [call.keywords for call in calls]), self._storage, {}
+        )
+        return _Batch(hidden=calls[0].hidden.to(self._storage), positions=positions, keywords=keywords)
 
 
 def choose_storage(device: torch.device, num_bytes: int) -> torch.device:
@@ -121,10 +130,15 @@ def _bytes_per_token(model: PreTrainedModel) -> int:
 def _record_layer_calls(layers: nn.ModuleList) -> Iterator[list[_LayerCall]]:
     """Make decoder layers return their inputs, and yield the list to which each call is added."""
     calls: list[_LayerCall] = []
+    own_forward = layers[0].forward
+    others: list[int] = []  # how many values a layer returns beside the hidden states; -1: it returns no tuple
 
-    def forward(hidden_states: Tensor, **keywords: Any) -> Tensor:
-        calls.append(_LayerCall(hidden_states, keywords))
-        return hidden_states
+    def forward(hidden_states: Tensor, *positions: Any, **keywords: Any) -> Any:
+        if not others:
+            output = own_forward(hidden_states, *positions, **keywords)
+            others.append(len(cast("tuple[Any, ...]", output)) - 1 if isinstance(output, tuple) else -1)
+        calls.append(_LayerCall(hidden_states, positions, keywords))
+        return hidden_states if others[0] < 0 else (hidden_states, *(None for _ in range(others[0])))
 
     for layer in layers:
         layer.forward = forward

@@ -58,7 +58,7 @@ def calibrate(
     calibrate_layer = _make_method(method, quant, grid, on_remark)
     if not any(len(ids) for ids in sequences):
         raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
-    layers = _decoder_layers(model, method)
+    layers = decoder_layers_of(model, method)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     quantizable = quantizable_layers(model, quant)
     fused = quantizable_experts(model, quant)
@@ -120,7 +120,8 @@ def _advance_quantized(inputs: LayerInputs, index: int, weights: Mapping[str, Te
         weight.copy_(continuous[name])
 
 
-def _decoder_layers(model: PreTrainedModel, method: str) -> nn.ModuleList:
+def decoder_layers_of(model: PreTrainedModel, method: str) -> nn.ModuleList:
+    """Return the decoder layers that `method` goes through; raise ModelError where they are not found."""
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError(

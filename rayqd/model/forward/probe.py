@@ -56,16 +56,12 @@ def find_mode(config: PreTrainedConfig) -> ForwardMode:
 
 @lru_cache(maxsize=16)
 def _find_mode(config_type: type[PreTrainedConfig], values: str) -> ForwardMode:
-    from transformers import AutoModelForCausalLM
-
     name = config_type.__name__.removesuffix("Config")
     with quiet_libraries(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
-            tiny = make_tiny(config_type.from_dict(json.loads(values)))
-            tiny.dtype = torch.float32
-            own = AutoModelForCausalLM.from_config(tiny, attn_implementation="eager")
-            weights = _randomize(own)
-            return _Probe(own, weights, tiny).run()
+            own = make_random(config_type.from_dict(json.loads(values)))
+            weights = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+            return _Probe(own, weights).run()
         except ModelError as error:
             raise ModelError(f"{name} models cannot be distilled: {error}") from error
         except Exception as error:
@@ -79,10 +75,9 @@ def _find_mode(config_type: type[PreTrainedConfig], values: str) -> ForwardMode:
 class _Probe:
     """A tiny model, its rows, and the states that it computes of each of them alone."""
 
-    def __init__(self, own: PreTrainedModel, weights: dict[str, Tensor], config: PreTrainedConfig) -> None:
-        self._own, self._weights, self._config = own, weights, config
-        generator = torch.Generator().manual_seed(0)
-        self._rows = [torch.randint(3, VOCAB_SIZE - 8, (length,), generator=generator) for length in _LENGTHS]
+    def __init__(self, own: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+        self._own, self._weights, self._config = own, weights, own.config
+        self._rows = random_rows()
 
     @torch.no_grad()
     def run(self) -> ForwardMode:
@@ -187,11 +182,21 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return cast(Any, model)(input_ids=ids[None], use_cache=False).logits
 
 
-def _randomize(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Move every weight away from what it is initialized to, and return them all."""
+def make_random(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a tiny random model of `config`, float32 and eager, none of whose weights is what it is initialized to."""
+    from transformers import AutoModelForCausalLM
+
+    tiny = make_tiny(config)
+    tiny.dtype = torch.float32
+    model = cast(Any, AutoModelForCausalLM).from_config(tiny, attn_implementation="eager")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_NOISE)
-    model.eval()
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return model.eval()
+
+
+def random_rows() -> list[Tensor]:
+    """Return rows of token ids for a tiny model, below and above its windows."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, VOCAB_SIZE - 8, (length,), generator=generator) for length in _LENGTHS]
