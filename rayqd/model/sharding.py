@@ -42,9 +42,9 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
     for unit in (*blocks, decoder):
         own = set(unit.modules())
         for layer in weights.values():
-            if layer in own and not layer.weight.requires_grad:
-                assert isinstance(layer.weight, Tensor)
-                layer.weight = nn.Parameter(layer.weight.detach().float())
+            weight = dict(layer.named_parameters(recurse=False))["weight"]  # itself, where `.weight` is the rounded one
+            if layer in own and not weight.requires_grad:
+                layer.weight = nn.Parameter(weight.detach().float())
         unit_fsdp = fully_shard(unit, mesh=mesh, ignored_params={p for p in unit.parameters() if not p.requires_grad})
         unit_fsdp.set_gradient_divide_factor(1.0)  # gradients are added up: the loss has the global denominator already
         unit_fsdp.set_force_sum_reduction_for_comms(True)  # gloo knows no other way of dividing by one
