@@ -14,6 +14,7 @@ from typing import cast
 from rayqd.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 TEXT = "text"  # stands for a role where the row is no conversation
 
 Message = dict[str, str]  # "role", one of ROLES, and "content"; of a completion that was cut also FINISH_REASON: CUT
@@ -27,6 +28,7 @@ def parse_row(row: object) -> list[Message]:
     Raises DataError that says what is wrong with the row, without its location.
     """
     fields = _check_object(row)
+    _check_no_media(fields)
     messages = fields.get("messages")
     if messages is None and fields.get("prompt") is None and fields.get("text") is not None:
         return [{"role": TEXT, "content": _check_text(fields["text"], "text")}]
@@ -46,6 +48,7 @@ def parse_prompt(row: object) -> list[Message]:
     Raises DataError as `parse_row` does.
     """
     fields = _check_object(row)
+    _check_no_media(fields)
     messages: object = fields.get("messages")
     if messages is None and fields.get("prompt") is None:
         raise DataError(f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}")
@@ -99,6 +102,13 @@ def _parse_message(message: object, name: str) -> Message:
     if role not in ROLES:
         raise DataError(f"{name}.role must be one of {', '.join(ROLES)}, got {role!r}")
     return {"role": role, "content": _check_text(fields.get("content"), f"{name}.content")}
+
+
+def _check_no_media(fields: dict[str, object]) -> None:
+    """Raise DataError for a row that is about more than its text, without which it would be another row."""
+    for key in MEDIA:
+        if fields.get(key) not in (None, [], {}):
+            raise DataError(f"it has {key}, and rayqd trains on text alone: leave such rows out with data.filter")
 
 
 def _check_text(text: object, name: str) -> str:

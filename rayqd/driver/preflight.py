@@ -21,6 +21,7 @@ from rayqd.model.calibration.check import check_layer_by_layer
 from rayqd.model.forward.probe import find_mode
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
+from rayqd.model.model_class import check_config
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
@@ -48,6 +49,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
         check_loss(config)
     check_user_code(config.data)
     directory = student_directory(config)
+    check_config(directory)
     model = load_meta_model(directory)
     layers = [*quantizable_layers(model, config.quant), *quantizable_experts(model, config.quant)]
     counted = count_weight_bits(model, config)

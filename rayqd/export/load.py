@@ -15,10 +15,11 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.quantized_model import QuantizedModel
-from rayqd.export.source_names import find_dense_layers, match_export
+from rayqd.export.source_names import find_aliases, find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
 from rayqd.model.forward.of_model import attention_of
 from rayqd.model.load import device, load_meta_model, load_tokenizer, torch_dtype
+from rayqd.model.model_class import auto_class
 from rayqd.model.source_weights import read_stored_tensors
 
 if TYPE_CHECKING:
@@ -74,13 +75,14 @@ def load_export(
 
 
 def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, GgufConfig
 
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
-    return AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(directory, **files)
+    return auto_class(config).from_pretrained(
         directory,
         dtype=torch_dtype(dtype),
-        attn_implementation=attention or attention_of(AutoConfig.from_pretrained(directory, **files)),
+        attn_implementation=attention or attention_of(config),
         **files,
         **({"quantization_config": GgufConfig(dequantize=True)} if files else {}),
     )
@@ -98,6 +100,7 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
     delattr(model_config, "quantization_config")
     has_generation = (directory / "generation_config.json").is_file()
     dense, names = _read_dense(directory, set(quantized)), match_export(directory, quantized)
+    aliases = find_aliases(names, quantized)
     return QuantizedModel(
         config=model_config,
         generation_config=GenerationConfig.from_pretrained(directory) if has_generation else None,
@@ -108,7 +111,8 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
         tokenizer=load_tokenizer(directory),
         source=directory,
         carried={name: stored for name, stored in read_stored_tensors(directory).items() if name in names.unused},
-        dense_layers=find_dense_layers(load_meta_model(directory), names, set(quantized), dense, {}),
+        aliases=aliases,
+        dense_layers=find_dense_layers(load_meta_model(directory), names, aliases, dense, {}),
     )
 
 

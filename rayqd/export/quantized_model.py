@@ -44,6 +44,7 @@ class QuantizedModel:
     source: Path | None = None  # the checkpoint whose config.json, tokenizer and other files the export takes over
     is_tied: bool = True  # the head is the embedding wherever the source's config says so
     carried: Mapping[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])  # stored unchanged
+    aliases: Sequence[str] = ()  # the quantized layers as transformers calls them, where that is another name
     dense_layers: Sequence[str] = ()  # those that are not quantized, beside `quant.ignore`
 
     @classmethod
@@ -82,6 +83,7 @@ class QuantizedModel:
             source=source,
             is_tied=parts.is_tied,
             carried=parts.carried,
+            aliases=parts.aliases,
             dense_layers=parts.dense_layers,
         )
 
@@ -114,7 +116,7 @@ class QuantizedModel:
 
     def ignored_layers(self) -> list[str]:
         """Return the layers that a loader must leave dense, beside `quant.ignore`; branches as patterns."""
-        return summarize_dense_layers(self.dense_layers, self.quantized)
+        return summarize_dense_layers(self.dense_layers, [*self.quantized, *self.aliases])
 
     def save_metadata(self, directory: Path, quantization_config: dict[str, JsonValue]) -> None:
         """Write config.json, generation_config.json, the tokenizer's files and the card."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -13,6 +13,7 @@ from rayqd.model.load import load_meta_model
 from rayqd.model.source_weights import SourceNames, StoredTensor, match_names, read_stored_tensors, take_apart
 from rayqd.quant import Quantized
 from rayqd.quant.routers import find_routers
+from rayqd.quant.towers import find_towers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,8 @@ class NamedAsSource:
 
     dense: dict[str, Tensor]
     quantized: dict[str, Quantized]
-    carried: dict[str, StoredTensor]  # what no module asked for
+    carried: dict[str, StoredTensor]  # what no module asked for, and what text does not go through
+    aliases: list[str]  # the quantized layers as transformers calls them
     dense_layers: list[str]  # as the source and as transformers calls them
     is_tied: bool
 
@@ -41,13 +43,15 @@ def name_as_source(
     plain = load_meta_model(source)
     names = match_names(plain, stored)
     tied = _tied_names(model)
-    left_out = {f"{layer}.weight" for layer in quantized} | tied
+    is_tower = find_towers(plain)
+    left_out = {f"{layer}.weight" for layer in quantized} | tied | {name for name in dense if is_tower(name)}
     to_store = to_source_names(model, {name: t for name, t in dense.items() if name not in left_out}, names)
-    carried = {name: stored[name] for name in names.unused}
+    carried = {name: stored[name] for name in [*names.unused, *_sources(names, is_tower)]}
     return NamedAsSource(
         dense=to_store,
         quantized={layer_source_name(names, layer): weight for layer, weight in quantized.items()},
         carried=carried,
+        aliases=list(quantized),
         dense_layers=find_dense_layers(plain, names, quantized, to_store, carried),
         is_tied=bool(tied) or not plain.config.tie_word_embeddings,
     )
@@ -58,6 +62,12 @@ def match_export(directory: Path, quantized: Iterable[str]) -> SourceNames:
     packed = tuple(f"{layer}." for layer in quantized)
     stored = [name for name in read_stored_tensors(directory) if not name.startswith(packed) or name.endswith(".bias")]
     return match_names(load_meta_model(directory), [*stored, *(f"{prefix}weight" for prefix in packed)])
+
+
+def find_aliases(names: SourceNames, quantized: Container[str]) -> list[str]:
+    """Return what transformers calls the `quantized` layers, which have the source's names."""
+    layers = [name.removesuffix(".weight") for name in names.renamed if name.endswith(".weight")]
+    return [layer for layer in layers if layer_source_name(names, layer) in quantized]
 
 
 def to_source_names(model: PreTrainedModel, tensors: Mapping[str, Tensor], names: SourceNames) -> dict[str, Tensor]:
@@ -85,7 +95,7 @@ def find_dense_layers(
         if (isinstance(module, nn.Linear) or layer in routers) and layer not in quantized:
             found += [layer_source_name(names, layer), layer]
     found += [_module(name) for name, tensor in dense.items() if tensor.dim() == 2 and name not in known]
-    found += [_module(name) for name, tensor in carried.items() if len(tensor.shape) > 1]
+    found += [_module(name) for name, tensor in carried.items() if len(tensor.shape) > 1 and name not in known]
     return list(dict.fromkeys(found))
 
 
@@ -98,6 +108,12 @@ def _tied_names(model: PreTrainedModel) -> set[str]:
     """Return the parameters that are another one. Where a checkpoint has both, and they differ, there are none."""
     tied = cast("Mapping[str, str] | None", getattr(model, "all_tied_weights_keys", None))
     return set(tied or {})
+
+
+def _sources(names: SourceNames, wanted: Callable[[str], bool]) -> list[str]:
+    """Return what the source has for the `wanted` tensors of the model."""
+    renamed = [source for name, source in names.renamed.items() if wanted(name)]
+    return [*renamed, *(source for name, parts in names.converted.items() if wanted(name) for source in parts)]
 
 
 def _module(name: str) -> str:

@@ -11,6 +11,7 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ModelError
 from rayqd.losses.output_head import Head, OutputHead
 from rayqd.model.arithmetic import explain_missing_bfloat16
+from rayqd.model.model_class import auto_class
 from rayqd.model.source_weights import match_names, read_stored_tensors
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits). Raises
     ModelError where no way of running it gives what the model itself computes.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from rayqd.model.forward.check import check_mode
     from rayqd.model.forward.of_model import attention_of
@@ -34,7 +35,7 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
         raise ModelError(reason)
     with quiet_libraries():
         config = AutoConfig.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(config).from_pretrained(
             directory, dtype=torch_dtype(dtype), attn_implementation=attention_of(config)
         )
     model.eval().requires_grad_(False)
@@ -45,10 +46,11 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
 
 def load_meta_model(directory: Path) -> PreTrainedModel:
     """Build the same model without weights (on the meta device): its layers' names and shapes, at no cost."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quiet_libraries(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+        config = AutoConfig.from_pretrained(directory)
+        return auto_class(config).from_config(config)
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rayqd.errors import ConfigError
+from rayqd.quant.towers import text_tower
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +31,7 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
 
     Never more than one decoder layer is whole in float32. Raises ConfigError for a layer outside the decoder.
     """
-    decoder = model.base_model
+    decoder = text_tower(model)
     weights = {f"{name}.weight": layer for name, layer in layers.items()}
     within = {module for module in decoder.modules() if module is not decoder}
     if outside := [name for name, layer in layers.items() if layer not in within]:

@@ -10,6 +10,7 @@ from torch import nn
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
 from rayqd.quant.routers import find_routers
+from rayqd.quant.towers import find_towers
 
 USUAL_GROUP_SIZES = (32, 64, 128, 256)
 
@@ -17,19 +18,20 @@ USUAL_GROUP_SIZES = (32, 64, 128, 256)
 def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Linear]:
     """Return the layers to quantize by qualified name, in the model's order; the model may be on the meta device.
 
-    Routers of experts stay as they are, and every layer with one output, which is a gate.
+    Routers of experts stay as they are, every layer with one output, which is a gate, and towers for images or sound.
 
     Raises ConfigError when nothing is left to quantize, when `quant.group_size` does not divide a layer's input
     features, or when a layer is the output head or shares its weight with the embedding, which stay dense.
     """
     modules = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
-    routers = find_routers(model)
+    routers, is_tower = find_routers(model), find_towers(model)
     layers = {
         name: module
         for name, module in modules
         if isinstance(module, nn.Linear)
         and module.out_features > 1
         and name not in routers
+        and not is_tower(name)
         and not is_ignored(name, quant.ignore)
     }
     if not layers:

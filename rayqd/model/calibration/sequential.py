@@ -22,6 +22,7 @@ from rayqd.model.calibration.statistics import collect_input_statistics
 from rayqd.model.fused_experts import FusedExperts, quantizable_experts
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.int4 import Int4Grid
+from rayqd.quant.towers import text_tower
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _advance_quantized(inputs: LayerInputs, index: int, weights: Mapping[str, Te
 
 def decoder_layers_of(model: PreTrainedModel, method: str) -> nn.ModuleList:
     """Return the decoder layers that `method` goes through; raise ModelError where they are not found."""
-    layers = getattr(model.base_model, "layers", None)
+    layers = getattr(text_tower(model), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ModelError(
             f"{method.upper()} does not find the decoder layers of {type(model).__name__}; round to nearest instead"

@@ -22,6 +22,7 @@ from rayqd.model.forward.call import states_of_rows
 from rayqd.model.forward.head_form import TOLERANCE, distance, find_head_form, is_close
 from rayqd.model.forward.mode import Batching, ForwardMode, HeadForm, StateSource
 from rayqd.model.forward.rotary import frequency_class, reset_frequencies
+from rayqd.model.model_class import auto_class
 from rayqd.model.tiny import VOCAB_SIZE, make_tiny
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ class _Probe:
 
     def _error(self, mode: ForwardMode, expected: Sequence[Sequence[Tensor]]) -> float:
         """Return the largest difference of any row's states from `expected`, as a share of their size."""
-        from transformers import AutoModelForCausalLM
-
-        model = cast(Any, AutoModelForCausalLM).from_config(self._config, attn_implementation=mode.attention)
+        model = auto_class(self._config).from_config(self._config, attn_implementation=mode.attention)
         model.eval()
         errors: list[float] = []
         for scale, states in zip(_SCALES, expected, strict=True):
@@ -184,11 +183,9 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def make_random(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a tiny random model of `config`, float32 and eager, none of whose weights is what it is initialized to."""
-    from transformers import AutoModelForCausalLM
-
     tiny = make_tiny(config)
     tiny.dtype = torch.float32
-    model = cast(Any, AutoModelForCausalLM).from_config(tiny, attn_implementation="eager")
+    model = auto_class(tiny).from_config(tiny, attn_implementation="eager")
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
