@@ -11,6 +11,7 @@ Shapes: N rows (output features), K columns (input features), g weights a group.
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import numba
@@ -71,8 +72,13 @@ def round_rows(
 def _split(tensor: Tensor) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return the tensor as float32, as the bits of bfloat16, and which of the two it is; the other is empty."""
     if tensor.dtype == torch.bfloat16:
-        return np.empty((0, 0), np.float32), tensor.view(torch.uint16).numpy(), True
-    return tensor.numpy(), np.empty((0, 0), np.uint16), False
+        return np.empty((0, 0), np.float32), _view(tensor, ctypes.c_uint16), True
+    return _view(tensor, ctypes.c_float), np.empty((0, 0), np.uint16), False
+
+
+def _view(tensor: Tensor, number: type[ctypes.c_float] | type[ctypes.c_uint16]) -> np.ndarray:
+    """Return the memory of a contiguous tensor. `Tensor.numpy` would forbid to free it, as FSDP does with weights."""
+    return np.ctypeslib.as_array((number * tensor.numel()).from_address(tensor.data_ptr())).reshape(tensor.shape)
 
 
 # Numba counts in 64 bits unless each result is given its type, and then LLVM takes half as many at a time. A slice
