@@ -22,6 +22,7 @@ from rayqd.model.forward.probe import find_mode
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.model_class import check_config
+from rayqd.model.sharding import check_can_be_sharded
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
@@ -58,6 +59,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     tokenizer = load_tokenizer(directory)
     modes = {"student": find_mode(model.config)}
     if trains:
+        check_can_be_sharded(model, quantizable_layers(model, config.quant), config)
         check_layer_by_layer(model.config, config.quant.init)
     teacher = teacher_directory(config)
     if config.teacher.name:

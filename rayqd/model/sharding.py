@@ -10,7 +10,7 @@ no layer is being computed. Whatever gathers is done by all workers at the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from rayqd.config import Config
 from rayqd.errors import ConfigError
+from rayqd.model.read_weight import is_weight_read
 from rayqd.quant.towers import text_tower
 
 if TYPE_CHECKING:
@@ -51,6 +53,22 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
         unit_fsdp.set_force_sum_reduction_for_comms(True)  # gloo knows no other way of dividing by one
     trained = dict(model.named_parameters())
     return {name: trained[name] for name in weights}
+
+
+def check_can_be_sharded(model: nn.Module, names: Iterable[str], config: Config) -> None:
+    """Check that none of the layers to train is one whose weight the module around it reads, past what gathers it.
+
+    Raises ConfigError. `model` may be on the meta device.
+    """
+    if config.adapter.kind != "none" or config.learner.num_workers == 1:
+        return
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        if is_weight_read(reader := model.get_submodule(parent), leaf):
+            raise ConfigError(
+                f"adapter.kind=none cannot be sharded over learner.num_workers={config.learner.num_workers}: "
+                f"{type(reader).__name__} reads the weight of {name} itself; add it to quant.ignore, or use adapters"
+            )
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -79,6 +80,7 @@ class VLLMEngine:
             from vllm.platforms import current_platform
 
         request_amx()
+        _show_llvmlite_to_vllm()
         # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
         logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self._weight_loader = weight_loader or PackedLoader()
@@ -215,6 +217,17 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def _show_llvmlite_to_vllm() -> None:
+    """Let vLLM look for its kernels in all that modules hold, also where weights were rounded and so Numba is loaded.
+
+    llvmlite's library answers for any attribute with a function of its own, and vLLM takes its `__dict__` for one.
+    """
+    library = getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None)
+    functions = cast("dict[str, object] | None", getattr(library, "_fntab", None))
+    if functions is not None:
+        functions.setdefault("__dict__", {})
 
 
 def _gpu_arguments(preparation: Preparation, max_batch: int | None, kv_bytes: int | None) -> dict[str, object]:

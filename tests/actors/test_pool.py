@@ -26,7 +26,7 @@ from rayqd.pipeline import LostError, RolloutRef, ScoredRef, Weights
 from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
-from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary
+from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, RolloutSummary
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -254,6 +254,9 @@ def controller(num_lost: int) -> Any:
                 )
                 for index in range(2)
             ]
+
+        def probes(self, version: int) -> tuple[EngineProbe, ...]:
+            return ()
 
         def asked(self) -> list[int]:
             return self.attempts

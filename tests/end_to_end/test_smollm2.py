@@ -28,6 +28,8 @@ FLAGS = [
     "@configs/quickstart.toml",
     "--learner.steps=2",
     "--learner.batch_size=4",
+    "--distill.lmbda=0.5",
+    "--distill.on_policy_after=0",
     "--rollout.max_new_tokens=24",
     "--eval.num_rows=4",
     "--quant.calibration_tokens=512",

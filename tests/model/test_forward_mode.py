@@ -228,3 +228,8 @@ def test_gradients_of_padded_rows_are_those_of_each_row_alone() -> None:
         if parameter.grad is not None:
             scale = float(parameter.grad.abs().max())
             torch.testing.assert_close(together[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_model_of_few_tokens_is_probed_with_those_that_it_has() -> None:
+    config = tiny_config("llama", vocab_size=20)
+    assert find_mode(config).batching is Batching.PACKED

@@ -47,7 +47,7 @@ def check_layer_by_layer(config: PreTrainedConfig, method: str) -> None:
 @torch.no_grad()
 def layer_by_layer_error(model: PreTrainedModel, layers: nn.ModuleList) -> float:
     """Return how far the last layer's outputs are from those in the whole model, as a share of their size."""
-    rows = random_rows()
+    rows = random_rows(model)
     inputs = LayerInputs(model, layers, [row.int().numpy() for row in rows], _MOST_TOKENS)
     for index in range(len(layers)):
         inputs.advance(index)

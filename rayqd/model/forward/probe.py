@@ -78,7 +78,7 @@ class _Probe:
 
     def __init__(self, own: PreTrainedModel, weights: dict[str, Tensor]) -> None:
         self._own, self._weights, self._config = own, weights, own.config
-        self._rows = random_rows()
+        self._rows = random_rows(own)
 
     @torch.no_grad()
     def run(self) -> ForwardMode:
@@ -193,7 +193,8 @@ def make_random(config: PreTrainedConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def random_rows() -> list[Tensor]:
-    """Return rows of token ids for a tiny model, below and above its windows."""
+def random_rows(model: PreTrainedModel) -> list[Tensor]:
+    """Return rows of token ids for a tiny model, below and above its windows; of few ids where the model has few."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(3, VOCAB_SIZE - 8, (length,), generator=generator) for length in _LENGTHS]
+    num_ids = min(VOCAB_SIZE - 8, len(cast("Tensor", model.get_input_embeddings().weight)))
+    return [torch.randint(min(3, num_ids - 1), num_ids, (length,), generator=generator) for length in _LENGTHS]
