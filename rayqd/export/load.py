@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,7 +63,7 @@ def load_export(
     """
     kind, where = read_kind(directory), on or device()
     try:
-        with quiet_libraries():
+        with quiet_libraries(), _in_this_process_alone():
             model = _load(directory, kind, dtype, attention)
             model.eval().requires_grad_(False)
             model.to(where)  # pyright: ignore[reportArgumentType]
@@ -72,6 +75,13 @@ def load_export(
     except (ImportError, OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
     return cast(Any, model)
+
+
+@contextmanager
+def _in_this_process_alone() -> Iterator[None]:
+    """Hide torch's process group: compressed-tensors shares the unpacking among workers, and would wait for them."""
+    with patch("torch.distributed.is_initialized", return_value=False):
+        yield
 
 
 def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any:
