@@ -36,7 +36,7 @@ def check_with(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Any:
         ("---\nbase_model: some/model\n---\n", {}, "made from, some/model"),
         ("---\nlicense: mit\nbase_model:\n- some/model-1.5\n---\n", {}, "made from, some/model-1.5"),
         ("", {"_name_or_path": "their/model"}, "made from, their/model"),
-        ("", {"_name_or_path": "/home/somebody/model"}, "the 16-bit model that it was made from"),
+        ("", {"_name_or_path": "/models/mine"}, "the 16-bit model that it was made from"),
     ],
 )
 def test_quantized_checkpoint_is_refused_with_the_model_it_was_made_from(
