@@ -46,8 +46,10 @@ def fake_quantize(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> Tenso
     return _for_device(weight, fake_quantize_sum)(weight.detach(), _delta(low_rank), grid)
 
 
-def fake_quantize_with_mask(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return the same on a CPU, and True where the rounding was not clamped, for the backward pass."""
+def fake_quantize_with_mask(weight: Tensor, low_rank: LowRank | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return the same, and on a CPU True where the rounding was not clamped, for the backward pass to keep."""
+    if weight.is_cuda or _kernel(weight, grid) is not None:
+        return fake_quantize(weight, low_rank, grid), None
     return _round(weight.detach(), _delta(low_rank), grid)
 
 

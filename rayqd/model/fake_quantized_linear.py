@@ -109,7 +109,7 @@ class _FakeQuantizedLinear(torch.autograd.Function):
     ) -> Tensor:
         low_rank, inside = _low_rank(a, b, scaling), None
         needs_mask = any(ctx.needs_input_grad[1:4]) and (a is None or stops_saturated)
-        if needs_mask and not x.is_cuda:
+        if needs_mask:
             values, inside = fake_quantize_with_mask(weight, low_rank, grid)
         else:
             values = fake_quantize(weight, low_rank, grid)

@@ -35,7 +35,8 @@ def test_full_qat_on_two_workers_exports_what_it_trained(tiny_config: Any) -> No
 
     checkpoint = load_checkpoint(result.run_dir / "checkpoints" / "step-000004")
     assert len(checkpoint["digests"]) == 14  # seven layers in each of two decoder layers
-    exported = load_export(result.export_dir, config.model.dtype).state_dict()
-    assert find_differing_layers(checkpoint["digests"], exported) == []
+    model = load_export(result.export_dir, config.model.dtype)
+    assert find_differing_layers(checkpoint["digests"], model) == []
+    exported = model.state_dict()
     for name, weight in checkpoint["student"].items():
         assert weight.shape == exported[name].shape  # whole
