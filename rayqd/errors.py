@@ -43,6 +43,10 @@ class StorageError(RayqdError):
     """A checkpoint or an export could not be written."""
 
 
+class DamagedStorageError(StorageError):
+    """What was read from a storage is not what was written there."""
+
+
 class PlacementError(RayqdError):
     """The cluster has no room for the roles."""
 

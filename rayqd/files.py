@@ -1,10 +1,12 @@
 """Files and directories that are whole or absent: written beside their place under a passing name, then renamed.
 
 A process may be killed at any moment; whoever looks meanwhile sees the old content or the new, never half of either.
+Where a machine may lose its power too, the content is on the disk before the name is.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,17 +17,22 @@ from rayqd.errors import StorageError
 
 
 @contextmanager
-def replace_file(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+def replace_file(path: Path, *, concurrent: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield the path to write to; it becomes `path` when the block ends, and is removed when the block raises.
 
     The passing name is the same each time, so that what a killed process left is overwritten by the next attempt.
-    `concurrent`: other processes may write `path` at the same moment, so each has a passing name of its own.
+    `concurrent`: other processes may write `path` at the same moment, so each has a passing name of its own. Without
+    `durable` nobody waits for the disk: for what is checked when it is read, and can be made again.
     """
     owner = f".{os.getpid()}" if concurrent else ""
     partial = path.with_name(f".{path.name}{owner}.partial")
     try:
         yield partial
+        if durable:
+            flush_to_disk(partial)
         partial.replace(path)
+        if durable:
+            flush_to_disk(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -56,15 +63,28 @@ def replace_directory(directory: Path, *, concurrent: bool = False) -> Iterator[
         yield partial
         if not (concurrent and directory.exists()):
             _swap_in(partial, directory)
+            flush_to_disk(directory.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def set_aside(directory: Path, why: str) -> Path:
-    """Rename `directory` to one with `why` behind its name, in place of an earlier one; return where it is then."""
-    aside = directory.with_name(f"{directory.name}-{why}")
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a directory or file to one with `why` behind its name, in place of an earlier one; return where it is."""
+    aside = path.with_name(f"{path.name}-{why}")
     shutil.rmtree(aside, ignore_errors=True)
-    return directory.rename(aside)
+    return path.replace(aside)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Return when the file's content, or a directory's names, are on the disk; at once where its system cannot tell."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # network and FUSE mounts
+            raise
+    finally:
+        os.close(handle)
 
 
 def free_bytes(path: Path) -> int:

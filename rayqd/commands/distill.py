@@ -64,6 +64,8 @@ def distill(
     config = with_concrete_dtype(asked)
     run_dir = RunDirectory(config)
     try:
+        if remark := run_dir.set_damaged_result_aside():
+            say(console, remark)
         result = run_dir.result
         if not isinstance(result, DistillResult) or result.stopped_early:
             with record_abnormal_exit(run_dir.path):

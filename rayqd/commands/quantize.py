@@ -57,6 +57,8 @@ def quantize(config: Config, console: Console | None = None, *, began: float | N
     check_method(config.quant.method, config.quant)
     run_dir = RunDirectory(config, command="quantize")
     try:
+        if remark := run_dir.set_damaged_result_aside():
+            say(console, remark)
         result = run_dir.result
         if not isinstance(result, QuantizeResult):
             run_dir.forget_metrics_after(-1)

@@ -123,15 +123,19 @@ class Monitor:
     def _keep(self, timed: TimedEvent) -> None:
         match timed.event:
             case StepEvent() | EvalEvent() | QuarantineEvent() as event:
-                self._run_dir.append(event, timed.time)
+                self._say(self._run_dir.append(event, timed.time))
                 if isinstance(event, StepEvent):
                     self._step_times = [*self._step_times[:1], timed.time]
             case SpansEvent(spans=spans):
                 self._spans += spans
             case ReadyEvent(step=step):
-                self._run_dir.forget_metrics_after(step)
+                self._say(self._run_dir.forget_metrics_after(step))
             case _:
                 pass
+
+    def _say(self, line: str | None) -> None:
+        if line:
+            self._progress.say(line)
 
     def _show(self, event: Event) -> None:
         match event:

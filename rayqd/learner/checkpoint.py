@@ -1,6 +1,7 @@
 """What a checkpoint holds: safetensors files of what is trained, the optimizer's state, and digests of the weights.
 
-A checkpoint is whole or absent.
+A checkpoint is whole or absent. One whose bytes have changed since, or of which a file is gone, is put aside before a
+run goes on, and the next older one takes its place.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from rayqd.checksums import find_damage, seal
 from rayqd.errors import RunError, StorageError
-from rayqd.files import free_bytes, replace_directory
+from rayqd.files import free_bytes, replace_directory, set_aside
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 
@@ -56,6 +58,7 @@ class Checkpoints:
                 for name, group in tensors.items():
                     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
                     save_file(contiguous, partial / f"{name}.safetensors")
+                seal(partial)
         except (OSError, SafetensorError) as error:
             raise StorageError(_storage_message(self.path(step), needed, error)) from error
         for old in self.steps()[: -self.keep]:
@@ -64,13 +67,26 @@ class Checkpoints:
             self.on_saved()
         return self.path(step)
 
+    def set_damaged_aside(self) -> list[str]:
+        """Put every newest checkpoint aside until one is whole; return a line for each, which says what is wrong."""
+        lines: list[str] = []
+        for step in reversed(self.steps()):
+            fault = find_damage(self.path(step))
+            if fault is None:
+                break
+            aside = set_aside(self.path(step), "damaged")
+            lines.append(f"checkpoint {self.path(step)} is damaged: {fault}; it is now {aside.name}")
+        return lines
+
 
 def load_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the sets of tensors in a checkpoint's directory, by name. Raises RunError where one cannot be read."""
+    """Read the sets of tensors in a checkpoint's directory, by name. Raises RunError for one that is not whole."""
+    if (fault := find_damage(path)) is not None:
+        raise RunError(f"checkpoint {path} is damaged: {fault}; remove it to go on from an older one")
     try:
         return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     except (OSError, SafetensorError) as error:
-        raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one") from error
+        raise RunError(f"checkpoint {path} cannot be read ({error}); remove it to go on from an older one") from error
 
 
 def _storage_message(path: Path, needed: int, error: Exception) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rayqd.export.digest import digest_layers
@@ -31,6 +32,7 @@ class Checkpointer:
         self._learner = learner
         self._checkpoints = checkpoints
         self._num_steps = 0  # done
+        self._remark: str | None = None
         self._weights_lock = threading.Lock()  # held from the optimizer's step to the end of `step`
         learner.optimizer.register_step_pre_hook(self._lock_weights)
 
@@ -38,8 +40,15 @@ class Checkpointer:
         """Load the newest checkpoint, if there is one; return the number of steps done."""
         self._num_steps = max(self._checkpoints.steps(), default=0)
         if self._num_steps:
-            self._learner.load_state_dict(load_checkpoint(self._checkpoints.path(self._num_steps)))
+            state = load_checkpoint(self._checkpoints.path(self._num_steps))
+            self._learner.load_state_dict(state)
+            self._remark = self._compare(state[DIGESTS])
         return self._num_steps
+
+    @property
+    def remark(self) -> str | None:
+        """Return a line for the user where what was resumed rounds to other weights than those that were trained."""
+        return self._remark
 
     @contextmanager
     def step(self, number: int) -> Generator[None]:
@@ -70,6 +79,20 @@ class Checkpointer:
     def go_on(self) -> None:
         """Let the learner change its weights again after `stop`."""
         self._weights_lock.release()
+
+    def _compare(self, recorded: Mapping[str, Tensor]) -> str | None:
+        """Compare the weights with the digests of those that were saved; collective where they are sharded."""
+        group = self._learner.group
+        if not group.joins_collectives:
+            return None
+        now = digest_layers(self._learner.student)
+        differing = sorted(name for name in now if not torch.equal(now[name], recorded[name]))
+        if not differing:
+            return None
+        return (
+            f"{len(differing)} of {len(now)} layers round to other values here than where the checkpoint was made "
+            f"({differing[0]} first): another device, version or starting point; training goes on from these"
+        )
 
     def _hold_back(self) -> None:
         """Keep the lock for good, on every worker before the same step, which any of them may have begun."""

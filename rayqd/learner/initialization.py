@@ -5,9 +5,7 @@ Made once a run, before the first step, and kept in the run's directory: a resum
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +14,18 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from rayqd.checksums import find_damage, seal
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, NoticeEvent, StatusEvent
-from rayqd.files import replace_directory
+from rayqd.files import replace_directory, set_aside
 from rayqd.model.calibration import calibrate
 from rayqd.model.load import load_model, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.runs.paths import START
+from rayqd.runs.start import read_arms, write_arms
 from rayqd.spans import span
 from rayqd.types import IntArray
 
@@ -52,6 +52,13 @@ class Initialization:
     def is_new(self) -> bool:
         """Return whether nothing has been made yet."""
         return not self._directory.is_dir()
+
+    def set_damaged_aside(self) -> list[str]:
+        """Put what was made before aside where it is not whole; return the line that says so, if it was."""
+        if self.is_new or (fault := find_damage(self._directory)) is None:
+            return []
+        aside = set_aside(self._directory, "damaged")
+        return [f"{self._directory} is damaged: {fault}; it is made again, and the old one is now {aside.name}"]
 
     def make(self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, report: Report) -> None:
         """Measure round-to-nearest and, if `quant.init` is another, calibrate on `sequences` and measure that too.
@@ -89,8 +96,7 @@ class Initialization:
     @property
     def arms(self) -> dict[Arm, Fidelity]:
         """Return the fidelity of the untrained students."""
-        rows = json.loads((self._directory / "arms.json").read_text())
-        return {Arm.from_name(name): Fidelity(**fields) for name, fields in rows.items()}
+        return read_arms(self._directory)
 
     def _load(self, source: Path) -> PreTrainedModel:
         with span("load model"):
@@ -123,10 +129,9 @@ class Initialization:
     def _save(self, arms: Mapping[Arm, Fidelity], weights: dict[str, Tensor]) -> None:
         try:
             with replace_directory(self._directory) as partial:
-                (partial / "arms.json").write_text(
-                    json.dumps({arm.name: asdict(f) for arm, f in arms.items()}, indent=2)
-                )
+                write_arms(partial, arms)
                 if weights:
                     save_file(weights, partial / "weights.safetensors")
+                seal(partial)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{self._directory} could not be written: {error}; make room and run again") from error

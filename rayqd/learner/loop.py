@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from rayqd.config import Config
 from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
-from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, StartEvent
+from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, NoticeEvent, StartEvent
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.engine_check import check_engines
 from rayqd.learner.feed import Feed
@@ -31,6 +31,8 @@ def train(
     if joins:
         feed.when_stopping(checkpointer.stop)
     feed.report(StartEvent(step=start))
+    if checkpointer.remark and learner.group.is_rank0:
+        feed.report(NoticeEvent(text=checkpointer.remark))
     if joins and config.is_on_policy:
         with span("first publication"):
             feed.publish(start, collect_rollout_weights(learner.student, config))

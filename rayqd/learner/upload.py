@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from rayqd.errors import StorageError
+from rayqd.checksums import find_damage
+from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.learner.checkpoint import Checkpoints, step_of
 from rayqd.runs.paths import CHECKPOINTS, EXPORT, FETCH_LOCK, START
 from rayqd.runs.storage.folder import Folder
@@ -40,18 +41,38 @@ class CheckpointUploader:
         with FileLock(self._run_dir / FETCH_LOCK):  # workers on one node share the directory
             if is_rank0:
                 self._folder.check_rights()
+            for line in self._checkpoints.set_damaged_aside():
+                self._tell(line)
             if not (self._run_dir / START).is_dir() and START in self._folder.directories():
-                self._folder.get(START, self._run_dir / START)
-            newest = max(self._stored_steps(), default=0)
+                self._get(self._folder, START, self._run_dir / START)
+            newest = self._get_newest()
             ahead = [step for step in self._checkpoints.steps() if step > newest]
             if ahead and is_rank0:
                 self._upload()
                 return
             for step in ahead:
                 shutil.rmtree(self._checkpoints.path(step))
-            path = self._checkpoints.path(newest)
-            if newest and not path.is_dir():
-                self._stored.get(path.name, path)
+
+    def _get_newest(self) -> int:
+        """Get the newest checkpoint of the storage that is whole, where this node lacks it; return its step, or 0."""
+        for step in sorted(self._stored_steps(), reverse=True):
+            path = self._checkpoints.path(step)
+            if path.is_dir() or self._get(self._stored, path.name, path):
+                return step
+        return 0
+
+    def _get(self, folder: Folder, name: str, path: Path) -> bool:
+        """Download a directory; where it is damaged, put it aside in the storage, tell so, and return False."""
+        try:
+            folder.get(name, path)
+            if (fault := find_damage(path)) is not None:
+                shutil.rmtree(path)
+                raise DamagedStorageError(f"{folder}/{name}: {fault}")
+        except DamagedStorageError as error:
+            folder.disown(name)
+            self._tell(f"{error}; it counts as absent from now on")
+            return False
+        return True
 
     def update(self) -> None:
         """Upload what the storage lacks and remove what is not kept any more; a failure is told, not raised."""

@@ -47,6 +47,7 @@ class LearnerWorker:
         teacher_head = self._load_teacher_head()
         if self._group.is_rank0:
             self._fetch_first()
+            self._set_damaged_aside()
         self._report_ready()
         heldout = self._get_heldout(teacher_head)
         if self._group.is_rank0:
@@ -80,6 +81,11 @@ class LearnerWorker:
         if self._uploader:
             self._uploader.fetch(is_rank0=True)
             self._checkpoints.on_saved = self._uploader.update
+
+    def _set_damaged_aside(self) -> None:
+        """Go on from what is whole. What is not is told, and kept under another name."""
+        for line in [*self._checkpoints.set_damaged_aside(), *self._initialization.set_damaged_aside()]:
+            self._notice(line)
 
     def _report_ready(self) -> None:
         step = max([-1 if self._initialization.is_new else 0, *self._checkpoints.steps()])

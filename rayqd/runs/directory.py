@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 
+from rayqd.checksums import to_checked_json
 from rayqd.config import Config
 from rayqd.config.load import load_config
 from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
 from rayqd.events import QuarantineEvent, RecordedEvent, to_json
-from rayqd.files import write_text
+from rayqd.files import set_aside, write_text
+from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
     CONFIG,
     ENDED,
@@ -29,7 +31,7 @@ from rayqd.runs.paths import (
     RESULT,
     RUN_ID,
 )
-from rayqd.runs.result_file import RunResult, read_result
+from rayqd.runs.result_file import RunResult, find_damaged_result, read_result
 from rayqd.runs.storage.stored_run import StoredRun
 
 _NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED}  # a run that left no more has not begun
@@ -57,6 +59,7 @@ class RunDirectory:
         self._command = command
         self._patience_seconds = patience_seconds
         self._stored: StoredRun | None = None
+        self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
         self._lock = self._open(config)
 
     @property
@@ -69,18 +72,29 @@ class RunDirectory:
         """Return the path of `metrics.jsonl`, which may not be there yet."""
         return self.path / METRICS
 
-    def append(self, event: RecordedEvent, time: float) -> None:
-        """Add a line to the file that keeps such events; `time` in seconds since the epoch."""
-        file = self.path / QUARANTINE if isinstance(event, QuarantineEvent) else self.metrics
-        with file.open("a") as stream:
-            stream.write(json.dumps(to_json(event, time)) + "\n")
+    def append(self, event: RecordedEvent, time: float) -> str | None:
+        """Add a line to the file that keeps such events; `time` in seconds since the epoch.
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of steps that will be done again."""
-        if self.metrics.exists():
-            rows = [line for line in self.metrics.read_text().split("\n") if line]
-            kept = [row for row in rows if json.loads(row)["step"] <= step]
-            write_text(self.metrics, "".join(row + "\n" for row in kept))
+        Returns a line for the user where the file cannot be written, or can again.
+        """
+        file = QUARANTINE if isinstance(event, QuarantineEvent) else METRICS
+        return self._lines[file].append(to_json(event, time))
+
+    def forget_metrics_after(self, step: int) -> str | None:
+        """Drop the rows of steps that will be done again; return a line for the user where others were damaged."""
+
+        def is_done(row: Mapping[str, JsonValue]) -> bool:
+            number = row.get("step")
+            return isinstance(number, int) and number <= step
+
+        return keep_lines(self.metrics, is_done)
+
+    def set_damaged_result_aside(self) -> str | None:
+        """Put `result.json` aside where it is not what was written; return the line that says so."""
+        if (fault := find_damaged_result(self.path / RESULT)) is None:
+            return None
+        aside = set_aside(self.path / RESULT, "damaged")
+        return f"{self.path / RESULT} {fault}; it is now {aside.name}, and the run goes on from its last checkpoint"
 
     def link_logs(self, logs: Path | None) -> None:
         """Link to `logs`, where the processes of this run print; None removes the link."""
@@ -91,7 +105,7 @@ class RunDirectory:
 
     def finish(self, result: Result) -> None:
         """Write `result.json`, by which a run has finished. Raises StorageError."""
-        write_text(self.path / RESULT, json.dumps(result.to_json(), indent=2) + "\n")
+        write_text(self.path / RESULT, to_checked_json(result.to_json()))
 
     @property
     def export(self) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from rayqd.events import RecordedEvent, from_json
+from rayqd.runs.lines import parse_lines
 from rayqd.runs.paths import METRICS
 
 
@@ -30,8 +30,13 @@ class MetricsTail:
         self._tail = _Tail(run_dir)
 
     def new_events(self) -> list[RecordedEvent]:
-        """Return the events whose line is complete. What is no event, as a full disk may leave it, is passed over."""
+        """Return the events whose line is complete. What is no event is passed over."""
         return [event for row in self._tail.new_rows() for event in _event(row)]
+
+    @property
+    def num_damaged(self) -> int:
+        """Return how many of the lines seen so far are not what was written."""
+        return self._tail.num_damaged
 
 
 class _Tail:
@@ -40,9 +45,10 @@ class _Tail:
         self._inode = 0
         self._offset = 0
         self._num_seen = 0
+        self.num_damaged = 0
 
     def new_rows(self) -> list[dict[str, JsonValue]]:
-        """Return the objects whose line is complete; a line that is no JSON is passed over."""
+        """Return the objects whose line is complete; a damaged one is passed over, and counted."""
         try:
             stream = self._file.open("rb")
         except FileNotFoundError:
@@ -55,16 +61,10 @@ class _Tail:
             stream.seek(self._offset)
             whole, newline, _ = stream.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        rows = [row for line in whole.split(b"\n") for row in _parsed(line)]
+        rows, num_damaged = parse_lines(whole)
+        self.num_damaged += num_damaged
         self._num_seen = len(rows) if self._offset == len(whole) + len(newline) else self._num_seen + len(rows)
         return rows[num_known:]
-
-
-def _parsed(line: bytes) -> list[dict[str, JsonValue]]:
-    with contextlib.suppress(ValueError):
-        row = json.loads(line)
-        return [row] if isinstance(row, dict) else []
-    return []
 
 
 def _event(row: dict[str, JsonValue]) -> list[RecordedEvent]:

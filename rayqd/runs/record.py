@@ -15,9 +15,9 @@ from rayqd.errors import ConfigError, RunError
 from rayqd.events import TEACHER, ArmResult, EvalEvent, RecordedEvent, StepEvent
 from rayqd.runs.directory import command_of
 from rayqd.runs.ended import AbnormalExit, read_abnormal_exit
-from rayqd.runs.metrics_file import read_events
+from rayqd.runs.metrics_file import MetricsTail
 from rayqd.runs.paths import CONFIG, ENDED, LOCK, METRICS, RESULT
-from rayqd.runs.result_file import DistillResult, RunResult, read_object, read_result
+from rayqd.runs.result_file import DistillResult, RunResult, find_damaged_result, read_object, read_result
 
 State = Literal["running", "finished", "stopped", "failed", "unfinished"]
 
@@ -33,7 +33,7 @@ class RunRecord:
     error: str  # what ended a failed run, in one line; else ""
     exit_code: int | None  # what its command returned; None where that is not known
     config: Config | None  # None where config.toml cannot be read
-    problem: str  # why not, in one line; else ""
+    problem: str  # what of its files cannot be read, in one line; else ""
     events: Sequence[RecordedEvent]  # of metrics.jsonl
     result: RunResult | None  # None until the run has finished, and of a sweep
     updated: float  # seconds since the epoch: the last sign of life
@@ -79,6 +79,8 @@ def read_run(path: Path, name: str = "") -> RunRecord:
     config, problem = _read_config(config_file)
     ended = read_object(path / RESULT) is not None  # a sweep's is no RunResult
     result = read_result(path / RESULT)
+    metrics = MetricsTail(path)
+    events = metrics.new_events()
     abnormal_exit = read_abnormal_exit(path)
     stopped_early = isinstance(result, DistillResult) and result.stopped_early is not None
     state = _state(running, "stopped" if stopped_early else "finished" if ended else None, abnormal_exit)
@@ -90,8 +92,8 @@ def read_run(path: Path, name: str = "") -> RunRecord:
         error=abnormal_exit.error if abnormal_exit and state == "failed" else "",
         exit_code=_exit_code(state, abnormal_exit),
         config=config,
-        problem=problem,
-        events=read_events(path),
+        problem=problem or _find_damage(path, metrics),
+        events=events,
         result=result,
         updated=_updated(path),
     )
@@ -152,6 +154,14 @@ def _read_config(file: Path) -> tuple[Config | None, str]:
         return load_config([f"@{file}"]), ""
     except ConfigError as error:  # another version's, or damaged: the rest of the directory still tells something
         return None, str(error)
+
+
+def _find_damage(path: Path, metrics: MetricsTail) -> str:
+    if fault := find_damaged_result(path / RESULT):
+        return f"{path / RESULT} {fault}: the same command makes it again"
+    if metrics.num_damaged:
+        return f"{path / METRICS}: {metrics.num_damaged} damaged lines are left out"
+    return ""
 
 
 def _updated(path: Path) -> float:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import JsonValue, TypeAdapter
 
+from rayqd.checksums import DamagedError, from_checked_json
 from rayqd.events import ArmResult
 from rayqd.runs.environment import Environment
 from rayqd.runs.startup import Startup
@@ -105,9 +106,20 @@ def read_result(file: Path) -> RunResult | None:
 def read_object(file: Path) -> dict[str, JsonValue] | None:
     """Return the JSON object in `file`, of whatever command; None where it is absent or damaged."""
     try:
-        return _OBJECT.validate_json(file.read_bytes())
+        return from_checked_json(file.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def find_damaged_result(file: Path) -> str | None:
+    """Say in a few words why `file` cannot be taken for what was written; None where it can, or is absent."""
+    try:
+        from_checked_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, DamagedError) as error:
+        return f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+    return None
 
 
 def parse_result(content: Mapping[str, JsonValue]) -> RunResult:

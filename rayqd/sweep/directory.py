@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from pydantic import JsonValue
 
@@ -13,6 +12,7 @@ from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
+from rayqd.runs.lines import LinesFile, read_lines
 from rayqd.sweep.results import SweepResult
 from rayqd.sweep.trials import Outcome, Trial, read_outcome
 
@@ -32,10 +32,10 @@ class SweepDirectory:
         """Lock the directory; raises RunError where another process, another sweep, or something else has it."""
         self._run_dir = RunDirectory(config, "sweep")
         self.path = self._run_dir.path
-        self._ledger = self.path / "trials.jsonl"
+        self._ledger = LinesFile(self.path / "trials.jsonl")
         try:
             self._refuse_other(sweep)
-            self._drop_partial_line()
+            self._refuse_damaged_ledger()
             (self.path / "sweep.toml").write_text(sweep_toml(sweep))
         except RunError:
             self.close()
@@ -93,15 +93,15 @@ class SweepDirectory:
             )
 
     def _append(self, row: _LedgerRow) -> None:
-        with self._ledger.open("a") as ledger:
-            ledger.write(json.dumps(row) + "\n")
+        self._ledger.append(row)
 
     def _rows(self) -> list[_LedgerRow]:
-        text = self._ledger.read_text() if self._ledger.exists() else ""
-        return [json.loads(line) for line in text.split("\n") if line]
+        return cast("list[_LedgerRow]", read_lines(self._ledger.path)[0])
 
-    def _drop_partial_line(self) -> None:
-        """Drop the half of a line that a killed process may have left."""
-        if self._ledger.exists():
-            text = self._ledger.read_text()
-            self._ledger.write_text(text[: text.rfind("\n") + 1])
+    def _refuse_damaged_ledger(self) -> None:
+        """Raise RunError where a line is not what was written: nobody knows what its trial was to be."""
+        if num_damaged := read_lines(self._ledger.path)[1]:
+            raise RunError(
+                f"{self._ledger.path} is damaged in {num_damaged} lines: bring back a copy of it, or remove these "
+                "lines and the directories of the trials that are then in none"
+            )

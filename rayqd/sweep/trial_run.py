@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -11,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import JsonValue
 from rich.console import Console
 
 from rayqd.actors.connection import Cluster
@@ -21,7 +19,7 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config, load_config
 from rayqd.console.progress import Progress
 from rayqd.driver.monitor import Monitor
-from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEvent, from_json
+from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEvent
 from rayqd.files import replace_directory
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
@@ -30,6 +28,7 @@ from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
 from rayqd.runs.paths import CONFIG, START
 from rayqd.runs.result_file import DistillResult, StoppedEarly
+from rayqd.runs.start import read_arms
 from rayqd.sweep.shared import Key, Rows, data_key
 from rayqd.sweep.trials import TrialReport
 
@@ -149,6 +148,5 @@ def _link(source: str, destination: str) -> None:
 
 def _record_start(start: Path, run_dir: RunDirectory) -> None:
     """Record the untrained arms' evaluations, as the monitor does where the learner measures them itself."""
-    arms: dict[str, dict[str, JsonValue]] = json.loads((start / "arms.json").read_text())
-    for name, fidelity in arms.items():
-        run_dir.append(from_json({"event": "eval", "step": 0, "arm": name, **fidelity}), time.time())
+    for arm, fidelity in read_arms(start).items():
+        run_dir.append(EvalEvent(step=0, arm=arm, fidelity=fidelity), time.time())

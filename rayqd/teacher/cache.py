@@ -1,9 +1,9 @@
 """Payloads kept on disk, for texts that come again: later epochs, resumed runs, the trials of a sweep.
 
 An entry's name is the digest of who was asked and what: the teacher's weights and dtype, the payload's spec with all of
-its fields, and the token ids. So another teacher or spec never finds it. Each entry is a safetensors file that carries
-the digest of its content: one that was damaged is none. Several processes, and machines that share a disk, may use one
-directory.
+its fields, and the token ids. So another teacher or spec never finds it. An entry is a safetensors file behind a digest
+of its bytes, and is read only where they agree: one that was damaged is none. Several processes, and machines that
+share a disk, may use one directory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
+from safetensors import SafetensorError
+from safetensors.numpy import load, save  # pyright: ignore[reportUnknownVariableType]
 
 from rayqd.errors import StorageError
 from rayqd.files import replace_file
@@ -33,15 +33,9 @@ if TYPE_CHECKING:
 _KEPT_AFTER_PRUNING = 0.9  # of the limit, so that not every write looks through the whole directory
 _BETWEEN_SCANS = 64  # writes, after which it is seen what other processes wrote
 
+_SUFFIX, _FORMER_SUFFIX = ".payload", ".safetensors"  # those of earlier versions are only pruned
+
 Arrays = dict[str, NDArray[np.generic]]
-
-
-class _Entry(Protocol):
-    """An open safetensors file, which has no types of its own."""
-
-    def metadata(self) -> dict[str, str] | None: ...
-    def keys(self) -> list[str]: ...
-    def get_tensor(self, name: str) -> NDArray[np.generic]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,28 +71,22 @@ class PayloadCache:
         """Return the payload, whose entry now is the one used last; None if there is none, or none that is whole."""
         path = self.path(spec, rollout)
         try:
-            with cast("AbstractContextManager[_Entry]", safe_open(path, framework="np")) as file:
-                metadata = file.metadata() or {}
-                arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if metadata.pop("digest") != _digest(arrays):
-                raise SafetensorError("damaged")
-            payload = _from_arrays(spec.payload_type, arrays, dtypes=metadata)
+            payload = _from_arrays(spec.payload_type, load(_unsealed(path.read_bytes())))
             os.utime(path)
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, ValueError, KeyError):
             path.unlink(missing_ok=True)
             return None
         return payload
 
     def put(self, spec: PayloadSpec, rollout: Rollout, payload: TeacherPayload) -> None:
         """Keep `payload`, and forget the least recently used ones that no longer fit."""
-        arrays, dtypes = _to_arrays(payload)
         path = self.path(spec, rollout)
-        with contextlib.suppress(OSError, SafetensorError):  # a full disk costs only the time to compute them again
+        with contextlib.suppress(OSError):  # a full disk costs only the time to compute them again
             path.parent.mkdir(exist_ok=True)
-            with replace_file(path, concurrent=True) as partial:
-                save_file(arrays, partial, metadata=dtypes | {"digest": _digest(arrays)})
+            with replace_file(path, concurrent=True, durable=False) as partial:
+                partial.write_bytes(_sealed(save(_to_arrays(payload))))
             self._num_bytes += path.stat().st_size
         self._num_writes += 1
         if self._num_bytes > self.max_bytes or self._num_writes % _BETWEEN_SCANS == 0:
@@ -111,7 +99,7 @@ class PayloadCache:
         for ids in (rollout.prompt_ids, rollout.completion_ids):
             key.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
         name = key.hexdigest()
-        return self.directory / name[:2] / f"{name}.safetensors"
+        return self.directory / name[:2] / f"{name}{_SUFFIX}"
 
     def _prune(self) -> None:
         entries = sorted(self._entries())
@@ -127,7 +115,9 @@ class PayloadCache:
     def _entries(self) -> list[tuple[float, int, Path]]:
         """Return of each entry when it was last used, its bytes, and its file."""
         entries: list[tuple[float, int, Path]] = []
-        for path in self.directory.glob("??/*.safetensors"):
+        for path in self.directory.glob("??/*"):
+            if path.suffix not in (_SUFFIX, _FORMER_SUFFIX):
+                continue
             with contextlib.suppress(OSError):  # another process may just have removed it
                 status = path.stat()
                 entries.append((status.st_mtime, status.st_size, path))
@@ -142,37 +132,38 @@ def weights_digest(directory: Path) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _to_arrays(payload: TeacherPayload) -> tuple[Arrays, dict[str, str]]:
-    """Return the payload's fields as arrays, and the torch dtype of those that are a WireTensor."""
+def _to_arrays(payload: TeacherPayload) -> Arrays:
+    """Return the payload's fields as arrays; the name of one that is a WireTensor ends with its torch dtype."""
     arrays: Arrays = {}
-    dtypes: dict[str, str] = {}
     for name, value in payload.arrays().items():
         if isinstance(value, WireTensor):
-            dtypes[name] = value.dtype
-            value = value.bits
-        arrays[name] = np.ascontiguousarray(value)
-    return arrays, dtypes
+            arrays[f"{name}:{value.dtype}"] = np.ascontiguousarray(value.bits)
+        else:
+            arrays[name] = np.ascontiguousarray(value)
+    return arrays
 
 
-def _from_arrays(payload_type: type[TeacherPayload], arrays: Arrays, dtypes: dict[str, str]) -> TeacherPayload:
+def _from_arrays(payload_type: type[TeacherPayload], arrays: Arrays) -> TeacherPayload:
     """Return the payload that `_to_arrays` took apart; raise KeyError for other fields than it has."""
-    if arrays.keys() != {field.name for field in fields(payload_type)}:
-        raise KeyError(*arrays)
-    return payload_type(
-        **{
-            name: WireTensor(dtype=dtypes[name], bits=array) if name in dtypes else array
-            for name, array in arrays.items()
-        }
-    )
+    values: dict[str, NDArray[np.generic] | WireTensor] = {}
+    for key, array in arrays.items():
+        name, _, dtype = key.partition(":")
+        values[name] = WireTensor(dtype=dtype, bits=array) if dtype else array
+    if values.keys() != {field.name for field in fields(payload_type)}:
+        raise KeyError(*values)
+    return payload_type(**values)
 
 
-def _digest(arrays: Arrays) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _sealed(content: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(content) + content
+
+
+def _unsealed(content: bytes) -> bytes:
+    """Return what `_sealed` was given. Raises ValueError where a byte of it is another."""
+    size = xxhash.xxh3_128().digest_size
+    if xxhash.xxh3_128_digest(content[size:]) != content[:size]:
+        raise ValueError("damaged")
+    return content[size:]
 
 
 def _file_digest(path: Path) -> str:

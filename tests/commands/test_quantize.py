@@ -13,6 +13,7 @@ from rich.console import Console
 from run_directories import result_of
 from safetensors.torch import load_file
 
+from rayqd.checksums import from_checked_json
 from rayqd.cli import main
 from rayqd.commands.evaluate import evaluate
 from rayqd.commands.quantize import quantize
@@ -56,7 +57,7 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert result.teacher.size_bytes == (Path(config.model.name) / "model.safetensors").stat().st_size
     assert result.student.size_bytes == (run_dir / "export" / "model.safetensors").stat().st_size
     assert {"total", "teacher", "calibration", "evaluation", "export"} == set(result.seconds)
-    assert json.loads((run_dir / "result.json").read_text()) == written
+    assert from_checked_json((run_dir / "result.json").read_bytes()) == json.loads(json.dumps(written))
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["event"], row["arm"]) for row in metrics] == [("eval", arm) for arm in arms[1:]]
     assert "what 4 bits cost" in output

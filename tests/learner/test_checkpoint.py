@@ -56,5 +56,33 @@ def test_a_half_written_one_of_an_earlier_life_is_never_taken_for_a_checkpoint(t
 def test_a_damaged_one_is_named(tmp_path: Path) -> None:
     path = Checkpoints(tmp_path, keep=1).save(2, TENSORS)
     (path / "student.safetensors").write_bytes(b"\x08")
-    with pytest.raises(RunError, match="step-000002 cannot be read"):
+    with pytest.raises(RunError, match=r"step-000002 is damaged: student\.safetensors has 1 bytes of \d+; remove it"):
         load_checkpoint(path)
+
+
+def test_no_byte_of_a_checkpoint_can_change_unseen(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(2, TENSORS)
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for position in range(len(content)):
+            file.write_bytes(content[:position] + bytes([content[position] ^ 0x11]) + content[position + 1 :])
+            with pytest.raises(RunError, match="step-000002 is damaged"):
+                load_checkpoint(path)
+        file.write_bytes(content)
+    assert load_checkpoint(path).keys() == TENSORS.keys()
+
+
+@pytest.mark.parametrize("lost", ["student.safetensors", "optimizer.safetensors", "checksums.json"])
+def test_one_without_a_file_gives_way_to_the_one_before(tmp_path: Path, lost: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (2, 4, 6):
+        checkpoints.save(step, TENSORS)
+    for step in (4, 6):
+        (checkpoints.path(step) / lost).unlink()
+    assert checkpoints.set_damaged_aside() == [
+        f"checkpoint {checkpoints.path(6)} is damaged: {lost} is missing; it is now step-000006-damaged",
+        f"checkpoint {checkpoints.path(4)} is damaged: {lost} is missing; it is now step-000004-damaged",
+    ]
+    assert checkpoints.steps() == [2]
+    assert (tmp_path / "step-000006-damaged").is_dir()
+    assert checkpoints.set_damaged_aside() == []

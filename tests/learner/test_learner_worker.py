@@ -11,10 +11,11 @@ import torch
 
 from rayqd.config import Config
 from rayqd.errors import WorkerError
-from rayqd.events import TEACHER, EvalEvent, ReadyEvent
+from rayqd.events import TEACHER, EvalEvent, NoticeEvent, ReadyEvent
 from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.distributed import SingleProcess
+from rayqd.learner.initialization import Initialization
 from rayqd.learner.worker import LearnerWorker
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
@@ -114,6 +115,46 @@ def test_a_worker_that_was_lost_goes_on_from_its_checkpoint_to_the_same_bits(
     feed = run(broken, FakeFeed(rows))
     assert feed.log[:6] == ["ready 2", "heldout", "calibration", "start 2", "publish 2", "batch 2"]
     assert exported_files(broken) == exported_files(straight)
+
+
+def test_a_damaged_checkpoint_and_starting_point_are_put_aside_and_the_run_ends_with_the_same_bits(
+    make_config: Any, rows: list[ScoredRollout]
+) -> None:
+    straight, broken = make_config(name="straight"), make_config(name="broken")
+    run(straight, FakeFeed(rows))
+    run(broken, FakeFeed(rows))
+    for file in ("checkpoints/step-000004/optimizer.safetensors", "start/arms.json"):
+        content = bytearray((broken.run_dir / file).read_bytes())
+        content[len(content) // 2] ^= 4
+        (broken.run_dir / file).write_bytes(content)
+    feed = run(broken, FakeFeed(rows))
+    assert [event.text.partition(":")[0] for event in feed.events if isinstance(event, NoticeEvent)] == [
+        f"checkpoint {broken.run_dir}/checkpoints/step-000004 is damaged",
+        f"{broken.run_dir}/start is damaged",
+    ]
+    assert {"ready 2", "eval 0: round-to-nearest INT4", "start 2", "batch 2", "step 4"} <= set(feed.log)
+    assert "batch 1" not in feed.log
+    assert exported_files(broken) == exported_files(straight)
+    assert (broken.run_dir / "checkpoints" / "step-000004-damaged").is_dir()
+    assert (broken.run_dir / "start-damaged").is_dir()
+
+
+def test_a_checkpoint_over_another_base_is_told(
+    make_config: Any, rows: list[ScoredRollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    run_until_lost(config, FakeFeed(rows), 3)
+    load = Initialization.load_student
+
+    def load_another(self: Initialization, *args: Any) -> Student:
+        student = load(self, *args)
+        weight = student.model.get_parameter("model.layers.1.mlp.up_proj.base_layer.weight")
+        weight.data[0, 0] += 1
+        return student
+
+    monkeypatch.setattr(Initialization, "load_student", load_another)
+    (notice,) = [event.text for event in run(config, FakeFeed(rows)).events if isinstance(event, NoticeEvent)]
+    assert notice.startswith("1 of 14 layers round to other values here than where the checkpoint was made (model.lay")
 
 
 def test_a_run_that_is_done_is_only_measured_and_exported_again(make_config: Any, rows: list[ScoredRollout]) -> None:

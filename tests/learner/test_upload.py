@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rayqd.learner.upload
+from rayqd.checksums import seal
 from rayqd.errors import StorageError
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.upload import CheckpointUploader
@@ -32,6 +33,7 @@ class Node:
     def has(self, part: str) -> None:
         (self.run_dir / part).mkdir(parents=True)
         (self.run_dir / part / "file").write_text(part)
+        seal(self.run_dir / part)
 
 
 @pytest.fixture
@@ -109,6 +111,38 @@ def test_an_upload_that_broke_off_is_not_taken_for_a_checkpoint(node: Node, stor
     other = Node(tmp_path / "other", store)
     other.uploader.fetch(is_rank0=True)
     assert other.checkpoints.steps() == [2]
+
+
+def test_a_damaged_checkpoint_in_the_storage_is_put_aside_for_the_one_before(
+    node: Node, store: Path, tmp_path: Path
+) -> None:
+    node.save(2, 4)
+    weights = store / "checkpoints" / "step-000004" / "student.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    other = Node(tmp_path / "other", store)
+    other.uploader.fetch(is_rank0=True)
+    assert other.checkpoints.steps() == [2]
+    assert other.told == [
+        f"file://{store}/checkpoints/step-000004/student.safetensors: is not what was written; "
+        "it counts as absent from now on"
+    ]
+    assert weights.read_bytes() == content
+    other.save(4)
+    assert stored_steps(store) == ["step-000002", "step-000004"]
+    third = Node(tmp_path / "third", store)
+    third.uploader.fetch(is_rank0=True)
+    assert (third.checkpoints.steps(), third.told) == ([4], [])
+
+
+def test_a_damaged_checkpoint_of_this_node_is_fetched_again(node: Node) -> None:
+    node.save(2, 4)
+    (node.checkpoints.path(4) / "student.safetensors").unlink()
+    node.uploader.fetch(is_rank0=True)
+    assert load_checkpoint(node.checkpoints.path(4))["student"]["a"].tolist() == [4, 4, 4]
+    (told,) = node.told
+    assert told.endswith("student.safetensors is missing; it is now step-000004-damaged")
 
 
 def test_the_end_uploads_the_export_and_insists(node: Node, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

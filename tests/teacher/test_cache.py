@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from rayqd.errors import StorageError
 from rayqd.model.wire import from_wire, to_wire
@@ -67,36 +66,45 @@ def test_what_comes_back_is_what_was_put(
     assert cache.get(spec, make_rollouts((5, 7), seed=1)[0]) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_a_damaged_entry_is_none_and_is_made_again(cache: PayloadCache, rollout: Rollout, damage: str) -> None:
     cache.put(HiddenSpec(), rollout, HIDDEN)
-    (file,) = cache.directory.glob("*/*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-5] ^= 0x10
-    file.write_bytes({"cut": content[:-8], "flip": content, "empty": b"", "text": b"not at all a tensor"}[damage])
+    file = cache.path(HiddenSpec(), rollout)
+    file.write_bytes({"cut": file.read_bytes()[:-8], "empty": b"", "text": b"not at all a tensor"}[damage])
     assert cache.get(HiddenSpec(), rollout) is None
     assert not file.exists()
     cache.put(HiddenSpec(), rollout, HIDDEN)
     assert cache.get(HiddenSpec(), rollout) is not None
 
 
-@pytest.mark.parametrize("metadata", [{"kind": "HiddenScores", "dtype": "bfloat16"}, {}, None])
-def test_an_entry_written_otherwise_is_none_wherever_it_lies(
-    cache: PayloadCache, rollout: Rollout, metadata: dict[str, str] | None
-) -> None:
-    """As earlier versions named what they wrote; the digest of its content is right."""
-    cache.put(HiddenSpec(), rollout, HIDDEN)
-    (file,) = cache.directory.glob("*/*.safetensors")
-    digest = cache_digest(HIDDEN.hidden.bits)
-    save_file({"bits": HIDDEN.hidden.bits}, file, metadata=metadata and metadata | {"digest": digest})
+def test_no_bit_of_an_entry_can_flip_unseen(cache: PayloadCache, rollout: Rollout) -> None:
+    cache.put(TOPK, rollout, TopKPayload(ids=np.int32([[1, 2]]), logprobs=np.float32([[-0.5, -1.5]])))
+    file = cache.path(TOPK, rollout)
+    content = file.read_bytes()
+    for position in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        file.write_bytes(flipped)
+        assert cache.get(TOPK, rollout) is None, position
+    file.write_bytes(content)
+    assert cache.get(TOPK, rollout) is not None
+
+
+def test_an_entry_with_other_fields_is_none_wherever_it_lies(cache: PayloadCache, rollout: Rollout) -> None:
+    cache.put(SAMPLED, rollout, SampledPayload(logprobs=np.float32([-1.5])))
+    file = cache.path(HiddenSpec(), rollout)
+    file.parent.mkdir(exist_ok=True)
+    cache.path(SAMPLED, rollout).rename(file)
     assert cache.get(HiddenSpec(), rollout) is None
     assert not file.exists()
 
 
-def cache_digest(bits: np.ndarray) -> str:
-    import hashlib
-
-    return hashlib.blake2b(f"bits {bits.dtype.str} {bits.shape}".encode() + bits.tobytes(), digest_size=16).hexdigest()
+def test_what_an_earlier_version_left_makes_room(tmp_path: Path, rollout: Rollout) -> None:
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "old.safetensors").write_bytes(bytes(1000))
+    cache = PayloadCache(tmp_path, 900, TEACHER)
+    cache.put(HiddenSpec(), rollout, HIDDEN)
+    assert [path.name for path in (tmp_path / "ab").iterdir()] == []
 
 
 def test_other_weights_have_another_digest_and_a_copy_the_same(tmp_path: Path, tiny_model: Path) -> None:
@@ -154,7 +162,7 @@ def test_a_full_disk_costs_only_the_entry(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rayqd.teacher.cache.save_file", full)
+    monkeypatch.setattr("rayqd.teacher.cache.Path.write_bytes", full)
     cache.put(HiddenSpec(), rollout, HIDDEN)
     assert cache.get(HiddenSpec(), rollout) is None
     assert not list(cache.directory.glob("*/*"))

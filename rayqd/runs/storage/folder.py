@@ -5,24 +5,26 @@ is not there; to remove a directory is to remove its manifest first.
 
     step-000100/student.safetensors
     step-000100/optimizer.safetensors
-    step-000100/manifest.json          {"files": {"optimizer.safetensors": 2104, "student.safetensors": 1048}}  (bytes)
+    step-000100/manifest.json          {"files": {"student.safetensors": {"bytes": 1048, "xxh3_128": "5e..."}, ...}}
 """
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rayqd.errors import StorageError
+from rayqd.checksums import DamagedError, digest_file, from_checked_json, to_checked_json
+from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.files import replace_directory
 
 MANIFEST = "manifest.json"
+
+_Listed = dict[str, int | str] | int  # of a file: its size and digest; in manifests of earlier versions its size
 
 _OBJECT_STORES = (
     "s3",
@@ -99,24 +101,38 @@ class Folder:
         self.remove(name)
         with _storage_errors(f"{self}/{name}", "written"):
             files = sorted(file for file in directory.rglob("*") if file.is_file())
-            sizes = {str(file.relative_to(directory)): file.stat().st_size for file in files}
+            described = {
+                file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": digest_file(file)}
+                for file in files
+            }
             if not self._is_object_store:
                 self._filesystem.create_dir(f"{self._path}/{name}", recursive=True)
             fs.copy_files(str(directory), f"{self._path}/{name}", fs.LocalFileSystem(), self._filesystem)
-        self.write(f"{name}/{MANIFEST}", json.dumps({"files": sizes}, indent=2).encode())
+        self.write(f"{name}/{MANIFEST}", to_checked_json({"files": described}).encode())
 
     def get(self, name: str, directory: Path) -> None:
-        """Download `name` as `directory`, which is whole or absent too."""
+        """Download `name` as `directory`, which is whole or absent too; DamagedStorageError where it is not as put."""
         fs = _pyarrow_fs()
         manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
             raise StorageError(f"{self}/{name}: is not there, or was never finished")
+        try:
+            listed = cast("dict[str, _Listed]", from_checked_json(manifest)["files"])
+        except (DamagedError, KeyError) as error:
+            raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: {error}") from error
         with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
             fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
-            for file, size in json.loads(manifest)["files"].items():
-                if (num_bytes := (partial / file).stat().st_size) != size:
-                    raise StorageError(f"{self}/{name}/{file}: has {num_bytes} bytes of {size}; remove {self}/{name}")
             (partial / MANIFEST).unlink()
+            for file, expected in listed.items():
+                if (fault := _find_fault(partial / file, expected)) is not None:
+                    raise DamagedStorageError(f"{self}/{name}/{file}: {fault}")
+
+    def disown(self, name: str) -> None:
+        """Have a directory count as absent from now on; its files stay, and its manifest as `manifest-damaged.json`."""
+        if (manifest := self.read(f"{name}/{MANIFEST}")) is not None:
+            self.write(f"{name}/manifest-damaged.json", manifest)
+            with _storage_errors(f"{self}/{name}", "put aside"):
+                self._filesystem.delete_file(f"{self._path}/{name}/{MANIFEST}")
 
     def remove(self, name: str) -> None:
         """Remove a directory, whole or not; nothing happens where there is none."""
@@ -132,6 +148,18 @@ class Folder:
     def _write(self, path: str, content: bytes) -> None:
         with self._filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
+
+
+def _find_fault(file: Path, expected: _Listed) -> str | None:
+    """Say how a downloaded file differs from what its manifest lists; None where it does not."""
+    size = expected if isinstance(expected, int) else expected["bytes"]
+    if not file.is_file():
+        return "is missing"
+    if (num_bytes := file.stat().st_size) != size:
+        return f"has {num_bytes} bytes of {size}"
+    if not isinstance(expected, int) and digest_file(file) != expected["xxh3_128"]:
+        return "is not what was written"
+    return None
 
 
 def redact(uri: str) -> str:

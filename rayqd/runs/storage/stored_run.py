@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from rayqd.config import Config
-from rayqd.errors import RunError
+from rayqd.errors import RunError, StorageError
 from rayqd.runs.paths import COMPLETIONS, CONFIG, EXPORT, METRICS, QUARANTINE, REPORT, RESULT, RUN_ID
 from rayqd.runs.storage.folder import Folder
 
 _LINES = (METRICS, COMPLETIONS, QUARANTINE)  # files that only grow
 _FILES = (CONFIG, *_LINES, RESULT, REPORT)  # of the driver
+_A_RUN_ID = re.compile(rb"[0-9a-f]{12}\s*")
 
 
 class StoredRun:
@@ -30,9 +32,14 @@ class StoredRun:
 
     @property
     def run_id(self) -> str | None:
-        """Return what tells a run from a later one of the same name; None where there is none."""
+        """Return what tells a run from a later one of the same name; None where there is none.
+
+        It becomes a directory's name here. So StorageError is raised for what `begin` could not have written.
+        """
         stored = self.folder.read(RUN_ID)
-        return stored.decode() if stored is not None else None
+        if stored is not None and not _A_RUN_ID.fullmatch(stored):
+            raise StorageError(f"{self.folder}/{RUN_ID}: is no run's id (12 hexadecimal digits), but {stored[:40]!r}")
+        return stored.decode().strip() if stored is not None else None
 
     def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.

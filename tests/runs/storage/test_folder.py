@@ -76,7 +76,8 @@ def test_a_directory_comes_back_to_the_bit(folder: Folder, checkpoint: Path, tmp
     folder.get("one", tmp_path / "back")
     assert files(tmp_path / "back") == files(checkpoint)
     manifest = json.loads(folder.read(f"one/{MANIFEST}") or b"")
-    assert manifest["files"] == {name: len(content) for name, content in files(checkpoint).items()}
+    sizes = {name: listed["bytes"] for name, listed in manifest["files"].items()}
+    assert sizes == {name: len(content) for name, content in files(checkpoint).items()}
 
 
 def test_a_file_is_replaced_whole_and_missing_ones_are_none(folder: Folder) -> None:
@@ -134,7 +135,7 @@ def test_a_file_cut_short_is_found_and_nothing_half_is_left_here(checkpoint: Pat
     folder = Folder.open(f"file://{tmp_path}/store")
     folder.put(checkpoint, "one")
     (tmp_path / "store" / "one" / "inner" / "note").write_bytes(b"\n")
-    with pytest.raises(StorageError, match=r"store/one/inner/note: has 1 bytes of 3; remove file://.*/store/one$"):
+    with pytest.raises(StorageError, match=r"store/one/inner/note: has 1 bytes of 3$"):
         folder.get("one", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
