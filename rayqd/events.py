@@ -16,8 +16,9 @@ from typing import NotRequired, TypedDict, cast
 
 from pydantic import JsonValue, TypeAdapter
 
-from rayqd.metrics.catalogue import STUDENT, LearnerStep, RoleMetrics
+from rayqd.metrics.catalogue import STUDENT
 from rayqd.metrics.samples import Sample, make_samples
+from rayqd.metrics.step import SELDOM_MEASURED, LearnerStep, RoleMetrics
 from rayqd.spans import SpansEvent
 
 
@@ -257,10 +258,8 @@ def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:
     """Return the event as a line of metrics.jsonl or quarantine.jsonl has it; `time` in seconds since the epoch."""
     match event:
         case StepEvent():
-            measured = event.values()
-            if measured["engine_error"] is None:  # only the few steps that engines start before have one
-                del measured["engine_error"]
-            row = {"event": "step", **measured}
+            measured = event.values().items()
+            row = {"event": "step", **{k: v for k, v in measured if v is not None or k not in SELDOM_MEASURED}}
         case EvalEvent():
             row = {"event": "eval", "step": event.step, "arm": event.arm.name, **asdict(event.fidelity)}
         case QuarantineEvent():

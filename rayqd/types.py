@@ -47,6 +47,7 @@ class Rollout:
     completion_ids: IntArray  # [C]
     policy_version: int | None  # the oldest weights that wrote any of it; None when it comes from the data
     top_ids: IntArray | None = None  # [C, k] the student's own likeliest ids, if the teacher is to score those
+    is_cut: bool = False  # the student reached a limit before it came to an end
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
@@ -69,6 +70,7 @@ class Rollout:
             num_tokens=self.num_tokens,
             num_loss_tokens=self.num_loss_tokens,
             policy_version=self.policy_version,
+            is_cut=self.is_cut,
         )
 
     @property
@@ -91,6 +93,7 @@ class RolloutSummary:
     num_tokens: int
     num_loss_tokens: int
     policy_version: int | None
+    is_cut: bool = False  # see Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,4 +178,6 @@ class Batch:
     num_tokens: int  # over all workers, prompts included
     num_on_policy: int  # sequences, over all workers
     policy_version: int | None  # the oldest weights that wrote any of it; None when all of it comes from the data
+    num_written_tokens: int = 0  # completion tokens of the on-policy sequences, over all workers
+    num_cut: int = 0  # on-policy sequences that reached a limit before they ended, over all workers
     probes: tuple[EngineProbe, ...] = ()  # of the engines that were given their first weights for this step

@@ -60,7 +60,7 @@ class ControllerFeed:
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
                 probes = ray.get(self._controller.probes.remote(step))
-                return replace(_batch(refs, share or []), probes=probes)
+                return replace(make_batch(refs, share or []), probes=probes)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
@@ -152,15 +152,19 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
     remove_local_run_dir(driver_config, config)
 
 
-def _batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
+def make_batch(refs: list[ScoredRef], share: list[ScoredRollout]) -> Batch:
+    """Return one worker's `share` of a step with what it must know of the whole, of which `refs` has the counts."""
     summaries = [r.rollout.summary for r in refs]
-    versions = [summary.policy_version for summary in summaries if summary.policy_version is not None]
+    written = [summary for summary in summaries if summary.policy_version is not None]
+    versions = [summary.policy_version for summary in written if summary.policy_version is not None]
     return Batch(
         share=share,
         num_loss_tokens=sum(summary.num_loss_tokens for summary in summaries),
         num_tokens=sum(summary.num_tokens for summary in summaries),
         num_on_policy=len(versions),
         policy_version=min(versions, default=None),
+        num_written_tokens=sum(summary.num_loss_tokens for summary in written),
+        num_cut=sum(summary.is_cut for summary in written),
     )
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from rayqd.config import Config
 from rayqd.console.say import say
 from rayqd.events import EvalEvent, StepEvent
-from rayqd.metrics.catalogue import METRICS
+from rayqd.metrics.catalogue import METRICS, Metric
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
 _BAR_WIDTH = 30
@@ -66,7 +66,8 @@ class Progress:
     def step(self, event: StepEvent) -> None:
         """Show a finished optimizer step."""
         self._step_times.append(self._clock())
-        line = step_line(event, self._num_steps, self._eta_seconds(event.step))
+        width = self.console.width if self._live else None
+        line = step_line(event, self._num_steps, self._eta_seconds(event.step), width)
         if self._live:
             self.status(line)
         else:
@@ -121,13 +122,22 @@ def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
     return f"{'' if step is None else f'step {step}: '}waiting for {shown}{others} for {waited}"
 
 
-def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None) -> str:
-    """Format `step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  staleness 0  eta 1:20`."""
+def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None, width: int | None = None) -> str:
+    """Format `step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  length 85  cut 0%  eta 1:20`.
+
+    Where that is more than `width` characters, the lesser metrics are left out of it.
+    """
     eta = [f"eta {duration(eta_seconds)}"] if eta_seconds is not None else []
-    return "  ".join([f"step {event.step}/{num_steps}", *_labelled(event.values()), *eta])
+    labelled = list(_labelled(event.values()))
+    while True:
+        line = "  ".join([f"step {event.step}/{num_steps}", *(text for _, text in labelled), *eta])
+        least = max((metric.label_rank for metric, _ in labelled), default=0)
+        if width is None or len(line) <= width or least == 0:
+            return line
+        labelled = [pair for pair in labelled if pair[0].label_rank < least]
 
 
-def _labelled(measured: Mapping[str, float | None]) -> Iterator[str]:
+def _labelled(measured: Mapping[str, float | None]) -> Iterator[tuple[Metric, str]]:
     """`loss 0.1532`: the metrics that have a label; what counts something only once there is something to count."""
     for metric in METRICS:
         values = {role: measured.get(name) for role, name in metric.fields.items()} if metric.label else {}
@@ -137,7 +147,7 @@ def _labelled(measured: Mapping[str, float | None]) -> Iterator[str]:
             hidden = (None, 0) if metric.kind == "counter" else (None,)
             shown = "".join(f"{value:{metric.form}}" for value in values.values() if value not in hidden)
         if shown:
-            yield f"{metric.label} {shown}"
+            yield metric, f"{metric.label} {shown}"
 
 
 def duration(seconds: float) -> str:

@@ -83,6 +83,8 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
             learner_seconds=done - ready,
             learner_tokens_per_second=batch.num_tokens / (done - ready),
             engine_error=error,
+            mean_completion_tokens=batch.num_written_tokens / batch.num_on_policy if batch.num_on_policy else None,
+            cut_share=batch.num_cut / batch.num_on_policy if batch.num_on_policy else None,
         )
     )
 

@@ -32,6 +32,7 @@ class Metric:
     by_arm: bool = False  # one value for each arm that is compared
     rate: str = ""  # of a counter whose growth by the second says more: what that is
     label: str = ""  # before the value in the terminal's line; "" keeps it out
+    label_rank: int = 0  # the highest goes first where the line is too long for a terminal; 0 stays
     form: str = ""  # how the terminal and the report write a value
 
     @property
@@ -43,38 +44,6 @@ class Metric:
     def tags(self) -> tuple[str, ...]:
         """Return the names of the labels that tell its series apart."""
         return ("run", "role", "arm") if self.by_arm else ("run", "role")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerStep:
-    """What the learner measured of one optimizer step."""
-
-    step: int  # optimizer steps done, this one included
-    loss: float  # nats a token, over the whole global batch
-    grad_norm: float  # before clipping
-    lr: float  # that the step used
-    num_tokens: int  # of the batch, prompts included
-    num_loss_tokens: int
-    num_on_policy: int  # sequences that the student wrote
-    staleness: int  # versions that the oldest weights behind a rollout lag behind the learner's
-    wait_seconds: float  # for the batch
-    learner_seconds: float  # of work
-    learner_tokens_per_second: float
-    engine_error: float | None = None  # None where no engine was given its first weights for the step
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoleMetrics:
-    """What rollout workers and teachers did for one optimizer step."""
-
-    num_retries: int  # calls repeated because a worker died, since the start
-    num_quarantined: int  # sequences that the teacher has no numbers for, since the start
-    teacher_cache_hits: int  # sequences of the step whose scores were there already
-    teacher_cache_misses: int  # sequences of the step that might have been there, and were not
-    rollout_seconds: float  # of work, summed over the role's actors
-    rollout_tokens_per_second: float | None  # None where the role had nothing to do
-    teacher_seconds: float
-    teacher_tokens_per_second: float | None
 
 
 def _learner_field(name: str) -> dict[str, str]:
@@ -241,6 +210,28 @@ METRICS = (
         form=",.0f",
     ),
     Metric(
+        name="completion_tokens",
+        title="Length of what the student writes",
+        unit="tokens",
+        help="Mean length of the completions in the step's batch that the student wrote.",
+        group="Data",
+        fields=_learner_field("mean_completion_tokens"),
+        label="length",
+        label_rank=3,
+        form=",.0f",
+    ),
+    Metric(
+        name="cut_completions",
+        title="Cut at rollout.max_new_tokens",
+        unit="share",
+        help="Share of the completions that the student wrote which reached their limit before they ended.",
+        group="Data",
+        fields=_learner_field("cut_share"),
+        label="cut",
+        label_rank=2,
+        form=".0%",
+    ),
+    Metric(
         name="staleness",
         title="Staleness",
         unit="versions",
@@ -248,6 +239,7 @@ METRICS = (
         group="Data",
         fields=_learner_field("staleness"),
         label="staleness",
+        label_rank=1,
         form=",.0f",
     ),
     Metric(

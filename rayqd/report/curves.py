@@ -28,6 +28,9 @@ def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
         _chart(metric("learning_rate"), values, from_zero=True),
         _chart(metric("grad_norm"), values, from_zero=True, smoothed=True),
     ]
+    for name in ("completion_tokens", "cut_completions"):
+        if values.get((name, "learner")):
+            drawn.append(_chart(metric(name), values, from_zero=True, smoothed=True))
     if any(y for _, y in values["staleness", "learner"]):
         drawn.append(_chart(metric("staleness"), values, from_zero=True, smoothed=True))
     return drawn

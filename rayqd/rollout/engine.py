@@ -25,6 +25,15 @@ class SamplingRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine wrote for a request."""
+
+    token_ids: IntArray  # [C] its end-of-turn token included
+    is_cut: bool  # it reached its limit, or the model's, before it ended
+    top_ids: IntArray | None = None  # [C, k] the ids that the model found likeliest, where they were asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """A completion, always the likeliest token, and how likely the engine found the likeliest ones."""
 
@@ -51,14 +60,14 @@ class Engine(Protocol):
         """Write the likeliest `num_tokens` after a prompt, with the k likeliest ids at each; None without a model."""
         ...
 
-    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
-        """Return the completion's token ids for each request, [C], its end-of-turn token included."""
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        """Return the completion of each request."""
         ...
 
-    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
-        """Return the same completions, each with the k ids that the model found likeliest at its tokens, [C, k]."""
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[Completion]:
+        """Return the same completions, each with the k ids that the model found likeliest at its tokens."""
         ...
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
-        """Yield the same completions as they are finished, with their indices in `requests`; to be read to its end."""
+        """Yield the same completions' ids as they are finished, with indices in `requests`; to be read to its end."""
         ...

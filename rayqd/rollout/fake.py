@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import Prediction, SamplingRequest, ignore_progress
+from rayqd.rollout.engine import Completion, Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.types import IntArray, WireTensor
 
@@ -34,14 +35,15 @@ class FakeEngine:
         del prompt_ids, num_tokens, k
         return None
 
-    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
-        """Return a completion for each request, [C]."""
-        return [self._complete(request) for request in requests]
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+        """Return a completion for each request; one that is as long as it may be is called cut."""
+        written = [(self._complete(request), request.max_new_tokens) for request in requests]
+        return [Completion(token_ids=ids, is_cut=len(ids) == limit) for ids, limit in written]
 
-    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[Completion]:
         """Return the same with ids, id + 1, ... id + k - 1 at each token, [C, k]."""
-        completions = self.generate(requests)
-        return [(ids, (ids[:, None] + np.arange(k, dtype=np.int32)) % self.vocab_size) for ids in completions]
+        offsets = np.arange(k, dtype=np.int32)
+        return [replace(c, top_ids=(c.token_ids[:, None] + offsets) % self.vocab_size) for c in self.generate(requests)]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Yield the same one by one, each with its index among `requests`."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.rollout.engine import Prediction, SamplingRequest, ignore_progress
+from rayqd.rollout.engine import Completion, Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
 from rayqd.rollout.reload import keep_addresses
@@ -109,16 +110,16 @@ class VLLMEngine:
             runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
         self._llm.reset_prefix_cache()
 
-    def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+    def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
         """Write all requests at once; vLLM batches them continuously."""
         params = [self._sampling_params(request) for request in requests]
-        return [_token_ids(output) for output in self._run([request.prompt_ids for request in requests], params)]
+        return [_completion(output) for output in self._run([request.prompt_ids for request in requests], params)]
 
-    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[tuple[IntArray, IntArray]]:
+    def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[Completion]:
         """Rank by the model's own distribution, whatever temperature and minimum length the sampling has."""
         params = [self._sampling_params(request, num_logprobs=k) for request in requests]
         outputs = self._run([request.prompt_ids for request in requests], params)
-        return [(_token_ids(output), _ranked_ids(output, k)) for output in outputs]
+        return [replace(_completion(output), top_ids=_ranked_ids(output, k)) for output in outputs]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Do what `LLM.generate` does, and yield each completion when it is there."""
@@ -147,7 +148,7 @@ class VLLMEngine:
         )
         model.__dict__["compute_logits"] = keep_likeliest
         try:
-            (completion,) = self.generate([request])
+            completion = self.generate([request])[0].token_ids
         finally:
             del model.__dict__["compute_logits"]
             self._llm.reset_prefix_cache()  # so that what is written later is what would have been
@@ -247,6 +248,10 @@ def _gpu_arguments(preparation: Preparation, max_batch: int | None, kv_bytes: in
     if kv_bytes is not None:
         arguments["kv_cache_memory_bytes"] = kv_bytes
     return arguments
+
+
+def _completion(output: RequestOutput) -> Completion:
+    return Completion(token_ids=_token_ids(output), is_cut=output.outputs[0].finish_reason == "length")
 
 
 def _token_ids(output: RequestOutput) -> IntArray:

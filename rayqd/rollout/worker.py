@@ -12,7 +12,7 @@ from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
-from rayqd.rollout.engine import Engine, SamplingRequest
+from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.rollout.tuning import choose_preparation, most_sequences
@@ -106,11 +106,12 @@ class RolloutWorker:
                 index=sequence.index,
                 on_policy=True,
                 prompt_ids=prompt.prompt_ids,
-                completion_ids=completion,
+                completion_ids=completion.token_ids,
                 policy_version=self._version,
-                top_ids=top_ids,
+                top_ids=completion.top_ids,
+                is_cut=completion.is_cut,
             )
-            for sequence, prompt, (completion, top_ids) in zip(sequences, prompts, completions, strict=True)
+            for sequence, prompt, completion in zip(sequences, prompts, completions, strict=True)
         ]
         return time.perf_counter() - began, rollouts
 
@@ -132,11 +133,11 @@ class RolloutWorker:
             logprobs=prediction.logprobs,
         )
 
-    def _completions(self, requests: Sequence[SamplingRequest]) -> Sequence[tuple[IntArray, IntArray | None]]:
+    def _completions(self, requests: Sequence[SamplingRequest]) -> Sequence[Completion]:
         assert self._engine is not None
         if self._num_top_ids:
             return self._engine.generate_ranked(requests, self._num_top_ids)
-        return [(completion, None) for completion in self._engine.generate(requests)]
+        return self._engine.generate(requests)
 
     def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Yield completions by the keys of `requests` as they are finished, written with the engine's first weights."""

@@ -201,6 +201,7 @@ async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout
         assert len(rollout.prompt_ids) == rollout.index + 1
         assert summary.num_loss_tokens == len(rollout.completion_ids)
         assert summary.num_tokens == rollout.index + 1 + len(rollout.completion_ids)
+        assert summary.is_cut == rollout.is_cut == (len(rollout.completion_ids) == settings.max_new_tokens)
     assert clock.tokens == {3: sum(ref.summary.num_loss_tokens for ref in refs)}
 
 

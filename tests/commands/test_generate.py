@@ -44,7 +44,7 @@ class OneProcess:
                 if len(self.asked) == self.lives:
                     raise KilledError
                 self.asked.append(row)
-                completion: IntArray = self.engine.generate([request])[0]
+                completion: IntArray = self.engine.generate([request])[0].token_ids
                 on_completion(row, np.asarray([2], dtype=np.int32) if row == self.empty else completion)
 
 

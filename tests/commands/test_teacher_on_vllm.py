@@ -128,7 +128,7 @@ def test_seq_kd_trains_on_the_teachers_own_tokens(tiny_config: Any, model: dict[
             return len(written[example.row])
         limits = {"min_new_tokens": 4, "max_new_tokens": 40}
         request = SamplingRequest(prompt_ids=example.prompt_ids, seed=sequence.seed, temperature=0, **limits)
-        return len(student().generate([request])[0])
+        return len(student().generate([request])[0].token_ids)
 
     metrics = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     trained = [row["num_loss_tokens"] for row in metrics if row["event"] == "step"]

@@ -132,4 +132,4 @@ def test_vllm_serves_the_export(finished: tuple[Path, str]) -> None:
     )[0]
     request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=0, min_new_tokens=1, max_new_tokens=24)
     (completion,) = engine.generate([request])
-    assert "Paris" in tokenizer.decode(completion)
+    assert "Paris" in tokenizer.decode(completion.token_ids)

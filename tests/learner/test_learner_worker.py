@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from rayqd.actors.learner import make_batch
 from rayqd.config import Config
 from rayqd.errors import WorkerError
-from rayqd.events import TEACHER, EvalEvent, NoticeEvent, ReadyEvent
+from rayqd.events import TEACHER, EvalEvent, LearnerStep, NoticeEvent, ReadyEvent
 from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.distributed import SingleProcess
@@ -19,8 +20,9 @@ from rayqd.learner.initialization import Initialization
 from rayqd.learner.worker import LearnerWorker
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
+from rayqd.pipeline import Ref, RolloutRef, ScoredRef
 from rayqd.teacher.forward import Teacher
-from rayqd.types import ScoredRollout
+from rayqd.types import Batch, Rollout, RolloutSummary, ScoredRollout, TeacherPayload
 from tests.learner.fake_feed import FakeFeed
 from tests.model.calibrating import sequences
 
@@ -53,6 +55,34 @@ def make_config(tiny_config: Any) -> Any:
 def run(config: Config, feed: FakeFeed, group: SingleProcess | None = None) -> FakeFeed:
     LearnerWorker(config, feed, group or SingleProcess(), node="here").run()
     return feed
+
+
+class WrittenFeed(FakeFeed):
+    """Three sequences a step: the data's, of 50 tokens, and two of the student's, of 5 and of 40 that its limit cut."""
+
+    def batch(self, step: int) -> Batch:
+        refs = [
+            ScoredRef(
+                rollout=RolloutRef(
+                    summary=RolloutSummary(
+                        step=step, index=0, num_tokens=60, num_loss_tokens=n, policy_version=version, is_cut=is_cut
+                    ),
+                    ref=cast("Ref[Rollout]", None),
+                ),
+                payload=cast("Ref[TeacherPayload]", None),
+            )
+            for n, version, is_cut in ((50, None, False), (5, step, False), (40, step, True))
+        ]
+        return make_batch(refs, super().batch(step).share)
+
+
+def test_a_step_says_how_long_the_students_completions_are_and_how_many_were_cut(
+    make_config: Any, rows: list[ScoredRollout]
+) -> None:
+    feed = run(make_config(learner={"steps": 1}), WrittenFeed(rows))
+    (step,) = [event for event in feed.events if isinstance(event, LearnerStep)]
+    assert step.mean_completion_tokens == 22.5  # (5 + 40) / 2
+    assert step.cut_share == 0.5
 
 
 def run_until_lost(config: Config, feed: FakeFeed, step: int) -> FakeFeed:

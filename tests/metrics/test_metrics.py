@@ -67,6 +67,17 @@ def test_terminal_line_shows_trouble_only_where_there_is_some() -> None:
     assert step_line(off_policy, 24, None).endswith("tok/s teacher 1,890 learner 180  staleness 1  quarantined 1")
 
 
+def test_a_line_too_long_for_the_terminal_loses_what_matters_least() -> None:
+    written = step_event(12, loss=0.15321, mean_completion_tokens=85.4, cut_share=0.125, staleness=1)
+    whole = (
+        "step 12/24  loss 0.1532  tok/s rollout 200 teacher 900 learner 150  length 85  cut 12%  staleness 1  eta 1:20"
+    )
+    assert step_line(written, 24, 80.0) == step_line(written, 24, 80.0, len(whole)) == whole
+    assert step_line(written, 24, 80.0, len(whole) - 1) == whole.replace("  length 85", "")
+    assert step_line(written, 24, 80.0, 80) == whole.replace("  length 85  cut 12%", "")
+    assert step_line(written, 24, 80.0, 20) == whole.replace("  length 85  cut 12%  staleness 1", "")
+
+
 def test_dashboard_has_a_panel_for_every_metric_and_no_panel_lies_on_another() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

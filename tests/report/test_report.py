@@ -119,6 +119,13 @@ def test_a_run_under_way_says_how_far_it_is_and_promises_no_export() -> None:
     assert "Not finished: step 0 of 4" in said(report(result=None, events=[]))
 
 
+def test_the_students_completions_have_their_curves_where_it_wrote_any() -> None:
+    titles = ("Length of what the student writes", "Cut at rollout.max_new_tokens")
+    written = [step(i, mean_completion_tokens=80.0 + i, cut_share=0.25) for i in range(1, 5)]
+    assert all(title in said(report(events=written)) for title in titles)
+    assert not any(title in said(report()) for title in titles)
+
+
 def test_quantizing_has_no_training_to_show() -> None:
     text = said(report(command="quantize", events=EVENTS[:2], result=RESULT | {"rows": ROWS[:3]}))
     assert "smollm2-135m in INT4 in groups of 64, without training" in text

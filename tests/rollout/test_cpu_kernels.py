@@ -25,7 +25,7 @@ from rayqd.rollout.worker import vllm_engine_maker
 engine = vllm_engine_maker(load_config(["@" + sys.argv[1]]), 0.3)()
 ids = np.arange(5, 15, dtype=np.int32)
 request = SamplingRequest(prompt_ids=ids, seed=0, temperature=0.0, min_new_tokens=3, max_new_tokens=3)
-print("wrote:", engine.generate([request])[0].tolist(), type(engine._weight_loader).__name__)
+print("wrote:", engine.generate([request])[0].token_ids.tolist(), type(engine._weight_loader).__name__)
 print("form:", engine.description)
 """
 

@@ -66,7 +66,7 @@ def fill_free_memory() -> None:
 
 def greedy(engine: Any) -> IntArray:
     request = SamplingRequest(prompt_ids=TOKENS[:16], seed=0, temperature=0.0, min_new_tokens=24, max_new_tokens=24)
-    return engine.generate([request] * 4)[0]
+    return engine.generate([request] * 4)[0].token_ids
 
 
 @pytest.mark.parametrize("kind", ["int4", "nvfp4"])

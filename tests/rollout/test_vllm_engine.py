@@ -109,13 +109,13 @@ def test_log_probabilities_equal_the_learners_to_16_bit_rounding(published: Any)
 
 def test_the_new_weights_change_what_is_written(published: Any) -> None:
     engine, _, before = published
-    assert not np.array_equal(engine.generate([request()])[0], before[0])
+    assert not np.array_equal(engine.generate([request()])[0].token_ids, before[0].token_ids)
 
 
 def test_a_seed_decides_the_completion_whatever_else_is_in_the_batch(published: Any) -> None:
     engine, _, _ = published
-    alone = engine.generate([request(seed=5)])[0]
-    together = engine.generate([request(seed=4), request(seed=5), request(seed=6)])
+    alone = engine.generate([request(seed=5)])[0].token_ids
+    together = [c.token_ids for c in engine.generate([request(seed=4), request(seed=5), request(seed=6)])]
     assert np.array_equal(alone, together[1])
     assert not np.array_equal(together[0], together[2])
 
@@ -124,8 +124,9 @@ def test_the_ids_that_it_found_likeliest_are_the_learners(published: Any) -> Non
     """At every token, whatever the temperature; ids whose logits bfloat16 hardly tells apart may change places."""
     engine, student, _ = published
     asked = request(temperature=0.5, min_new_tokens=12)
-    ((completion, ranked),) = engine.generate_ranked([asked], 6)
-    assert np.array_equal(completion, engine.generate([asked])[0])
+    (written,) = engine.generate_ranked([asked], 6)
+    completion, ranked = written.token_ids, written.top_ids
+    assert np.array_equal(completion, engine.generate([asked])[0].token_ids)
     assert ranked.shape == (len(completion), 6)
     whole = torch.from_numpy(np.concatenate([asked.prompt_ids, completion]).astype(np.int64))
     with torch.no_grad():
@@ -140,10 +141,22 @@ def test_the_ids_that_it_found_likeliest_are_the_learners(published: Any) -> Non
 
 def test_lengths_are_kept(published: Any) -> None:
     engine, _, _ = published
-    lengths = [len(engine.generate([request(seed=s, min_new_tokens=9, max_new_tokens=11)])[0]) for s in range(8)]
-    assert set(lengths) <= {9, 10, 11}
+    written = [engine.generate([request(seed=s, min_new_tokens=9, max_new_tokens=11)])[0] for s in range(8)]
+    assert {len(completion.token_ids) for completion in written} <= {9, 10, 11}
     # 16 prompt tokens leave 112 of the context of 128
-    assert len(engine.generate([request(min_new_tokens=500, max_new_tokens=500)])[0]) == 112
+    (longest,) = engine.generate([request(min_new_tokens=500, max_new_tokens=500)])
+    assert len(longest.token_ids) == 112
+    assert longest.is_cut
+
+
+def test_a_completion_is_cut_where_its_limit_came_before_an_end(published: Any) -> None:
+    """Whatever is sampled here ends it: the first token is an end, and not the limit, although it is as long."""
+    engine, _, _ = published
+    ends = tuple(range(engine._llm.llm_engine.vllm_config.model_config.get_vocab_size()))
+    (ended,) = engine.generate([request(min_new_tokens=0, max_new_tokens=1, stop_token_ids=ends)])
+    (cut,) = engine.generate([request(min_new_tokens=1, max_new_tokens=1)])
+    assert (len(ended.token_ids), ended.is_cut) == (1, False)
+    assert (len(cut.token_ids), cut.is_cut) == (1, True)
 
 
 def test_what_it_predicts_is_the_learners_prediction_up_to_roundings(published: Any) -> None:
@@ -152,7 +165,7 @@ def test_what_it_predicts_is_the_learners_prediction_up_to_roundings(published: 
     prediction = engine.predict(prompt, 8, 16)
     assert prediction.top_ids.shape == prediction.logprobs.shape == (8, 16)
     greedy = request(prompt_ids=prompt, temperature=0.0, min_new_tokens=8, max_new_tokens=8)
-    assert np.array_equal(prediction.token_ids, engine.generate([greedy])[0])
+    assert np.array_equal(prediction.token_ids, engine.generate([greedy])[0].token_ids)
     probe = EngineProbe(
         policy_version=0,
         prompt_ids=prompt,
