@@ -74,7 +74,7 @@ def test_a_line_too_long_for_the_terminal_loses_what_matters_least() -> None:
     )
     assert step_line(written, 24, 80.0) == step_line(written, 24, 80.0, len(whole)) == whole
     assert step_line(written, 24, 80.0, len(whole) - 1) == whole.replace("  length 85", "")
-    assert step_line(written, 24, 80.0, 80) == whole.replace("  length 85  cut 12%", "")
+    assert step_line(written, 24, 80.0, 90) == whole.replace("  length 85  cut 12%", "")
     assert step_line(written, 24, 80.0, 20) == whole.replace("  length 85  cut 12%  staleness 1", "")
 
 
