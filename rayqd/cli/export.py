@@ -28,7 +28,7 @@ def _export(given: Given) -> int:
 
 COMMAND = Command(
     name="export",
-    text="write a run's newest checkpoint for vLLM, transformers or llama.cpp, and verify it",
+    text="write a run's newest checkpoint for vLLM, transformers, llama.cpp or MLX, and verify it",
     run=_export,
     operands=(Operand(name="RUN_DIR", needs="a run's directory", example="runs/quickstart"),),
     options=(
@@ -40,7 +40,8 @@ COMMAND = Command(
         Option(
             name="as",
             value="KIND",
-            text="compressed-tensors (int4, nvfp4), bitsandbytes (nf4, fp4), or gguf (int4 in groups of 32: Q4_0); "
+            text="compressed-tensors (int4, nvfp4), bitsandbytes (nf4, fp4), gguf (int4 in groups of 32: Q4_0), gptq "
+            "or awq (int4 in groups of 32, 64 or 128, for older servers), or mlx (the same without zero points); "
             "without it, what the run's format is usually written as",
         ),
         Option(

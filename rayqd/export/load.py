@@ -17,6 +17,8 @@ from rayqd.config import Config
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
+from rayqd.export.layout_files import is_mlx, load_unpacked
+from rayqd.export.layouts import LAYOUTS
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import find_aliases, find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
@@ -37,6 +39,8 @@ def read_kind(directory: Path) -> Kind:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory} is no export of rayqd's: {error}") from error
+    if is_mlx(config):
+        return "mlx"
     return parse_kind(config.get("quantization_config", {}).get("quant_method", "none"))
 
 
@@ -58,8 +62,9 @@ def load_export(
 ) -> PreTrainedModel:
     """Load the model as transformers does, on this process's device or `on`. Raises ModelError when it does not load.
 
-    `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels. `attention` is one of
-    transformers' implementations, instead of the one that rayqd runs the model with.
+    `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels; GPTQ's, AWQ's and MLX's always
+    are, as transformers computes with them by other packages alone. `attention` is one of transformers'
+    implementations, instead of the one that rayqd runs the model with.
     """
     kind, where = read_kind(directory), on or device()
     try:
@@ -87,6 +92,8 @@ def _in_this_process_alone() -> Iterator[None]:
 def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any:
     from transformers import AutoConfig, GgufConfig
 
+    if kind in LAYOUTS:
+        return load_unpacked(directory, kind, dtype=torch_dtype(dtype), attention=attention)
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
     config = AutoConfig.from_pretrained(directory, **files)
     return auto_class(config).from_pretrained(
@@ -103,8 +110,8 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
     from transformers import AutoConfig, GenerationConfig
 
     kind = read_kind(directory)
-    if kind == "gguf":
-        raise ModelError(f"{directory} is GGUF, from which nothing else is made")
+    if kind not in ("compressed-tensors", "bitsandbytes"):
+        raise ModelError(f"{directory} is {kind}, from which nothing else is made")
     quantized = (compressed_tensors if kind == "compressed-tensors" else bitsandbytes).read_quantized(directory)
     model_config = AutoConfig.from_pretrained(directory)
     delattr(model_config, "quantization_config")

@@ -22,18 +22,30 @@ CARD_NAME = "README.md"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-_LIBRARY = {"compressed-tensors": "transformers", "bitsandbytes": "transformers", "gguf": "gguf"}
+_LIBRARY = {
+    "compressed-tensors": "transformers",
+    "bitsandbytes": "transformers",
+    "gguf": "gguf",
+    "gptq": "transformers",
+    "awq": "transformers",
+    "mlx": "mlx",
+}
 _SERVE = {
     "compressed-tensors": "vllm serve .              # in this directory\n"
     '# or: transformers.AutoModelForCausalLM.from_pretrained(".")',
     "bitsandbytes": "# with bitsandbytes installed\n"
     "python -c 'from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained(\".\")'",
     "gguf": "llama-server -m model-Q4_0.gguf",
+    "gptq": "vllm serve .              # in this directory; transformers needs gptqmodel and optimum beside it",
+    "awq": "vllm serve .              # in this directory; transformers needs gptqmodel beside it",
+    "mlx": "mlx_lm.server --model .   # in this directory",
 }
 _METHODS = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ"}
 _NOTES = {
     "gguf": "llama.cpp multiplies codes and scales without the rounding to 16 bits that training had: its weights "
     "differ from the trained ones by at most one part in 256.",
+    "mlx": "MLX multiplies codes and scales and adds the biases without the rounding to 16 bits that training had, or "
+    "with roundings of its own where it unpacks a weight.",
     "bitsandbytes": "On CPUs with AVX512-BF16, bitsandbytes rounds the scales to bfloat16 before it computes.",
 }
 
@@ -65,11 +77,17 @@ def make_model_card(
         _results(rows),
         _benchmarks(benchmarks),
         f"## Reproduce\n\n```bash\n{command_line(_given(config, command).items(), command)}\n```",
-        f"## Serve\n\n```bash\n{_SERVE[kind]}\n```",
+        f"## Serve\n\n```bash\n{_serve(config, kind)}\n```",
         _NOTES.get(kind, ""),
         f"Made by rayqd {_version()}.",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _serve(config: Config, kind: str) -> str:
+    if kind == "gptq" and config.quant.rule == "asymmetric":
+        return "# transformers with gptqmodel and optimum; vLLM does not load GPTQ with zero points"
+    return _SERVE[kind]
 
 
 def _dense_part(config: Config, kind: str) -> str:

@@ -18,6 +18,7 @@ from rayqd.export.verdict import Check
 from rayqd.rollout.kernels import choose_weight_form
 from rayqd.types import IntArray
 
+_VLLM_KINDS = ("compressed-tensors", "gptq", "awq")
 LOG_NAME = "verify.log"
 MAX_REASON_CHARACTERS = 300
 
@@ -27,8 +28,10 @@ _REFUSALS = (AssertionError, AttributeError, ImportError, LookupError, OSError, 
 
 def explain_missing_vllm(kind: str, directory: Path, config: Config) -> str:
     """Return why vLLM cannot be asked about this kind of export on this machine; empty when it can."""
-    if kind != "compressed-tensors":
+    if kind not in _VLLM_KINDS:
         return f"not asked: vLLM does not load {kind}"
+    if kind == "gptq" and config.quant.rule == "asymmetric":
+        return "not asked: vLLM does not load gptq with zero points"
     if not _has_vllm():
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():

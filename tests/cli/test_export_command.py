@@ -79,7 +79,7 @@ def test_a_run_that_is_missing_is_one_line(words, line, capsys):
 
 def test_a_kind_that_there_is_not_is_one_line_with_the_nearest(run_dir, capsys):
     assert main(["export", str(run_dir), "--as", "ggfu"]) == 2
-    line = "flag --as=ggfu: must be one of compressed-tensors, bitsandbytes, gguf; did you mean gguf?"
+    line = "flag --as=ggfu: must be one of compressed-tensors, bitsandbytes, gguf, gptq, awq, mlx; did you mean gguf?"
     assert capsys.readouterr().err == f"rayqd: error: {line}\n"
 
 

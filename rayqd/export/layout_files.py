@@ -1,0 +1,135 @@
+"""A model in the layout of GPTQ, AWQ or MLX, written as a directory and read back from one.
+
+transformers needs other packages for GPTQ and AWQ, and a Mac for MLX. So an export is checked as the dense model that
+its files stand for: each layer is unpacked as its format says, and transformers is given the values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rayqd.errors import ModelError
+from rayqd.export.destination import export_directory
+from rayqd.export.layouts import LAYOUTS, LayoutKind, check_layers
+from rayqd.export.quantized_model import QuantizedModel
+from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
+from rayqd.export.source_files import read_config, write_config
+from rayqd.files import directory_bytes
+from rayqd.model.load import load_meta_model
+from rayqd.model.source_weights import weight_files
+from rayqd.quant.int4 import dequantize_codes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_MLX_KEY = "quantization"  # of config.json, which MLX reads; its own writer repeats it as quantization_config
+
+
+def write_model(
+    kind: LayoutKind,
+    model: QuantizedModel,
+    directory: Path,
+    *,
+    overwrite: bool = True,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> int:
+    """Write `directory` in one piece; returns its bytes.
+
+    Raises ModelError, naming the layer, where one does not fit; StorageError leaves nothing behind.
+    """
+    check_layers(kind, model)
+    dense, layout = model.dense_to_store(), LAYOUTS[kind]
+    with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
+        described = layout.describe(model)
+        model.save_metadata(scratch, described)
+        if kind == "mlx":
+            write_config(scratch, {**read_config(scratch), _MLX_KEY: described})
+        write_shards(_tensors(kind, dense, model), scratch, max_shard_bytes)
+        written_bytes = directory_bytes(scratch)
+    return written_bytes
+
+
+def is_mlx(config: Mapping[str, JsonValue]) -> bool:
+    """Return whether config.json is that of a model which MLX quantized."""
+    return isinstance(config.get(_MLX_KEY), dict)
+
+
+def load_unpacked(
+    directory: Path, kind: LayoutKind, *, dtype: torch.dtype, attention: str | None = None
+) -> PreTrainedModel:
+    """Load the dense model that the files stand for. Raises ModelError where a layer is not as rayqd writes it."""
+    from transformers import AutoConfig
+
+    from rayqd.model.forward.of_model import attention_of
+
+    config = AutoConfig.from_pretrained(directory)
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    model_class = cast(Any, type(load_meta_model(directory)))
+    return model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=read_values(directory, kind),
+        dtype=dtype,
+        attn_implementation=attention or attention_of(config),
+    )
+
+
+def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
+    """Read a checkpoint as dense tensors: of a packed layer `name.weight` [N, K], in the dtype of its scales.
+
+    Raises ModelError where it holds no packed layer, or one that lacks a part or is packed in another way.
+    """
+    config = json.loads((directory / "config.json").read_text())
+    described = config[_MLX_KEY if kind == "mlx" else "quantization_config"]
+    if described.get("bits") != 4:
+        raise ModelError(f"{directory} has {described.get('bits')} bits a weight, and rayqd reads {kind} of 4")
+    layout, dense = LAYOUTS[kind], dict(_stored_tensors(directory))
+    layers = [name.removesuffix(".scales") for name in dense if name.endswith(".scales")]
+    if not layers:
+        raise ModelError(f"{directory} holds no weights of {kind} (*.safetensors with scales)")
+    for layer in layers:
+        missing = [part for part in layout.parts if f"{layer}.{part}" not in dense]
+        if missing:
+            raise ModelError(f"{directory} is incomplete: {layer} lacks {', '.join(missing)}; write it again")
+        tensors = {part: dense.pop(f"{layer}.{part}") for part in layout.parts}
+        try:
+            weight = layout.unpack(tensors, described)
+        except ValueError as error:
+            raise ModelError(f"{directory} is {kind} that rayqd does not read: {layer}: {error}") from error
+        if weight.quant_group_size != described["group_size"]:
+            raise ModelError(f"{directory}: {layer} has groups of {weight.quant_group_size}, not those of config.json")
+        dense[f"{layer}.weight"] = dequantize_codes(weight.codes, weight.scales, weight.zero_points)
+    return dense
+
+
+def _stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in weight_files(directory):
+        try:
+            with cast(Any, safe_open)(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    yield name, tensors.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read {file}: {error}; write it again") from error
+
+
+def _tensors(kind: LayoutKind, dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield everything to write, made one at a time."""
+    for name, tensor in dense.items():
+        yield name, model.to_stored(tensor)
+    for layer, weight in model.quantized.items():
+        try:
+            tensors = LAYOUTS[kind].pack(weight)
+        except ValueError as error:
+            raise ModelError(f"{kind} cannot hold {layer}: {error}; use --as compressed-tensors") from error
+        for part, tensor in tensors.items():
+            yield f"{layer}.{part}", tensor.cpu().contiguous()
+    yield from model.carried_tensors()
