@@ -18,7 +18,6 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
 from rayqd.export.layout_files import is_mlx, load_unpacked
-from rayqd.export.layouts import LAYOUTS
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import find_aliases, find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
@@ -92,7 +91,7 @@ def _in_this_process_alone() -> Iterator[None]:
 def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any:
     from transformers import AutoConfig, GgufConfig
 
-    if kind in LAYOUTS:
+    if kind in ("gptq", "awq", "mlx"):
         return load_unpacked(directory, kind, dtype=torch_dtype(dtype), attention=attention)
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
     config = AutoConfig.from_pretrained(directory, **files)

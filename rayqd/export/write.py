@@ -14,7 +14,7 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError
 from rayqd.events import ArmResult
 from rayqd.export import bitsandbytes, compressed_tensors, layout_files
-from rayqd.export.layouts import LAYOUTS, check_layout
+from rayqd.export.layouts import check_layout
 from rayqd.export.model_card import make_model_card, write_card
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.model.student import Student
@@ -93,7 +93,7 @@ def write(
         from rayqd.export.gguf import write_gguf
 
         return write_gguf(model, directory, overwrite=overwrite)
-    if kind in LAYOUTS:
+    if kind in ("gptq", "awq", "mlx"):
         return layout_files.write_model(kind, model, directory, overwrite=overwrite)
     writer = compressed_tensors if kind == "compressed-tensors" else bitsandbytes
     return writer.write_model(model, directory, overwrite=overwrite)
@@ -106,7 +106,7 @@ def check_kind(kind: Kind, config: Config, model_type: str) -> None:
         from rayqd.export.gguf import check_gguf
 
         check_gguf(quant, model_type)
-    elif kind in LAYOUTS:
+    elif kind in ("gptq", "awq", "mlx"):
         check_layout(kind, quant, config.model.dtype)
     elif kind != default_kind(quant):
         formats = " and ".join(form for form, known in FORMATS.items() if known.container == kind)
