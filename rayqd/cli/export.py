@@ -23,6 +23,8 @@ def _export(given: Given) -> int:
         kind_name=given.options.get("as"),
         verify="verify" in given.options,
         overwrite="overwrite" in given.options,
+        push_to=given.options.get("push"),
+        is_public="public" in given.options,
     )
 
 
@@ -51,6 +53,13 @@ COMMAND = Command(
             "there already is verified as it is.",
         ),
         Option(name="overwrite", text="replace what is there"),
+        Option(
+            name="push",
+            value="HUB-ID",
+            text="then upload it, with its card, to OWNER/NAME on the model hub that huggingface_hub is logged in to: "
+            "into a private repository, unless it is there already. An export that is there is uploaded as it is.",
+        ),
+        Option(name="public", text="with --push: everybody may see a repository that is made"),
     ),
     details="RUN_DIR may be a run in its storage, s3://bucket/folder/name, of which a copy is kept in the cache; "
     "then give --out.",

@@ -20,6 +20,7 @@ from rayqd.data import load_run_data
 from rayqd.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from rayqd.events import ArmResult
 from rayqd.export.digest import find_differing_layers
+from rayqd.export.hub import check_push, push
 from rayqd.export.load import load_export, read_kind, read_quantized_model
 from rayqd.export.logits import (
     check_logits,
@@ -67,31 +68,47 @@ def export_run(
     kind_name: str | None = None,
     verify: bool = False,
     overwrite: bool = False,
+    push_to: str | None = None,
+    is_public: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Export the run, or with `verify` check the export that is there; returns the exit code, 1 where it differs."""
+    """Export the run, or with `verify` check the export that is there; returns the exit code, 1 where it differs.
+
+    `push_to` names the repository of a model hub that it is then uploaded to: private unless `is_public`, and never
+    where it differs.
+    """
     console = console or Console()
+    if is_public and push_to is None:
+        raise ConfigError("flag --public: goes with --push OWNER/NAME")
     config = _of_run(run_dir, config)
     kind = parse_kind(kind_name) if kind_name else default_kind(config.quant)
     directory = out or run_dir / (EXPORT if kind == default_kind(config.quant) else f"{EXPORT}-{kind}")
-    only_verify = verify and directory.exists() and not overwrite
-    if not only_verify:
+    stays = (verify or push_to is not None) and directory.exists() and not overwrite
+    if push_to is not None:
+        check_push(push_to)
+    if stays:
+        read_kind(directory)
+    else:
         _check_replaceable(directory, overwrite)
-    trained = load_trained(run_dir, config)
-    if only_verify:
-        say(console, f"{directory} is there and is verified as it is (--overwrite writes it again)")
+    trained = load_trained(run_dir, config) if verify or not stays else None
+    if stays:
+        use = "verified" if verify else "uploaded"
+        say(console, f"{directory} is there and is {use} as it is (--overwrite writes it again)")
     else:
         _write(run_dir, config, trained, directory, kind, overwrite)
         if not verify:
             _check_logits(run_dir, config, trained, directory)
         of = f"step {trained.step}" if trained else f"{run_dir / EXPORT}"
         say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
-    if not verify:
-        return 0
-    verdict = verify_export(run_dir, config, trained, directory)
-    print_verdict(console, verdict)
-    write_verdict(directory, verdict)
-    return 0 if verdict.passed else 1
+    if verify:
+        verdict = verify_export(run_dir, config, trained, directory)
+        print_verdict(console, verdict)
+        write_verdict(directory, verdict)
+        if not verdict.passed:
+            return 1
+    if push_to is not None:
+        say(console, f"{directory} is at {push(directory, push_to, is_private=not is_public)}")
+    return 0
 
 
 def load_trained(run_dir: Path, config: Config) -> Trained | None:

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, get_tensor_name_map
-from gguf.constants import MODEL_ARCH
+from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
+from gguf.constants import MODEL_ARCH_NAMES
 from numpy.typing import NDArray
 from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.destination import export_directory
+from rayqd.export.gguf_architectures import ARCHITECTURES, GGUFArchitecture
+from rayqd.export.gguf_metadata import add_metadata, rope_factors
 from rayqd.export.gguf_tokenizer import add_tokenizer
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.files import directory_bytes
@@ -32,8 +34,7 @@ from rayqd.quant import Quantized
 FILE_NAME = "model-Q4_0.gguf"
 BLOCK = 32
 BLOCK_BYTES = 18
-
-ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "qwen3": MODEL_ARCH.QWEN3}
+ROPE_FREQS = "rope_freqs.weight"
 
 _TYPES = {
     torch.bfloat16: GGMLQuantizationType.BF16,
@@ -49,7 +50,7 @@ class GGUFTensor:
     name: str
     shape: tuple[int, ...]  # of its bytes
     type: GGMLQuantizationType
-    layer: str  # its name in the original model
+    layer: str  # its name in the original model; empty for what only GGUF has
 
 
 def check_gguf(quant: QuantConfig, model_type: str) -> None:
@@ -66,17 +67,19 @@ def check_gguf(quant: QuantConfig, model_type: str) -> None:
 def write_gguf(model: QuantizedModel, directory: Path, *, overwrite: bool = True) -> int:
     """Write `directory` with one file, `model-Q4_0.gguf`; returns its bytes.
 
-    Raises ConfigError where the format has no place for the model, and ModelError, naming the layer, at a scale that
-    float16 cannot hold exactly.
+    Raises ConfigError where the format, or llama.cpp, has no place for the model, and ModelError, naming the layer,
+    at a scale that float16 cannot hold exactly.
     """
     check_gguf(model.quant, model.config.model_type)
+    architecture = ARCHITECTURES[model.config.model_type]
+    architecture.check(model.config)
     dense = model.dense_to_store()
-    tensors = list(_tensors(model, dense))
+    tensors = list(_tensors(model, dense, architecture))
     num_bytes = sum(int(np.prod(tensor.shape)) for tensor in tensors)
     with export_directory(directory, num_bytes=num_bytes, overwrite=overwrite) as scratch:
         model.save_card(scratch)
-        writer = GGUFWriter(scratch / FILE_NAME, model.config.model_type)
-        _add_metadata(writer, model)
+        writer = GGUFWriter(scratch / FILE_NAME, MODEL_ARCH_NAMES[architecture.arch])
+        add_metadata(writer, model.config, architecture)
         add_tokenizer(writer, model.tokenizer, model.config)
         for t in tensors:
             writer.add_tensor_info(t.name, t.shape, np.dtype(np.uint8), int(np.prod(t.shape)), raw_dtype=t.type)
@@ -84,7 +87,7 @@ def write_gguf(model: QuantizedModel, directory: Path, *, overwrite: bool = True
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for t in tensors:
-            writer.write_tensor_data(_bytes(t, model, dense))
+            writer.write_tensor_data(_bytes(t, model, dense, architecture))
         writer.close()
         written_bytes = directory_bytes(scratch)
     return written_bytes
@@ -108,68 +111,66 @@ def pack_q4_0(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
     return np.concatenate([d, nibbles], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES)
 
 
-def _tensors(model: QuantizedModel, dense: dict[str, Tensor]) -> Iterator[GGUFTensor]:
+def gguf_name(architecture: GGUFArchitecture, num_layers: int, name: str) -> str | None:
+    """Return what a GGUF file calls a tensor of the original model; None where it has no place for it."""
+    names: Any = get_tensor_name_map(architecture.arch, num_layers)
+    return names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def swap_halves(rows: NDArray[Any], num_heads: int, *, back: bool = False) -> NDArray[Any]:
+    """Reorder the rows [N, ...] of q or k: llama.cpp rotates neighbours in a llama's head, transformers its halves."""
+    middle = (-1, 2) if back else (2, -1)
+    halves = rows.reshape(num_heads, *middle, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def rotated_heads(architecture: GGUFArchitecture, config: Any, name: str) -> int | None:
+    """Return how many heads' rows change places in the GGUF tensor `name`; None where they stay."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    return heads.get(name.split(".")[-2]) if architecture.rotates_neighbours and "." in name else None
+
+
+def norm_shift(architecture: GGUFArchitecture, name: str) -> float:
+    """Return what is added to the values of the original model's tensor `name` on the way into the file."""
+    return architecture.norm_shift if name.endswith("norm.weight") else 0.0
+
+
+def _tensors(model: QuantizedModel, dense: dict[str, Tensor], architecture: GGUFArchitecture) -> Iterator[GGUFTensor]:
     """Yield names, shapes and types of all tensors, in the order in which they are written."""
-    names = get_tensor_name_map(ARCHITECTURES[model.config.model_type], model.config.num_hidden_layers)
+    num_layers = model.config.num_hidden_layers
+
+    def find(name: str) -> str:
+        found = gguf_name(architecture, num_layers, name)
+        if found is None:
+            raise ModelError(f"GGUF has no place for the tensor {name}")
+        return found
+
+    if (factors := rope_factors(model.config)) is not None:
+        yield GGUFTensor(name=ROPE_FREQS, shape=(factors.nbytes,), type=GGMLQuantizationType.F32, layer="")
     for layer, tensor in dense.items():
         dtype = model.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
         shape = (*tensor.shape[:-1], tensor.shape[-1] * dtype.itemsize)
-        yield GGUFTensor(name=_name(names, layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
+        yield GGUFTensor(name=find(layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
     for layer, weight in model.quantized.items():
         num_rows, num_blocks = weight.scales.shape
-        name = _name(names, f"{layer}.weight")
         shape = (num_rows, num_blocks * BLOCK_BYTES)
-        yield GGUFTensor(name=name, shape=shape, type=GGMLQuantizationType.Q4_0, layer=layer)
+        yield GGUFTensor(name=find(f"{layer}.weight"), shape=shape, type=GGMLQuantizationType.Q4_0, layer=layer)
 
 
-def _name(names: Any, name: str) -> str:
-    gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
-    if gguf_name is None:
-        raise ModelError(f"GGUF has no place for the tensor {name}")
-    return gguf_name
-
-
-def _bytes(tensor: GGUFTensor, model: QuantizedModel, dense: dict[str, Tensor]) -> NDArray[np.uint8]:
+def _bytes(
+    tensor: GGUFTensor, model: QuantizedModel, dense: dict[str, Tensor], architecture: GGUFArchitecture
+) -> NDArray[np.uint8]:
+    if not tensor.layer:
+        factors = rope_factors(model.config)
+        assert factors is not None
+        return factors.view(np.uint8)
     if tensor.type == GGMLQuantizationType.Q4_0:
         rows = pack_q4_0(model.quantized[tensor.layer], name=tensor.layer)
     else:
         values = dense[tensor.layer].detach().cpu().to(model.dtype)  # F32 holds what the other formats store
-        values = values.float() if values.dim() == 1 else values
+        values = values.float() + norm_shift(architecture, tensor.layer) if values.dim() == 1 else values
         rows = values.contiguous().view(torch.uint8).numpy().reshape(tensor.shape)
-    return np.ascontiguousarray(_reorder_heads(rows, tensor, model.config))
-
-
-def _reorder_heads(rows: NDArray[np.uint8], tensor: GGUFTensor, config: Any) -> NDArray[np.uint8]:
-    """Reorder q and k: llama.cpp rotates neighbouring elements of a llama's head, transformers the halves of it."""
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    num_heads = heads.get(tensor.name.split(".")[-2])
-    if config.model_type != "llama" or num_heads is None:
-        return rows
-    flat = rows if rows.ndim == 2 else rows.reshape(-1, 4)  # a bias: a float32 a row
-    halves = flat.reshape(num_heads, 2, -1, flat.shape[-1])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
-
-
-def _add_metadata(writer: GGUFWriter, model: QuantizedModel) -> None:
-    config = model.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"GGUF export does not know the rotary embedding {rope['rope_type']}")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_type("model")
-    if name := getattr(config, "name_or_path", ""):
-        writer.add_name(Path(name).name)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", getattr(config, "rope_theta", 10000.0))))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(LlamaFileType.MOSTLY_Q4_0)
-    writer.add_quantization_version(2)
+    if (num_heads := rotated_heads(architecture, model.config, tensor.name)) is not None:
+        flat = rows if rows.ndim == 2 else rows.reshape(-1, 4)  # a bias: a float32 a row
+        rows = swap_halves(flat, num_heads).reshape(rows.shape)
+    return np.ascontiguousarray(rows)

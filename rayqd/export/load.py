@@ -93,6 +93,12 @@ def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any
 
     if kind in ("gptq", "awq", "mlx"):
         return load_unpacked(directory, kind, dtype=torch_dtype(dtype), attention=attention)
+    if kind == "gguf":
+        from rayqd.export.gguf_read import load_gguf, transformers_reads
+
+        file = next(directory.glob("*.gguf"))
+        if not transformers_reads(file):
+            return load_gguf(file, dtype=torch_dtype(dtype), attention=attention)
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
     config = AutoConfig.from_pretrained(directory, **files)
     return auto_class(config).from_pretrained(

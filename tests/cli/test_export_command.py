@@ -37,12 +37,19 @@ def test_switches_may_stand_anywhere_and_settings_beside_them(calls, run_dir):
     assert main(argv) == 1
     ((path, config, options),) = calls
     assert (path, config.seed, config.eval.num_rows) == (run_dir, 5, 3)
-    assert options == {"out": Path("a/b"), "kind_name": "gguf", "verify": True, "overwrite": True}
+    own = {"out": Path("a/b"), "kind_name": "gguf", "verify": True, "overwrite": True}
+    assert options == {**own, "push_to": None, "is_public": False}
+
+
+def test_where_it_is_uploaded_to_is_passed_on(calls, run_dir):
+    main(["export", str(run_dir), "--push", "me/mine", "--public"])
+    assert (calls[0][2]["push_to"], calls[0][2]["is_public"]) == ("me/mine", True)
 
 
 def test_without_switches_nothing_is_asked(calls, run_dir):
     main(["export", str(run_dir)])
-    assert calls[0][2] == {"out": None, "kind_name": None, "verify": False, "overwrite": False}
+    nothing = {"out": None, "kind_name": None, "verify": False, "overwrite": False}
+    assert calls[0][2] == {**nothing, "push_to": None, "is_public": False}
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,8 @@ def test_options_leave_settings_and_their_values_where_they_are():
 def test_help_explains_the_switches(capsys):
     assert main(["export", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "usage: rayqd export RUN_DIR [--out DIR] [--as KIND] [--verify] [--overwrite] [@file.toml" in out
-    for switch in ("--as KIND", "--out DIR", "--verify", "--overwrite"):
+    assert "usage: rayqd export RUN_DIR [--out DIR] [--as KIND] [--verify] [--overwrite]" in out
+    for switch in ("--as KIND", "--out DIR", "--verify", "--overwrite", "--push HUB-ID", "--public"):
         assert f"\n{switch} " in out
 
 

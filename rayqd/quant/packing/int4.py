@@ -51,12 +51,13 @@ def pack_codes(codes: Int8[Tensor, "N K"]) -> Int32[Tensor, "N K/8"]:
     padding = -codes.shape[-1] % CODES_PER_INT32
     nibbles = torch.nn.functional.pad(codes + 8, (0, padding)).view(torch.uint8)
     octets = join_nibbles(low=nibbles[:, 0::2], high=nibbles[:, 1::2])  # four octets make a little-endian int32
-    return octets.contiguous().view(torch.int32)
+    return octets.reshape(-1).view(torch.int32).reshape(len(codes), -1)  # one row has strides that no view is made of
 
 
 def unpack_codes(packed: Int32[Tensor, "N K/8"], num_columns: int) -> Int8[Tensor, "N K"]:
     """Return the codes that `pack_codes` was given; `num_columns` is K."""
-    nibbles = torch.stack(split_nibbles(packed.contiguous().view(torch.uint8)), dim=-1).flatten(-2)
+    octets = packed.reshape(-1).view(torch.uint8).reshape(len(packed), -1)
+    nibbles = torch.stack(split_nibbles(octets), dim=-1).flatten(-2)
     return nibbles[:, :num_columns].to(torch.int8) - 8
 
 
