@@ -4,7 +4,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as property_settings
 from hypothesis import strategies as st
 
 from rayqd.config import Config, differences, load_config, to_toml
@@ -50,7 +51,7 @@ SCALARS = (
 )
 
 
-@settings(deadline=None)
+@property_settings(deadline=None)
 @given(SCALARS | st.lists(SCALARS, max_size=3))
 def test_written_values_are_what_a_toml_parser_reads(value):
     assert tomllib.loads(f"key = {value_text(value)}")["key"] == value

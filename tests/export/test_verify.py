@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from small_models import byte_tokenizer, small_model
 from transformers import AutoModelForCausalLM
 
+from rayqd.commands import export as commands_export
 from rayqd.commands.export import export_run
 from rayqd.config import Config, to_toml
 from rayqd.errors import ConfigError, ModelError, RunError, StorageError
@@ -120,6 +121,40 @@ def test_gguf_of_a_checkpoint_lies_beside_the_export_and_is_what_was_trained(mak
     assert {path.name for path in (run_dir / "export-gguf").iterdir()} == {"model-Q4_0.gguf", "README.md"}
     assert verdict(run_dir, "export-gguf")["passed"]
     assert "not asked: vLLM does not load gguf" in screen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gptq", "awq", "mlx"])
+def test_layouts_of_a_checkpoint_are_what_was_trained(make_run: Any, kind: str) -> None:
+    run_dir, config = make_run("int4")
+    code, screen = run(run_dir, config, kind_name=kind, verify=True)
+    assert code == 0, screen
+    assert "14 of 14 layers equal step 5, bit for bit" in screen
+    assert verdict(run_dir, f"export-{kind}")["checks"]["logits"]["passed"]
+
+
+def uploads_to(found: list[tuple[Path, str, bool]]) -> Callable[..., str]:
+    def push(directory: Path, repo_id: str, *, is_private: bool) -> str:
+        found.append((directory, repo_id, is_private))
+        return f"https://hub/{repo_id}"
+
+    return push
+
+
+@pytest.mark.slow
+def test_only_what_is_verified_is_uploaded(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploaded: list[tuple[Path, str, bool]] = []
+    monkeypatch.setattr(commands_export, "check_push", lambda repo_id: None)
+    monkeypatch.setattr(commands_export, "push", uploads_to(uploaded))
+    run_dir, config = make_run("int4")
+    code, screen = run(run_dir, config, kind_name="awq", push_to="me/mine")
+    assert (code, uploaded) == (0, [(run_dir / "export-awq", "me/mine", True)])
+    assert "is at https://hub/me/mine" in screen
+    assert "is there and is uploaded as it is" in run(run_dir, config, kind_name="awq", push_to="me/mine")[1]
+    flip_a_byte(run_dir / "export-awq" / "model.safetensors", "model.layers.0.mlp.up_proj.qweight")
+    code, screen = run(run_dir, config, kind_name="awq", verify=True, push_to="me/mine", is_public=True)
+    assert (code, len(uploaded)) == (1, 2)
+    assert "model.layers.0.mlp.up_proj.weight: " in screen
 
 
 def flip_a_byte(file: Path, tensor: str) -> None:
