@@ -67,7 +67,7 @@ def generate(
     resolved = resolve_model(model, config)
     directory = local_directory(resolved.name, resolved.revision)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
-        raise ModelError(f"{directory} is {kind}, which vLLM does not load; name another model")
+        raise ModelError(f"{directory} is {kind}, and answers are written by compressed-tensors or 16-bit models alone")
     out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
