@@ -25,7 +25,7 @@ from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
 from rayqd.driver.monitor import Monitor
-from rayqd.driver.preflight import check, check_gpu_memory, load_data, summary
+from rayqd.driver.preflight import check, check_gpu_memory, describe_data, load_data
 from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
 from rayqd.report.write import Report, write_report
@@ -105,7 +105,8 @@ def _run(
             training, heldout = load_data(checked, config)
         for remark in checked.remarks:
             progress.say(remark)
-        progress.say(f"data: {summary(training)}; held out: {summary(heldout)}")
+        for line in describe_data(training, heldout):
+            progress.say(line)
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:
             run_dir.link_logs(cluster.log_dir)

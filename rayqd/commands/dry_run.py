@@ -20,7 +20,7 @@ from rayqd.console.result_table import short_path
 from rayqd.console.say import say
 from rayqd.data import ExampleSet
 from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
-from rayqd.driver.preflight import Checked, check, check_gpu_memory, load_data, summary
+from rayqd.driver.preflight import Checked, check, check_gpu_memory, describe_data, load_data
 from rayqd.runs.directory import describe_run_dir
 
 
@@ -41,7 +41,8 @@ def dry_run(config: Config, console: Console | None = None) -> int:
     training, heldout = load_data(checked, config)
     for remark in checked.remarks:
         say(console, remark)
-    say(console, f"data: {summary(training)}; held out: {summary(heldout)}")
+    for line in describe_data(training, heldout):
+        say(console, line)
     _show_roles(console, config, checked)
     say(
         console,

@@ -19,7 +19,7 @@ from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
 from rayqd.driver.dtype import check_machine, with_concrete_dtype
-from rayqd.driver.preflight import Checked, check, load_data, summary
+from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
@@ -94,7 +94,8 @@ class _Quantizing:
             training, heldout_rows = load_data(checked, config)
             for remark in checked.remarks:
                 progress.say(remark)
-            progress.say(f"data: {summary(training)}; held out: {summary(heldout_rows)}")
+            for line in describe_data(training, heldout_rows):
+                progress.say(line)
             heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
             student = self._student(checked)
             arms = {untrained_arm("rtn", quant): self._measured("rtn", student, heldout)}

@@ -1,13 +1,14 @@
 """The examples of a run: rows in a seeded order, tokenized until enough of them are kept.
 
-A row is kept if every message has text, its prompt leaves room for a completion, and prompt and completion fit. With no
-`eval.source`, the first rows kept are held out and training takes those after them.
+A row is kept if every message has text, its prompt leaves room for a completion, prompt and completion fit, and it is
+not held out. With no `eval.source`, the first rows kept are held out and training takes those after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import filecmp
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message
+from rayqd.data.left_out import LeftOut, Reason
+from rayqd.data.lengths import describe_lengths
+from rayqd.data.row_key import row_key
 from rayqd.data.sources import Rows, read_rows
 from rayqd.data.template import tokenize_example
 from rayqd.errors import ConfigError, DataError
@@ -30,11 +34,20 @@ class ExampleSet:
     """What was kept of a source, in the order in which it was looked at, and what was left out on the way."""
 
     examples: list[Example]
-    num_skipped: int  # broken rows
-    num_too_long: int  # rows left out by data.max_length and data.min_room
-    num_filtered: int = 0  # rows left out by data.filter
+    keys: list[int] = field(repr=False)  # of the examples' rows, by `row_key`
     source: str  # path, or id and split
-    reasons: tuple[str, ...]  # location and fault of the first few broken rows
+    num_rows: int  # of the source, looked at or not
+    left_out: tuple[LeftOut, ...]  # of the rows looked at
+    remarks: tuple[str, ...] = ()  # what the user should know of it besides, a line each
+
+    @property
+    def num_duplicates(self) -> int:
+        """Examples whose row is that of an earlier one, but for white space and case."""
+        return len(self.keys) - len(set(self.keys))
+
+    def num_left_out(self, reason: Reason) -> int:
+        """Count the rows looked at that are not used for `reason`."""
+        return sum(left_out.num_rows for left_out in self.left_out if left_out.reason is reason)
 
 
 def load_run_data(
@@ -53,8 +66,9 @@ def load_run_data(
         num_needed=config.learner.steps * config.learner.batch_size,
         context_length=context_length,
         exclude=config.eval.num_rows if config.eval.source is None else 0,
+        heldout=frozenset(heldout.keys),
     )
-    return training, heldout
+    return replace(training, remarks=_remarks(config, len(training.examples))), heldout
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:
@@ -70,7 +84,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
     data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
     check_max_length(data, context_length)
     rows = read_rows(data)
-    return _select(tokenizer, rows, range(len(rows)), data, num_rows, context_length, exclude=0)
+    return _select(tokenizer, rows, range(len(rows)), data, num_rows, exclude=0)
 
 
 def load_examples(
@@ -81,14 +95,17 @@ def load_examples(
     num_needed: int,
     context_length: int,
     exclude: int = 0,
+    heldout: Collection[int] = frozenset(),
 ) -> ExampleSet:
     """Read up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
+
+    After those no row is taken whose key (`row_key`) is in `heldout`.
 
     Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
     """
     check_max_length(data, context_length)
     rows = read_rows(data)
-    return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, context_length, exclude)
+    return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, exclude, heldout)
 
 
 def row_order(num_rows: int, seed: int) -> list[int]:
@@ -102,56 +119,65 @@ def _select(
     order: Iterable[int],
     data: DataConfig,
     num_needed: int,
-    context_length: int,
     exclude: int,
+    heldout: Collection[int] = frozenset(),
 ) -> ExampleSet:
     kept: list[Example] = []
-    num_too_long = 0
+    keys: list[int] = []
+    too_long: list[int] = []  # tokens
     for index in order:
         if len(kept) == exclude + num_needed:
             break
         messages = rows.row(index)
         if messages is None:
             continue
-        example = _tokenize(tokenizer, rows, index, messages, context_length)
+        key = row_key(messages)
+        if len(kept) >= exclude and key in heldout:
+            rows.leave_out(index, Reason.HELD_OUT, "it is also a held-out row, which is not trained on")
+            continue
+        example = _tokenize(tokenizer, rows, index, messages)
         if example is None:
             continue
-        if _fits(example, data):
-            kept.append(example)
-        else:
-            num_too_long += 1
+        if what := _too_long(example, data):
+            rows.leave_out(index, Reason.TOO_LONG, what)
+            too_long.append(len(example.prompt_ids) + len(example.completion_ids))
+            continue
+        kept.append(example)
+        keys.append(key)
     if len(kept) <= exclude:
-        raise DataError(_explain_nothing_kept(rows, data, len(kept), num_too_long, exclude))
+        raise DataError(_explain_nothing_kept(rows, data, len(kept), too_long, exclude))
     return ExampleSet(
         examples=kept[exclude:],
-        num_skipped=rows.num_skipped,
-        num_too_long=num_too_long,
-        num_filtered=rows.num_filtered,
+        keys=keys[exclude:],
         source=rows.name,
-        reasons=tuple(rows.reasons),
+        num_rows=len(rows),
+        left_out=rows.left_out,
     )
 
 
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: list[Message], context_length: int
-) -> Example | None:
-    """Return None if the template refuses the row or the model cannot take its prompt, and broken rows are skipped."""
+def _tokenize(tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: list[Message]) -> Example | None:
+    """Return None if the template refuses the row, and broken rows are skipped."""
     try:
-        example = tokenize_example(tokenizer, messages, index)
+        return tokenize_example(tokenizer, messages, index)
     except DataError as error:
         rows.reject(index, str(error))
         return None
-    num_prompt_tokens = len(example.prompt_ids)
-    if num_prompt_tokens > context_length:
-        rows.reject(index, f"the prompt has {num_prompt_tokens} tokens, the model takes {context_length}")
-        return None
-    return example
 
 
-def _fits(example: Example, data: DataConfig) -> bool:
-    num_prompt_tokens = len(example.prompt_ids)
-    has_room = num_prompt_tokens <= data.max_length - data.min_room
-    return has_room and num_prompt_tokens + len(example.completion_ids) <= data.max_length
+def _too_long(example: Example, data: DataConfig) -> str:
+    """Say in what the example does not fit; "" where it does."""
+    num_prompt, num_completion = len(example.prompt_ids), len(example.completion_ids)
+    if num_prompt > data.max_length - data.min_room:
+        return (
+            f"the prompt has {num_prompt:,} tokens, which leaves less than data.min_room={data.min_room} of "
+            f"data.max_length={data.max_length}"
+        )
+    if num_prompt + num_completion > data.max_length:
+        return (
+            f"prompt and completion have {num_prompt:,} and {num_completion:,} tokens, more than "
+            f"data.max_length={data.max_length}"
+        )
+    return ""
 
 
 def check_max_length(data: DataConfig, context_length: int) -> None:
@@ -163,20 +189,47 @@ def check_max_length(data: DataConfig, context_length: int) -> None:
         )
 
 
-def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, num_too_long: int, exclude: int) -> str:
+def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long: list[int], exclude: int) -> str:
     fate = (
-        f"of its {len(rows)} rows {rows.num_skipped} are broken, {num_too_long} do not fit "
+        f"of its {len(rows)} rows {rows.num_left_out(Reason.BROKEN)} are broken, {len(too_long)} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"
     )
-    if rows.num_filtered:
-        fate = f"{fate}, {rows.num_filtered} are left out by data.filter"
+    if num_filtered := rows.num_left_out(Reason.FILTERED):
+        fate = f"{fate}, {num_filtered} are left out by data.filter"
+    if num_heldout := rows.num_left_out(Reason.HELD_OUT):
+        fate = f"{fate}, {num_heldout} are also held out"
+    if too_long:
+        fate = f"{fate} ({describe_lengths(too_long)})"
     if exclude:
         return (
             f"{rows.name} leaves nothing to train on: {fate}, and the {num_kept} others are held out "
             f"(eval.num_rows={exclude}); lower eval.num_rows, name an eval.source, or give more data"
         )
-    first = f" (first: {rows.reasons[0]})" if rows.reasons else ""
-    return f"{rows.name} leaves no examples: {fate}{first}; raise data.max_length or give other data"
+    first = next((f" (first: {part.first[0]})" for part in rows.left_out if part.reason is Reason.BROKEN), "")
+    way_out = "give data that eval.source does not hold" if num_heldout else "raise data.max_length or give other data"
+    return f"{rows.name} leaves no examples: {fate}{first}; {way_out}"
+
+
+def _remarks(config: Config, num_examples: int) -> tuple[str, ...]:
+    """Say what is strange about training and held-out data, though the run can go on with it."""
+    remarks: list[str] = []
+    if config.eval.source and _is_copy(config.eval.source, config.data.source):
+        remarks.append(
+            f"eval.source={config.eval.source} is a byte copy of data.source={config.data.source}: "
+            "the rows that it holds out are left out of training"
+        )
+    if num_examples < config.learner.batch_size:
+        rows = "a single row" if num_examples == 1 else f"{num_examples} rows"
+        remarks.append(
+            f"there {'is' if num_examples == 1 else 'are'} {rows} to train on, less than one step takes "
+            f"(learner.batch_size={config.learner.batch_size}): a step has the same row several times"
+        )
+    return tuple(remarks)
+
+
+def _is_copy(source: str, other: str) -> bool:
+    file, other_file = existing_file_of_source(source), existing_file_of_source(other)
+    return file is not None and other_file is not None and filecmp.cmp(file, other_file, shallow=False)
 
 
 def _location(source: str, split: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rayqd.config import Config
 from rayqd.data.conversation import Message, parse_prompt
 from rayqd.data.examples import check_max_length, row_order
+from rayqd.data.left_out import Reason
 from rayqd.data.sources import read_rows
 from rayqd.data.template import tokenize_prompt
 from rayqd.errors import DataError
@@ -41,7 +42,6 @@ class Prompts:
         self._longest = data.max_length - data.min_room
         self._rows = read_rows(data, parse=parse_prompt)
         self._order = row_order(len(self._rows), config.seed)
-        self._too_long: set[int] = set()
 
     def __len__(self) -> int:
         """Rows of the source, whether their prompts are kept or not."""
@@ -55,17 +55,17 @@ class Prompts:
     @property
     def num_too_long(self) -> int:
         """Prompts met so far that leave no room."""
-        return len(self._too_long)
+        return self._rows.num_left_out(Reason.TOO_LONG)
 
     @property
     def num_skipped(self) -> int:
         """Broken rows met so far."""
-        return self._rows.num_skipped
+        return self._rows.num_left_out(Reason.BROKEN)
 
     @property
     def num_filtered(self) -> int:
         """Rows met so far that `data.filter` leaves out."""
-        return self._rows.num_filtered
+        return self._rows.num_left_out(Reason.FILTERED)
 
     @property
     def order(self) -> list[int]:
@@ -98,6 +98,7 @@ class Prompts:
             self._rows.reject(row, str(error))
             return None
         if len(token_ids) > self._longest:
-            self._too_long.add(row)
+            what = f"the prompt has {len(token_ids)} tokens, more than {self._longest}"
+            self._rows.leave_out(row, Reason.TOO_LONG, what)
             return None
         return Prompt(row=row, messages=messages, token_ids=token_ids)

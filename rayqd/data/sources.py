@@ -16,11 +16,11 @@ from typing import Literal
 from rayqd.config.data_source import QUICKSTART, path_of_source
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message, Parse, parse_row
+from rayqd.data.left_out import LeftOut, Reason, Tally
 from rayqd.data.user_code import RowFilter, call_reader
 from rayqd.errors import DataError
 
 QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
-MAX_REASONS = 5
 
 OnBadRow = Literal["auto", "error", "skip"]
 
@@ -39,39 +39,37 @@ class Rows:
         keep: RowFilter | None = None,
     ) -> None:
         self.name = name
-        self.reasons: list[str] = []
-        """Location and fault of the first few rows skipped."""
         self._length = length
         self._fetch = fetch
         self._location = location
         self._on_bad_row = on_bad_row
         self._parse = parse
         self._keep = keep
-        self._skipped: set[int] = set()
+        self._tally = Tally()
 
     def __len__(self) -> int:
         return self._length
 
     @property
-    def num_skipped(self) -> int:
-        """Broken rows met so far; one met twice counts once."""
-        return len(self._skipped)
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The rows met so far that are not used, by reason."""
+        return self._tally.summary()
 
-    @property
-    def num_filtered(self) -> int:
-        """Rows met so far that `data.filter` leaves out."""
-        return self._keep.num_left_out if self._keep else 0
+    def num_left_out(self, reason: Reason) -> int:
+        """Count the rows met so far that are not used for `reason`; one met twice counts once."""
+        return self._tally.count(reason)
 
     def row(self, index: int) -> list[Message] | None:
         """Return the conversation at `index`; None if it is filtered out, or broken and those are skipped.
 
         Raises DataError for a broken row that is not skipped.
         """
-        if index in self._skipped:
+        if self._tally.has(Reason.BROKEN, index):
             return None
         try:
             row = self._fetch(index)
             if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._location(index)):
+                self.leave_out(index, Reason.FILTERED, "data.filter returned False")
                 return None
             return self._parse(row)
         except DataError as error:
@@ -82,9 +80,11 @@ class Rows:
         """Count the row at `index` as broken, or raise DataError with its location and what to do."""
         if self._on_bad_row != "skip":
             raise DataError(f'{self._location(index)}: {what}; fix it or set data.on_bad_row = "skip"')
-        if len(self.reasons) < MAX_REASONS:
-            self.reasons.append(f"{self._location(index)}: {what}")
-        self._skipped.add(index)
+        self.leave_out(index, Reason.BROKEN, what)
+
+    def leave_out(self, index: int, reason: Reason, what: str) -> None:
+        """Count the row at `index` as not used for `reason`; `what` says in words what is the matter with it."""
+        self._tally.add(reason, index, self._location(index), what)
 
 
 def read_rows(data: DataConfig, *, parse: Parse = parse_row) -> Rows:

@@ -54,11 +54,6 @@ class RowFilter:
         self._keep = _load(path, FILTER, "row")
         self._kept: dict[int, bool] = {}
 
-    @property
-    def num_left_out(self) -> int:
-        """Rows looked at so far that do not stay."""
-        return sum(not kept for kept in self._kept.values())
-
     def keeps(self, index: int, row: object, location: str) -> bool:
         """Return whether the row at `index` stays. Raises ConfigError where the filter fails or returns no bool."""
         if index not in self._kept:

@@ -102,14 +102,15 @@ def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]
     return load_run_data(checked.tokenizer, config, checked.context_length)
 
 
+def describe_data(training: ExampleSet, heldout: ExampleSet) -> list[str]:
+    """Return what to say of a run's rows: `data: 200 rows of quickstart (train), 3 too long; held out: ...`."""
+    return [f"data: {summary(training)}; held out: {summary(heldout)}", *training.remarks, *heldout.remarks]
+
+
 def summary(data: ExampleSet) -> str:
     """Format `200 rows of quickstart (train), 3 too long`."""
-    left_out = [f"{data.num_too_long} too long"] if data.num_too_long else []
-    if data.num_skipped:
-        left_out.append(f"{data.num_skipped} broken (first: {data.reasons[0]})")
-    if data.num_filtered:
-        left_out.append(f"{data.num_filtered} left out by data.filter")
-    return ", ".join([f"{len(data.examples)} rows of {data.source}", *left_out])
+    duplicates = [f"{data.num_duplicates:,} of them duplicates"] if data.num_duplicates else []
+    return ", ".join([f"{len(data.examples)} rows of {data.source}", *duplicates, *map(str, data.left_out)])
 
 
 def _check_same_vocabulary(student: Any, teacher: Any, config: Config) -> None:

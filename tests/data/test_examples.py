@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from rayqd.config import Config
 from rayqd.config.sections import DataConfig
 from rayqd.data import ExampleSet, load_examples, load_heldout, load_run_data
+from rayqd.data.left_out import Reason
 from rayqd.errors import ConfigError, DataError
 
 # A token a character: "<|im_start|>user\n" + prompt + "<|im_end|>\n<|im_start|>assistant\n" is 6 + P + 2 + 11 tokens,
@@ -18,7 +19,11 @@ PROMPT_EXTRA, COMPLETION_EXTRA = 19, 1
 
 
 def _write(path: Path, lengths: list[tuple[int, int]]) -> str:
-    rows = [{"prompt": "p" * prompt, "completion": "c" * completion} for prompt, completion in lengths]
+    """Write rows of prompts and completions with so many characters; no two of the first 650 are the same."""
+    rows: list[dict[str, str]] = []
+    for number, (prompt, completion) in enumerate(lengths):
+        letter = chr(ord("a") + number % 26)
+        rows.append({"prompt": letter * prompt, "completion": chr(ord("b") + number // 26) * completion})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -59,7 +64,15 @@ def test_prompts_leave_min_room_and_completions_fit_max_length(
     ]  # fmt: skip
     kept = _load(tokenizer, _write(tmp_path / "a.jsonl", lengths))
     assert sorted(_rows(kept)) == [0, 3]
-    assert (kept.num_too_long, kept.num_skipped, kept.source) == (3, 0, str(tmp_path / "a.jsonl"))
+    assert [(part.reason, part.num_rows) for part in kept.left_out] == [(Reason.TOO_LONG, 3)]
+    assert (kept.source, kept.num_rows) == (str(tmp_path / "a.jsonl"), 5)
+    assert str(kept.left_out[0]) == "3 too long"
+    words = {row.location.rpartition(":")[2]: row.words for row in kept.left_out[0].first}
+    assert words == {
+        "2": "the prompt has 55 tokens, which leaves less than data.min_room=10 of data.max_length=64",
+        "3": "prompt and completion have 54 and 11 tokens, more than data.max_length=64",
+        "5": "prompt and completion have 20 and 45 tokens, more than data.max_length=64",
+    }
 
 
 def test_the_order_is_shuffled_by_the_seed_alone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -98,26 +111,23 @@ def test_fewer_needed_are_the_first_of_more(tmp_path: Path, tokenizer: PreTraine
     assert _rows(_load(tokenizer, source, num_needed=6, exclude=4)) == everything[4:10]
 
 
-def test_a_prompt_beyond_the_models_context_is_a_broken_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    # 80 + 19 = 99 tokens, one above 98; 79 + 19 = 98 is no broken row, only one that does not fit.
-    source = _write(tmp_path / "a.jsonl", [(1, 1), (79, 1), (80, 1)])
-    with pytest.raises(DataError) as caught:
-        _load(tokenizer, source, context_length=98)
-    assert str(caught.value) == (
-        f'{source}:3: the prompt has 99 tokens, the model takes 98; fix it or set data.on_bad_row = "skip"'
-    )
-    kept = _load(tokenizer, source, context_length=98, on_bad_row="skip")
-    assert (_rows(kept), kept.num_skipped, kept.num_too_long) == ([0], 1, 1)
-    assert kept.reasons == (f"{source}:3: the prompt has 99 tokens, the model takes 98",)
+def test_a_prompt_beyond_the_models_context_is_too_long_and_ends_no_run(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1), (80, 1), (1, 2)])
+    kept = _load(tokenizer, source, context_length=98)  # 80 + 19 = 99 tokens, one above 98
+    assert sorted(_rows(kept)) == [0, 2]
+    assert [str(part) for part in kept.left_out] == ["1 too long"]
 
 
 def test_a_row_the_template_refuses_is_a_broken_row(tmp_path: Path, make_tokenizer: Any, chatml: str) -> None:
-    refuse = "{% if 'pp' in messages[0]['content'] %}{{ raise_exception('no pp') }}{% endif %}"
+    refuse = "{% if 'bb' in messages[0]['content'] %}{{ raise_exception('no bb') }}{% endif %}"
     tokenizer = make_tokenizer(refuse + chatml)
     source = _write(tmp_path / "a.jsonl", [(1, 1), (2, 1)])
-    with pytest.raises(DataError, match=r"a\.jsonl:2: .*no pp; fix it"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*no bb; fix it"):
         _load(tokenizer, source)
-    assert _load(tokenizer, source, on_bad_row="skip").num_skipped == 1
+    (left_out,) = _load(tokenizer, source, on_bad_row="skip").left_out
+    assert str(left_out).startswith(f"1 broken (first: {source}:2: the chat template refuses it: no bb")
 
 
 def test_nothing_kept_says_how_many_rows_went_where(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -127,6 +137,8 @@ def test_nothing_kept_says_how_many_rows_went_where(tmp_path: Path, tokenizer: P
     with pytest.raises(DataError) as caught:
         _load(tokenizer, source, on_bad_row="skip")
     message = str(caught.value)
+    # 60 + 19 + 2 = 81, 61 + 19 + 2 = 82 and 1 + 19 + 61 = 81 tokens.
+    assert "(tokens of a row: 65 to 128: 3 rows)" in message
     assert "of its 4 rows 1 are broken, 3 do not fit data.max_length=64 with data.min_room=10" in message
     assert f"(first: {source}:4: neither messages" in message
     assert "\n" not in message
@@ -174,7 +186,11 @@ def test_heldout_rows_of_their_own_source_come_in_its_order(tmp_path: Path, toke
     source = _write(tmp_path / "a.jsonl", [(1, 1)] * 6)
     heldout_source = _write(tmp_path / "b.jsonl", [(2, 1), (60, 1), (3, 1), (4, 1), (5, 1), (6, 1)])
     training, heldout = load_run_data(tokenizer, _config(source, eval={"source": heldout_source}), 1000)
-    assert (_rows(heldout), heldout.source, heldout.num_too_long) == ([0, 2, 3, 4], heldout_source, 1)
+    assert (_rows(heldout), heldout.source, [*map(str, heldout.left_out)]) == (
+        [0, 2, 3, 4],
+        heldout_source,
+        ["1 too long"],
+    )
     assert sorted(_rows(training)) == [0, 1, 2, 3, 4, 5]  # none is held out of the training data
 
 
@@ -187,6 +203,69 @@ def test_evaluating_on_the_training_source_is_refused(
         load_run_data(tokenizer, _config(source, eval={"source": "./a.jsonl"}), 1000)
     with pytest.raises(ConfigError, match=r"eval\.source=.* is what data\.source trains on"):
         load_run_data(tokenizer, _config("quickstart", eval={"source": "quickstart", "split": "train"}), 1000)
+
+
+def _write_texts(path: Path, *texts: tuple[str, str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in texts))
+    return str(path)
+
+
+def test_rows_that_are_also_held_out_are_left_out_of_training_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    heldout = _write_texts(tmp_path / "b.jsonl", ("Why?", "So."), ("Who?", "I."))
+    source = _write_texts(
+        tmp_path / "a.jsonl",
+        ("Why?", "So."),      # exactly
+        ("  why?\n", "SO."),  # but for white space and case
+        ("Why?", "No."),      # another answer
+        ("Wh y?", "So."),     # another word
+    )  # fmt: skip
+    training, _ = load_run_data(tokenizer, _config(source, eval={"source": heldout}), 1000)
+    assert sorted(_rows(training)) == [2, 3]
+    assert [str(part) for part in training.left_out] == ["2 also held out"]
+    assert {row.location for row in training.left_out[0].first} == {f"{source}:1", f"{source}:2"}
+
+
+def test_copies_of_rows_that_are_held_out_of_the_data_itself_are_not_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = _write_texts(tmp_path / "a.jsonl", *[(chr(ord("a") + i % 6), "x") for i in range(18)])
+    training, heldout = load_run_data(tokenizer, _config(source), 1000)
+    seen = {example.prompt_ids.tobytes() for example in heldout.examples}
+    assert len(heldout.examples) == 4
+    assert not seen & {example.prompt_ids.tobytes() for example in training.examples}
+
+
+def test_duplicates_are_counted_and_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write_texts(tmp_path / "a.jsonl", ("a", "x"), ("A ", "x"), ("b", "x"), ("a", "x"))
+    kept = _load(tokenizer, source)
+    assert (len(kept.examples), kept.num_duplicates) == (4, 2)
+
+
+def test_a_byte_copy_of_the_training_file_is_said_and_its_held_out_rows_are_not_trained_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 9)
+    copy = _write(tmp_path / "b.jsonl", [(1, 1)] * 9)
+    training, heldout = load_run_data(tokenizer, _config(source, eval={"source": copy}), 1000)
+    assert _rows(heldout) == [0, 1, 2, 3]
+    assert sorted(_rows(training)) == [4, 5, 6, 7, 8]
+    assert training.remarks == (
+        f"eval.source={copy} is a byte copy of data.source={source}: "
+        "the rows that it holds out are left out of training",
+    )
+    with pytest.raises(DataError, match=r"leaves no examples: .*, 9 are also held out; give data that eval"):
+        load_run_data(tokenizer, _config(source, eval={"source": copy, "num_rows": 9}), 1000)
+
+
+def test_fewer_rows_than_a_batch_are_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 5)
+    training, _ = load_run_data(tokenizer, _config(source), 1000)
+    assert training.remarks == (
+        "there is a single row to train on, less than one step takes (learner.batch_size=2): a step has the same row "
+        "several times",
+    )
 
 
 def test_importing_the_package_imports_none_of_the_heavy_libraries() -> None:

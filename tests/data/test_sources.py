@@ -10,6 +10,7 @@ from rayqd.config.data_source import existing_file_of_source, path_of_source
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sections import DataConfig
 from rayqd.data import Rows
+from rayqd.data.left_out import Reason
 from rayqd.errors import DataError
 from tests.data.reading import open_rows
 
@@ -68,13 +69,14 @@ def test_a_broken_row_is_an_error_with_its_file_line_fault_and_way_out(
     assert "\n" not in message
 
 
-def test_skipped_rows_are_none_counted_once_and_the_first_five_have_reasons(tmp_path: Path) -> None:
+def test_skipped_rows_are_none_counted_once_and_the_first_three_have_reasons(tmp_path: Path) -> None:
     source = _write(tmp_path / "rows.jsonl", json.dumps(GOOD), *["{}"] * 7, json.dumps(GOOD))
     rows = open_rows(source, "train", on_bad_row="skip")
-    assert rows.num_skipped == 7  # the file is checked whole at once
+    assert rows.num_left_out(Reason.BROKEN) == 7  # the file is checked whole at once
     assert [rows.row(i) is None for i in range(len(rows))] == [False, *[True] * 7, False]
-    assert rows.num_skipped == 7
-    assert [reason.split(": ")[0] for reason in rows.reasons] == [f"{source}:{line}" for line in range(2, 7)]
+    assert rows.num_left_out(Reason.BROKEN) == 7
+    (left_out,) = rows.left_out
+    assert [row.location for row in left_out.first] == [f"{source}:{line}" for line in range(2, 5)]
 
 
 def test_a_row_of_messages_keeps_roles_and_text_alone(tmp_path: Path) -> None:
@@ -148,12 +150,12 @@ def test_a_hub_set_is_read_row_by_row_and_counts_what_it_meets(monkeypatch: pyte
     asked = _hub(monkeypatch, [GOOD, {"messages": [USER]}, {"messages": []}])
     rows: Rows = open_rows("some/set", "train", on_bad_row="skip")
     assert asked == [("some/set", "train")]
-    assert (len(rows), rows.num_skipped) == (3, 0)
+    assert (len(rows), rows.num_left_out(Reason.BROKEN)) == (3, 0)
     assert rows.row(0) == GOOD["messages"]
-    assert (rows.row(2), rows.row(2), rows.num_skipped) == (None, None, 1)
+    assert (rows.row(2), rows.row(2), rows.num_left_out(Reason.BROKEN)) == (None, None, 1)
     assert rows.row(1) is None
-    assert rows.num_skipped == 2
-    assert rows.reasons[0].startswith("some/set (train), row 2: messages must be a list")
+    assert rows.num_left_out(Reason.BROKEN) == 2
+    assert str(rows.left_out[0].first[0]).startswith("some/set (train), row 2: messages must be a list")
 
 
 def test_a_broken_row_of_a_hub_set_names_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_left_to_itself_a_broken_row_stops_a_file_and_is_left_out_of_a_hub_set(
         open_rows(_write(tmp_path / "rows.jsonl", json.dumps({"messages": [USER]})), "train", on_bad_row="auto")
     _hub(monkeypatch, [{"messages": [USER]}])
     rows = open_rows("some/set", "train", on_bad_row="auto")
-    assert (rows.row(0), rows.num_skipped) == (None, 1)
+    assert (rows.row(0), rows.num_left_out(Reason.BROKEN)) == (None, 1)
 
 
 @pytest.mark.parametrize(

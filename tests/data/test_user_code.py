@@ -13,6 +13,7 @@ from rayqd.cli import main
 from rayqd.config import Config, differences, load_config, to_toml
 from rayqd.config.sections import DataConfig
 from rayqd.data import load_run_data, read_rows
+from rayqd.data.left_out import Reason
 from rayqd.data.prompts import Prompts
 from rayqd.data.user_code import check_user_code
 from rayqd.driver.preflight import check, load_data, summary
@@ -128,9 +129,9 @@ def test_a_filter_sees_the_row_as_it_was_read_and_leaves_out_what_is_counted(
     rows = read_rows(data_of(table, filter=f"outside_data:{name}"))
     kept = [(rows.row(i) or [{}])[-1].get("content") for i in range(5)]
     assert kept == [None, None, "C", "D", "E"]
-    assert (rows.num_filtered, rows.num_skipped) == (2, 0)
+    assert (rows.num_left_out(Reason.FILTERED), rows.num_left_out(Reason.BROKEN)) == (2, 0)
     assert [rows.row(i) is None for i in range(5)] == [True, True, False, False, False]
-    assert rows.num_filtered == 2  # looking twice counts once
+    assert rows.num_left_out(Reason.FILTERED) == 2  # looking twice counts once
 
 
 def test_a_filter_works_on_a_file_too_and_spares_a_row_from_being_broken(table: str, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_filter_works_on_a_file_too_and_spares_a_row_from_being_broken(table: 
     with pytest.raises(DataError, match=r"rows\.jsonl:2: neither messages nor prompt"):
         read_rows(DataConfig(source=str(file)))
     rows = read_rows(DataConfig(source=str(file), filter="outside_data:keep"))
-    assert (rows.num_filtered, rows.row(1)) == (1, None)
+    assert (rows.num_left_out(Reason.FILTERED), rows.row(1)) == (1, None)
 
 
 def test_a_row_is_shown_to_the_filter_once(table: str, tokenizer: Any) -> None:
@@ -261,7 +262,7 @@ def test_every_command_that_reads_data_refuses_it_in_one_line(
 
 def test_a_broken_row_of_a_reader_is_skipped_where_that_is_wanted(table: str) -> None:
     rows = read_rows(DataConfig(source=table, reader="outside_data:broken_row", on_bad_row="skip"))
-    assert (len(rows), rows.num_skipped, rows.row(1)) == (2, 1, None)
+    assert (len(rows), rows.num_left_out(Reason.BROKEN), rows.row(1)) == (2, 1, None)
 
 
 def test_both_are_in_the_runs_config_and_a_run_from_before_they_existed_resumes(table: str, tmp_path: Path) -> None:

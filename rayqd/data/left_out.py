@@ -1,0 +1,74 @@
+"""The rows of a source that are not used, by reason, with the first few of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_FIRST = 3
+
+
+class Reason(StrEnum):
+    """Why a row is not used, as it is shown."""
+
+    TOO_LONG = "too long"
+    BROKEN = "broken"
+    FILTERED = "left out by data.filter"
+    HELD_OUT = "also held out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutRow:
+    """One row, where it stands and what is the matter with it."""
+
+    location: str  # "rows.jsonl:3", "some/set (train), row 17"
+    words: str  # "the prompt has 99 tokens, ..."
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.words}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """What was left out for one reason."""
+
+    reason: Reason
+    num_rows: int
+    first: tuple[LeftOutRow, ...]  # the first few that were met, at most MAX_FIRST
+
+    def __str__(self) -> str:
+        """Format `3 too long`; with the first row where somebody should mend it: `1 broken (first: a.jsonl:3: ...)`."""
+        first = f" (first: {self.first[0]})" if self.reason is Reason.BROKEN and self.first else ""
+        return f"{self.num_rows:,} {self.reason}{first}"
+
+
+class Tally:
+    """Counts rows as they are met; one that is met twice counts once."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Reason, set[int]] = {reason: set() for reason in Reason}
+        self._first: dict[Reason, list[LeftOutRow]] = {reason: [] for reason in Reason}
+
+    def add(self, reason: Reason, index: int, location: str, words: str) -> None:
+        """Count the row at `index`."""
+        if index in self._rows[reason]:
+            return
+        self._rows[reason].add(index)
+        if len(self._first[reason]) < MAX_FIRST:
+            self._first[reason].append(LeftOutRow(location=location, words=words))
+
+    def has(self, reason: Reason, index: int) -> bool:
+        """Return whether the row at `index` was counted for `reason`."""
+        return index in self._rows[reason]
+
+    def count(self, reason: Reason) -> int:
+        """Return how many rows were counted for `reason`."""
+        return len(self._rows[reason])
+
+    def summary(self) -> tuple[LeftOut, ...]:
+        """Return the reasons that any row was counted for, with those rows."""
+        return tuple(
+            LeftOut(reason=reason, num_rows=len(rows), first=tuple(self._first[reason]))
+            for reason, rows in self._rows.items()
+            if rows
+        )
