@@ -22,7 +22,13 @@ class Example:
 
     row: int  # position in its source
     prompt_ids: IntArray  # [P] ends with the generation prompt of the chat template
-    completion_ids: IntArray  # [C] ends with the end-of-turn token unless it was cut
+    completion_ids: IntArray  # [C] ends with the end-of-turn token unless it was cut; empty where there is no answer
+    trained: NDArray[np.bool_] | None = None  # [P + C] of the data's own answers; None: the completion, all of it
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the data has something to train on."""
+        return bool(len(self.completion_ids)) if self.trained is None else bool(self.trained.any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +44,7 @@ class PlannedSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """A completion and all that is known of it. Every completion token is trained on."""
+    """A completion and all that is known of it. Its tokens are trained on, all of them unless `trained` says which."""
 
     step: int
     index: int
@@ -48,17 +54,23 @@ class Rollout:
     policy_version: int | None  # the oldest weights that wrote any of it; None when it comes from the data
     top_ids: IntArray | None = None  # [C, k] the student's own likeliest ids, if the teacher is to score those
     is_cut: bool = False  # the student reached a limit before it came to an end
+    trained: NDArray[np.bool_] | None = None  # [C] which tokens are trained on; payloads have a row for these alone
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
-        """Make the rollout whose completion is the data's own."""
+        """Make the rollout whose completion is the data's own, from the first token on that is trained on.
+
+        Without an answer it is the prompt, all of it but its first token, as of plain text.
+        """
+        prompt_ids, completion_ids, trained = _split_at_trained(example)
         return cls(
             step=step,
             index=index,
             on_policy=False,
-            prompt_ids=example.prompt_ids,
-            completion_ids=example.completion_ids,
+            prompt_ids=prompt_ids,
+            completion_ids=completion_ids,
             policy_version=None,
+            trained=trained,
         )
 
     @property
@@ -74,14 +86,31 @@ class Rollout:
         )
 
     @property
+    def target_ids(self) -> IntArray:
+        """The completion tokens that are trained on: [C] unless `trained` leaves some out."""
+        return self.completion_ids if self.trained is None else self.completion_ids[self.trained]
+
+    @property
     def num_loss_tokens(self) -> int:
-        """Completion tokens: C."""
-        return len(self.completion_ids)
+        """Completion tokens that are trained on: C unless `trained` leaves some out."""
+        return len(self.completion_ids) if self.trained is None else int(self.trained.sum())
 
     @property
     def num_tokens(self) -> int:
         """Tokens that a model reads: P + C."""
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+def _split_at_trained(example: Example) -> tuple[IntArray, IntArray, NDArray[np.bool_] | None]:
+    """Return prompt and completion, [P] and [C], and which tokens of the completion are trained on, [C]."""
+    if not example.has_answer:
+        return example.prompt_ids[:1], example.prompt_ids[1:], None
+    if example.trained is None:
+        return example.prompt_ids, example.completion_ids, None
+    ids = np.concatenate([example.prompt_ids, example.completion_ids])
+    places = np.flatnonzero(example.trained)
+    first, last = max(int(places[0]), 1), int(places[-1]) + 1  # nothing predicts the first token
+    return ids[:first], ids[first:last], example.trained[first:last]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,7 @@ from rayqd.config import Config
 from rayqd.data.plan import generation_seed
 from rayqd.errors import PlacementError
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.sampling import sampling_request
 from rayqd.rollout.worker import MakeEngine, checkpoint_engine_maker
 from rayqd.types import IntArray
 
@@ -131,18 +132,11 @@ class BatchGenerator:
         await asyncio.gather(*(feed_worker() for _ in self._actors))
 
 
-def sampling_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...]) -> SamplingRequest:
+def generation_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...]) -> SamplingRequest:
     """Return the request for row `row` of the data: sampled as a rollout, and no longer than data may be."""
-    rollout = config.rollout
-    max_new_tokens = min(rollout.max_new_tokens, config.data.max_length - len(prompt_ids))
-    return SamplingRequest(
-        prompt_ids=prompt_ids,
-        seed=generation_seed(config.seed, row),
-        temperature=rollout.temperature,
-        min_new_tokens=min(rollout.min_new_tokens, max_new_tokens),
-        max_new_tokens=max_new_tokens,
-        stop_token_ids=end_ids,
-    )
+    room = config.data.max_length - len(prompt_ids)
+    seed = generation_seed(config.seed, row)
+    return sampling_request(config.rollout, prompt_ids, seed=seed, stop_token_ids=end_ids, most=room)
 
 
 class _Blocks:

@@ -14,6 +14,11 @@ from rayqd.actors.workers import PooledActor, RolloutActor, RolloutHandle, Teach
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
+from rayqd.data.chat_settings import chat_settings
+from rayqd.data.stops import end_token_ids
+from rayqd.model.load import load_tokenizer
+from rayqd.model.source import student_directory
+from rayqd.rollout.sampling import with_model_sampling
 from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
 from rayqd.teacher.worker import TeacherWorker, teacher_loader
 
@@ -27,9 +32,20 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     if not config.is_on_policy:
         return []
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
+    directory = student_directory(config)
+    settings = with_model_sampling(config, directory).rollout
+    stop_token_ids = end_token_ids(load_tokenizer(directory), directory, chat_settings(config.data))
     return [
         actor.remote(
-            RolloutWorker(rank, config.rollout, make_engine, fetch, num_top_ids(config), config.ray.stall_seconds)
+            RolloutWorker(
+                rank,
+                settings,
+                make_engine,
+                fetch,
+                num_top_ids(config),
+                config.ray.stall_seconds,
+                stop_token_ids,
+            )
         )
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))
     ]

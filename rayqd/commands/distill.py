@@ -23,7 +23,8 @@ from rayqd.config.resolved import with_absolute_paths
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
-from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
+from rayqd.driver.dtype import check_machine, describe_dtype
+from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.monitor import Monitor
 from rayqd.driver.preflight import check, check_gpu_memory, describe_data, load_data
 from rayqd.driver.seq_kd import generate_teacher_completions
@@ -61,7 +62,7 @@ def distill(
     check_is_config(config)
     began = start_clock(began)
     asked = with_absolute_paths(config)
-    config = with_concrete_dtype(asked)
+    config = with_frozen_settings(asked)
     run_dir = RunDirectory(config)
     try:
         if remark := run_dir.set_damaged_result_aside():
@@ -69,8 +70,8 @@ def distill(
         result = run_dir.result
         if not isinstance(result, DistillResult) or result.stopped_early:
             with record_abnormal_exit(run_dir.path):
-                remark = describe_dtype(asked, config)
-                result = _run(config, remark, run_dir, console, make_engine, make_teacher_engine, began)
+                remarks = [describe_dtype(asked, config), describe_date(asked, config)]
+                result = _run(config, remarks, run_dir, console, make_engine, make_teacher_engine, began)
                 run_dir.finish(result)
             write_report(config, result)
         else:
@@ -86,7 +87,7 @@ def distill(
 
 def _run(
     config: Config,
-    remark: str,
+    remarks: list[str],
     run_dir: RunDirectory,
     console: Console,
     make_engine: MakeEngine | None,
@@ -95,7 +96,7 @@ def _run(
 ) -> DistillResult:
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
-        if remark:
+        for remark in filter(None, remarks):
             progress.say(remark)
         progress.status("checking model and configuration")
         check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))

@@ -19,7 +19,8 @@ from rayqd.console.progress import headline
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say
 from rayqd.data import ExampleSet
-from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
+from rayqd.driver.dtype import check_machine, describe_dtype
+from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.preflight import Checked, check, check_gpu_memory, describe_data, load_data
 from rayqd.runs.directory import describe_run_dir
 
@@ -31,9 +32,9 @@ def dry_run(config: Config, console: Console | None = None) -> int:
     """
     console = console or Console()
     asked = with_absolute_paths(config)
-    config = with_concrete_dtype(asked)
+    config = with_frozen_settings(asked)
     say(console, f"dry run of {headline(config)}")
-    if remark := describe_dtype(asked, config):
+    for remark in filter(None, (describe_dtype(asked, config), describe_date(asked, config))):
         say(console, remark)
     state = describe_run_dir(config)
     check_machine(config, runs_vllm=config.is_on_policy or config.distill.seq_kd)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,7 +17,9 @@ from rayqd.config.sections.markers import ChangesBenchmarks
 from rayqd.config.settings import settings_with
 from rayqd.console.benchmark_table import print_benchmarks
 from rayqd.console.say import say
-from rayqd.driver.dtype import check_machine, with_concrete_dtype
+from rayqd.data.chat_settings import chat_settings
+from rayqd.driver.dtype import check_machine
+from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
@@ -68,7 +70,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     """
     console = console or Console()
     directory_of(path)
-    config = with_concrete_dtype(config)
+    config = with_frozen_settings(config)
     check_machine(config, runs_vllm=False)
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
@@ -81,7 +83,8 @@ class _Evaluation:
     ) -> None:
         self._path, self._config, self._checked = path, config, checked
         self._console = console
-        self._runner = BenchmarkRunner(benchmarks, load_tokenizer(checked.directory), self._say) if benchmarks else None
+        tokenizer = _tokenizer(checked, config) if benchmarks else None
+        self._runner = BenchmarkRunner(benchmarks, tokenizer, self._say) if benchmarks else None
         self._arms: dict[str, ModelScores] = {}
 
     def run(self) -> Evaluation:
@@ -158,8 +161,8 @@ class _Evaluation:
 def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benchmark]:
     if not config.eval.tasks:
         return []
-    tokenizer = load_tokenizer(checked.directory)
-    benchmarks = open_benchmarks(config.eval, tokenizer)
+    tokenizer = _tokenizer(checked, config)
+    benchmarks = open_benchmarks(config.eval, tokenizer, chat_settings(config.data))
     answering = [each.name for each in benchmarks if each.generates]
     if answering and tokenizer.chat_template and not config.eval.apply_chat_template:
         say(
@@ -168,6 +171,14 @@ def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benc
             "better with --eval.apply_chat_template",
         )
     return benchmarks
+
+
+def _tokenizer(checked: Checked, config: Config) -> Any:
+    """Return the model's tokenizer, with the run's chat template if it has one of its own."""
+    tokenizer = load_tokenizer(checked.directory)
+    if template := chat_settings(config.data).template:
+        tokenizer.chat_template = template
+    return tokenizer
 
 
 def load_student(path: Path, config: Config) -> PreTrainedModel:

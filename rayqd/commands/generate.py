@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
+from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, generation_request
 from rayqd.actors.connection import connect
 from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source
@@ -23,15 +23,20 @@ from rayqd.config.settings import settings_with
 from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress, duration
 from rayqd.console.say import say
+from rayqd.data.chat_settings import chat_settings
 from rayqd.data.completion_file import CompletionFile, Summary
-from rayqd.data.detokenize import Detokenizer, end_token_ids
+from rayqd.data.detokenize import Detokenizer
 from rayqd.data.prompts import Prompt, Prompts
-from rayqd.driver.dtype import check_machine, with_concrete_dtype
+from rayqd.data.render import check_variables
+from rayqd.data.stops import end_token_ids
+from rayqd.driver.dtype import check_machine
+from rayqd.driver.frozen import with_frozen_settings
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import context_length, load_tokenizer
 from rayqd.model.source import local_directory
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.sampling import with_model_sampling
 from rayqd.rollout.worker import MakeEngine
 from rayqd.teacher.cache import weights_digest
 from rayqd.types import IntArray
@@ -62,7 +67,7 @@ def generate(
     is called in every worker, without it the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
-    config = with_concrete_dtype(with_absolute_paths(config))
+    config = with_frozen_settings(with_absolute_paths(config))
     check_machine(config, runs_vllm=make_engine is None)
     resolved = resolve_model(model, config)
     directory = local_directory(resolved.name, resolved.revision)
@@ -71,11 +76,15 @@ def generate(
     out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
     if out.suffix != ".jsonl":
         raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
+    config = with_model_sampling(config, directory)
     tokenizer = load_tokenizer(directory)
+    chat = chat_settings(config.data)
+    check_variables(tokenizer, chat)
+    ends = end_token_ids(tokenizer, directory, chat)
     prompts = Prompts(tokenizer, config, context_length(directory))
     with CompletionFile(out, settings=_settings(resolved, directory, config), command=command) as file:
         file.read(prompts)
-        job = AnswerJob(config, tokenizer, end_token_ids(tokenizer, directory), prompts, file, num_rows)
+        job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)
         with Progress(console, num_steps=0) as progress:
             if job.is_done:
                 progress.say(f"{out} is finished already")
@@ -115,7 +124,7 @@ class AnswerJob:
         """Choose the prompts; raises DataError if the data has none at all."""
         self._config = config
         self._end_ids = end_ids
-        self._detokenizer = Detokenizer(tokenizer, end_ids)
+        self._detokenizer = Detokenizer(tokenizer, end_ids, chat_settings(config.data), config.rollout.stop)
         self._file = file
         self._waiting: dict[int, Prompt] = {}
         self.num_prompts = min(num_rows or len(prompts), len(prompts))
@@ -143,7 +152,7 @@ class AnswerJob:
     def _requests(self) -> Iterator[tuple[int, SamplingRequest]]:
         for prompt in self._left:
             self._waiting[prompt.row] = prompt
-            yield prompt.row, sampling_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
+            yield prompt.row, generation_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
 
 
 def _run(

@@ -18,7 +18,8 @@ from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
-from rayqd.driver.dtype import check_machine, with_concrete_dtype
+from rayqd.driver.dtype import check_machine
+from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
@@ -53,7 +54,7 @@ def quantize(config: Config, console: Console | None = None, *, began: float | N
     """
     console = console or Console()
     began = start_clock(began)
-    config = with_concrete_dtype(with_absolute_paths(config))
+    config = with_frozen_settings(with_absolute_paths(config))
     check_method(config.quant.method, config.quant)
     run_dir = RunDirectory(config, command="quantize")
     try:

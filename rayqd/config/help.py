@@ -56,5 +56,5 @@ def _usage(setting: Setting) -> str:
     if setting.choices:
         others = ["MODULE:NAME"] if setting.takes_import_path else []
         return f"--{setting.key} {'|'.join([*setting.choices, *others])}"
-    words = {"integer": "N", "number": "X", "array": "A,B,..."}
+    words = {"integer": "N", "number": "X", "array": "A,B,...", "object": "A=X,B=Y,..."}
     return f"--{setting.key} {words.get(setting.kind, 'TEXT')}"

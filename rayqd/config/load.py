@@ -105,6 +105,8 @@ def parse_value(text: str, setting: Setting) -> object:
         return {"true": True, "false": False}.get(text.lower(), text)
     if setting.kind == "array" and not text.lstrip().startswith("["):
         return split_list(text)
+    if setting.kind == "object" and not text.lstrip().startswith("{"):
+        return _split_pairs(text)
     try:
         if setting.kind == "integer":
             return int(text)
@@ -116,6 +118,21 @@ def parse_value(text: str, setting: Setting) -> object:
 def split_list(text: str) -> list[str]:
     """Return the parts of `A,B,...` without the space around them; empty ones are dropped."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _split_pairs(text: str) -> object:
+    """Return the pairs of `NAME=VALUE,...`, each value as JSON or else as text; `text` itself where it is no pairs."""
+    pairs = [part.partition("=") for part in split_list(text)]
+    if not all(name and equals for name, equals, _ in pairs):
+        return text
+    return {name.strip(): _json_or_text(value.strip()) for name, _, value in pairs}
+
+
+def _json_or_text(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def shorten(text: str) -> str:
@@ -178,6 +195,8 @@ def explain_invalid(error: ErrorDetails, final: Mapping[str, Assignment]) -> str
     key = next((key for end in (2, 1) if (key := ".".join(location[:end])) in settings()), None)
     if key is None:
         return _explain_relation(".".join(location), error["msg"].removeprefix("Value error, "), final)
+    if error["type"] == "value_error":
+        return f"{final[key].origin}: {error['msg'].removeprefix('Value error, ')}"
     return explain_value(final[key], settings()[key])
 
 

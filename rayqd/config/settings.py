@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -40,7 +40,7 @@ class Setting:
 
     key: str  # "learner.lr"
     text: str  # its help
-    kind: str  # JSON's name of the type: boolean, integer, number, string, array; or path
+    kind: str  # JSON's name of the type: boolean, integer, number, string, array, object; or path
     optional: bool  # takes none
     choices: tuple[str, ...]  # every value there is, if they can be listed
     takes_import_path: bool  # besides them also package.module:name
@@ -163,6 +163,7 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
     value = next(variant for variant in variants if variant.get("type") != "null")
     optional = any(variant.get("type") == "null" for variant in variants)
     takes_import_path = any(variant.get("pattern") == IMPORT_PATH for variant in variants)
+    words = [variant["const"] for variant in variants if "const" in variant and variant is not value]
     choices = tuple(value.get("enum") or ([value["const"]] if "const" in value else []))
     return Setting(
         key=key,
@@ -172,6 +173,7 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
         choices=choices,
         takes_import_path=takes_import_path,
         must_be=_must_be(value, choices)
+        + "".join(f", or {word}" for word in words)
         + (", or package.module:name" if takes_import_path else "")
         + (", or none" if optional else ""),
         default=default,
@@ -182,7 +184,13 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
 def _must_be(schema: _Schema, choices: tuple[str, ...]) -> str:
     if choices:
         return ("one of " if len(choices) > 1 else "") + ", ".join(choices)
-    nouns = {"boolean": "true or false", "integer": "a whole number", "number": "a number", "array": "a list of names"}
+    nouns = {
+        "boolean": "true or false",
+        "integer": "a whole number",
+        "number": "a number",
+        "array": "a list of names",
+        "object": "NAME=VALUE,...",
+    }
     noun = nouns.get(schema.get("type", ""), "a path" if schema.get("format") == "path" else "text")
     if "pattern" in schema:
         return f"{noun} of the form {schema['pattern']}"
@@ -209,6 +217,9 @@ def value_text(value: object) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(value_text(item) for item in value)}]"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, dict):
+        items = cast("dict[str, object]", value).items()
+        return f"{{{', '.join(f'{json.dumps(key, ensure_ascii=False)} = {value_text(item)}' for key, item in items)}}}"
     return json.dumps(str(value), ensure_ascii=False).replace(
         "\x7f", "\\u007f"
     )  # TOML forbids a bare DEL, JSON does not

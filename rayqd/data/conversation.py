@@ -1,132 +1,129 @@
-"""What a row of a data set says: a conversation, as messages.
+"""What a row of a data set says: a conversation, recognized by its columns, or by those that `data.columns` names.
 
-A row is {"messages": [{"role", "content"}, ...]} that ends with the assistant's message, or {"prompt", "completion"}
-(also {"prompt", "response"}), or {"text"}, all of which is trained on. "finish_reason": "length" beside them says that
-the completion was cut, and has no end; other keys are ignored. Who wants prompts alone reads rows with `parse_prompt`,
-which needs no completion.
+`shapes.py` lists what is recognized. "finish_reason": "length" beside it says that the answer was cut, and has no end;
+other keys are ignored. Where nothing is trained on the data's own answers, they may be missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
 
+from rayqd.config.sections import DataConfig
+from rayqd.data.messages import Conversation, Message, describe_type
+from rayqd.data.shapes import parse_shape, rename_columns
 from rayqd.errors import DataError
 
-ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
-TEXT = "text"  # stands for a role where the row is no conversation
-
-Message = dict[str, str]  # "role", one of ROLES, and "content"; of a completion that was cut also FINISH_REASON: CUT
 FINISH_REASON, CUT = "finish_reason", "length"  # as every serving API calls it
+
+
+class UntrainedError(DataError):
+    """A row whose answers all have weight 0: whole, and nothing to train on."""
+
+
 Parse = Callable[[object], list[Message]]
 
 
-def parse_row(row: object) -> list[Message]:
-    """Return the row's conversation, or one message of role TEXT.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowParser:
+    """Makes a conversation of a row; can be pickled."""
 
-    Raises DataError that says what is wrong with the row, without its location.
-    """
-    fields = _check_object(row)
-    _check_no_media(fields)
-    messages = fields.get("messages")
-    if messages is None and fields.get("prompt") is None and fields.get("text") is not None:
-        return [{"role": TEXT, "content": _check_text(fields["text"], "text")}]
-    parsed = _parse_messages(_messages_of_pair(fields) if messages is None else messages)
-    if parsed[-1]["role"] != "assistant":
-        raise DataError(f"the last message must be the assistant's, got {parsed[-1]['role']!r}")
-    if len(parsed) == 1:
-        raise DataError("there is an answer but nothing before it to answer")
-    if fields.get(FINISH_REASON) == CUT:
-        parsed[-1][FINISH_REASON] = CUT
-    return parsed
+    columns: tuple[tuple[str, str], ...] = ()  # of `data.columns`
+    needs_answer: bool = True  # to train on
+    prompt_only: bool = False  # leave the last answer out
+    train_on: Literal["last", "all"] = "last"  # of the assistant's turns
+
+    def __call__(self, row: object) -> Conversation:
+        """Return the row's conversation, or one message of role TEXT.
+
+        Raises DataError that says what is wrong with the row, without its location.
+        """
+        fields = _check_object(row)
+        _check_no_media(fields)
+        if self.columns:
+            fields = rename_columns(fields, dict(self.columns))
+        conversation = parse_shape(fields)
+        if conversation is None or (conversation.is_text and self.prompt_only):
+            raise DataError(self._explain_unknown(fields))
+        if fields.get(FINISH_REASON) == CUT:
+            conversation.is_cut = True
+        return self._prompt_of(conversation) if self.prompt_only else self._check_answer(conversation, fields)
+
+    def _check_answer(self, conversation: Conversation, fields: Mapping[str, object]) -> Conversation:
+        if conversation.is_text:
+            return conversation
+        last = conversation[-1].get("role")
+        if last != "assistant" and self.needs_answer:
+            if conversation.shape.startswith("prompts"):
+                raise DataError(
+                    "neither messages nor prompt with completion or response, nor text, got "
+                    f"{_describe_keys(fields)}: prompts alone will do where the student writes every answer "
+                    "(distill.lmbda = 1, distill.on_policy_after = 0)"
+                )
+            raise DataError(f"the last message must be the assistant's, got {last!r}")
+        if last == "assistant" and len(conversation) == 1:
+            raise DataError("there is an answer but nothing before it to answer")
+        if self.needs_answer and not self._trains(conversation):
+            raise UntrainedError(f"messages[{len(conversation) - 1}].weight is 0, so nothing of the row is trained on")
+        return conversation
+
+    def _trains(self, conversation: Conversation) -> bool:
+        turns = [index for index, message in enumerate(conversation) if message.get("role") == "assistant"]
+        return any(index not in conversation.untrained for index in (turns if self.train_on == "all" else turns[-1:]))
+
+    def _prompt_of(self, conversation: Conversation) -> Conversation:
+        if conversation[-1].get("role") != "assistant":
+            return conversation
+        if len(conversation) == 1:
+            raise DataError("there is an answer but nothing before it to answer")
+        return conversation.without_last()
+
+    def _explain_unknown(self, fields: Mapping[str, object]) -> str:
+        if self.prompt_only:
+            return f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}"
+        return (
+            f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(fields)}: "
+            "say in data.columns which of them are"
+        )
 
 
-def parse_prompt(row: object) -> list[Message]:
+def row_parser(data: DataConfig, *, needs_answer: bool = True, prompt_only: bool = False) -> RowParser:
+    """Return the parser of the rows that `data` names."""
+    return RowParser(
+        columns=tuple(sorted(data.columns.items())),
+        needs_answer=needs_answer,
+        prompt_only=prompt_only,
+        train_on=data.train_on,
+    )
+
+
+def parse_row(row: object) -> Conversation:
+    """Return the row's conversation with its answer. Raises DataError as `RowParser` does."""
+    return RowParser()(row)
+
+
+def parse_prompt(row: object) -> Conversation:
     """Return what the row asks: its conversation up to the assistant's last message, whether there is one or not.
 
-    Raises DataError as `parse_row` does.
+    Raises DataError as `RowParser` does.
     """
-    fields = _check_object(row)
-    _check_no_media(fields)
-    messages: object = fields.get("messages")
-    if messages is None and fields.get("prompt") is None:
-        raise DataError(f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}")
-    if messages is None:
-        return [{"role": "user", "content": _check_text(fields["prompt"], "prompt")}]
-    if isinstance(messages, list) and messages and _is_from_assistant(cast(list[object], messages)[-1]):
-        messages = cast(list[object], messages)[:-1]
-        if not messages:
-            raise DataError("there is an answer but nothing before it to answer")
-    return _parse_messages(messages)
+    return RowParser(prompt_only=True)(row)
 
 
 def _check_object(row: object) -> dict[str, object]:
     if not isinstance(row, dict):
-        raise DataError(f"a row must be an object, got {_describe_type(row)}")
-    return cast(dict[str, object], row)
+        raise DataError(f"a row must be an object, got {describe_type(row)}")
+    return cast("dict[str, object]", row)
 
 
-def _describe_keys(fields: dict[str, object]) -> str:
-    return f"the keys {', '.join(fields)}" if fields else "no keys"
+def _describe_keys(fields: Mapping[str, object]) -> str:
+    return f"the keys {', '.join(map(str, fields))}" if fields else "no keys"
 
 
-def _is_from_assistant(message: object) -> bool:
-    return isinstance(message, dict) and cast(dict[str, object], message).get("role") == "assistant"
-
-
-def _parse_messages(messages: object) -> list[Message]:
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"messages must be a list with something in it, got {_describe_type(messages)}")
-    return [_parse_message(message, f"messages[{i}]") for i, message in enumerate(cast(list[object], messages))]
-
-
-def _messages_of_pair(row: dict[str, object]) -> list[Message]:
-    completion = "response" if row.get("completion") is None else "completion"
-    for key in ("prompt", completion):
-        if row.get(key) is None:
-            raise DataError(
-                f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(row)}"
-            )
-    return [
-        {"role": "user", "content": _check_text(row["prompt"], "prompt")},
-        {"role": "assistant", "content": _check_text(row[completion], completion)},
-    ]
-
-
-def _parse_message(message: object, name: str) -> Message:
-    if not isinstance(message, dict):
-        raise DataError(f"{name} must be an object with role and content, got {_describe_type(message)}")
-    fields = cast(dict[str, object], message)
-    role = fields.get("role")
-    if role not in ROLES:
-        raise DataError(f"{name}.role must be one of {', '.join(ROLES)}, got {role!r}")
-    return {"role": role, "content": _check_text(fields.get("content"), f"{name}.content")}
-
-
-def _check_no_media(fields: dict[str, object]) -> None:
+def _check_no_media(fields: Mapping[str, object]) -> None:
     """Raise DataError for a row that is about more than its text, without which it would be another row."""
     for key in MEDIA:
         if fields.get(key) not in (None, [], {}):
             raise DataError(f"it has {key}, and rayqd trains on text alone: leave such rows out with data.filter")
-
-
-def _check_text(text: object, name: str) -> str:
-    if not isinstance(text, str):
-        raise DataError(f"{name} must be text, got {_describe_type(text)}")
-    if not text.strip():
-        raise DataError(f"{name} is empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON may hold it, no tokenizer takes it
-        raise DataError(f"{name} holds half of a surrogate pair at character {error.start}") from error
-    return text
-
-
-def _describe_type(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    if value is None:
-        return "nothing"
-    if value == []:
-        return "an empty list"
-    return names.get(type(value), type(value).__name__)

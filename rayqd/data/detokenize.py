@@ -6,15 +6,17 @@ a character, split a word as the tokenizer never would, or end the turn in anoth
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from rayqd.data.conversation import CUT, Message, parse_row
+from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.conversation import CUT, parse_row
+from rayqd.data.messages import Conversation, Json, Message
+from rayqd.data.opening import opened_thought
 from rayqd.data.prompts import Prompt
-from rayqd.data.template import end_of_turn, tokenize_example
+from rayqd.data.template import PLAIN, end_of_turn, tokenize_example
 from rayqd.errors import DataError
 from rayqd.types import Example, IntArray
 
@@ -28,6 +30,7 @@ class CompletionRow(TypedDict):
     """A row that `rayqd generate` writes."""
 
     messages: list[Message]  # the prompt's, then the completion as the assistant's
+    tools: NotRequired[list[Json]]  # the prompt's
     finish_reason: str  # "stop", or "length" for a completion that was cut
     row: int  # position of the prompt in its source
     num_tokens: int  # sampled, the end included
@@ -37,24 +40,39 @@ class CompletionRow(TypedDict):
 class Detokenizer:
     """Makes rows of sampled completions."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: Collection[int],
+        chat: ChatSettings = PLAIN,
+        stop: Sequence[str] = (),
+    ) -> None:
+        """Take what ends a completion: tokens, and texts, which are left out of the row."""
         self._tokenizer = tokenizer
         self._end_ids = frozenset(end_ids)
-        self._end_of_turn = end_of_turn(tokenizer)
+        self._stop = tuple(stop)
+        self._chat = chat
+        self._end_of_turn = end_of_turn(tokenizer, chat)
 
     def to_row(self, prompt: Prompt, completion_ids: IntArray) -> CompletionRow | None:
         """Return the conversation with its completion [T]; None where that is empty, which no reader would take."""
         is_cut = int(completion_ids[-1]) not in self._end_ids
         text = self._text(prompt.token_ids, completion_ids, is_cut=is_cut)
+        if is_cut and (end := min((place for s in self._stop if (place := text.find(s)) >= 0), default=-1)) >= 0:
+            text, is_cut = text[:end], False
+        conversation = Conversation.of(prompt.messages)
+        text = opened_thought(self._tokenizer, self._chat, conversation) + text
         row = CompletionRow(
-            messages=[*prompt.messages, {"role": "assistant", "content": text}],
+            messages=[*conversation, {"role": "assistant", "content": text}],
             finish_reason=CUT if is_cut else "stop",
             row=prompt.row,
             num_tokens=len(completion_ids),
             same_tokens=False,
         )
+        if conversation.tools:
+            row["tools"] = conversation.tools
         try:
-            example = tokenize_example(self._tokenizer, parse_row(row), prompt.row)
+            example = tokenize_example(self._tokenizer, parse_row(row), prompt.row, self._chat)
         except DataError:
             return None
         row["same_tokens"] = _is_same(example, prompt.token_ids, completion_ids)
@@ -75,22 +93,6 @@ class Detokenizer:
 
     def _decode(self, ids: IntArray) -> str:
         return cast(Any, self._tokenizer).decode(ids.tolist(), clean_up_tokenization_spaces=False)
-
-
-def end_token_ids(tokenizer: PreTrainedTokenizerBase, directory: Path) -> tuple[int, ...]:
-    """Return the tokens that end a completion of the model in `directory`: the chat template's end of turn, the
-    tokenizer's end of text, and those that generation_config.json names, or else config.json."""
-    from transformers import AutoConfig, GenerationConfig
-
-    if (directory / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(directory).eos_token_id
-    else:
-        named = getattr(AutoConfig.from_pretrained(directory), "eos_token_id", None)
-    ids: set[int] = {named} if isinstance(named, int) else set(named or ())
-    ids.add(cast(Any, tokenizer)(end_of_turn(tokenizer), add_special_tokens=False)["input_ids"][-1])
-    if tokenizer.eos_token_id is not None:
-        ids.add(cast(int, tokenizer.eos_token_id))
-    return tuple(sorted(ids))
 
 
 def _is_same(example: Example, prompt_ids: IntArray, completion_ids: IntArray) -> bool:

@@ -7,7 +7,7 @@ not held out. With no `eval.source`, the first rows kept are held out and traini
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,11 @@ import numpy as np
 from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.sections import DataConfig
-from rayqd.data.conversation import Message
+from rayqd.data.chat_settings import ChatSettings, chat_settings
+from rayqd.data.conversation import row_parser
 from rayqd.data.left_out import LeftOut, Reason
 from rayqd.data.lengths import describe_lengths
+from rayqd.data.messages import Conversation
 from rayqd.data.row_key import row_key
 from rayqd.data.sources import Rows, read_rows
 from rayqd.data.template import tokenize_example
@@ -39,6 +41,7 @@ class ExampleSet:
     num_rows: int  # of the source, looked at or not
     left_out: tuple[LeftOut, ...]  # of the rows looked at
     remarks: tuple[str, ...] = ()  # what the user should know of it besides, a line each
+    shapes: tuple[str, ...] = ()  # as what the rows were read
 
     @property
     def num_duplicates(self) -> int:
@@ -67,15 +70,24 @@ def load_run_data(
         context_length=context_length,
         exclude=config.eval.num_rows if config.eval.source is None else 0,
         heldout=frozenset(heldout.keys),
+        needs_answer=config.trains_on_answers,
     )
-    return replace(training, remarks=_remarks(config, len(training.examples))), heldout
+    training = replace(training, remarks=_remarks(config, len(training.examples)))
+    return training, replace(heldout, remarks=_heldout_remarks(heldout.examples))
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:
     """Read the first `eval.num_rows` rows kept of `eval.source` as it stands, or else of the shuffled data."""
     data, num_rows = config.data, config.eval.num_rows
     if config.eval.source is None:
-        return load_examples(tokenizer, data, seed=config.seed, num_needed=num_rows, context_length=context_length)
+        return load_examples(
+            tokenizer,
+            data,
+            seed=config.seed,
+            num_needed=num_rows,
+            context_length=context_length,
+            needs_answer=config.trains_on_answers,
+        )
     if _location(config.eval.source, config.eval.split) == _location(data.source, data.split):
         raise ConfigError(
             f'eval.source="{config.eval.source}" is what data.source trains on; name another source or split, '
@@ -83,7 +95,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
         )
     data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
     check_max_length(data, context_length)
-    rows = read_rows(data)
+    rows = read_rows(data, parse=row_parser(data, needs_answer=False))
     return _select(tokenizer, rows, range(len(rows)), data, num_rows, exclude=0)
 
 
@@ -96,15 +108,16 @@ def load_examples(
     context_length: int,
     exclude: int = 0,
     heldout: Collection[int] = frozenset(),
+    needs_answer: bool = True,
 ) -> ExampleSet:
     """Read up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
 
-    After those no row is taken whose key (`row_key`) is in `heldout`.
+    After those no row is taken whose key (`row_key`) is in `heldout`. Rows may be prompts alone unless `needs_answer`.
 
     Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
     """
     check_max_length(data, context_length)
-    rows = read_rows(data)
+    rows = read_rows(data, parse=row_parser(data, needs_answer=needs_answer))
     return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, exclude, heldout)
 
 
@@ -124,6 +137,8 @@ def _select(
 ) -> ExampleSet:
     kept: list[Example] = []
     keys: list[int] = []
+    shapes: dict[str, None] = {}
+    chat = chat_settings(data)
     too_long: list[int] = []  # tokens
     for index in order:
         if len(kept) == exclude + num_needed:
@@ -131,11 +146,12 @@ def _select(
         messages = rows.row(index)
         if messages is None:
             continue
-        key = row_key(messages)
+        conversation = Conversation.of(messages)
+        key = row_key([*conversation, *(conversation.tools or ())])
         if len(kept) >= exclude and key in heldout:
             rows.leave_out(index, Reason.HELD_OUT, "it is also a held-out row, which is not trained on")
             continue
-        example = _tokenize(tokenizer, rows, index, messages)
+        example = _tokenize(tokenizer, rows, index, conversation, chat)
         if example is None:
             continue
         if what := _too_long(example, data):
@@ -144,6 +160,7 @@ def _select(
             continue
         kept.append(example)
         keys.append(key)
+        shapes[conversation.shape] = None
     if len(kept) <= exclude:
         raise DataError(_explain_nothing_kept(rows, data, len(kept), too_long, exclude))
     return ExampleSet(
@@ -152,13 +169,16 @@ def _select(
         source=rows.name,
         num_rows=len(rows),
         left_out=rows.left_out,
+        shapes=tuple(filter(None, shapes)),
     )
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: list[Message]) -> Example | None:
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: Conversation, chat: ChatSettings
+) -> Example | None:
     """Return None if the template refuses the row, and broken rows are skipped."""
     try:
-        return tokenize_example(tokenizer, messages, index)
+        return tokenize_example(tokenizer, messages, index, chat)
     except DataError as error:
         rows.reject(index, str(error))
         return None
@@ -225,6 +245,16 @@ def _remarks(config: Config, num_examples: int) -> tuple[str, ...]:
             f"(learner.batch_size={config.learner.batch_size}): a step has the same row several times"
         )
     return tuple(remarks)
+
+
+def _heldout_remarks(examples: Sequence[Example]) -> tuple[str, ...]:
+    num_prompts = sum(not example.has_answer for example in examples)
+    if not num_prompts:
+        return ()
+    return (
+        f"{num_prompts} of {len(examples)} held-out rows have no answer: the divergence is measured on their prompts; "
+        "eval.source names rows that have",
+    )
 
 
 def _is_copy(source: str, other: str) -> bool:

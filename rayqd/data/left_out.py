@@ -15,6 +15,7 @@ class Reason(StrEnum):
     BROKEN = "broken"
     FILTERED = "left out by data.filter"
     HELD_OUT = "also held out"
+    UNTRAINED = "of weight 0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

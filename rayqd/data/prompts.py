@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rayqd.config import Config
-from rayqd.data.conversation import Message, parse_prompt
+from rayqd.data.chat_settings import chat_settings
+from rayqd.data.conversation import Message, row_parser
 from rayqd.data.examples import check_max_length, row_order
 from rayqd.data.left_out import Reason
 from rayqd.data.sources import read_rows
@@ -39,8 +40,9 @@ class Prompts:
         data = config.data
         check_max_length(data, context_length)
         self._tokenizer = tokenizer
+        self._chat = chat_settings(data)
         self._longest = data.max_length - data.min_room
-        self._rows = read_rows(data, parse=parse_prompt)
+        self._rows = read_rows(data, parse=row_parser(data, prompt_only=True))
         self._order = row_order(len(self._rows), config.seed)
 
     def __len__(self) -> int:
@@ -93,7 +95,7 @@ class Prompts:
         if messages is None:
             return None
         try:
-            token_ids = tokenize_prompt(self._tokenizer, messages)
+            token_ids = tokenize_prompt(self._tokenizer, messages, self._chat)
         except DataError as error:
             self._rows.reject(row, str(error))
             return None

@@ -15,7 +15,7 @@ from typing import Literal
 
 from rayqd.config.data_source import QUICKSTART, path_of_source
 from rayqd.config.sections import DataConfig
-from rayqd.data.conversation import Message, Parse, parse_row
+from rayqd.data.conversation import Message, Parse, UntrainedError, row_parser
 from rayqd.data.left_out import LeftOut, Reason, Tally
 from rayqd.data.user_code import RowFilter, call_reader
 from rayqd.errors import DataError
@@ -72,6 +72,9 @@ class Rows:
                 self.leave_out(index, Reason.FILTERED, "data.filter returned False")
                 return None
             return self._parse(row)
+        except UntrainedError as error:
+            self.leave_out(index, Reason.UNTRAINED, str(error))
+            return None
         except DataError as error:
             self.reject(index, str(error))
             return None
@@ -87,7 +90,7 @@ class Rows:
         self._tally.add(reason, index, self._location(index), what)
 
 
-def read_rows(data: DataConfig, *, parse: Parse = parse_row) -> Rows:
+def read_rows(data: DataConfig, *, parse: Parse | None = None) -> Rows:
     """Open what `data` names: by its reader if it has one, else "quickstart", a .jsonl file, or a data set on the hub.
 
     What a reader gives, and a file, is checked to its end before this returns, a hub set row by row as it is read;
@@ -95,6 +98,7 @@ def read_rows(data: DataConfig, *, parse: Parse = parse_row) -> Rows:
     its user cannot mend. Raises DataError for a source that is missing or cannot be reached, and for a broken row
     unless those are skipped; ConfigError for a reader or a filter that cannot be called or returns something else.
     """
+    parse = parse or row_parser(data)
     keep = RowFilter(data.filter) if data.filter is not None else None
     if data.reader is not None:
         return _check_all(_read_by(data.reader, data, parse, keep))

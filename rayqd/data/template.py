@@ -9,134 +9,179 @@ prompt_ids                                              | completion_ids  | left
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rayqd.data.conversation import CUT, FINISH_REASON, TEXT, Message
+from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.messages import Conversation, Message
+from rayqd.data.opening import find_opening
+from rayqd.data.places import check_places, check_reasoning
+from rayqd.data.render import eos_token, find_turn_form, has_template, name_of, render, special_tokens
+from rayqd.data.thought import continue_thought
+from rayqd.data.turns import find_earlier_turns, mark_tokens
 from rayqd.errors import DataError, ModelError
 from rayqd.types import Example, IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROBE = "rayqd"
+PLAIN = ChatSettings()
+_TEKKEN = "tekken.json"  # Mistral's own format, whose template is code in mistral-common
 
 
-def tokenize_example(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], row: int) -> Example:
+def tokenize_example(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], row: int, chat: ChatSettings = PLAIN
+) -> Example:
     """Tokenize all but the last message as the prompt, generation prompt included, and the last one as the completion.
 
-    Of a plain text all but the first token is completion; special tokens in it are read as such. A tokenizer without a
-    chat template takes one prompt and one completion as plain text, with its end-of-text token.
+    A conversation that does not end with an answer is a prompt with an empty completion. Of a plain text all but the
+    first token is completion; special tokens in it are read as such. A tokenizer without a chat template takes one
+    prompt and one completion as plain text, with its end-of-text token.
     Raises DataError, without a location, if the template cannot write these messages; ModelError if it can write none.
     """
-    if messages[0]["role"] == TEXT:
-        return _plain_text(tokenizer, messages[0]["content"], row)
-    is_cut = messages[-1].get(FINISH_REASON) == CUT
-    messages = [{"role": message["role"], "content": message["content"]} for message in messages]
-    if tokenizer.chat_template is None:
-        prompt, completion, end = _render_plain(tokenizer, messages)
-    else:
-        prompt, completion, end = _render_chat(tokenizer, messages)
-    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, completion if is_cut else completion + end)
-    return Example(
-        row=row,
-        prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
-        completion_ids=np.asarray(completion_ids, dtype=np.int32),
-    )
+    conversation = Conversation.of(messages)
+    if conversation.is_text:
+        return _plain_text(tokenizer, str(conversation[0]["content"]), row)
+    if conversation[-1].get("role") != "assistant":
+        return _example(row, tokenize_prompt(tokenizer, conversation, chat), [])
+    is_template = has_template(tokenizer, chat)
+    rendered = _render_chat if is_template else _render_plain
+    prompt, completion, end = rendered(tokenizer, conversation, chat)
+    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, completion if conversation.is_cut else completion + end)
+    trained = _trained(tokenizer, conversation, chat, prompt, len(prompt_ids), len(completion_ids))
+    return _example(row, prompt_ids, completion_ids, trained)
 
 
-def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> IntArray:
+def tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat: ChatSettings = PLAIN
+) -> IntArray:
     """Return [P], the prompt that `tokenize_example` makes of these messages and a completion.
 
     Raises DataError and ModelError as it does.
     """
-    if tokenizer.chat_template is None:
-        prompt, _, _ = _render_plain(tokenizer, [*messages, {"role": "assistant", "content": PROBE}])
+    conversation = Conversation.of(messages)
+    if not has_template(tokenizer, chat):
+        prompt = _plain_prompt(tokenizer, conversation)
     else:
-        prompt = _apply_template(tokenizer, messages, add_generation_prompt=True)
+        prompt = render(tokenizer, conversation, chat, tools=conversation.tools, add_generation_prompt=True)
+        check_places(conversation, prompt, prompt)
     return np.asarray(_ids(tokenizer, prompt), dtype=np.int32)
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, chat: ChatSettings = PLAIN) -> str:
+    """Return the text that every completion ends with unless it was cut; its last token ends the turn."""
+    return find_turn_form(tokenizer, chat).end if has_template(tokenizer, chat) else eos_token(tokenizer)
+
+
+def _example(
+    row: int,
+    prompt_ids: Sequence[int] | IntArray,
+    completion_ids: Sequence[int] | IntArray,
+    trained: NDArray[np.bool_] | None = None,
+) -> Example:
+    return Example(
+        row=row,
+        prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
+        completion_ids=np.asarray(completion_ids, dtype=np.int32),
+        trained=trained,
+    )
+
+
+def _trained(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    chat: ChatSettings,
+    prompt: str,
+    num_prompt_tokens: int,
+    num_completion_tokens: int,
+) -> NDArray[np.bool_] | None:
+    """Return [P + C], which tokens are trained on; None where they are those of the completion."""
+    before = conversation.without_last()
+    spans: list[tuple[int, int]] = []
+    if chat.train_on == "all" and has_template(tokenizer, chat):
+        spans = find_earlier_turns(tokenizer, before, chat, prompt)
+    if not spans and conversation.has_answer:
+        return None
+    earlier = mark_tokens(tokenizer, prompt, spans) if spans else np.zeros(num_prompt_tokens, dtype=np.bool_)
+    return np.concatenate([earlier, np.full(num_completion_tokens, conversation.has_answer)])
+
+
 def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Example:
-    ids = np.asarray(_ids(tokenizer, text, special=True), dtype=np.int32)
+    ids = _ids(tokenizer, text, special=True)
+    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
+        ids = ids[1:]  # the text has it already
     if len(ids) < 2:
         raise DataError("text is a single token, which leaves nothing to predict")
-    return Example(row=row, prompt_ids=ids[:1], completion_ids=ids[1:])
+    return _example(row, ids[:1], ids[1:])
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
+def _render_chat(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, chat: ChatSettings
+) -> tuple[str, str, str]:
     """Return the text of the prompt, of the completion, and of its end up to the template's end-of-turn token."""
-    end, tail = _find_turn_end(tokenizer)
-    prompt, completion = _render_prompt_and_completion(tokenizer, messages)
-    if not completion.endswith(tail):
-        raise DataError(f"the chat template ends this answer with {completion[-40:]!r} and others with {tail!r}")
-    return prompt, completion.removesuffix(tail), end
+    form = find_turn_form(tokenizer, chat)
+    before = conversation.without_last()
+    prompt = render(tokenizer, before, chat, tools=conversation.tools, add_generation_prompt=True)
+    whole = render(tokenizer, conversation, chat, tools=conversation.tools, add_generation_prompt=False)
+    completion = (
+        whole[len(prompt) :]
+        if whole.startswith(prompt)
+        else _follow_opening(tokenizer, conversation, chat, prompt, whole)
+    )
+    check_places(conversation, prompt, whole)
+    check_reasoning(conversation, completion)
+    if completion.endswith(form.tail):
+        return prompt, completion.removesuffix(form.tail), form.end
+    if conversation[-1].get("tool_calls") and (end := _find_own_end(tokenizer, completion)):
+        return prompt, completion.rstrip().removesuffix(end), end
+    raise DataError(f"the chat template ends this answer with {completion[-40:]!r} and others with {form.tail!r}")
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text that every completion ends with unless it was cut; its last token ends the turn."""
-    return _eos_token(tokenizer) if tokenizer.chat_template is None else _find_turn_end(tokenizer)[0]
-
-
-def _find_turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return the end-of-turn token with what stands before it, and all that the template writes after a completion.
-
-    Rendered from a completion that is known, because one of the data may hold special tokens itself. The end of turn is
-    the first special token after it; a template that has none there gets the end-of-text token.
-    """
-    probe = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
-    try:
-        _, completion = _render_prompt_and_completion(tokenizer, probe)
-        if PROBE not in completion:
-            raise DataError("the chat template leaves the answer's text out")
-    except DataError as error:
-        raise ModelError(
-            f"{_name(tokenizer)} cannot be given a question and an answer: {error}; give it another chat template"
-        ) from error
-    tail = completion.rpartition(PROBE)[2]
-    candidates = [(tail.find(token), -len(token), token) for token in _special_tokens(tokenizer) if token in tail]
-    if not candidates:
-        return _eos_token(tokenizer), tail
-    start, _, token = min(candidates)
-    return tail[: start + len(token)], tail
-
-
-def _render_prompt_and_completion(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str]:
-    prompt = _apply_template(tokenizer, messages[:-1], add_generation_prompt=True)
-    conversation = _apply_template(tokenizer, messages, add_generation_prompt=False)
-    if not conversation.startswith(prompt):
+def _follow_opening(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, chat: ChatSettings, prompt: str, whole: str
+) -> str:
+    """Return what comes after a generation prompt that the template writes no answer of a conversation after."""
+    before = conversation.without_last()
+    opening = find_opening(tokenizer, chat, before, prompt)
+    if opening is None or not whole.startswith(shared := prompt[: len(prompt) - len(opening.text)]):
         raise DataError(
             "the chat template writes the answer after other text than its generation prompt, "
             f"which ends with {prompt[-40:]!r}"
         )
-    return prompt, conversation[len(prompt) :]
+    return continue_thought(opening, whole[len(shared) :], conversation[-1])
 
 
-def _apply_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool
-) -> str:
-    from jinja2.exceptions import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses it: {error}") from error
-    except ValueError as error:  # several templates, none of them the default
-        raise ModelError(f"the chat templates of {_name(tokenizer)} cannot be used: {error}") from error
-    return cast(str, text)
+def _find_own_end(tokenizer: PreTrainedTokenizerBase, completion: str) -> str:
+    """Return the special token that this completion ends with: a call may end otherwise than an answer does."""
+    ends = [token for token in special_tokens(tokenizer) if completion.rstrip().endswith(token)]
+    return max(ends, key=len, default="")
 
 
-def _render_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[str, str, str]:
-    if [message["role"] for message in messages] != ["user", "assistant"]:
+def _render_plain(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, chat: ChatSettings
+) -> tuple[str, str, str]:
+    del chat
+    prompt = _plain_prompt(tokenizer, conversation.without_last())
+    return prompt, str(conversation[-1]["content"]), eos_token(tokenizer)
+
+
+def _plain_prompt(tokenizer: PreTrainedTokenizerBase, before: Conversation) -> str:
+    if (Path(tokenizer.name_or_path) / _TEKKEN).is_file():
         raise ModelError(
-            f"{_name(tokenizer)} has no chat template, so it takes rows of one prompt and one completion; "
-            "use such rows, or a model with a chat template"
+            f"{name_of(tokenizer)} has {_TEKKEN}, whose chat template is code of mistral-common's, and no template of "
+            "its own: give one with data.chat_template, or rows of text"
+        )
+    if [message["role"] for message in before] != ["user"] or before.tools:
+        raise ModelError(
+            f"{name_of(tokenizer)} has no chat template, so it takes rows of one prompt and one completion; "
+            "use such rows, a model with a chat template, or data.chat_template"
         )
     start = tokenizer.bos_token if _starts_with_bos(tokenizer) else ""
-    return f"{start}{messages[0]['content']}", messages[1]["content"], _eos_token(tokenizer)
+    content = str(before[0]["content"])
+    return content if start and content.startswith(str(start)) else f"{start}{content}"
 
 
 def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -159,18 +204,3 @@ def _split_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str)
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     return cast(Any, tokenizer(text, add_special_tokens=special, verbose=False))["input_ids"]
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return added | set(tokenizer.all_special_tokens)
-
-
-def _eos_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    if tokenizer.eos_token is None:
-        raise ModelError(f"{_name(tokenizer)} has no end-of-text token (eos_token), so a completion could not end")
-    return cast(str, tokenizer.eos_token)
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.name_or_path or "the tokenizer"

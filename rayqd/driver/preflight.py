@@ -11,6 +11,8 @@ from typing import Any
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
+from rayqd.data.chat_settings import chat_settings
+from rayqd.data.render import check_variables
 from rayqd.data.user_code import check_user_code
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
@@ -27,6 +29,7 @@ from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
 from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
+from rayqd.rollout.sampling import describe_sampling, with_model_sampling
 from rayqd.teacher.check import check_payload
 
 
@@ -49,6 +52,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     if trains:
         check_loss(config)
     check_user_code(config.data)
+    chat = chat_settings(config.data)
     directory = student_directory(config)
     check_config(directory)
     model = load_meta_model(directory)
@@ -57,6 +61,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     remarks = [check_weights(model, directory), describe_bits(counted), describe_dense_body(counted)]
     remarks.append(describe_unadapted(layers, config.adapter) if trains else "")
     tokenizer = load_tokenizer(directory)
+    check_variables(tokenizer, chat)
     modes = {"student": find_mode(model.config)}
     if trains:
         check_can_be_sharded(model, quantizable_layers(model, config.quant), config)
@@ -72,6 +77,8 @@ def check(config: Config, *, trains: bool = True) -> Checked:
         check_payload(config, vocab_size, modes.get("teacher", modes["student"]).head)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
     remarks += [f"{role}: {mode.words}" for role, mode in modes.items() if mode.words]
+    if trains:
+        remarks += describe_sampling(config.rollout, with_model_sampling(config, directory))
     return Checked(
         directory=directory,
         tokenizer=tokenizer,
@@ -104,7 +111,8 @@ def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]
 
 def describe_data(training: ExampleSet, heldout: ExampleSet) -> list[str]:
     """Return what to say of a run's rows: `data: 200 rows of quickstart (train), 3 too long; held out: ...`."""
-    return [f"data: {summary(training)}; held out: {summary(heldout)}", *training.remarks, *heldout.remarks]
+    shapes = [f"rows are read as {'; '.join(training.shapes)}"] if training.shapes else []
+    return [f"data: {summary(training)}; held out: {summary(heldout)}", *shapes, *training.remarks, *heldout.remarks]
 
 
 def summary(data: ExampleSet) -> str:

@@ -16,17 +16,19 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, sampling_request
+from rayqd.actors.batch_generation import BatchGenerator, CompletionSource, generation_request
 from rayqd.actors.connection import Cluster
 from rayqd.config import Config
 from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data import ExampleSet, make_plan
-from rayqd.data.detokenize import end_token_ids
+from rayqd.data.chat_settings import chat_settings
 from rayqd.data.jsonl import JsonlFile
 from rayqd.data.plan import off_policy_examples
+from rayqd.data.stops import end_token_ids
 from rayqd.errors import RunError
 from rayqd.model.source import teacher_directory
+from rayqd.rollout.sampling import with_model_sampling
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.paths import COMPLETIONS
 from rayqd.types import Example, IntArray
@@ -49,6 +51,7 @@ def generate_teacher_completions(
     make_engine: MakeEngine | None = None,
 ) -> ExampleSet:
     """Return `training` with the teacher's completions wherever the run trains on it off-policy."""
+    config = with_model_sampling(config, teacher_directory(config))
     off_policy = off_policy_examples(make_plan(config, len(training.examples)), config.learner.steps)
     if not off_policy:
         share = f"with distill.lmbda={config.distill.lmbda:g} the student writes every completion itself"
@@ -60,7 +63,7 @@ def generate_teacher_completions(
         completions = read_completions(lines, examples)
         missing = [example for row, example in examples.items() if row not in completions]
         if missing:
-            ends = end_token_ids(tokenizer, teacher_directory(config))
+            ends = end_token_ids(tokenizer, teacher_directory(config), chat_settings(config.data))
             with _start_teacher(config, cluster, make_engine) as generator:
                 progress.status("starting the teacher's engine")
                 progress.say(f"the teacher's engine ready after {generator.wait_until_ready():.0f} s")
@@ -105,14 +108,16 @@ def generate_completions(
         completions[row] = completion
         writing.written(len(ids))
 
-    requests = ((row, sampling_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
+    requests = ((row, generation_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
     generator.generate(requests, len(prompts), keep)
     return completions
 
 
 def replace_completions(examples: Sequence[Example], completions: Mapping[int, IntArray]) -> list[Example]:
     """Return the same examples, with the completions that are there for their rows."""
-    return [replace(e, completion_ids=completions.get(e.row, e.completion_ids)) for e in examples]
+    return [
+        replace(e, completion_ids=completions[e.row], trained=None) if e.row in completions else e for e in examples
+    ]
 
 
 def _start_teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> BatchGenerator:

@@ -99,4 +99,4 @@ def _mean(sums: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
 
 
 def _targets(batch: Sequence[ScoredRollout], device: torch.device) -> Tensor:
-    return torch.cat([torch.from_numpy(s.rollout.completion_ids.astype("int64")) for s in batch]).to(device)
+    return torch.cat([torch.from_numpy(s.rollout.target_ids.astype("int64")) for s in batch]).to(device)

@@ -22,6 +22,7 @@ import torch
 
 from rayqd.config.sections import EvalConfig
 from rayqd.console.quiet import quiet_libraries
+from rayqd.data.chat_settings import ChatSettings
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.model.forward.of_model import mode_of
@@ -36,8 +37,9 @@ _MOST_EXAMPLES = 10_000  # of the few-shot examples, that a fingerprint reads
 class Benchmark:
     """A task, group or tag of lm-eval, by the name under which it was asked for."""
 
-    def __init__(self, name: str, loaded: Any, settings: EvalConfig) -> None:
+    def __init__(self, name: str, loaded: Any, settings: EvalConfig, chat: ChatSettings) -> None:
         self.name = name
+        self._chat = chat
         self._loaded = loaded  # lm-eval's {"tasks": {name: Task}, "groups": {name: Group}}
         self._settings = settings
 
@@ -64,6 +66,8 @@ class Benchmark:
             "num_fewshot": settings.num_fewshot,
             "apply_chat_template": settings.apply_chat_template,
         }
+        if settings.apply_chat_template and (self._chat.kwargs != "{}" or self._chat.date):
+            asked |= {"chat_template_kwargs": self._chat.kwargs, "date": self._chat.date}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
         for name, task in sorted(self._loaded["tasks"].items()):
             parts = [name, task.dump_config(), *islice(task.eval_docs, settings.task_limit)]
@@ -82,7 +86,12 @@ class Benchmark:
         template = settings.apply_chat_template
         with _quiet(), _own_attention(model):
             make: Any = HFLM  # lm-eval's registry hides its parameters
-            language_model = make(pretrained=model, tokenizer=tokenizer, batch_size=settings.task_batch_size)
+            language_model = make(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=settings.task_batch_size,
+                chat_template_args=self._chat.variables,
+            )
             _set_seeds()
             try:
                 results = evaluate(
@@ -98,8 +107,8 @@ class Benchmark:
         return _scores(results, self._loaded)
 
 
-def open_benchmarks(settings: EvalConfig, tokenizer: Any) -> list[Benchmark]:
-    """Load the tasks of `settings.tasks`, with their documents.
+def open_benchmarks(settings: EvalConfig, tokenizer: Any, chat: ChatSettings | None = None) -> list[Benchmark]:
+    """Load the tasks of `settings.tasks`, with their documents; `chat` has the variables of the chat template.
 
     Raises ConfigError at a name that there is not, a missing template or package, DataError at documents that cannot be
     had.
@@ -112,7 +121,7 @@ def open_benchmarks(settings: EvalConfig, tokenizer: Any) -> list[Benchmark]:
         raise ConfigError(f"eval.tasks_dir={settings.tasks_dir} is no directory")
     with _quiet():
         manager = _manager(settings)
-        return [_open(name, manager, settings) for name in dict.fromkeys(settings.tasks)]
+        return [_open(name, manager, settings, chat or ChatSettings()) for name in dict.fromkeys(settings.tasks)]
 
 
 def _manager(settings: EvalConfig) -> Any:
@@ -133,7 +142,7 @@ def _manager(settings: EvalConfig) -> Any:
     return manager
 
 
-def _open(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
+def _open(name: str, manager: Any, settings: EvalConfig, chat: ChatSettings) -> Benchmark:
     from datasets.exceptions import DatasetsError
 
     try:
@@ -152,7 +161,7 @@ def _open(name: str, manager: Any, settings: EvalConfig) -> Benchmark:
         if getattr(task, "MULTIMODAL", False):
             raise ConfigError(f"task {name} has images or sound, and rayqd's models read text")
         _set_fewshot(task, settings.num_fewshot)
-    return Benchmark(name, loaded, settings)
+    return Benchmark(name, loaded, settings, chat)
 
 
 def _explain_not_loaded(name: str, error: Exception) -> str:

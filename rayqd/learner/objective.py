@@ -85,7 +85,7 @@ class Objective:
 
     def _from_fields(self, hidden: Tensor, batch: Sequence[ScoredRollout], token_loss: TokenLoss) -> Tensor:
         tensors = _concatenate_fields([scored.payload for scored in batch], hidden.device)
-        completion_ids = _concatenate([scored.rollout.completion_ids for scored in batch]).to(hidden.device).long()
+        completion_ids = _concatenate([scored.rollout.target_ids for scored in batch]).to(hidden.device).long()
 
         def loss_of_rows(logits: Tensor, rows: slice) -> Tensor:
             chunk = {name: tensor[rows] for name, tensor in tensors.items()}

@@ -24,6 +24,7 @@ def completion_states(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> Te
     """Compute the last hidden states, after the final norm, at the positions that predict each completion token.
 
     Returns [sum of C, d], the rollouts' completions one after the other: what `rayqd.losses.OutputHead` multiplies.
+    Tokens that are not trained on have none.
     The rollouts go through the model end to end, without padding, where it takes them so (see `rayqd.model.forward`).
     """
     rows = [torch.from_numpy(np.concatenate([r.prompt_ids, r.completion_ids]).astype(np.int64)) for r in rollouts]
@@ -52,6 +53,7 @@ def teacher_states(scored: Sequence[ScoredRollout], device: torch.device) -> Ten
 
 
 def _predicts(rollout: Rollout) -> NDArray[np.bool_]:
-    """Return [P + C], true where the next token is one of the completion."""
-    position = np.arange(rollout.num_tokens)
-    return (position >= len(rollout.prompt_ids) - 1) & (position < rollout.num_tokens - 1)
+    """Return [P + C], true where the next token is one of the completion that is trained on."""
+    predicts = np.zeros(rollout.num_tokens, dtype=np.bool_)
+    predicts[len(rollout.prompt_ids) - 1 : -1] = True if rollout.trained is None else rollout.trained
+    return predicts

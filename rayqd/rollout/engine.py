@@ -22,6 +22,11 @@ class SamplingRequest:
     min_new_tokens: int
     max_new_tokens: int
     stop_token_ids: tuple[int, ...] = ()  # end it as well as what the engine finds in the model's directory
+    stop: tuple[str, ...] = ()  # texts that end it; their tokens are in it
+    top_p: float = 1.0  # of the likeliest tokens together; 1 is all
+    top_k: int = 0  # likeliest tokens; 0 is all
+    min_p: float = 0.0  # of the likeliest token's probability; 0 is all
+    repetition_penalty: float = 1.0  # 1 is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

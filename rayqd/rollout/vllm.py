@@ -75,7 +75,7 @@ class VLLMEngine:
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # nothing is sampled by top-k or top-p
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # top-k and top-p are seldom asked for
         with span("import vllm"):
             from vllm import LLM
             from vllm.platforms import current_platform
@@ -204,12 +204,18 @@ class VLLMEngine:
         room = self._context_length - len(request.prompt_ids)
         return SamplingParams(
             temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
             seed=request.seed,
             min_tokens=min(request.min_new_tokens, room),
             max_tokens=min(request.max_new_tokens, room),
             stop_token_ids=list(request.stop_token_ids),
+            stop=list(request.stop),
+            include_stop_str_in_output=True,
             logprobs=num_logprobs,
-            detokenize=False,
+            detokenize=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -13,6 +13,7 @@ from rayqd.config.sections import RolloutConfig
 from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
+from rayqd.rollout.sampling import sampling_request
 from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.rollout.tuning import choose_preparation, most_sequences
@@ -36,9 +37,11 @@ class RolloutWorker:
         fetch: Fetch,
         num_top_ids: int = 0,
         stall_seconds: float = math.inf,
+        stop_token_ids: tuple[int, ...] = (),
     ) -> None:
         """Take what makes an engine, and what fetches weights.
 
+        `settings`: without "model", see `with_model_sampling`. `stop_token_ids`: end every completion.
         `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
         `stall_seconds`: without a token, after which the process ends itself; see `watch`.
         """
@@ -47,6 +50,7 @@ class RolloutWorker:
         self._make_engine = make_engine
         self._fetch = fetch
         self._num_top_ids = num_top_ids
+        self._stop_token_ids = stop_token_ids
         self.stall_seconds = stall_seconds
         self._watch: StallWatch | None = None
         self._probe: EngineProbe | None = None
@@ -153,12 +157,8 @@ class RolloutWorker:
         return self._watch.working() if self._watch else nullcontext()
 
     def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
-        return SamplingRequest(
-            prompt_ids=prompt.prompt_ids,
-            seed=sequence.seed,
-            temperature=self._settings.temperature,
-            min_new_tokens=self._settings.min_new_tokens,
-            max_new_tokens=self._settings.max_new_tokens,
+        return sampling_request(
+            self._settings, prompt.prompt_ids, seed=sequence.seed, stop_token_ids=self._stop_token_ids
         )
 
 

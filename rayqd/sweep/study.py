@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sweep import SweepSpec
-from rayqd.driver.dtype import with_concrete_dtype
+from rayqd.driver.frozen import with_frozen_settings
 from rayqd.errors import ConfigError
 from rayqd.sweep.halving import eval_interval, make_halving
 from rayqd.sweep.space import check_values, corners, count_trials, enumerate_grid, sample_trials
@@ -26,7 +26,7 @@ class Study:
         """Check every value; raises ConfigError at one that the settings refuse, and at parts that contradict."""
         self._spec = spec
         self.sweep = spec.sweep
-        self.base = with_concrete_dtype(with_absolute_paths(spec.config()))
+        self.base = with_frozen_settings(with_absolute_paths(spec.config()))
         self.halving = make_halving(spec.sweep, self.base)
         self._eval_interval = eval_interval(spec.sweep, self.base)
         self.num_trials = count_trials(spec.sweep)
@@ -38,7 +38,7 @@ class Study:
         """Return the trial as a run. Raises ConfigError where its values contradict each other."""
         own = {"name": f"{self.base.name}/{trial.name}", "eval.every": self._eval_interval}
         config = with_absolute_paths(self._spec.config({**trial.settings, **own}))
-        return with_concrete_dtype(config, self.base.run_dir)
+        return with_frozen_settings(config, self.base.run_dir)
 
     def planned_trials(self) -> list[Trial]:
         """Return all trials, where they do not depend on each other's results; none of optuna."""

@@ -98,6 +98,8 @@ class PayloadCache:
         key.update(len(rollout.prompt_ids).to_bytes(8, "little"))
         for ids in (rollout.prompt_ids, rollout.completion_ids):
             key.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
+        if rollout.trained is not None:
+            key.update(np.packbits(rollout.trained).tobytes())
         name = key.hexdigest()
         return self.directory / name[:2] / f"{name}{_SUFFIX}"
 

@@ -47,7 +47,8 @@ class PayloadSpec(ABC):
     def compute(self, states: Tensor, head: Head, rollout: Rollout) -> TeacherPayload | None:
         """Return a `payload_type` of `rollout`, or None where its numbers are inf or nan.
 
-        `states` [C, d] are the teacher's, after its final norm, at the positions that predict the completion; `head`
+        `states` [C, d] are the teacher's, after its final norm, at the positions that predict `rollout.target_ids`, the
+        tokens of the completion that are trained on; `head`
         is its whole output head, of which the first `vocab_size` rows are the student's ids too: a tensor [V, d] where
         the logits are the plain product, as in most models, and an `OutputHead` where they are scaled or capped; of
         either `logits_of(states, head)` are the logits.
@@ -154,7 +155,7 @@ class SampledSpec(PayloadSpec):
 
     def compute(self, states: Tensor, head: Head, rollout: Rollout) -> SampledPayload | None:
         """Return a log-probability a token, [C]."""
-        tokens = _on(rollout.completion_ids, states)
+        tokens = _on(rollout.target_ids, states)
         chunks: list[Tensor] = []
         start = 0
         for rows in _logprobs(states, head[: self.vocab_size], self.temperature):

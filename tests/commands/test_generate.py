@@ -15,8 +15,8 @@ from rayqd.config import Config
 from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data.completion_file import CompletionFile
-from rayqd.data.detokenize import end_token_ids
 from rayqd.data.prompts import Prompts
+from rayqd.data.stops import end_token_ids
 from rayqd.errors import ConfigError, DataError, ModelError, RunError
 from rayqd.model.load import load_tokenizer
 from rayqd.rollout.fake import FakeEngine

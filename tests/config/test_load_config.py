@@ -141,8 +141,30 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (["-x"], 'unexpected argument "-x"; settings are given as --section.field VALUE'),
         (["@"], "@ needs the name of a TOML file after it: @configs/quickstart.toml"),
         (
-            ["--rollout.max-new-tokens", "8"],
+            ["--rollout.min-new-tokens", "16", "--rollout.max-new-tokens", "8"],
             "flag --rollout.max_new_tokens=8: min_new_tokens=16 is above max_new_tokens=8",
+        ),
+        (
+            ["--rollout.top_p", "most"],
+            "flag --rollout.top_p=most: must be a number above 0 and at most 1, or model",
+        ),
+        (
+            ["--data.columns", "promt=question"],
+            "flag --data.columns=promt=question: promt must be one of messages, prompt, input, completion, chosen, "
+            "text, system, tools",
+        ),
+        (["--data.columns", "question"], "flag --data.columns=question: must be NAME=VALUE,..."),
+        (
+            ["--data.chat_template_kwargs", "tools=3"],
+            "flag --data.chat_template_kwargs=tools=3: tools is set by rayqd: leave it out",
+        ),
+        (
+            ["--data.date", "today"],
+            "flag --data.date=today: today is no date: write 2026-01-31 or 2026-01-31T12:00:00",
+        ),
+        (
+            ["--rollout.stop", '["", "x"]'],
+            'flag --rollout.stop=["", "x"]: an empty text would end every completion at once: leave it out',
         ),
     ],
 )
@@ -159,7 +181,7 @@ def test_what_is_wrong_with_a_flag_is_one_line(parts, message):
         ("model.name = 2026-01-01", 'a.toml: model.name = "2026-01-01": must be text'),
         ("runs_dir = 3", "a.toml: runs_dir = 3: must be a path"),
         ("adapter.targets = 'q_proj'", 'a.toml: adapter.targets = "q_proj": must be a list of names'),
-        ("[learner.lr]", 'a.toml: learner.lr = "{}": must be a number above 0'),
+        ("[learner.lr]", "a.toml: learner.lr = {}: must be a number above 0"),
         ("[lerner]\nlr = 1", "a.toml: lerner.lr = 1: unknown setting lerner.lr; did you mean learner.lr?"),
         (
             "model = 'x'",

@@ -29,13 +29,17 @@ EXPECTED: dict[type[Marker], str] = {
         learner.num_workers learner.microbatch_tokens learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
-    NotSwept: "name runs_dir eval.* ray.*",
-    ChangesHeldOut: "seed data.source data.split data.on_bad_row data.max_length data.min_room data.reader data.filter",
+    NotSwept: "name runs_dir data.date eval.* ray.*",
+    ChangesHeldOut: """
+        seed data.source data.split data.on_bad_row data.max_length data.min_room data.reader data.filter
+        data.columns data.chat_template data.chat_template_kwargs data.train_on data.date""",
     ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
     ChangesCompletions: """
         seed model.dtype data.split data.max_length data.min_room data.reader data.filter
-        rollout.min_new_tokens rollout.max_new_tokens rollout.temperature""",
+        data.columns data.chat_template data.chat_template_kwargs data.date
+        rollout.min_new_tokens rollout.max_new_tokens rollout.temperature rollout.top_p rollout.top_k rollout.min_p
+        rollout.repetition_penalty rollout.stop""",
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.*",
     Housekeeping: "checkpoint.*",
@@ -73,7 +77,8 @@ def test_a_command_ignores_its_own_settings_alone() -> None:
 
 def test_what_every_source_goes_through_changes_the_held_out_rows_of_eval_source_too() -> None:
     too = {key for key, setting in settings().items() if ChangesHeldOut(of_eval_source_too=True) in setting.markers}
-    assert too == {"data.max_length", "data.min_room", "data.reader", "data.filter"}
+    chat = {f"data.{name}" for name in ("columns", "chat_template", "chat_template_kwargs", "train_on", "date")}
+    assert too == {"data.max_length", "data.min_room", "data.reader", "data.filter", *chat}
 
 
 def test_only_files_are_data_sets() -> None:

@@ -37,7 +37,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"quant": {"format": "int3"}}, "[quant]\nformat = 'int3'"),
     ({"quant": {"format": "nvfp4", "group_size": 32}}, "[quant]\nformat = 'nvfp4'\ngroup_size = 32"),
     ({"adapter": {"targets": "q_proj"}}, "[adapter]\ntargets = 'q_proj'"),
-    ({"rollout": {"max_new_tokens": 8}}, "[rollout]\nmax_new_tokens = 8"),
+    (
+        {"rollout": {"min_new_tokens": 16, "max_new_tokens": 8}},
+        "[rollout]\nmin_new_tokens = 16\nmax_new_tokens = 8",
+    ),
+    ({"data": {"columns": {"promt": "x"}}}, "[data]\ncolumns = {promt = 'x'}"),
     ({"distill": {"loss": "skew_kl", "beta": 1.0}}, "[distill]\nloss = 'skew_kl'\nbeta = 1.0"),
     ({"model": "x"}, "model = 'x'"),
     ({"ray": {"learner_labels": ["a"]}}, "[ray]\nlearner_labels = ['a']"),

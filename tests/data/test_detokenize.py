@@ -9,8 +9,9 @@ import pytest
 from transformers import LlamaConfig
 
 from rayqd.data import tokenize_example
-from rayqd.data.detokenize import Detokenizer, end_token_ids
+from rayqd.data.detokenize import Detokenizer
 from rayqd.data.prompts import Prompt
+from rayqd.data.stops import end_token_ids
 from rayqd.data.template import tokenize_prompt
 from tests.data.reading import open_rows
 

@@ -92,7 +92,7 @@ def test_no_more_rows_are_looked_at_than_needed(
 
     original = module.tokenize_example
 
-    def recording(tokenizer: Any, messages: Any, row: int) -> Any:
+    def recording(tokenizer: Any, messages: Any, row: int, chat: Any) -> Any:
         tokenized.append(row)
         return original(tokenizer, messages, row)
 

@@ -42,7 +42,10 @@ BROKEN = [
     (_messages("Hi"), "messages[0] must be an object with role and content, got text"),
     (_messages({"role": "human", "content": "Hi"}), "messages[0].role must be one of system, user, assistant, tool"),
     (_messages({"role": ["user"], "content": "Hi"}), "messages[0].role must be one of"),
-    (_messages({"content": "Hi"}), "messages[0].role must be one of system, user, assistant, tool, got None"),
+    (
+        _messages({"content": "Hi"}),
+        "messages[0].role must be one of system, user, assistant, tool, developer, function, got None",
+    ),
     (_messages(USER, {"role": "assistant", "content": ""}), "messages[1].content is empty"),
     (_messages(USER, {"role": "assistant", "content": " \n\t"}), "messages[1].content is empty"),
     (_messages(USER, {"role": "assistant", "content": None}), "messages[1].content must be text, got nothing"),
@@ -79,10 +82,10 @@ def test_skipped_rows_are_none_counted_once_and_the_first_three_have_reasons(tmp
     assert [row.location for row in left_out.first] == [f"{source}:{line}" for line in range(2, 5)]
 
 
-def test_a_row_of_messages_keeps_roles_and_text_alone(tmp_path: Path) -> None:
+def test_a_row_of_messages_keeps_all_that_a_template_may_read(tmp_path: Path) -> None:
     row = {"messages": [{"role": "system", "content": "S", "name": "x"}, *GOOD["messages"]], "score": 0.5}
     rows = open_rows(_write(tmp_path / "rows.jsonl", json.dumps(row)), "train", on_bad_row="error")
-    assert rows.row(0) == [{"role": "system", "content": "S"}, *GOOD["messages"]]
+    assert rows.row(0) == row["messages"]
 
 
 @pytest.mark.parametrize("key", ["completion", "response"])

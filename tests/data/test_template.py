@@ -8,8 +8,12 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from rayqd.data import Message, tokenize_example
-from rayqd.data.sources import parse_row
-from rayqd.errors import DataError, ModelError
+from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.conversation import parse_row
+from rayqd.data.messages import Conversation
+from rayqd.data.render import check_variables
+from rayqd.data.template import tokenize_prompt
+from rayqd.errors import ConfigError, DataError, ModelError
 
 Make = Callable[..., PreTrainedTokenizerFast]
 
@@ -108,11 +112,11 @@ def test_messages_the_template_refuses_are_a_data_error(make_tokenizer: Make, ch
     assert len(tokenize_example(tokenizer, _chat("Hi", "No"), row=0).completion_ids) == 3
 
 
-def test_a_generation_prompt_that_never_starts_the_completion_is_a_model_error(
+def test_a_generation_prompt_with_another_header_than_answers_is_a_data_error(
     make_tokenizer: Make, chatml: str
 ) -> None:
-    tokenizer = make_tokenizer(chatml.replace("assistant\n'", "assistant\n<think>'"))
-    with pytest.raises(ModelError, match="than its generation prompt, which ends with") as caught:
+    tokenizer = make_tokenizer(chatml.replace("'<|im_start|>assistant\n'", "'model: '"))
+    with pytest.raises(DataError, match="than its generation prompt, which ends with") as caught:
         tokenize_example(tokenizer, _chat("Hi", "No"), row=0)
     assert "\n" not in str(caught.value)
 
@@ -212,3 +216,130 @@ def test_of_a_plain_text_every_token_but_the_first_is_trained(tokenizer: PreTrai
 def test_a_plain_text_of_one_token_is_a_data_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(DataError, match="leaves nothing to predict"):
         tokenize_example(tokenizer, parse_row({"text": "H"}), row=1)
+
+
+R1 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{{ m.content }}<|im_end|>{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}<think>{{ '\n' }}{% endif %}"
+)
+FORGETFUL = R1.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+CLOSING = R1.replace("{{ m.content }}", "{{ '</think>' if m.role == 'assistant' }}{{ m.content }}")
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "completion"),
+    [
+        (R1, {"content": "4"}, "4"),
+        (R1, {"content": "<think>\nadd\n</think>\n\n4"}, "add\n</think>\n\n4"),
+        (R1, {"content": "<think>add</think>4"}, "add</think>4"),
+        (R1, {"content": "4", "reasoning_content": "add"}, "add\n</think>\n\n4"),
+        (FORGETFUL, {"content": "4"}, "4"),
+        (FORGETFUL, {"content": "<think>\nadd\n</think>\n\n4"}, "add\n</think>\n\n4"),
+        (FORGETFUL, {"content": "add\n</think>\n\n4"}, "add\n</think>\n\n4"),
+        (CLOSING, {"content": "4"}, "</think>4"),
+    ],
+)
+def test_an_answer_follows_the_thought_that_the_generation_prompt_opens(
+    make_tokenizer: Make, template: str, answer: dict[str, str], completion: str
+) -> None:
+    tokenizer = make_tokenizer(template)
+    question = {"role": "user", "content": "2+2?"}
+    example = tokenize_example(tokenizer, [question, {"role": "assistant", **answer}], row=0)
+    prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt + completion + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert [*example.prompt_ids, *example.completion_ids] == ids
+    assert prompt.endswith("<think>\n")
+
+
+def test_a_thought_after_a_prompt_that_has_ended_it_is_a_data_error(make_tokenizer: Make, chatml: str) -> None:
+    closed = chatml.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>assistant\n<think>\n\n</think>\n\n' }}")
+    tokenizer = make_tokenizer(closed)
+    assert len(tokenize_example(tokenizer, _chat("Hi", "No"), row=0).completion_ids) == 3
+    with pytest.raises(DataError, match="starts with <think>, and the chat template's generation prompt ends"):
+        tokenize_example(tokenizer, _chat("Hi", "<think>x</think>No"), row=0)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_a_thought_that_the_template_has_no_place_for_is_a_data_error(
+    tokenizer: PreTrainedTokenizerFast, field: str
+) -> None:
+    answer = {"role": "assistant", "content": "4", field: "add"}
+    with pytest.raises(DataError, match=rf"messages\[1\].{field}: the chat template has no place for it"):
+        tokenize_example(tokenizer, [{"role": "user", "content": "2+2"}, answer], row=0)
+    earlier = [{"role": "user", "content": "2+2"}, answer, *_chat("Sure?", "Yes")]
+    assert len(tokenize_example(tokenizer, earlier, row=0).completion_ids) == 4
+
+
+def test_tools_calls_and_developers_that_the_template_leaves_out_are_data_errors(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(
+        "{% for m in messages if m.role != 'developer' %}{{ m.role + ': ' + (m.content or '') + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    function = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    with pytest.raises(DataError, match="tools: the chat template has no place for them, add is not in its text"):
+        tokenize_example(tokenizer, Conversation(_chat("Hi", "No"), tools=[function]), row=0)
+    called = [*_chat("Hi"), {"role": "assistant", "content": None, "tool_calls": [function]}]
+    with pytest.raises(DataError, match=r"messages\[1\].tool_calls: the chat template has no place for it"):
+        tokenize_example(tokenizer, [*called, {"role": "tool", "content": "4"}, *_chat("And?", "No")[1:]], row=0)
+    with pytest.raises(DataError, match=r"messages\[0\].content, of role developer: the chat template has no place"):
+        tokenize_example(tokenizer, [{"role": "developer", "content": "Brief!"}, *_chat("Hi", "No")], row=0)
+
+
+def test_arguments_are_text_for_a_template_that_joins_them_to_text(make_tokenizer: Make) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + (m.content or '') }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name + c.function.arguments }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    example = tokenize_example(make_tokenizer(template), messages, row=0)
+    assert "".join(make_tokenizer(template).convert_ids_to_tokens(example.completion_ids.tolist())) == (
+        'add{"a": 2}<|im_end|>'
+    )
+
+
+def test_another_template_and_its_variables_take_the_place_of_the_tokenizers(
+    tokenizer: PreTrainedTokenizerFast, chatml: str
+) -> None:
+    template = chatml + "{% if add_generation_prompt and mood is defined %}{{ mood }}{% endif %}"
+    chat = ChatSettings(template=template, kwargs='{"mood": "!"}')
+    prompt = tokenize_prompt(tokenizer, _chat("Hi")[:1], chat).tolist()
+    by_hand = tokenizer.apply_chat_template(
+        _chat("Hi")[:1], chat_template=template, mood="!", add_generation_prompt=True, return_dict=False
+    )
+    assert prompt == by_hand
+    check_variables(tokenizer, chat)
+    with pytest.raises(ConfigError, match=r"data.chat_template does not read mod; did you mean mood\?"):
+        check_variables(tokenizer, ChatSettings(template=template, kwargs='{"mod": 1}'))
+
+
+def test_a_template_that_prints_the_time_prints_the_date_of_the_run(make_tokenizer: Make, chatml: str) -> None:
+    tokenizer = make_tokenizer("{{ strftime_now('%d %b %Y %H:%M:%S') + '\n' }}" + chatml)
+    ids = tokenize_prompt(tokenizer, _chat("Hi")[:1], ChatSettings(date="2026-01-31T12:34:56"))
+    assert "".join(tokenizer.convert_ids_to_tokens(ids.tolist())).startswith("31 Jan 2026 12:34:56\n")
+
+
+def test_a_start_token_that_a_text_has_already_is_not_doubled(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(bos_token="<|bos|>")
+    start = tokenizer.convert_tokens_to_ids("<|bos|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", special_tokens=[("<|bos|>", start)]
+    )
+    for text in ("Hi", "<|bos|>Hi"):
+        example = tokenize_example(tokenizer, parse_row({"text": text}), row=0)
+        assert [*example.prompt_ids, *example.completion_ids] == tokenizer("Hi")["input_ids"]
+
+
+def test_a_tokenizer_of_mistrals_own_without_a_template_is_a_model_error(make_tokenizer: Make, tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").touch()
+    tokenizer = make_tokenizer(None, name_or_path=str(tmp_path))
+    with pytest.raises(ModelError, match=r"tekken.json, whose chat template is code .* give one with data.chat_templ"):
+        tokenize_example(tokenizer, _chat("Hi", "No"), row=0)
+    assert tokenize_example(tokenizer, parse_row({"text": "Hi"}), row=0).prompt_ids.tolist()
+
+
+def test_a_prompt_without_an_answer_has_an_empty_completion(tokenizer: PreTrainedTokenizerFast) -> None:
+    example = tokenize_example(tokenizer, _chat("Hi")[:1], row=0)
+    assert example.prompt_ids.tolist() == tokenize_prompt(tokenizer, _chat("Hi")[:1]).tolist()
+    assert (len(example.completion_ids), example.has_answer) == (0, False)

@@ -107,6 +107,13 @@ class Config(Section):
                 f"payload=sampled needs rollout.temperature ({rollout.temperature:g}) and distill.temperature "
                 f"({distill.temperature:g}) to be the same"
             )
+        if rollout.is_truncated:
+            raise ValueError(
+                f"payload=sampled estimates the reverse KL on samples of the whole distribution: it needs "
+                f"rollout.top_p=1 (now {rollout.top_p}), rollout.top_k=0 (now {rollout.top_k}), "
+                f"rollout.min_p=0 (now {rollout.min_p}) and rollout.repetition_penalty=1 "
+                f"(now {rollout.repetition_penalty})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -137,6 +144,11 @@ class Config(Section):
     def is_on_policy(self) -> bool:
         """Whether the student samples any of what it is trained on, so that there are rollout workers."""
         return self.distill.lmbda > 0
+
+    @property
+    def trains_on_answers(self) -> bool:
+        """Whether any of the data's own answers is trained on, so that its rows must have them."""
+        return (self.distill.lmbda < 1 or self.distill.on_policy_after > 0) and not self.distill.seq_kd
 
     @property
     def compiles_layers(self) -> bool:

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from rayqd.config.sections.base import ImportPath, Section
-from rayqd.config.sections.markers import ChangesCompletions, ChangesHeldOut, HubIdOrPath, SameResult
+from rayqd.config.sections.markers import ChangesCompletions, ChangesHeldOut, HubIdOrPath, NotSwept, SameResult
+
+COLUMNS = ("messages", "prompt", "input", "completion", "chosen", "text", "system", "tools")
+"""What `data.columns` can name a column for."""
+
+# Arguments of transformers' apply_chat_template, and what it gives the template itself.
+_TAKEN_VARIABLES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
 
 
 class DataConfig(Section):
@@ -32,6 +57,51 @@ class DataConfig(Section):
     filter: Annotated[str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = None
     """A function of yours that says which rows stay, as package.module:function: called with a row as it was read, a
     dict, it returns True or False. Rows that it leaves out are counted."""
+    columns: Annotated[dict[str, str], ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(
+        default={}
+    )
+    """Where the source has other columns than rayqd recognizes: messages, prompt, input, completion, chosen, text,
+    system or tools, each with the column that it is, as prompt=problem,completion=solution. All others are ignored."""
+    chat_template: Annotated[str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = None
+    """A chat template in place of the model's own: the path of a .jinja file, or its text."""
+    chat_template_kwargs: Annotated[
+        dict[str, JsonValue], ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()
+    ] = Field(default={})
+    """Variables of the chat template, as enable_thinking=false,reasoning_effort=low: for data, rollouts, `rayqd
+    generate` and the benchmarks of `rayqd eval` alike."""
+    train_on: Annotated[Literal["last", "all"], ChangesHeldOut(of_eval_source_too=True)] = "last"
+    """Which of the assistant's turns a row of data trains: the last one, or all of them. Rollouts are last turns."""
+    date: Annotated[
+        str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions(), NotSwept("one date for all trials")
+    ] = None
+    """What a chat template is told that prints the date, as 2026-01-31 or 2026-01-31T12:00:00; none: when the run
+    began, which its config.toml then says."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
+        if unknown := sorted(columns.keys() - set(COLUMNS)):
+            raise ValueError(f"{unknown[0]} must be one of {', '.join(COLUMNS)}")
+        return columns
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _kwargs_are_the_templates(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := sorted(kwargs.keys() & _TAKEN_VARIABLES):
+            raise ValueError(f"{taken[0]} is set by rayqd: leave it out")
+        if absent := [name for name, value in kwargs.items() if value is None]:
+            raise ValueError(f"{absent[0]} has no value: leave it out")
+        return kwargs
+
+    @field_validator("date")
+    @classmethod
+    def _date_is_one(cls, date: str | None) -> str | None:
+        if date is not None:
+            try:
+                datetime.fromisoformat(date)
+            except ValueError:
+                raise ValueError(f"{date} is no date: write 2026-01-31 or 2026-01-31T12:00:00") from None
+        return date
 
 
 class DistillConfig(Section):
@@ -76,12 +146,24 @@ class RolloutConfig(Section):
 
     num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Rollout workers; none are started when distill.lmbda is 0."""
-    min_new_tokens: Annotated[int, ChangesCompletions()] = Field(default=16, ge=0)
-    """No end of text before this many tokens."""
+    min_new_tokens: Annotated[int, ChangesCompletions()] = Field(default=0, ge=0)
+    """No end of text before this many tokens. Above 0 a short answer runs on as text that the model would not write."""
     max_new_tokens: Annotated[int, ChangesCompletions()] = Field(default=128, ge=1)
     """Completions are cut after this many tokens."""
     temperature: Annotated[float, ChangesCompletions()] = Field(default=1.0, ge=0)
     """Of sampling; 0 is greedy."""
+    top_p: Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["model"], ChangesCompletions()] = 1.0
+    """Sample from the likeliest tokens that have this probability together; 1 from all. model: what the model's
+    generation_config.json says, as in the three settings below."""
+    top_k: Annotated[Annotated[int, Field(ge=0)] | Literal["model"], ChangesCompletions()] = 0
+    """Sample from so many of the likeliest tokens; 0 from all."""
+    min_p: Annotated[Annotated[float, Field(ge=0, le=1)] | Literal["model"], ChangesCompletions()] = 0.0
+    """Sample from tokens at least this share as likely as the likeliest one; 0 from all."""
+    repetition_penalty: Annotated[Annotated[float, Field(gt=0)] | Literal["model"], ChangesCompletions()] = 1.0
+    """Above 1 tokens that the text already has become less likely; 1 leaves them."""
+    stop: Annotated[list[str], ChangesCompletions()] = Field(default=[])
+    """Texts that end a completion, beside the ends of turn of chat template, tokenizer and generation_config.json,
+    which always do."""
     max_staleness: int = Field(default=0, ge=0)
     """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
     max_concurrent: Annotated[int, SameResult()] = Field(default=64, ge=1)
@@ -98,6 +180,19 @@ class RolloutConfig(Section):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}")
         return self
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_text(cls, stop: list[str]) -> list[str]:
+        if not all(stop):
+            raise ValueError("an empty text would end every completion at once: leave it out")
+        return stop
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether some tokens are never sampled, or others less often than the model would."""
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        return any(getattr(self, name) != value for name, value in neutral.items())
 
 
 class LearnerConfig(Section):

@@ -1,0 +1,83 @@
+"""Where the assistant's earlier turns stand in a prompt, and the tokens that they are: `data.train_on = "all"`.
+
+A template may write a turn in another way once others follow it, so none is looked for by its text. The prompt is
+rendered once more with a marker in the turn's place, and what stands before and after the marker bounds the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.messages import Conversation, Message
+from rayqd.data.render import TurnForm, find_turn_form, name_of, render
+from rayqd.data.thought import common_prefix
+from rayqd.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARKER = "\ue000rayqd\ue001"  # private characters, which no text has
+
+Span = tuple[int, int]  # characters
+
+
+def find_earlier_turns(
+    tokenizer: PreTrainedTokenizerBase, before: Conversation, chat: ChatSettings, prompt: str
+) -> list[Span]:
+    """Return the spans of `prompt`, rendered from `before`, that the assistant wrote, each with its end of turn.
+
+    Answers of weight 0 are left out. Raises DataError where the template's text does not tell where one stands.
+    """
+    form = find_turn_form(tokenizer, chat)
+    trained = [i for i, m in enumerate(before) if m.get("role") == "assistant" and i not in before.untrained]
+    return [_find_turn(tokenizer, before, index, chat, prompt, form) for index in trained]
+
+
+def _find_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    before: Conversation,
+    index: int,
+    chat: ChatSettings,
+    prompt: str,
+    form: TurnForm,
+) -> Span:
+    marked: list[Message] = list(before)
+    marked[index] = {"role": "assistant", "content": _MARKER}
+    text = render(tokenizer, marked, chat, tools=before.tools, add_generation_prompt=True)
+    left, found, right = text.partition(_MARKER)
+    if not found or not prompt.endswith(right):
+        raise DataError(
+            f"where the answer messages[{index}] stands cannot be told from the chat template's text: "
+            'set data.train_on = "last", or leave such rows out'
+        )
+    start = common_prefix(prompt, left)
+    if form.header and (header := prompt.rfind(form.header, 0, start)) >= 0:
+        start = header + len(form.header)
+    end = len(prompt) - len(right)
+    if end <= start:
+        raise DataError(f"the chat template leaves the answer messages[{index}] out")
+    return start, end + len(_end_of_turn(right, form))
+
+
+def _end_of_turn(right: str, form: TurnForm) -> str:
+    return form.end if right.startswith(form.end) else ""
+
+
+def mark_tokens(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Return [T], true for the tokens of `text` that lie wholly within one of `spans`.
+
+    Raises ModelError for a tokenizer that does not tell where its tokens stand.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(f'{name_of(tokenizer)} does not tell where its tokens stand: set data.train_on = "last"')
+    encoded = cast(Any, tokenizer)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    inside = np.zeros(len(offsets), dtype=np.bool_)
+    for start, end in spans:
+        inside |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < offsets[:, 1])
+    return inside
