@@ -59,11 +59,11 @@ def _tail_of_calls(tokenizer: PreTrainedTokenizerBase, chat: ChatSettings, calls
         text = render(tokenizer, [question, answer], chat, tools=[_TOOL], add_generation_prompt=False)
     except DataError:
         return None
-    values = _VALUES[: len(calls)]
-    if not all(value in text for value in values):
+    first, last = _VALUES[0], _VALUES[len(calls) - 1]
+    if first not in text or last not in text:
         return None
-    between = text.partition(values[0])[2].partition(values[-1])[0] if len(values) > 1 else ""
-    return between, text.rpartition(values[-1])[2]
+    between = text.partition(first)[2].partition(last)[0] if first != last else ""
+    return between, text.rpartition(last)[2]
 
 
 def _call(name: str, value: str) -> Json:

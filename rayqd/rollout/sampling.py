@@ -93,7 +93,7 @@ def _read_generation_config(directory: Path) -> dict[str, float]:
 
     if not (directory / "generation_config.json").is_file():
         return {}
-    own = GenerationConfig.from_pretrained(directory)
+    own = GenerationConfig.from_pretrained(directory)  # pyright: ignore[reportUnknownMemberType]
     values = {name: getattr(own, name, None) for name in _NEUTRAL}
     return {name: _convert(name)(value) for name, value in values.items() if value is not None}
 

@@ -245,7 +245,7 @@ def test_an_answer_follows_the_thought_that_the_generation_prompt_opens(
     tokenizer = make_tokenizer(template)
     question = {"role": "user", "content": "2+2?"}
     example = tokenize_example(tokenizer, [question, {"role": "assistant", **answer}], row=0)
-    prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    prompt = str(tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True))
     ids = tokenizer(prompt + completion + "<|im_end|>", add_special_tokens=False)["input_ids"]
     assert [*example.prompt_ids, *example.completion_ids] == ids
     assert prompt.endswith("<think>\n")
