@@ -160,10 +160,11 @@ class EvalEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineEvent:
-    """A sequence was left out of its step: the teacher computed inf or nan."""
+    """A sequence was left out of its step."""
 
     step: int
     index: int  # in the step's batch
+    reason: str
     on_policy: bool
     policy_version: int | None
     prompt_ids: tuple[int, ...]
@@ -277,7 +278,7 @@ def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
             step, arm = _INTEGER.validate_python(row.get("step")), Arm.from_name(str(row.get("arm")))
             return EvalEvent(step=step, arm=arm, fidelity=_FIDELITY.validate_python(row))
         case "quarantine":
-            return _QUARANTINE.validate_python(row)
+            return _QUARANTINE.validate_python({"reason": "the teacher computed inf or nan", **row})
         case other:
             raise ValueError(f"no event is called {other!r}")
 

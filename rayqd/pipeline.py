@@ -26,6 +26,7 @@ from rayqd.errors import WorkerError
 from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary, TeacherPayload, WireTensor
 
 MAX_ATTEMPTS = 5  # at a step whose parts are lost
+NO_NUMBERS = "the teacher computed inf or nan"
 
 T = TypeVar("T", covariant=True)
 
@@ -108,12 +109,13 @@ class Pipeline:
         rollouts: Rollouts,
         teachers: Teachers,
         put: Callable[[Rollout], Ref[Rollout]],
-        quarantine: Callable[[RolloutRef], Awaitable[None]],
+        quarantine: Callable[[RolloutRef, str], Awaitable[None]],
     ) -> None:
         """Hold what makes a step.
 
         `put` stores a rollout that comes from the data where others can refer to it; `quarantine` is called with every
-        rollout whose payload would be inf or nan, and may raise to end the run.
+        rollout that is left out, and why: an engine wrote something else than was asked for, or its payload would be
+        inf or nan. It may raise to end the run.
         """
         self._plan = plan
         self._examples = examples
@@ -182,16 +184,19 @@ class Pipeline:
         return await self._score(sorted(rollouts, key=lambda rollout: rollout.summary.index))
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
+        faults = [rollout.summary.fault for rollout in rollouts]
+        sound = [rollout for rollout, fault in zip(rollouts, faults, strict=True) if not fault]
+        payloads = iter(await self._teachers.score(sound) if sound else [])
         scored: list[ScoredRef] = []
-        for rollout, payload in zip(rollouts, await self._teachers.score(rollouts), strict=True):
+        for rollout, fault in zip(rollouts, faults, strict=True):
+            payload = None if fault else next(payloads)
             if payload is None:
-                await self._quarantine(rollout)
+                await self._quarantine(rollout, fault or NO_NUMBERS)
             else:
                 scored.append(ScoredRef(rollout=rollout, payload=payload))
         if not scored:
-            raise WorkerError(
-                f"the teacher computed inf or nan for every sequence of step {rollouts[0].summary.step + 1}"
-            )
+            last = next((fault for fault in reversed(faults) if fault), NO_NUMBERS)
+            raise WorkerError(f"no sequence of step {rollouts[0].summary.step + 1} can be trained on: {last}")
         return scored
 
     def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:

@@ -55,6 +55,7 @@ class Rollout:
     top_ids: IntArray | None = None  # [C, k] the student's own likeliest ids, if the teacher is to score those
     is_cut: bool = False  # the student reached a limit before it came to an end
     trained: NDArray[np.bool_] | None = None  # [C] which tokens are trained on; payloads have a row for these alone
+    fault: str = ""  # why nobody may be trained on it; "" where nothing is wrong
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
@@ -83,6 +84,7 @@ class Rollout:
             num_loss_tokens=self.num_loss_tokens,
             policy_version=self.policy_version,
             is_cut=self.is_cut,
+            fault=self.fault,
         )
 
     @property
@@ -123,6 +125,7 @@ class RolloutSummary:
     num_loss_tokens: int
     policy_version: int | None
     is_cut: bool = False  # see Rollout
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Sequences for which the teacher computes inf or nan: left out of their step, recorded, and limited in number."""
+"""Sequences that nobody can be trained on: left out of their step, recorded, and limited in number."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Quarantine:
         self.num_sequences = 0
         self._seen: set[tuple[int, int]] = set()
 
-    async def add(self, ref: RolloutRef) -> None:
-        """Report one; raises WorkerError for one too many, LostError if the rollout was lost with its node."""
+    async def add(self, ref: RolloutRef, reason: str) -> None:
+        """Report one, and why; raises WorkerError for one too many, LostError if the rollout was lost with its node."""
         try:
             rollout = await ref.ref
         except ObjectLostError:
@@ -36,6 +36,7 @@ class Quarantine:
             QuarantineEvent(
                 step=rollout.step + 1,
                 index=rollout.index,
+                reason=reason,
                 on_policy=rollout.on_policy,
                 policy_version=rollout.policy_version,
                 prompt_ids=tuple(rollout.prompt_ids.tolist()),
@@ -44,7 +45,7 @@ class Quarantine:
         )
         if self.num_sequences > self._max_sequences:
             raise WorkerError(
-                f"the teacher computed inf or nan for {self.num_sequences} sequences, and "
+                f"{self.num_sequences} sequences cannot be trained on (the last: {reason}), and "
                 f"teacher.max_bad_fraction={self._max_fraction:g} of the run allows {self._max_sequences}: "
                 "see quarantine.jsonl in the run's directory for their token ids; another model.dtype may help, or a "
                 "higher fraction"

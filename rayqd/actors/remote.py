@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeVar
 
 import ray
@@ -19,7 +20,7 @@ from rayqd.data.stops import end_token_ids
 from rayqd.model.load import load_tokenizer
 from rayqd.model.source import student_directory
 from rayqd.rollout.sampling import with_model_sampling
-from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker
+from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker, vocab_size
 from rayqd.teacher.worker import TeacherWorker, teacher_loader
 
 A = TypeVar("A", bound=PooledActor)
@@ -45,6 +46,7 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
                 num_top_ids(config),
                 config.ray.stall_seconds,
                 stop_token_ids,
+                partial(vocab_size, config),
             )
         )
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))

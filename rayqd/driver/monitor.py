@@ -154,8 +154,8 @@ class Monitor:
             case CheckpointEvent(path=path):
                 self._progress.status(f"checkpoint {path}")
                 self._upload()
-            case QuarantineEvent(step=step, index=index):
-                self._progress.say(f"step {step}: the teacher computed inf or nan for sequence {index}; left out")
+            case QuarantineEvent(step=step, index=index, reason=reason):
+                self._progress.say(f"step {step}: sequence {index} is left out: {reason}")
             case StatusEvent(text=text):
                 self._progress.status(text)
             case NoticeEvent(text=text):

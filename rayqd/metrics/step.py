@@ -33,7 +33,7 @@ class RoleMetrics:
     """What rollout workers and teachers did for one optimizer step."""
 
     num_retries: int  # calls repeated because a worker died, since the start
-    num_quarantined: int  # sequences that the teacher has no numbers for, since the start
+    num_quarantined: int  # sequences that were left out, since the start
     teacher_cache_hits: int  # sequences of the step whose scores were there already
     teacher_cache_misses: int  # sequences of the step that might have been there, and were not
     rollout_seconds: float  # of work, summed over the role's actors

@@ -12,6 +12,7 @@ from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
+from rayqd.rollout.completions import write_checked
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.sampling import sampling_request
 from rayqd.rollout.stall import StallWatch
@@ -38,12 +39,14 @@ class RolloutWorker:
         num_top_ids: int = 0,
         stall_seconds: float = math.inf,
         stop_token_ids: tuple[int, ...] = (),
+        get_vocab_size: Callable[[], int] | None = None,
     ) -> None:
         """Take what makes an engine, and what fetches weights.
 
         `settings`: without "model", see `with_model_sampling`. `stop_token_ids`: end every completion.
         `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
-        `stall_seconds`: without a token, after which the process ends itself; see `watch`.
+        `stall_seconds`: without a token, after which the process ends itself; see `watch`. `get_vocab_size` returns how
+        many ids student and teacher know.
         """
         self._rank = rank
         self._settings = settings
@@ -52,6 +55,8 @@ class RolloutWorker:
         self._num_top_ids = num_top_ids
         self._stop_token_ids = stop_token_ids
         self.stall_seconds = stall_seconds
+        self._get_vocab_size = get_vocab_size
+        self._vocab_size: int | None = None
         self._watch: StallWatch | None = None
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
@@ -81,6 +86,7 @@ class RolloutWorker:
         if self._engine is None:
             with span("engine"):
                 self._engine = self._make_engine()
+                self._vocab_size = self._get_vocab_size() if self._get_vocab_size else None
             if self._watch:
                 self._engine.on_progress = self._watch.beat
         return time.perf_counter() - began
@@ -103,7 +109,7 @@ class RolloutWorker:
                         self._probe = self._make_probe(self._engine, prompts[0])
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
         with span("first rollouts") if is_first else nullcontext(), self._working():
-            completions = self._completions(requests)
+            completions = write_checked(self._completions, requests, self._vocab_size, self._num_top_ids)
         rollouts = [
             Rollout(
                 step=sequence.step,
@@ -114,8 +120,9 @@ class RolloutWorker:
                 policy_version=self._version,
                 top_ids=completion.top_ids,
                 is_cut=completion.is_cut,
+                fault=fault,
             )
-            for sequence, prompt, completion in zip(sequences, prompts, completions, strict=True)
+            for sequence, prompt, (completion, fault) in zip(sequences, prompts, completions, strict=True)
         ]
         return time.perf_counter() - began, rollouts
 
@@ -166,6 +173,14 @@ def num_top_ids(config: Config) -> int:
     """Return how many of the student's likeliest ids travel with each token: those that the teacher is to score."""
     teacher = config.teacher
     return teacher.top_k if teacher.payload == "topk" and teacher.top_k_of == "student" else 0
+
+
+def vocab_size(config: Config) -> int:
+    """Return how many ids student and teacher have in common; of others neither has a loss."""
+    from rayqd.model.load import common_vocab_size
+    from rayqd.model.source import student_directory, teacher_directory
+
+    return common_vocab_size(student_directory(config), teacher_directory(config))
 
 
 def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:

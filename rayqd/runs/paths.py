@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CONFIG = "config.toml"  # as resolved; its first line names the command
 METRICS = "metrics.jsonl"  # a line for each step and each evaluation
-QUARANTINE = "quarantine.jsonl"  # a line for each sequence that the teacher has no numbers for
+QUARANTINE = "quarantine.jsonl"  # a line for each sequence that was left out of its step
 COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
 RESULT = "result.json"  # once the run has finished
 REPORT = "report.html"

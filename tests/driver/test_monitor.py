@@ -78,7 +78,13 @@ def monitored(tiny_config: Any) -> Any:
 
 
 QUARANTINED = QuarantineEvent(
-    step=2, index=1, on_policy=True, policy_version=1, prompt_ids=(5, 6), completion_ids=(7, 2)
+    step=2,
+    index=1,
+    reason="the teacher computed inf or nan",
+    on_policy=True,
+    policy_version=1,
+    prompt_ids=(5, 6),
+    completion_ids=(7, 2),
 )
 RUN = [
     ReadyEvent(role="learner", step=-1, node="node-1"),
@@ -104,7 +110,7 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     assert lines[0].startswith("learner ready after 0 s on node-1")
     assert lines[1] == "GPTQ INT4: KL to teacher 0.5000, perplexity 10.500"
     assert [line.split("  ")[0] for line in lines[2:]] == [
-        "step 1/4", "teacher-0 died", "step 2: the teacher computed inf or nan for sequence 1; left out", "step 2/4",
+        "step 1/4", "teacher-0 died", "step 2: sequence 1 is left out: the teacher computed inf or nan", "step 2/4",
     ]  # fmt: skip
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["event"], row["step"], row["time"]) for row in rows] == [

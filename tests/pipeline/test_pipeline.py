@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ class RecordingTeachers:
 def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tuple[Pipeline, list[tuple[Any, ...]]]:
     log: list[tuple[Any, ...]] = []
 
-    async def quarantine(rollout: RolloutRef) -> None:
-        log.append(("quarantine", rollout.summary.step, rollout.summary.index))
+    async def quarantine(rollout: RolloutRef, reason: str) -> None:
+        log.append(("quarantine", rollout.summary.step, rollout.summary.index, reason))
 
     def put(rollout: Rollout) -> Any:
         return rollout
@@ -186,13 +187,38 @@ async def test_what_the_teacher_has_no_numbers_for_is_left_out_and_told() -> Non
     assert [[r.rollout.summary.index for r in batch] for batch in batches] == [
         [0, 1, 2, 3], [0, 1, 3], [0, 1, 2, 3], [2, 3], [0, 1, 2, 3], [0, 1, 2, 3],
     ]  # fmt: skip
-    assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [(1, 2), (3, 0), (3, 1)]
+    assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [
+        (step, index, "the teacher computed inf or nan") for step, index in [(1, 2), (3, 0), (3, 1)]
+    ]
+
+
+async def test_what_an_engine_wrote_against_its_orders_is_never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, log = make(lmbda=1.0)
+    write = pipeline._rollouts.write
+
+    async def write_nothing(*args: Any) -> list[RolloutRef]:
+        refs = await write(*args)
+        faulty = replace(refs[1].summary, fault="the engine wrote nothing") if args[0][0].step == 2 else refs[1].summary
+        return [refs[0], replace(refs[1], summary=faulty), *refs[2:]]
+
+    monkeypatch.setattr(pipeline._rollouts, "write", write_nothing)
+    pipeline._teachers.unscored = {(2, 3)}
+    batches = await train(pipeline, range(4))
+    assert [[s.rollout.summary.index for s in batch] for batch in batches] == [[0, 1, 2, 3]] * 2 + [
+        [0, 2],
+        [0, 1, 2, 3],
+    ]
+    assert all(s.payload == ("payload", s.rollout.ref) for batch in batches for s in batch)
+    assert [entry[1:] for entry in log if entry[0] == "quarantine"] == [
+        (2, 1, "the engine wrote nothing"),
+        (2, 3, "the teacher computed inf or nan"),
+    ]
 
 
 async def test_a_step_without_any_payload_ends_the_run() -> None:
     pipeline, _ = make()
     pipeline._teachers.unscored = {(2, index) for index in range(4)}
-    with pytest.raises(WorkerError, match="every sequence of step 3"):
+    with pytest.raises(WorkerError, match="no sequence of step 3 can be trained on: the teacher computed inf or nan"):
         await train(pipeline, range(6))
 
 
