@@ -40,7 +40,8 @@ EVAL = (
     '"num_tokens": 6011, "time": 1795813859.265923}'
 )
 QUARANTINE = (
-    '{"event": "quarantine", "step": 2, "index": 1, "reason": "the engine wrote nothing", "on_policy": true, "policy_version": 1, "prompt_ids": [5, 6], '
+    '{"event": "quarantine", "step": 2, "index": 1, "reason": "the engine wrote nothing", '
+    '"on_policy": true, "policy_version": 1, "prompt_ids": [5, 6], '
     '"completion_ids": [7, 2], "time": 1795813859.5}'
 )
 

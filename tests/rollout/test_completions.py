@@ -18,7 +18,7 @@ REQUESTS = [
     )
     for seed in range(3)
 ]
-SOUND = np.int32([5, 9, 2])
+SOUND: IntArray = np.array([5, 9, 2], np.int32)
 FAULTS = [
     ([], "the engine wrote nothing"),
     ([1, 2, 3, 4, 5], "the engine wrote 5 tokens where 4 were asked for"),
