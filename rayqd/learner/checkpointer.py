@@ -33,8 +33,8 @@ class Checkpointer:
         self._checkpoints = checkpoints
         self._num_steps = 0  # done
         self._remark: str | None = None
-        self._weights_lock = threading.Lock()  # held from the optimizer's step to the end of `step`
-        learner.optimizer.register_step_pre_hook(self._lock_weights)
+        self._weights_lock = threading.Lock()  # held from the update of the weights to the end of `step`
+        learner.before_update = self._lock_weights
 
     def resume(self) -> int:
         """Load the newest checkpoint, if there is one; return the number of steps done."""
@@ -110,5 +110,5 @@ class Checkpointer:
             return None
         return self._checkpoints.save(step, {**state, DIGESTS: fingerprints})
 
-    def _lock_weights(self, *_: object) -> None:
+    def _lock_weights(self) -> None:
         self._weights_lock.acquire()

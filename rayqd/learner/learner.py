@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,11 @@ class StepResult:
     loss: float  # nats a token, over the whole global batch
     grad_norm: float  # before clipping
     lr: float  # that the step used
+    is_skipped: bool = False  # the gradient was inf or nan, and weights and moments are as they were
+
+
+def do_nothing() -> None:
+    """Do nothing: a learner's `before_update` where nobody needs to know."""
 
 
 class Learner:
@@ -54,6 +59,8 @@ class Learner:
         self.student = student
         self.teacher_head = teacher_head
         self.settings = config.learner
+        self.before_update: Callable[[], None] = do_nothing  # called when the weights are about to change, or to stay
+        self._num_skipped = 0
         self._objective = Objective(config.distill, student.head, teacher_head)
         self.group = group or SingleProcess()
         if config.compiles_layers and student.head.is_cuda and not self.group.is_sharded:
@@ -81,16 +88,25 @@ class Learner:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
-        if not torch.isfinite(norm):
-            raise ModelError(
-                f"step {step + 1}: the gradient is inf or nan (loss {loss.item():g}): lower learner.lr, or choose "
-                "another model.dtype; the same command goes on from the last checkpoint"
-            )
+        is_finite = bool(torch.isfinite(norm))
+        if not is_finite:
+            self._count_skipped(step, loss.item())
         lr = learning_rate(step, self.settings)
-        for param_group in self.optimizer.param_groups:
-            param_group["lr"] = lr
-        self.optimizer.step()
-        return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr)
+        self.before_update()
+        if is_finite:
+            for param_group in self.optimizer.param_groups:
+                param_group["lr"] = lr
+            self.optimizer.step()
+        return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr, is_skipped=not is_finite)
+
+    def _count_skipped(self, step: int, loss: float) -> None:
+        self._num_skipped += 1
+        if self._num_skipped > self.settings.max_bad_steps:
+            raise ModelError(
+                f"step {step + 1}: the gradient is inf or nan (loss {loss:g}), and learner.max_bad_steps="
+                f"{self.settings.max_bad_steps} such steps were skipped before: lower learner.lr, or choose another "
+                "model.dtype; the same command goes on from the last checkpoint"
+            )
 
     def _backward(self, microbatch: list[ScoredRollout], num_loss_tokens: int) -> Tensor:
         student_hidden = completion_states(self.student.model, [s.rollout for s in microbatch])

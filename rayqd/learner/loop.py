@@ -10,11 +10,13 @@ from rayqd.config import Config
 from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, NoticeEvent, StartEvent
+from rayqd.learner.bad_steps import keep_share
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.engine_check import check_engines
 from rayqd.learner.feed import Feed
 from rayqd.learner.learner import Learner
 from rayqd.learner.rollout_weights import collect_rollout_weights
+from rayqd.runs.paths import BAD_STEPS
 from rayqd.spans import record_span, span
 from rayqd.types import Batch
 
@@ -66,6 +68,8 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
     error = check_engines(learner.student, batch.probes, config.model.dtype)
     result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
+    if result.is_skipped:
+        _tell_skipped(learner, feed, config, step, batch)
     if is_first:
         record_span("wait for first batch", start, start + ready - began)
         record_span("first step", start + ready - began, start + done - began)
@@ -87,6 +91,18 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
             cut_share=batch.num_cut / batch.num_on_policy if batch.num_on_policy else None,
         )
     )
+
+
+def _tell_skipped(learner: Learner, feed: Feed, config: Config, step: int, batch: Batch) -> None:
+    directory = config.run_dir / BAD_STEPS
+    try:
+        keep_share(directory, step + 1, batch.share)
+        where = f"its sequences are in {directory}"
+    except OSError as error:
+        where = f"its sequences could not be kept in {directory} ({error.strerror})"
+    if learner.group.is_rank0:
+        text = f"step {step + 1}: the gradient is inf or nan; the step is skipped, nothing has changed; {where}"
+        feed.report(NoticeEvent(text=text))
 
 
 def _check_staleness(batch: Batch, step: int, max_staleness: int) -> int:

@@ -1,6 +1,7 @@
 """An optimizer step against an independent one, and against itself under everything that must not change it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, get_scheduler
 from trl.experimental.gkd import GKDTrainer
 
 from rayqd.config import Config
+from rayqd.errors import ModelError
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.initialization import Initialization
@@ -240,3 +242,32 @@ def test_adapters_start_alike_on_every_worker_whatever_ran_before(tiny_model: An
     again = start.load_student(tiny_model).state_dict()
     assert any(tensor.any() for tensor in first.values())
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def with_nan(scored: ScoredRollout) -> ScoredRollout:
+    assert isinstance(scored.payload, HiddenPayload)
+    hidden = from_wire(scored.payload.hidden).clone()
+    hidden[0, 0] = torch.nan
+    return dataclasses.replace(scored, payload=HiddenPayload(hidden=to_wire(hidden)))
+
+
+def test_a_step_whose_gradient_is_nan_changes_nothing_and_one_too_many_ends_the_run(
+    tiny_model: Any, tiny_config: Any, batch: list[ScoredRollout]
+) -> None:
+    config = config_of(tiny_config, learner={"max_bad_steps": 2})
+    calm, disturbed = make(tiny_model, config), make(tiny_model, config)
+    updates: list[str] = []
+    disturbed.before_update = lambda: updates.append("update")
+    bad = [batch[0], with_nan(batch[1]), *batch[2:]]
+    calm.step(0, batch, 35)
+    disturbed.step(0, batch, 35)
+    for step in (1, 2):
+        result = disturbed.step(step, bad, 35)
+        assert result.is_skipped
+        assert not math.isfinite(result.grad_norm)
+    assert disturbed.step(3, batch, 35) == calm.step(3, batch, 35)
+    for group, tensors in calm.state_dict().items():
+        assert all(torch.equal(disturbed.state_dict()[group][name], tensor) for name, tensor in tensors.items())
+    assert len(updates) == 4
+    with pytest.raises(ModelError, match=r"^step 5: the gradient is inf or nan .*learner\.max_bad_steps=2 such steps"):
+        disturbed.step(4, bad, 35)

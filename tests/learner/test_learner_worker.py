@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,9 +22,10 @@ from rayqd.learner.initialization import Initialization
 from rayqd.learner.worker import LearnerWorker
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
+from rayqd.model.wire import from_wire, to_wire
 from rayqd.pipeline import Ref, RolloutRef, ScoredRef
 from rayqd.teacher.forward import Teacher
-from rayqd.types import Batch, Rollout, RolloutSummary, ScoredRollout, TeacherPayload
+from rayqd.types import Batch, HiddenPayload, Rollout, RolloutSummary, ScoredRollout, TeacherPayload
 from tests.learner.fake_feed import FakeFeed
 from tests.model.calibrating import sequences
 
@@ -233,6 +236,33 @@ def test_calibration_is_reported_layer_by_layer_and_its_arm_is_in_the_result(
         "start 0",
     ]
     assert [row.arm.name for row in feed.rows][1:] == ["round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
+
+
+def test_a_step_without_a_gradient_is_told_and_its_sequences_are_kept(
+    make_config: Any, rows: list[ScoredRollout]
+) -> None:
+    class Sick(FakeFeed):
+        def share(self, step: int) -> list[ScoredRollout]:
+            if step != 1:
+                return super().share(step)
+            payload = rows[0].payload
+            assert isinstance(payload, HiddenPayload)
+            hidden = from_wire(payload.hidden) * torch.nan
+            return [replace(rows[0], payload=HiddenPayload(hidden=to_wire(hidden))), *rows[1:]]
+
+    config = make_config()
+    feed = run(config, Sick(rows))
+    (notice,) = [event.text for event in feed.events if isinstance(event, NoticeEvent)]
+    directory = config.run_dir / "bad-steps"
+    assert notice == (
+        "step 2: the gradient is inf or nan; the step is skipped, nothing has changed; "
+        f"its sequences are in {directory}"
+    )
+    assert feed.log[-1] == "FinishedEvent"
+    (file,) = directory.iterdir()
+    kept = np.load(file, allow_pickle=False)
+    for row in rows:
+        assert np.array_equal(kept[f"completion_ids-{row.rollout.index}"], row.rollout.completion_ids)
 
 
 def test_rollouts_that_are_older_than_allowed_are_refused(make_config: Any, rows: list[ScoredRollout]) -> None:

@@ -217,5 +217,8 @@ class LearnerConfig(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
+    max_bad_steps: Annotated[int, SameResult()] = Field(default=3, ge=0)
+    """Steps whose gradient may be inf or nan: they change nothing, a line names them, and their batch is kept in
+    bad-steps/ of the run's directory. One more ends the run."""
     gradient_checkpointing: Annotated[bool, SameResult()] = False
     """Recompute activations in the backward pass: less memory, a third more time."""
