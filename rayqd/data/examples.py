@@ -72,8 +72,9 @@ def load_run_data(
         heldout=frozenset(heldout.keys),
         needs_answer=config.trains_on_answers,
     )
-    training = replace(training, remarks=_remarks(config, len(training.examples)))
-    return training, replace(heldout, remarks=_heldout_remarks(heldout.examples))
+    remarks = (*training.remarks, *_remarks(config, len(training.examples)))
+    heldout = replace(heldout, remarks=(*heldout.remarks, *_heldout_remarks(heldout.examples)))
+    return replace(training, remarks=remarks), heldout
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:
@@ -88,12 +89,13 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
             context_length=context_length,
             needs_answer=config.trains_on_answers,
         )
-    if _location(config.eval.source, config.eval.split) == _location(data.source, data.split):
+    subset = data.subset if config.eval.subset is None and config.eval.source == data.source else config.eval.subset
+    if _location(config.eval.source, config.eval.split, subset) == _location(data.source, data.split, data.subset):
         raise ConfigError(
             f'eval.source="{config.eval.source}" is what data.source trains on; name another source or split, '
             "or leave eval.source out to hold out the first eval.num_rows rows"
         )
-    data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split})
+    data = data.model_copy(update={"source": config.eval.source, "split": config.eval.split, "subset": subset})
     check_max_length(data, context_length)
     rows = read_rows(data, parse=row_parser(data, needs_answer=False))
     return _select(tokenizer, rows, range(len(rows)), data, num_rows, exclude=0)
@@ -170,6 +172,7 @@ def _select(
         num_rows=len(rows),
         left_out=rows.left_out,
         shapes=tuple(filter(None, shapes)),
+        remarks=rows.remarks,
     )
 
 
@@ -262,7 +265,7 @@ def _is_copy(source: str, other: str) -> bool:
     return file is not None and other_file is not None and filecmp.cmp(file, other_file, shallow=False)
 
 
-def _location(source: str, split: str) -> tuple[str, str]:
-    """Return what `source` and `split` name; a file is the same under every split and every spelling of its path."""
+def _location(source: str, split: str, subset: str | None) -> tuple[str, str, str | None]:
+    """Return what these name; a file is the same under every name of a split and every spelling of its path."""
     file = existing_file_of_source(source)
-    return (str(file.resolve()), "") if file else (source, split)
+    return (str(file.resolve()), "".join(split.partition("[")[1:]), None) if file else (source, split, subset)

@@ -1,4 +1,4 @@
-"""The rows of a data set: of a file, of one on the hub, of the set that ships with rayqd, or of a reader of the user's.
+"""The rows of a data set, as conversations: those of `readers`, parsed and checked.
 
 A row that is no conversation (`conversation.py` says what one is) is an error that names its location, or is skipped
 and counted.
@@ -6,21 +6,22 @@ and counted.
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Callable
+import glob
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from rayqd.config.data_source import QUICKSTART, path_of_source
+from rayqd.config.data_source import QUICKSTART, is_pattern, is_url, path_of_source
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message, Parse, UntrainedError, row_parser
 from rayqd.data.left_out import LeftOut, Reason, Tally
+from rayqd.data.readers import Table, fetch_url, read_directory, read_file, read_files, read_hub
+from rayqd.data.readers.table import select_split
 from rayqd.data.user_code import RowFilter, call_reader
 from rayqd.errors import DataError
 
 QUICKSTART_FILES = {"train": "train.jsonl", "test": "heldout.jsonl"}
+CHECKED_WHOLE = 20_000  # rows of files; of more, those that a run looks at are checked
 
 OnBadRow = Literal["auto", "error", "skip"]
 
@@ -28,27 +29,18 @@ OnBadRow = Literal["auto", "error", "skip"]
 class Rows:
     """Conversations by position, each read and checked when it is asked for."""
 
-    def __init__(
-        self,
-        name: str,
-        length: int,
-        fetch: Callable[[int], object],
-        location: Callable[[int], str],
-        on_bad_row: OnBadRow,
-        parse: Parse,
-        keep: RowFilter | None = None,
-    ) -> None:
-        self.name = name
-        self._length = length
-        self._fetch = fetch
-        self._location = location
+    def __init__(self, table: Table, on_bad_row: OnBadRow, parse: Parse, keep: RowFilter | None = None) -> None:
+        self.name = table.name
+        self.remarks = table.remarks
+        """How the source was taken, where that may surprise."""
+        self._table = table
         self._on_bad_row = on_bad_row
         self._parse = parse
         self._keep = keep
         self._tally = Tally()
 
     def __len__(self) -> int:
-        return self._length
+        return self._table.num_rows
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
@@ -67,8 +59,8 @@ class Rows:
         if self._tally.has(Reason.BROKEN, index):
             return None
         try:
-            row = self._fetch(index)
-            if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._location(index)):
+            row = self._table.fetch(index)
+            if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._table.location(index)):
                 self.leave_out(index, Reason.FILTERED, "data.filter returned False")
                 return None
             return self._parse(row)
@@ -82,32 +74,67 @@ class Rows:
     def reject(self, index: int, what: str) -> None:
         """Count the row at `index` as broken, or raise DataError with its location and what to do."""
         if self._on_bad_row != "skip":
-            raise DataError(f'{self._location(index)}: {what}; fix it or set data.on_bad_row = "skip"')
+            raise DataError(f'{self._table.location(index)}: {what}; fix it or set data.on_bad_row = "skip"')
         self.leave_out(index, Reason.BROKEN, what)
 
     def leave_out(self, index: int, reason: Reason, what: str) -> None:
         """Count the row at `index` as not used for `reason`; `what` says in words what is the matter with it."""
-        self._tally.add(reason, index, self._location(index), what)
+        self._tally.add(reason, index, self._table.location(index), what)
 
 
 def read_rows(data: DataConfig, *, parse: Parse | None = None) -> Rows:
-    """Open what `data` names: by its reader if it has one, else "quickstart", a .jsonl file, or a data set on the hub.
+    """Open what `data` names: by its reader if it has one, else as `open_table` does.
 
-    What a reader gives, and a file, is checked to its end before this returns, a hub set row by row as it is read;
-    `split` means nothing to a file. With `on_bad_row` auto a broken row is an error, but skipped in a hub set, which
-    its user cannot mend. Raises DataError for a source that is missing or cannot be reached, and for a broken row
-    unless those are skipped; ConfigError for a reader or a filter that cannot be called or returns something else.
+    What a reader gives, and files of up to CHECKED_WHOLE rows, are checked to their end before this returns, everything
+    else row by row as it is read. With `on_bad_row` auto a broken row is an error, but skipped in a hub set, which its
+    user cannot mend. Raises DataError for a source that is missing or cannot be reached, and for a broken row unless
+    those are skipped; ConfigError for a reader or a filter that cannot be called or returns something else.
     """
     parse = parse or row_parser(data)
     keep = RowFilter(data.filter) if data.filter is not None else None
     if data.reader is not None:
-        return _check_all(_read_by(data.reader, data, parse, keep))
-    if data.source == QUICKSTART:
-        return _check_all(_read_jsonl(_quickstart_path(data.split), data.on_bad_row, parse, keep))
-    path = path_of_source(data.source)
+        table = _read_by(data.reader, data)
+        return _check_all(Rows(table, data.on_bad_row, parse, keep))
+    table = open_table(data.source, data.split, data.subset)
+    if table is None:
+        on_bad_row = "skip" if data.on_bad_row == "auto" else data.on_bad_row
+        return Rows(read_hub(data.source, data.split, data.subset), on_bad_row, parse, keep)
+    rows = Rows(table, data.on_bad_row, parse, keep)
+    return _check_all(rows) if len(rows) <= CHECKED_WHOLE else rows
+
+
+def open_table(source: str, split: str, subset: str | None) -> Table | None:
+    """Open "quickstart", a file, a URL, a pattern of files or a directory; None for what must be an id on the hub.
+
+    A file has one split, whatever that is called, of which `split` may take a part. Raises DataError.
+    """
+    if source == QUICKSTART:
+        _check_no_subset(source, subset)
+        return select_split(_read_quickstart(split), split)
+    path = path_of_source(source)
+    if path is not None or is_url(source) or is_pattern(source):
+        _check_no_subset(source, subset)
     if path is not None:
-        return _check_all(_read_jsonl(path, data.on_bad_row, parse, keep))
-    return _read_hub(data, parse, keep)
+        return select_split(read_file(path, str(path)), split)
+    if is_url(source):
+        return select_split(read_file(fetch_url(source), source), split)
+    directory = Path(source).expanduser()
+    if directory.is_dir():
+        return read_directory(directory, split, subset)
+    return select_split(_read_pattern(source), split) if is_pattern(source) else None
+
+
+def _check_no_subset(source: str, subset: str | None) -> None:
+    if subset is not None:
+        raise DataError(f'{source}: is no data set with subsets: leave data.subset="{subset}" out')
+
+
+def _read_pattern(source: str) -> Table:
+    found = sorted(glob.glob(str(Path(source).expanduser()), recursive=True))
+    paths = [path for path in map(Path, found) if path.is_file()]
+    if not paths:
+        raise DataError(f"{source}: no file has such a name: check the pattern")
+    return read_files(source, paths)
 
 
 def _check_all(rows: Rows) -> Rows:
@@ -116,78 +143,19 @@ def _check_all(rows: Rows) -> Rows:
     return rows
 
 
-def _read_by(reader: str, data: DataConfig, parse: Parse, keep: RowFilter | None) -> Rows:
+def _read_by(reader: str, data: DataConfig) -> Table:
     read = call_reader(reader, data.source, data.split)
-    return Rows(
+    return Table(
         name=f"{data.source} ({data.split})",
-        length=len(read),
+        num_rows=len(read),
         fetch=read.__getitem__,
         location=lambda index: f"{data.source} ({data.split}) by {reader}, row {index}",
-        on_bad_row=data.on_bad_row,
-        parse=parse,
-        keep=keep,
     )
 
 
-def _quickstart_path(split: str) -> Path:
-    if split not in QUICKSTART_FILES:
+def _read_quickstart(split: str) -> Table:
+    name = split.partition("[")[0]
+    if name not in QUICKSTART_FILES:
         raise DataError(f'the quickstart set has the splits {" and ".join(QUICKSTART_FILES)}, got "{split}"')
-    return Path(str(files("rayqd.data").joinpath("quickstart", QUICKSTART_FILES[split])))
-
-
-def _read_jsonl(path: Path, on_bad_row: OnBadRow, parse: Parse, keep: RowFilter | None) -> Rows:
-    try:
-        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise DataError(f"cannot read the data file {path}: {error.strerror}; check its path") from error
-    # Lines end at b"\n" alone: str.splitlines would also cut at U+2028 and others, which JSON allows inside text.
-    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-    return Rows(
-        name=str(path),
-        length=len(lines),
-        fetch=lambda index: _parse_json(lines[index][1]),
-        location=lambda index: f"{path}:{lines[index][0]}",
-        on_bad_row=on_bad_row,
-        parse=parse,
-        keep=keep,
-    )
-
-
-def _parse_json(line: bytes) -> object:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 (byte {error.start} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"the line is not one JSON object ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # numbers of over 4300 digits, brackets nested thousands deep
-        raise DataError(f"the line is JSON that cannot be read ({error})") from error
-
-
-def _read_hub(data: DataConfig, parse: Parse, keep: RowFilter | None) -> Rows:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    source, split = data.source, data.split
-    try:
-        dataset = load_dataset(source, split=split)
-    except ConnectionError as error:
-        raise DataError(
-            f'cannot reach the hub for the data set "{source}"; connect this machine, give a .jsonl file '
-            'as data.source or eval.source, or use "quickstart"'
-        ) from error
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
-        raise DataError(
-            f'cannot load the data set "{source}", split "{split}": {reason}; '
-            "give the id of a data set and one of its splits, or the path of a .jsonl file"
-        ) from error
-    return Rows(
-        name=f"{source} ({split})",
-        length=len(dataset),
-        fetch=lambda index: dataset[index],
-        location=lambda index: f"{source} ({split}), row {index}",
-        on_bad_row="skip" if data.on_bad_row == "auto" else data.on_bad_row,
-        parse=parse,
-        keep=keep,
-    )
+    path = Path(str(files("rayqd.data").joinpath("quickstart", QUICKSTART_FILES[name])))
+    return read_file(path, str(path))

@@ -15,10 +15,12 @@ class EvalConfig(Section):
     """The held-out rows, when they are evaluated, and the benchmarks of `rayqd eval`."""
 
     source: Annotated[str | None, HubIdOrPath(only_files=True)] = None
-    """A .jsonl file, a data set id, or "quickstart"; none keeps the first `num_rows` rows of the shuffled data from
-    training."""
+    """As data.source: a file, several, a URL, a directory, a data set id, or "quickstart"; none keeps the first
+    `num_rows` rows of the shuffled data from training."""
     split: str = "test"
-    """Split of a hub data set."""
+    """Split of a data set, or an expression, as data.split."""
+    subset: str | None = None
+    """Subset of a hub data set; none: data.subset where the data set is data.source's, else no subset."""
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
     every: Annotated[int, SameResult()] = Field(default=0, ge=0)

@@ -39,9 +39,13 @@ class DataConfig(Section):
     """Where prompts, and off-policy completions, come from."""
 
     source: Annotated[str, ChangesHeldOut(), HubIdOrPath(only_files=True)] = "allenai/tulu-3-sft-mixture"
-    """A .jsonl file, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
+    """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, .arrow; also compressed), several (data/*.jsonl), a URL of one
+    (s3://, https://), a directory, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
     split: Annotated[str, ChangesHeldOut(), ChangesCompletions()] = "train"
-    """Split of a hub data set."""
+    """Split of a data set, or an expression: train[:5%], train[100:200], train+test. Of files, which have one split
+    whatever it is called, only the part in brackets counts."""
+    subset: Annotated[str | None, ChangesHeldOut(), ChangesCompletions()] = None
+    """Subset (configuration) of a hub data set, where it has some."""
     max_length: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(
         default=1024, ge=64
     )

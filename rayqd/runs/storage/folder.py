@@ -46,7 +46,7 @@ class Folder:
     def open(cls, uri: str) -> Folder:
         """Open an absolute path, or a URI that pyarrow or an installed fsspec implementation knows."""
         with _storage_errors(redact(uri), "opened"):
-            filesystem, path = _filesystem(uri)
+            filesystem, path = filesystem_of(uri)
         return cls(filesystem, path.rstrip("/"), redact(uri).rstrip("/"))
 
     def __str__(self) -> str:
@@ -172,7 +172,8 @@ def _pyarrow_fs() -> Any:
     return import_module("pyarrow.fs")
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """Return the filesystem, pyarrow's or an installed fsspec implementation, and the path in it that `uri` names."""
     fs = _pyarrow_fs()
     try:
         return fs.FileSystem.from_uri(uri)
