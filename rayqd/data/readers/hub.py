@@ -30,10 +30,8 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    # `load_dataset` has no other word for the subset than its second argument, which those without one do not take.
-    names = {} if subset is None else {"name": subset}
     try:
-        rows = load_dataset(source, split=split, **names)
+        rows = load_dataset(source, split=split) if subset is None else load_dataset(source, subset, split=split)
     except ConnectionError as error:
         raise DataError(
             f'cannot reach the hub for the data set "{source}"; connect this machine, give a .jsonl file '
