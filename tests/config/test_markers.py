@@ -31,12 +31,12 @@ EXPECTED: dict[type[Marker], str] = {
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
     NotSwept: "name runs_dir data.date eval.* ray.*",
     ChangesHeldOut: """
-        seed data.source data.split data.on_bad_row data.max_length data.min_room data.reader data.filter
+        seed data.source data.split data.subset data.on_bad_row data.max_length data.min_room data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.train_on data.date""",
     ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
     ChangesCompletions: """
-        seed model.dtype data.split data.max_length data.min_room data.reader data.filter
+        seed model.dtype data.split data.subset data.max_length data.min_room data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.date
         rollout.min_new_tokens rollout.max_new_tokens rollout.temperature rollout.top_p rollout.top_k rollout.min_p
         rollout.repetition_penalty rollout.stop""",

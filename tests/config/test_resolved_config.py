@@ -39,8 +39,8 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
     written = {key for key, value in tables.items() if not isinstance(value, dict)}
     written |= {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
     assert set(settings()) - written == {
-        "adapter.alpha", "data.chat_template", "data.date", "data.filter", "data.reader", "eval.num_fewshot",
-        "eval.source", "eval.task_limit",
+        "adapter.alpha", "data.chat_template", "data.date", "data.filter", "data.reader", "data.subset",
+        "eval.num_fewshot", "eval.source", "eval.subset", "eval.task_limit",
         "eval.tasks_dir", "model.revision",
         "ray.address", "ray.cluster_file", "rollout.gpu_memory_utilization", "storage", "teacher.cache_dir",
         "teacher.name",
