@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 from rich.console import Console
 
@@ -103,7 +104,7 @@ def _run(
         with span("check model and settings"):
             checked = check(config)
         with span("read data"):
-            training, heldout = load_data(checked, config)
+            training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from rich.console import Console
 
@@ -92,7 +93,7 @@ class _Quantizing:
             check_machine(config, runs_vllm=False)
             checked = check(config, trains=False)
             check_layer_by_layer(load_meta_model(checked.directory).config, quant.method)
-            training, heldout_rows = load_data(checked, config)
+            training, heldout_rows = load_data(checked, config, partial(progress.bar, "tokenizing"))
             for remark in checked.remarks:
                 progress.say(remark)
             for line in describe_data(training, heldout_rows):

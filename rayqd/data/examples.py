@@ -7,7 +7,7 @@ not held out. With no `eval.source`, the first rows kept are held out and traini
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,9 @@ from rayqd.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+OnTokenized = Callable[[int, int], None]  # rows kept so far, and how many at most
+_REPORT_EVERY = 64  # rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +57,14 @@ class ExampleSet:
 
 
 def load_run_data(
-    tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    context_length: int,
+    on_tokenized: OnTokenized | None = None,
 ) -> tuple[ExampleSet, ExampleSet]:
     """Read training and held-out examples; no row is in both. `context_length`: tokens the model takes.
+
+    `on_tokenized` is called now and then while training rows are tokenized, which may take minutes.
 
     Raises DataError for a source that cannot be read or of which nothing is kept, ConfigError for lengths or sources
     that cannot go together.
@@ -71,6 +79,7 @@ def load_run_data(
         exclude=config.eval.num_rows if config.eval.source is None else 0,
         heldout=frozenset(heldout.keys),
         needs_answer=config.trains_on_answers,
+        on_tokenized=on_tokenized,
     )
     remarks = (*training.remarks, *_remarks(config, len(training.examples)))
     heldout = replace(heldout, remarks=(*heldout.remarks, *_heldout_remarks(heldout.examples)))
@@ -111,6 +120,7 @@ def load_examples(
     exclude: int = 0,
     heldout: Collection[int] = frozenset(),
     needs_answer: bool = True,
+    on_tokenized: OnTokenized | None = None,
 ) -> ExampleSet:
     """Read up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
 
@@ -120,7 +130,7 @@ def load_examples(
     """
     check_max_length(data, context_length)
     rows = read_rows(data, parse=row_parser(data, needs_answer=needs_answer))
-    return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, exclude, heldout)
+    return _select(tokenizer, rows, row_order(len(rows), seed), data, num_needed, exclude, heldout, on_tokenized)
 
 
 def row_order(num_rows: int, seed: int) -> list[int]:
@@ -136,6 +146,7 @@ def _select(
     num_needed: int,
     exclude: int,
     heldout: Collection[int] = frozenset(),
+    on_tokenized: OnTokenized | None = None,
 ) -> ExampleSet:
     kept: list[Example] = []
     keys: list[int] = []
@@ -163,6 +174,8 @@ def _select(
         kept.append(example)
         keys.append(key)
         shapes[conversation.shape] = None
+        if on_tokenized and len(kept) % _REPORT_EVERY == 0:
+            on_tokenized(len(kept), min(exclude + num_needed, len(rows)))
     if len(kept) <= exclude:
         raise DataError(_explain_nothing_kept(rows, data, len(kept), too_long, exclude))
     return ExampleSet(

@@ -12,6 +12,7 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.chat_settings import chat_settings
+from rayqd.data.examples import OnTokenized
 from rayqd.data.render import check_variables
 from rayqd.data.user_code import check_user_code
 from rayqd.driver.weights_check import check_weights
@@ -104,9 +105,11 @@ def check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> 
         check_without_engine(total, checked.directory, config, gpu_share)
 
 
-def load_data(checked: Checked, config: Config) -> tuple[ExampleSet, ExampleSet]:
-    """Return training and held-out rows, as tokens."""
-    return load_run_data(checked.tokenizer, config, checked.context_length)
+def load_data(
+    checked: Checked, config: Config, on_tokenized: OnTokenized | None = None
+) -> tuple[ExampleSet, ExampleSet]:
+    """Return training and held-out rows, as tokens. `on_tokenized` is told now and then how far that is."""
+    return load_run_data(checked.tokenizer, config, checked.context_length, on_tokenized)
 
 
 def describe_data(training: ExampleSet, heldout: ExampleSet) -> list[str]:

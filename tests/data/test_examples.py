@@ -259,6 +259,14 @@ def test_a_byte_copy_of_the_training_file_is_said_and_its_held_out_rows_are_not_
         load_run_data(tokenizer, _config(source, eval={"source": copy, "num_rows": 9}), 1000)
 
 
+def test_who_waits_for_tokens_is_told_how_far_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = _write(tmp_path / "a.jsonl", [(1, 1)] * 200)
+    told: list[tuple[int, int]] = []
+    learner = {"steps": 75, "batch_size": 2}
+    load_run_data(tokenizer, _config(source, learner=learner), 1000, lambda done, total: told.append((done, total)))
+    assert told == [(64, 154), (128, 154)]  # of 4 rows held out and 150 for the steps
+
+
 def test_fewer_rows_than_a_batch_are_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     source = _write(tmp_path / "a.jsonl", [(1, 1)] * 5)
     training, _ = load_run_data(tokenizer, _config(source), 1000)
