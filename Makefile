@@ -11,13 +11,14 @@ PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.setup-run
 STAMP_DEV := .venv/.setup-dev
- # One pytest process a core for what takes no second; eight are enough, since each imports torch first. A run on Ray or an
- # engine is a dozen processes that keep two cores busy with imports alone: of those one at a time for every four cores.
+ # One pytest process a core for what is one process itself; eight are enough, since each imports torch first. A run on Ray
+ # or an engine is a dozen processes that keep two cores busy with imports alone: of those one at a time for every four cores.
  # `make test-fast PARALLEL=` uses one process.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 PARALLEL := -n $(CORES) --maxprocesses 8 --dist worksteal
 FAST := not slow and not ray and not vllm
-SLOW_PARALLEL := $(if $(filter-out 0 1,$(shell expr $(CORES) / 4)),-n $(shell expr $(CORES) / 4) --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+MANY_PROCESSES := ray or vllm
+FEW_AT_ONCE := $(if $(filter-out 0 1,$(shell expr $(CORES) / 4)),-n $(shell expr $(CORES) / 4) --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev quickstart test test-fast check lint types contracts requirements docs clean
@@ -42,10 +43,12 @@ quickstart: setup
 
 test: setup-dev
 ifdef CHANGED
-	$(BIN)/python tests/changed.py $(CHANGED) | xargs -r $(BIN)/pytest $(SLOW_PARALLEL)
+	@tests=$$($(BIN)/python tests/changed.py $(CHANGED)) || exit; [ "$$tests" ] || exit 0; \
+	$(BIN)/pytest $(PARALLEL) -m "not ($(MANY_PROCESSES))" $$tests || [ $$? -eq 5 ] || exit 1; \
+	$(BIN)/pytest $(FEW_AT_ONCE) -m "$(MANY_PROCESSES)" $$tests || [ $$? -eq 5 ]  # there are none of one kind
 else
-	$(BIN)/pytest $(PARALLEL) -m "$(FAST)"
-	$(BIN)/pytest $(SLOW_PARALLEL) -m "not ($(FAST))"
+	$(BIN)/pytest $(PARALLEL) -m "not ($(MANY_PROCESSES))"
+	$(BIN)/pytest $(FEW_AT_ONCE) -m "$(MANY_PROCESSES)"
 endif
 
 test-fast: setup-dev

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
@@ -36,6 +37,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.exit(rayqd.cli.main(["distill", *sys.argv[1:]]))
 """
 
+LOSS = """
+def squared_error(student_logits, teacher_logits, *, beta, temperature):
+    return (student_logits - teacher_logits).square().mean(-1)
+"""
+
 
 def run(config: Any) -> tuple[Any, str]:
     output = io.StringIO()
@@ -48,13 +54,17 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == "step"]
 
 
-def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
+def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_an_export(
     tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Workers have working directories of their own: a relative path must still be the user's.
+    # Workers have working directories of their own: a relative path must still be the user's, and so must the module of
+    # the loss, which lies on no path.
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "loss_of_mine.py").write_text(LOSS)
     relative = Path("runs")
-    config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2})
+    own_loss = {"distill": {"lmbda": 0.5, "loss": "loss_of_mine:squared_error"}}
+    config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2}, **own_loss)
     result, output = run(config)
 
     rows = steps(result.run_dir)
@@ -74,6 +84,9 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
     assert "vllm serve" in output
     assert read_run(result.run_dir).state == "finished"
+    assert 'loss = "loss_of_mine:squared_error"' in (result.run_dir / "config.toml").read_text()
+    versions = json.loads((result.run_dir / "result.json").read_text())["environment"]["versions"]
+    assert versions["loss_of_mine:squared_error"] == f"sha256 {hashlib.sha256(LOSS.encode()).hexdigest()}"
 
     assert result.metrics() == [
         json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()
@@ -89,7 +102,7 @@ def test_a_run_leaves_metrics_result_checkpoints_and_an_export(
     exported = {path.name for path in (relative / "tiny" / "export").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
 
-    changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3})
+    changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3}, **own_loss)
     with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
         run(changed)
 
@@ -127,37 +140,6 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
         assert torch.equal(left[name], right[name]), name
 
 
-def test_a_death_and_a_long_wait_are_told_while_they_last(
-    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rayqd.console.progress.INACTIVITY_SECONDS", (1.0, 600.0))
-    config = tiny_config(distill={"lmbda": 1.0})
-    output = io.StringIO()
-    distill(config, Console(file=output, width=160), make_engine=engine_that_dies_and_is_slow(tmp_path / "calls"))
-    lines = output.getvalue().splitlines()
-    (died,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 died ("))
-    (back,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 is back after "))
-    (second,) = (place for place, line in enumerate(lines) if line.startswith("step 2/4 "))
-    (third,) = (place for place, line in enumerate(lines) if line.startswith("step 3/4 "))
-    assert died < back < second < lines.index("step 3: waiting for rollout-0 for 1 s") < third
-
-
-def engine_that_dies_and_is_slow(calls: Path) -> Any:
-    """Dies at its second call and thinks long about its fourth. Calls are counted in a file, which outlives it."""
-
-    class Engine(FakeEngine):
-        def generate(self, requests: Any) -> Any:
-            with calls.open("a") as stream:
-                stream.write("x")
-            if calls.stat().st_size == 2:
-                os._exit(1)
-            if calls.stat().st_size == 4:
-                time.sleep(4)
-            return super().generate(requests)
-
-    return functools.partial(Engine, 128)
-
-
 def test_a_cluster_without_room_is_told_at_once(tiny_config: Any) -> None:
     with pytest.raises(PlacementError, match=r"the cluster has .* CPUs and .* 900 rollout worker\(s\)"):
         run(tiny_config(rollout={"num_workers": 900}))
@@ -186,13 +168,22 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def processes_of(run_dir: Path) -> list[str]:
-    """Command lines of the processes of the Ray session that the run started: each has its log there open."""
-    time.sleep(2)
+    """Command lines of the processes of the Ray session that the run started: each has its log there open.
+
+    Those that are about to end are given ten seconds.
+    """
     session = str((run_dir / "logs").readlink())
+    deadline = time.monotonic() + 10
+    while (found := _processes_with(session)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _processes_with(directory: str) -> list[str]:
     found: list[str] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             files = [os.readlink(file) for file in Path(f"/proc/{process.pid}/fd").iterdir()]
-            if any(file.startswith(session) for file in files):
+            if any(file.startswith(directory) for file in files):
                 found.append(" ".join(process.cmdline()))
     return found

@@ -16,6 +16,7 @@ from rayqd.export.compressed_tensors import read_quantized
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.initialization import Initialization
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
+from rayqd.model.student import Student
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,7 +32,7 @@ FLAGS = [
     "--distill.lmbda=0.5",
     "--distill.on_policy_after=0",
     "--rollout.max_new_tokens=24",
-    "--eval.num_rows=4",
+    "--eval.num_rows=2",
     "--quant.calibration_tokens=512",
     "--checkpoint.every=1",
 ]
@@ -68,6 +69,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return run_dir, second.stdout
 
 
+@pytest.fixture(scope="module")
+def student(finished: tuple[Path, str]) -> Student:
+    """The learner's, as its last checkpoint has it."""
+    run_dir, _ = finished
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    student = Initialization(config).load_student(local_directory(config.model.name))
+    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
+    return student
+
+
 def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple[Path, str]) -> None:
     run_dir, output = finished
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -80,11 +91,8 @@ def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple
     assert "WARNING" not in output
 
 
-def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]) -> None:
+def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str], student: Student) -> None:
     run_dir, _ = finished
-    config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = Initialization(config).load_student(local_directory(config.model.name))
-    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     exported = read_quantized(run_dir / "export")
     trained = dict(student.quantized_layers())
     assert exported.keys() == trained.keys()
@@ -94,13 +102,12 @@ def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str]
         assert torch.equal(exported[name].scales, quantized.scales), name
 
 
-def test_transformers_loads_the_export_with_every_weight_bit_equal(finished: tuple[Path, str]) -> None:
+def test_transformers_loads_the_export_with_every_weight_bit_equal(
+    finished: tuple[Path, str], student: Student
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run_dir, _ = finished
-    config = load_config([f"@{run_dir / 'config.toml'}"])
-    student = Initialization(config).load_student(local_directory(config.model.name))
-    student.load_state_dict(load_checkpoint(Checkpoints(run_dir / "checkpoints", 1).path(2))["student"])
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], return_tensors="pt", return_dict=False)
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export")

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import threading
+import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +51,43 @@ class Scraper(threading.Thread):
                 self.together = names if "ray_rayqd_step" in names else self.together
 
 
-@pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Any, Scraper]:
-    """A run in which the rollout worker dies once, and what was exported meanwhile."""
-    died = tmp_path_factory.mktemp("died") / "once"
+def engine_that_dies_and_is_slow(calls: Path) -> Any:
+    """Dies at its second call and thinks long about its fourth. Calls are counted in a file, which outlives it."""
 
-    class Mortal(FakeEngine):
+    class Engine(FakeEngine):
         def generate(self, requests: Any) -> Any:
-            if not died.exists():
-                died.touch()
+            with calls.open("a") as stream:
+                stream.write("x")
+            if calls.stat().st_size == 2:
                 os._exit(1)
+            if calls.stat().st_size == 4:
+                time.sleep(4)
             return super().generate(requests)
 
-    config = request.getfixturevalue("tiny_run_config")
-    scraper = Scraper()
+    return functools.partial(Engine, 128)
+
+
+@dataclass
+class ScrapedRun:
+    """A run whose rollout worker dies once and is slow once, and what it told meanwhile."""
+
+    result: Any
+    scraper: Scraper
+    output: str
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory: pytest.TempPathFactory, tiny_run_config: Any) -> ScrapedRun:
+    scraper, output = Scraper(), io.StringIO()
     scraper.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # seconds are all that the run takes
-        result = distill(config, Console(file=io.StringIO()), make_engine=functools.partial(Mortal, 128))
+        patch.setattr("rayqd.console.progress.INACTIVITY_SECONDS", (1.0, 600.0))
+        make_engine = engine_that_dies_and_is_slow(tmp_path_factory.mktemp("engine") / "calls")
+        result = distill(tiny_run_config, Console(file=output, width=160), make_engine=make_engine)
     scraper.done.set()
     scraper.join()
-    return result, scraper
+    return ScrapedRun(result, scraper, output.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +111,8 @@ def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
     )
 
 
-def test_every_query_of_the_dashboard_names_a_series_that_the_run_exported(scraped: tuple[Any, Scraper]) -> None:
-    _, scraper = scraped
+def test_every_query_of_the_dashboard_names_a_series_that_the_run_exported(scraped: ScrapedRun) -> None:
+    scraper = scraped.scraper
     exported = {name for name, _, _ in scraper.values}
     # Nothing is quarantined in this run, and the fake engine has no log-probabilities to be checked by.
     not_in_this_run = {metric("quarantined_sequences").series, metric("engine_error").series}
@@ -113,14 +131,23 @@ def test_every_query_of_the_dashboard_names_a_series_that_the_run_exported(scrap
     }
 
 
-def test_an_evaluation_is_told_until_the_next(scraped: tuple[Any, Scraper]) -> None:
+def test_a_death_and_a_long_wait_are_told_while_they_last(scraped: ScrapedRun) -> None:
+    lines = scraped.output.splitlines()
+    (died,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 died ("))
+    (back,) = (place for place, line in enumerate(lines) if line.startswith("rollout-0 is back after "))
+    (second,) = (place for place, line in enumerate(lines) if line.startswith("step 2/24 "))
+    (third,) = (place for place, line in enumerate(lines) if line.startswith("step 3/24 "))
+    assert died < back < second < lines.index("step 3: waiting for rollout-0 for 1 s") < third
+
+
+def test_an_evaluation_is_told_until_the_next(scraped: ScrapedRun) -> None:
     """Ray forgets a gauge that is told once; this run's first evaluation is older than that at its last step."""
-    _, scraper = scraped
+    scraper = scraped.scraper
     assert {"ray_rayqd_kl_to_teacher", "ray_rayqd_learning_rate"} <= scraper.together
 
 
-def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -> None:
-    result, scraper = scraped
+def test_exported_values_are_those_of_the_events(scraped: ScrapedRun) -> None:
+    result, scraper = scraped.result, scraped.scraper
     events = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     seen = scraper.values
@@ -137,8 +164,8 @@ def test_exported_values_are_those_of_the_events(scraped: tuple[Any, Scraper]) -
         assert seen["ray_rayqd_work_seconds_total", role, ""] == pytest.approx(worked, rel=1e-6)
 
 
-def test_the_run_left_a_report_of_itself(scraped: tuple[Any, Scraper]) -> None:
-    result, _ = scraped
+def test_the_run_left_a_report_of_itself(scraped: ScrapedRun) -> None:
+    result = scraped.result
     page = (result.run_dir / "report.html").read_text()
     assert "Not finished" not in page
     for row in result.rows:
@@ -149,9 +176,9 @@ def test_the_run_left_a_report_of_itself(scraped: tuple[Any, Scraper]) -> None:
     assert kept["cluster"]["nodes"] == 1
 
 
-def test_logs_are_prefixed_with_run_role_and_rank(scraped: tuple[Any, Scraper]) -> None:
+def test_logs_are_prefixed_with_run_role_and_rank(scraped: ScrapedRun) -> None:
     """Ray writes an actor's repr into its log: the prefix of its lines, the dashboard's Repr."""
-    result, _ = scraped
+    result = scraped.result
     logs = "".join(file.read_text() for file in (result.run_dir / "logs").glob("worker-*.out"))
     for name in ("RolloutWorker(tiny/rollout-0)", "TeacherWorker(tiny/teacher-0)", "Controller(tiny)"):
         assert f":actor_name:{name}\n" in logs

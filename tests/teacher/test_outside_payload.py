@@ -1,10 +1,11 @@
-"""The payload of one's own that docs/distillation.md shows: trained on, kept, and refused in one line."""
+"""The payload of one's own that docs/distillation.md shows: trained on, kept, and refused in one line.
+
+commands/test_sharded_on_ray.py has a whole run of it.
+"""
 
 from __future__ import annotations
 
 import importlib
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -209,20 +210,3 @@ def test_what_it_lacks_is_said_in_one_line_before_anything_starts(
 def test_one_that_cannot_be_imported_is_refused_before_anything_starts(tiny_config: Any) -> None:
     with pytest.raises(ConfigError, match=r"^teacher\.payload=nowhere\.payloads:Payload: there is no module nowhere"):
         check(config_of(tiny_config, "nowhere.payloads:Payload"))
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_run_finds_it_in_every_worker(module: Path, tiny_config: Any) -> None:
-    """As a console script starts it: the working directory is on no path that Python looks at."""
-    config = config_of(tiny_config, learner={"steps": 2})
-    file = module.parents[1] / "config.toml"
-    file.write_text(to_toml(config))
-    command = [sys.executable, "-P", "-m", "rayqd", "distill", f"@{file}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    metrics = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in metrics if row["event"] == "step"]
-    assert len(losses) == 2
-    assert all(loss > 0 for loss in losses)
-    assert f'payload = "{NAME}"' in (config.run_dir / "config.toml").read_text()
