@@ -30,7 +30,7 @@ def make_runtime_env(config: Config, *, ships_package: bool) -> RuntimeEnv:
     """
     settled = runtime_env_of_the_job()
     taken = settled.get("env_vars", {})
-    variables = quiet_env_vars() | _train_environment(config)
+    variables = quiet_env_vars() | _train_environment(config, is_cluster=ships_package)
     wanted: RuntimeEnv = {"env_vars": {name: text for name, text in variables.items() if name not in taken}}
     if ships_package and not (_carries_package(settled.keys()) or {"py_modules", "excludes"} & settled.keys()):
         wanted["py_modules"], wanted["excludes"] = [str(_PACKAGE)], ["__pycache__"]
@@ -42,8 +42,12 @@ def _carries_package(settled: Set[str]) -> bool:
     return "working_dir" in settled and _PACKAGE.parent == Path.cwd()
 
 
-def _train_environment(config: Config) -> dict[str, str]:
+def _train_environment(config: Config, *, is_cluster: bool) -> dict[str, str]:
     return {
+        # An actor that looks for nodes about to be taken away; the only node of this machine's own Ray never is.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": os.environ.get(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_cluster))
+        ),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.ray.placement_timeout_seconds),
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.ray.dashboard else "0",
         # How often Ray Train looks whether its workers have ended; the run ends when it has seen that.

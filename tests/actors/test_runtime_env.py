@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ray.runtime_env.runtime_env import _merge_runtime_env
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 
 import rayqd
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
@@ -66,6 +67,20 @@ def test_nodes_get_this_very_package_unless_the_working_directory_has_it(
     assert "py_modules" not in make_runtime_env(Config(), ships_package=True)
     monkeypatch.chdir(tmp_path)  # a working directory with settings alone
     assert make_runtime_env(Config(), ships_package=True).get("py_modules") == [package]
+
+
+@pytest.mark.parametrize(
+    ("ships_package", "said", "expected"), [(False, None, "0"), (True, None, "1"), (False, "1", "1")]
+)
+def test_nodes_that_may_be_taken_away_are_watched_on_a_cluster_alone(
+    ships_package: bool, said: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    assert name == ENABLE_PREEMPTION_WATCHER_ENV_VAR
+    monkeypatch.delenv(name, raising=False)
+    if said:
+        monkeypatch.setenv(name, said)
+    assert make_runtime_env(Config(), ships_package=ships_package)["env_vars"][name] == expected
 
 
 def test_a_run_does_not_lie_in_the_copy_that_ray_made_of_a_jobs_directory(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def extreme():
     return student, student.flip(0)
 
 
+@cache
 def cases():
     """By name and beta."""
     made = {}
