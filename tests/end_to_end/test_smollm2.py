@@ -32,7 +32,7 @@ FLAGS = [
     "--distill.lmbda=0.5",
     "--distill.on_policy_after=0",
     "--rollout.max_new_tokens=24",
-    "--eval.num_rows=2",
+    "--eval.num_rows=4",
     "--quant.calibration_tokens=512",
     "--checkpoint.every=1",
 ]
