@@ -22,6 +22,7 @@ MODULES = (  # of this package, in the order of the help
     "distill",
     "quantize",
     "sweep",
+    "data",
     "generate",
     "evaluate",
     "export",

@@ -26,6 +26,7 @@ Examples:
   rayqd doctor                                    what this machine can run
   rayqd distill @configs/quickstart.toml          a real run, small enough for two CPU cores
   rayqd distill @a.toml @b.toml --learner.lr 1e-4 b.toml wins over a.toml, the flag over both
+  rayqd data @a.toml                              what a run would read, and rows as the model sees them
   rayqd quantize @a.toml --quant.method awq       a 4-bit model without training, in one process
   rayqd generate @a.toml --model teacher          the teacher's answers to the data's prompts, as a data set
   rayqd config @a.toml --quant.group-size 64      the settings that this comes to, as TOML

@@ -11,6 +11,10 @@ from rayqd.console.quiet import quiet_driver
 def _sweep(given: Given) -> int:
     spec = sweep_of(given.arguments)
     quiet_driver()
+    if "dry-run" in given.options:
+        from rayqd.commands.dry_run_sweep import dry_run_sweep
+
+        return dry_run_sweep(spec)
     from rayqd.commands.sweep import sweep
 
     result = sweep(spec, resume="resume" in given.options)
@@ -34,7 +38,14 @@ COMMAND = Command(
     name="sweep",
     text="many runs that differ in a few settings, with Ray Tune, and which is best",
     run=_sweep,
-    options=(Option(name="resume", text="the same command again, which refuses to begin a sweep anew"),),
+    options=(
+        Option(name="resume", text="the same command again, which refuses to begin a sweep anew"),
+        Option(
+            name="dry-run",
+            text="check every trial as far as that goes before Ray starts, tell how many would run at a time and what "
+            "they would ask of which nodes, and start and write nothing",
+        ),
+    ),
     details=f"{_DETAILS}\n{sweep_help()}",
     when_stopped="the same command goes on with the trials that have not ended",
     first_settings=(

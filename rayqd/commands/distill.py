@@ -21,9 +21,11 @@ from rayqd.cluster.placement import format_nodes, place
 from rayqd.config import Config
 from rayqd.config.python import check_is_config
 from rayqd.config.resolved import with_absolute_paths
+from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine, describe_dtype
 from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.monitor import Monitor
@@ -32,6 +34,7 @@ from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
 from rayqd.report.write import Report, write_report
 from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.data_file import write_data
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.environment import collect_environment
@@ -105,9 +108,13 @@ def _run(
             checked = check(config)
         with span("read data"):
             training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
+            data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
+            write_data(run_dir.path, data)
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):
+            progress.say(line)
+        for line in first_row_lines(data, console.width):
             progress.say(line)
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:

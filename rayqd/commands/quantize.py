@@ -15,10 +15,12 @@ from rich.console import Console
 
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
+from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
+from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, describe_data, load_data
@@ -36,6 +38,7 @@ from rayqd.model.student import Student
 from rayqd.model.weight_bits import mean_bits
 from rayqd.quant import make_grid
 from rayqd.report.write import write_report
+from rayqd.runs.data_file import write_data
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.environment import collect_environment
@@ -97,6 +100,10 @@ class _Quantizing:
             for remark in checked.remarks:
                 progress.say(remark)
             for line in describe_data(training, heldout_rows):
+                progress.say(line)
+            data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout_rows, trains=False)
+            write_data(self._run_dir.path, data)
+            for line in first_row_lines(data, progress.console.width):
                 progress.say(line)
             heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
             student = self._student(checked)

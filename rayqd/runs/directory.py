@@ -20,6 +20,7 @@ from rayqd.files import set_aside, write_text
 from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
     CONFIG,
+    DATA,
     ENDED,
     EXPORT,
     FETCH_LOCK,
@@ -34,7 +35,7 @@ from rayqd.runs.paths import (
 from rayqd.runs.result_file import RunResult, find_damaged_result, read_result
 from rayqd.runs.storage.stored_run import StoredRun
 
-_NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED}  # a run that left no more has not begun
+_NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED, DATA}  # a run that left no more has not begun
 _HEAD = "# rayqd "  # how config.toml begins; the command's name follows
 
 

@@ -7,6 +7,7 @@ METRICS = "metrics.jsonl"  # a line for each step and each evaluation
 BAD_STEPS = "bad-steps"  # a file for each step that was skipped, and learner worker
 QUARANTINE = "quarantine.jsonl"  # a line for each sequence that was left out of its step
 COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step
+DATA = "data.json"  # what the run reads, what was left out, the first rows as the model sees them
 RESULT = "result.json"  # once the run has finished
 REPORT = "report.html"
 ENDED = "ended.json"  # why a run ended before its last step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from rayqd.actors.connection import Cluster
+from rayqd.cluster.nodes import Nodes
 from rayqd.cluster.placement import Placement, num_workers, place
 from rayqd.config import Config
 from rayqd.config.sections import LearnerConfig, RolloutConfig, TeacherConfig
@@ -14,9 +14,8 @@ from rayqd.sweep.shared import teacher_key
 _RoleConfig = TypeVar("_RoleConfig", RolloutConfig, TeacherConfig, LearnerConfig)
 
 
-def choose_concurrency(trials: Sequence[Config], cluster: Cluster, num_trials: int) -> int:
+def choose_concurrency(trials: Sequence[Config], nodes: Nodes, num_trials: int) -> int:
     """Return how many of `trials`, at least 1, have a GPU for each worker, or where there are none a CPU."""
-    nodes = cluster.nodes
     units = nodes.gpus or nodes.cpus
     fitting = 1
     while fitting < num_trials and sum(num_workers(combine_trials(trials, fitting + 1)).values()) <= units:
@@ -24,10 +23,10 @@ def choose_concurrency(trials: Sequence[Config], cluster: Cluster, num_trials: i
     return fitting
 
 
-def place_concurrent_trials(trials: Sequence[Config], num_concurrent: int, cluster: Cluster) -> Placement:
+def place_concurrent_trials(trials: Sequence[Config], num_concurrent: int, nodes: Nodes) -> Placement:
     """Divide a cluster so that `num_concurrent` of `trials` and their teachers fit; raises PlacementError."""
     combined = combine_trials(trials, num_concurrent)
-    return place(combined, cluster.nodes, num_runs=num_concurrent)
+    return place(combined, nodes, num_runs=num_concurrent)
 
 
 def combine_trials(trials: Iterable[Config], num_concurrent: int) -> Config:

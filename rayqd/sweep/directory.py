@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
-from rayqd.runs.directory import RunDirectory
+from rayqd.runs.directory import RunDirectory, describe_run_dir
 from rayqd.runs.lines import LinesFile, read_lines
 from rayqd.sweep.results import SweepResult
 from rayqd.sweep.trials import Outcome, Trial, read_outcome
@@ -34,7 +34,7 @@ class SweepDirectory:
         self.path = self._run_dir.path
         self._ledger = LinesFile(self.path / "trials.jsonl")
         try:
-            self._refuse_other(sweep)
+            _refuse_other(self.path, sweep)
             self._refuse_damaged_ledger()
             (self.path / "sweep.toml").write_text(sweep_toml(sweep))
         except RunError:
@@ -81,17 +81,6 @@ class SweepDirectory:
         """Unlock the directory."""
         self._run_dir.close()
 
-    def _refuse_other(self, sweep: SweepConfig) -> None:
-        saved = self.path / "sweep.toml"
-        if not saved.exists():
-            return
-        changed = sweep_differences(load_sweep([f"@{self.path / 'config.toml'}", f"@{saved}"]).sweep, sweep)
-        if changed:
-            raise RunError(
-                f"{self.path} belongs to another sweep ({'; '.join(changed)}): "
-                "give this sweep another name, or remove the directory"
-            )
-
     def _append(self, row: _LedgerRow) -> None:
         self._ledger.append(row)
 
@@ -105,3 +94,22 @@ class SweepDirectory:
                 f"{self._ledger.path} is damaged in {num_damaged} lines: bring back a copy of it, or remove these "
                 "lines and the directories of the trials that are then in none"
             )
+
+
+def describe_sweep_dir(config: Config, sweep: SweepConfig) -> str:
+    """Say what `SweepDirectory` would find, writing nothing; raises what it would, but for the lock."""
+    state = describe_run_dir(config, "sweep")
+    _refuse_other(config.run_dir, sweep)
+    return state.replace("a run", "a sweep").replace("new run", "new sweep")
+
+
+def _refuse_other(path: Path, sweep: SweepConfig) -> None:
+    saved = path / "sweep.toml"
+    if not saved.exists():
+        return
+    changed = sweep_differences(load_sweep([f"@{path / 'config.toml'}", f"@{saved}"]).sweep, sweep)
+    if changed:
+        raise RunError(
+            f"{path} belongs to another sweep ({'; '.join(changed)}): "
+            "give this sweep another name, or remove the directory"
+        )

@@ -89,3 +89,40 @@ def test_a_directory_that_is_no_run_and_one_of_other_settings_are_refused(
     (run_dir / "start").mkdir()
     assert "learner.lr: 0.0005 -> 0.001" in dry_run()[2]
     assert sorted(os.listdir(run_dir)) == ["config.toml", "start"]
+
+
+def test_quantizing_is_tried_as_far_as_it_costs_nothing(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(tiny_config(quant={"method": "awq", "calibration_tokens": 60})))
+    assert main(["quantize", f"@{file}", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "method    awq, calibrated on " in out
+    assert "first row: " in out
+    assert "directory runs/tiny: a new run" in out
+    assert not (tmp_path / "runs").exists()
+    assert main(["quantize", f"@{file}", "--dry-run", "--quant.group_size", "96"]) == 2
+    assert "96" in capsys.readouterr().err
+
+
+def test_a_sweep_is_tried_with_all_its_values_and_leaves_nothing(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    over = '[sweep]\nsearch = "grid"\n[sweep.over]\nlearner.lr = [1e-4, 1e-3]\nquant.group_size = [{}]\n'
+    file = tmp_path / "sweep.toml"
+    settings = to_toml(tiny_config())
+    file.write_text(f"{settings}\n{over.format('32, 64')}")
+    assert main(["sweep", f"@{file}", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 trials of learner.lr and quant.group_size" in out
+    assert "trials at a time" in out
+    assert "directory runs/tiny: a new sweep" in out
+    assert not ray.is_initialized()
+    assert not (tmp_path / "runs").exists()
+    file.write_text(f"{settings}\n{over.format('32, 96')}")
+    assert main(["sweep", f"@{file}", "--dry-run"]) == 2
+    assert "96" in capsys.readouterr().err

@@ -116,13 +116,13 @@ ON_POLICY = config(4, distill={"lmbda": 1.0})  # and a rollout worker
     ],
 )
 def test_as_many_trials_as_have_a_gpu_or_a_cpu_for_each_worker(run, where, wanted, fitting):
-    assert choose_concurrency([run], where, wanted) == fitting
+    assert choose_concurrency([run], where.nodes, wanted) == fitting
 
 
 @pytest.mark.parametrize("where", [cluster(2), cluster(16), cluster(64, gpus=8)])
 def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
     large = config(4, distill={"lmbda": 0.5}, learner={"steps": 4, "num_workers": 2}, rollout={"num_workers": 2})
-    placement = place_concurrent_trials([OFF_POLICY, large], 3, where)
+    placement = place_concurrent_trials([OFF_POLICY, large], 3, where.nodes)
     workers = {"learner": 3 * 2, "rollout": 3 * 2, "teacher": 1}
     assert sum(workers.values()) * placement.cpus_per_worker <= where.nodes.cpus
     assert sum(count * placement.gpus_per_worker[role] for role, count in workers.items()) <= where.nodes.gpus + 1e-9
@@ -130,10 +130,10 @@ def test_trials_side_by_side_never_ask_for_more_than_there_is(where):
 
 def test_trials_of_one_learner_worker_share_a_gpu_and_those_of_two_do_not():
     """The workers of one trial talk to each other, which NCCL refuses on one GPU; those of two trials do not."""
-    one = place_concurrent_trials([ON_POLICY], 2, cluster(16, gpus=1))
+    one = place_concurrent_trials([ON_POLICY], 2, cluster(16, gpus=1).nodes)
     assert one.gpus_per_worker["learner"] == one.gpus_per_worker["rollout"] == 1 / 5
     with pytest.raises(PlacementError, match="share no GPU"):
-        place_concurrent_trials([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2))
+        place_concurrent_trials([config(4, learner={"steps": 4, "num_workers": 2})], 2, cluster(16, gpus=2).nodes)
 
 
 def test_trials_with_teachers_of_their_own_are_given_room_for_as_many_as_run_at_once():

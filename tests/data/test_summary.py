@@ -1,0 +1,94 @@
+"""Numbers of a run's data, against counting by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rayqd.data import load_run_data
+from rayqd.data.summary import measure_lengths, summarize_data
+from rayqd.model.load import load_tokenizer
+from rayqd.runs.data_file import read_data, write_data
+from rayqd.types import Example
+
+
+def of_lengths(*pairs: tuple[int, int]) -> list[Example]:
+    return [
+        Example(row=i, prompt_ids=np.zeros(p, dtype=np.int32), completion_ids=np.zeros(c, dtype=np.int32))
+        for i, (p, c) in enumerate(pairs)
+    ]
+
+
+def test_lengths_are_those_of_prompt_and_completion_together() -> None:
+    lengths = measure_lengths(of_lengths((1, 1), (2, 2), (4, 2), (10, 10)))  # 2, 4, 6, 20 tokens
+    assert (lengths.mean, lengths.median, lengths.high, lengths.longest) == (8.0, 5.0, 20, 20)
+    assert lengths.trained_share == 15 / 32
+    assert sum(each.num_rows for each in lengths.bins) == 4
+    assert [(each.first, each.last, each.num_rows) for each in lengths.bins if each.num_rows] == [
+        (1, 2, 1), (3, 4, 1), (5, 6, 1), (19, 20, 1),
+    ]  # fmt: skip
+
+
+def test_lengths_that_are_all_alike_are_one_bin() -> None:
+    (only,) = measure_lengths(of_lengths((300, 4), (200, 104))).bins
+    assert only.first <= 304 <= only.last
+    assert only.num_rows == 2
+
+
+@pytest.fixture
+def summary(tiny_config: Any, tiny_model: Path, tiny_data: Path) -> Any:
+    def make(rows: str | None = None, num_first: int = 3, **sections: Any) -> Any:
+        data: dict[str, Any] = {}
+        if rows is not None:
+            file = tiny_data.parent / "summary.jsonl"
+            file.write_text(rows)
+            data = {"data": {"source": str(file), "on_bad_row": "skip"}}
+        config = tiny_config(**data, **sections)
+        tokenizer = load_tokenizer(tiny_model)
+        return summarize_data(
+            tokenizer, tiny_model, config, *load_run_data(tokenizer, config, 512), num_first=num_first
+        )
+
+    return make
+
+
+def test_every_row_of_the_source_is_in_one_count(summary: Any) -> None:
+    rows = [{"prompt": f"Row {i}", "completion": "x" * (200 if i < 4 else 5)} for i in range(20)]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + "no row\n" * 5
+    found = summary(text, learner={"steps": 40, "batch_size": 3})
+    training = found.training
+    assert training.num_rows == 25
+    assert (training.num_used, training.num_not_needed) == (12, 4)  # 16 fit; 4 of them are held out
+    reasons = {each.reason: each for each in training.left_out}
+    assert {reason: each.num_rows for reason, each in reasons.items()} == {"too long": 4, "broken": 5}
+    assert [len(each.first) for each in reasons.values()] == [3, 3]
+    assert all("summary.jsonl:" in line for each in reasons.values() for line in each.first)
+    assert found.steps_per_epoch == 12 / 3
+
+
+def test_an_epoch_is_estimated_from_the_rows_that_were_looked_at(summary: Any) -> None:
+    found = summary(learner={"steps": 2, "batch_size": 4})  # 8 of 40 rows, 4 more are held out, all of them good
+    assert (found.training.num_used, found.training.num_not_needed) == (8, 32)
+    assert found.steps_per_epoch == (40 - 4) / 4
+
+
+def test_first_rows_are_those_of_the_first_steps_by_who_writes_them(summary: Any) -> None:
+    data = summary(distill={"lmbda": 0.0})
+    assert [row.writer for row in data.first] == ["", "", ""]
+    assert len({row.row for row in data.first}) == 3
+    assert data.first[0].end == "<|im_end|>"
+    assert "<|im_end|>" in data.ends
+    assert {row.writer for row in summary(distill={"lmbda": 1.0}).first} == {"the student"}
+    assert {row.writer for row in summary(distill={"lmbda": 0.0, "seq_kd": True}).first} == {"the teacher"}
+    assert len(summary(num_first=99).first) <= 16
+
+
+def test_the_file_gives_back_what_was_written(summary: Any, tmp_path: Path) -> None:
+    data = summary()
+    assert read_data(tmp_path) is None
+    write_data(tmp_path, data)
+    assert read_data(tmp_path) == data
+    (tmp_path / "data.json").write_text("{")
+    assert read_data(tmp_path) is None
