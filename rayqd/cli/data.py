@@ -33,8 +33,8 @@ COMMAND = Command(
         Option(name="html", value="FILE", text="write the same as a page, rows in full"),
         Option(name="rows", value="N", text="how many rows to show as the model sees them; 3 unless given"),
     ),
-    details="Counts, rows that are left out and why, lengths in tokens, the share that is trained on, epochs. Needs "
-    "the model's tokenizer alone: neither its weights nor Ray nor a GPU.",
+    details="Counts, rows that are left out and why, lengths in tokens, the share that is trained on, epochs.\n"
+    "Needs the model's tokenizer alone: neither its weights nor Ray nor a GPU.",
     first_settings=(
         "model.name",
         "data.source",

@@ -41,7 +41,7 @@ def look_at_data(
     data = summarize_data(tokenizer, directory, config, training, heldout, num_first=num_rows)
     say(console, f"data of {config.name}, in the tokens of {config.model.name}")
     shapes = [f"rows are read as {'; '.join(training.shapes)}"] if training.shapes else []
-    for remark in (*shapes, *training.remarks, *heldout.remarks):
+    for remark in dict.fromkeys((*shapes, *training.remarks, *heldout.remarks)):
         say(console, remark)
     learner = config.learner
     print_data(console, data, max_length=config.data.max_length, num_steps=learner.steps, batch_size=learner.batch_size)
