@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths, with_values
 from rayqd.console.data import print_data
+from rayqd.console.progress import Progress
 from rayqd.console.say import say
 from rayqd.data import load_run_data
 from rayqd.data.summary import summarize_data
@@ -37,7 +39,9 @@ def look_at_data(
         config = with_values(config, {"data.date": datetime.datetime.now().isoformat(timespec="seconds")})
     directory = tokenizer_directory(config)
     tokenizer = load_tokenizer(directory)
-    training, heldout = load_run_data(tokenizer, config, context_length(directory))
+    with Progress(console, num_steps=0) as progress:
+        tell = partial(progress.bar, "tokenizing")
+        training, heldout = load_run_data(tokenizer, config, context_length(directory), tell)
     data = summarize_data(tokenizer, directory, config, training, heldout, num_first=num_rows)
     say(console, f"data of {config.name}, in the tokens of {config.model.name}")
     shapes = [f"rows are read as {'; '.join(training.shapes)}"] if training.shapes else []
