@@ -97,6 +97,21 @@ def test_plain_text_is_a_row_a_line_without_the_blank_ones_and_said(tmp_path: Pa
     assert rows.remarks == (f"{path}: taken as plain text, a row a line",)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 1 << 20])
+def test_lines_are_the_same_whatever_the_pieces_that_a_file_is_read_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("rayqd.data.readers.lines._CHUNK_BYTES", size)
+    path = tmp_path / "rows.txt"
+    for content in (b"", b"\n", b"a", b"a\nbc\n", b"\n\n a\r\n \t\n\nbc\n\n", b"\xef\xbb\xbfabc\n\nd", b"\xef\xbb\xbf"):
+        path.write_bytes(content)
+        table = read_file(path, "rows.txt")
+        lines = [line.removesuffix(b"\r") for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+        expected = [(f"rows.txt:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+        found = [(table.location(index), table.fetch(index)) for index in range(table.num_rows)]
+        assert found == [(location, {"text": line.decode()}) for location, line in expected]
+
+
 def test_a_changed_compressed_file_is_decompressed_anew(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress(TEXT.encode()))

@@ -40,10 +40,10 @@ def read_text(path: Path, name: str) -> Table:
 
 def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Table:
     content = _map(path)
-    starts, ends = _line_bounds(path)
-    numbers = np.arange(1, len(starts) + 1)
-    kept = _not_blank(content, starts, ends)
-    starts, ends, numbers = starts[kept], ends[kept], numbers[kept]
+    starts, ends, first_bytes = _find_lines(path)
+    kept = _not_blank(content, starts, ends, first_bytes)
+    numbers = np.flatnonzero(kept) + 1
+    starts, ends = starts[kept], ends[kept]
     return Table(
         name=name,
         num_rows=len(starts),
@@ -59,27 +59,43 @@ def _map(path: Path) -> mmap.mmap | bytes:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _line_bounds(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each line starts and ends, without its line feed and without the file's byte order mark."""
-    breaks: list[NDArray[np.int64]] = []
+def _find_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+    """Return where each line starts and ends, without its line feed and the file's byte order mark, and its first byte.
+
+    Read in pieces, not through the map, whose pages would count as this process's memory.
+    """
+    starts: list[NDArray[np.int64]] = []
+    first_bytes: list[NDArray[np.uint8]] = []
     size = 0
     with path.open("rb") as stream:
-        start = len(codecs.BOM_UTF8) if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        mark = stream.read(len(codecs.BOM_UTF8))
+        pending = np.array([len(mark) if mark == codecs.BOM_UTF8 else 0], np.int64)
         stream.seek(0)
-        while chunk := stream.read(_CHUNK_BYTES):
-            breaks.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + size)
-            size += len(chunk)
-    ends = np.concatenate([*breaks, np.array([size])]).astype(np.int64)
-    return np.concatenate([np.array([start]), ends[:-1] + 1]).astype(np.int64), ends
+        while piece := stream.read(_CHUNK_BYTES):
+            piece_bytes = np.frombuffer(piece, np.uint8)
+            after_breaks = np.flatnonzero(piece_bytes == ord("\n")) + (size + 1)
+            found = np.asarray(np.concatenate([pending, after_breaks]), np.int64)
+            is_here = found < size + len(piece)
+            starts.append(found[is_here])
+            first_bytes.append(piece_bytes[found[is_here] - size])
+            pending = found[~is_here]
+            size += len(piece)
+    begins = np.concatenate([*starts, pending]).astype(np.int64)
+    ends = np.append(begins[1:] - 1, size).astype(np.int64)
+    return begins, ends, np.concatenate([*first_bytes, np.zeros(len(pending), np.uint8)]).astype(np.uint8)
 
 
-def _not_blank(content: mmap.mmap | bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _not_blank(
+    content: mmap.mmap | bytes,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    first_bytes: NDArray[np.uint8],
+) -> NDArray[np.bool_]:
     """Return which lines hold more than white space; few begin with it, so few are looked at whole."""
     kept = ends > starts
-    for line in np.flatnonzero(kept).tolist():
-        start = int(starts[line])
-        if content[start] in _WHITE_SPACE and not content[start : int(ends[line])].strip():
-            kept[line] = False
+    begins_white = np.isin(first_bytes, np.frombuffer(_WHITE_SPACE, np.uint8))
+    for line in np.flatnonzero(kept & begins_white).tolist():
+        kept[line] = bool(content[int(starts[line]) : int(ends[line])].strip())
     return kept
 
 
