@@ -232,6 +232,8 @@ def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long:
     )
     if num_filtered := rows.num_left_out(Reason.FILTERED):
         fate = f"{fate}, {num_filtered} are left out by data.filter"
+    if num_untrained := rows.num_left_out(Reason.UNTRAINED):
+        fate = f"{fate}, {num_untrained} have answers of weight 0 alone"
     if num_heldout := rows.num_left_out(Reason.HELD_OUT):
         fate = f"{fate}, {num_heldout} are also held out"
     if too_long:

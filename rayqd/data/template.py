@@ -172,7 +172,7 @@ def _plain_prompt(tokenizer: PreTrainedTokenizerBase, before: Conversation) -> s
     if (Path(tokenizer.name_or_path) / _TEKKEN).is_file():
         raise ModelError(
             f"{name_of(tokenizer)} has {_TEKKEN}, whose chat template is code of mistral-common's, and no template of "
-            "its own: give one with data.chat_template, or rows of text"
+            "its own: give it a tokenizer.json and data.chat_template, or rows of text"
         )
     if [message["role"] for message in before] != ["user"] or before.tools:
         raise ModelError(

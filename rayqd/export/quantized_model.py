@@ -46,6 +46,7 @@ class QuantizedModel:
     carried: Mapping[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])  # stored unchanged
     aliases: Sequence[str] = ()  # the quantized layers as transformers calls them, where that is another name
     dense_layers: Sequence[str] = ()  # those that are not quantized, beside `quant.ignore`
+    chat_template: str | None = None  # in place of the source's
 
     @classmethod
     def from_student(cls, student: Student, source: Path, quant: QuantConfig) -> QuantizedModel:
@@ -136,6 +137,8 @@ class QuantizedModel:
             for part in (config, self.generation_config, self.tokenizer):
                 if part is not None:
                     part.save_pretrained(directory)  # pyright: ignore[reportUnknownMemberType]
+        if self.chat_template is not None:  # readers prefer this file to what tokenizer_config.json says
+            (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         self.save_card(directory)
 
     def save_card(self, directory: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
+from rayqd.data.chat_settings import chat_settings
 from rayqd.errors import ConfigError
 from rayqd.events import ArmResult
 from rayqd.export import bitsandbytes, compressed_tensors, layout_files
@@ -88,7 +89,11 @@ def write(
 ) -> int:
     """Write `model` as `kind`, with a model card; `command` is what made it."""
     check_kind(kind, config, model.config.model_type)
-    model = replace(model, card=make_model_card(config, kind=kind, rows=rows, command=command))
+    chat_template = chat_settings(config.data).template
+    if chat_template is not None and model.tokenizer is not None:
+        model.tokenizer.chat_template = chat_template
+    card = make_model_card(config, kind=kind, rows=rows, command=command)
+    model = replace(model, card=card, chat_template=chat_template)
     if kind == "gguf":
         from rayqd.export.gguf import write_gguf
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from rayqd.data import tokenize_example
 from rayqd.data.detokenize import Detokenizer
+from rayqd.data.messages import Conversation
 from rayqd.data.prompts import Prompt
 from rayqd.data.stops import end_token_ids
 from rayqd.data.template import tokenize_prompt
@@ -126,3 +127,26 @@ def test_ends_are_the_templates_the_tokenizers_and_those_of_the_generation_confi
     assert end_token_ids(make_tokenizer(), tmp_path) == tuple(expected)
     other_eos = make_tokenizer(eos_token="<|endoftext|>")  # 4, beside the template's 3
     assert end_token_ids(other_eos, tmp_path) == tuple(sorted({*expected, 4}))
+
+
+def test_a_row_keeps_its_tools_and_the_thought_that_its_prompt_opened(make_tokenizer: Any) -> None:
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{{ m.content }}<|im_end|>{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}<think>{{ '\n' }}{% endif %}"
+    )
+    tokenizer = make_tokenizer(template)
+    tools: Any = [{"type": "function", "function": {"name": "add"}}]
+    asked = Conversation(MESSAGES, tools=tools)
+    prompt = Prompt(row=7, messages=asked, token_ids=tokenize_prompt(tokenizer, asked))
+    ends = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    row: Any = Detokenizer(tokenizer, ends).to_row(prompt, ids(tokenizer, "Hm.\n</think>\n\nAs is.<|im_end|>"))
+    assert row["messages"][-1]["content"] == "<think>\nHm.\n</think>\n\nAs is."
+    assert (row["tools"], row["finish_reason"], row["same_tokens"]) == (tools, "stop", True)
+
+
+def test_a_text_that_stops_a_completion_is_left_out_of_its_row(tokenizer: Any) -> None:
+    prompt = Prompt(row=7, messages=MESSAGES, token_ids=tokenize_prompt(tokenizer, MESSAGES))
+    ends = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    row: Any = Detokenizer(tokenizer, ends, stop=["END", "\nUser"]).to_row(prompt, ids(tokenizer, "Because.\nUser"))
+    assert (row["messages"][-1]["content"], row["finish_reason"], row["same_tokens"]) == ("Because.", "stop", False)

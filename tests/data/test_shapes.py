@@ -1,6 +1,7 @@
 """Rows in the shapes in which people have them, and the conversation that each of them is."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from rayqd.config.sections import DataConfig
 from rayqd.data import load_examples, read_rows
 from rayqd.data.conversation import RowParser, UntrainedError, parse_prompt, parse_row
+from rayqd.data.messages import Conversation
 from rayqd.errors import DataError
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
@@ -158,6 +160,7 @@ def test_a_row_whose_answers_have_weight_0_is_left_out_and_stops_nothing(tmp_pat
     file.write_text(json.dumps({"messages": bad}) + "\n" + json.dumps({"messages": turns("a", "b")}) + "\n")
     rows = read_rows(DataConfig(source=str(file)))
     assert [rows.row(0), rows.row(1)] == [None, turns("a", "b")]
+    assert [str(left_out) for left_out in rows.left_out] == ["1 of weight 0"]
 
 
 @pytest.mark.parametrize("row", [{"prompt": [COLOUR]}, {"prompt": "Name a colour."}, {"messages": [COLOUR]}])
@@ -165,3 +168,10 @@ def test_prompts_alone_will_do_where_no_answer_is_trained_on(row: dict[str, Any]
     assert list(RowParser(needs_answer=False)(row)) == [COLOUR]
     with pytest.raises(DataError, match=r"prompts alone will do|last message must be the assistant's"):
         parse_row(row)
+
+
+def test_a_conversation_travels_to_other_processes_whole() -> None:
+    given = Conversation(WEIGHTED, tools=TOOLS, is_cut=True, untrained=[1], shape="messages (messages)")
+    read = pickle.loads(pickle.dumps(given))
+    assert (list(read), vars(read)) == (WEIGHTED, vars(given))
+    assert pickle.loads(pickle.dumps(RowParser(columns=(("prompt", "q"),)))) == RowParser(columns=(("prompt", "q"),))
