@@ -27,13 +27,15 @@ PROMPT = np.arange(5, dtype=np.int32)
 
 
 def test_model_is_what_generation_config_says_and_else_nothing(tmp_path: Path) -> None:
-    asked = Config(rollout={"top_p": "model", "top_k": "model", "min_p": "model", "repetition_penalty": 1.1})
+    rollout = {"top_p": "model", "top_k": "model", "min_p": "model", "repetition_penalty": 1.1}
+    asked = Config.model_validate({"rollout": rollout})
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 0.9, "top_k": 20, "temperature": 0.6}))
     found = with_model_sampling(asked, tmp_path).rollout
     # what is not in the file changes nothing; the temperature was not asked for
     assert (found.top_p, found.top_k, found.min_p, found.repetition_penalty, found.temperature) == (0.9, 20, 0, 1.1, 1)
     (tmp_path / "generation_config.json").unlink()
-    assert not with_model_sampling(Config(rollout={"top_p": "model"}), tmp_path).rollout.is_truncated
+    alone = Config.model_validate({"rollout": {"top_p": "model"}})
+    assert not with_model_sampling(alone, tmp_path).rollout.is_truncated
 
 
 def test_a_request_has_all_settings_and_no_more_tokens_than_there_is_room_for() -> None:
@@ -56,7 +58,7 @@ def test_a_request_has_all_settings_and_no_more_tokens_than_there_is_room_for() 
     ],
 )
 def test_what_rollouts_are_not_samples_of_is_said(settings: Any, said: list[str]) -> None:
-    config = Config(**settings)
+    config = Config.model_validate(settings)
     lines = describe_sampling(config.rollout, config)
     assert len(lines) == len(said)
     assert all(
