@@ -30,6 +30,7 @@ MODULES = (  # of this package, in the order of the help
     "watch",
     "compare",
     "bench",
+    "models",
     "dashboard",
     "cluster",
     "config",

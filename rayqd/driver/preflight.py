@@ -15,6 +15,7 @@ from rayqd.data.chat_settings import chat_settings
 from rayqd.data.examples import OnTokenized
 from rayqd.data.render import check_variables
 from rayqd.data.user_code import check_user_code
+from rayqd.driver.export_check import check_export
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
 from rayqd.files import free_bytes
@@ -64,6 +65,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     tokenizer = load_tokenizer(directory)
     check_variables(tokenizer, chat)
     modes = {"student": find_mode(model.config)}
+    check_export(model.config, config.quant)
     if trains:
         check_can_be_sharded(model, quantizable_layers(model, config.quant), config)
         check_layer_by_layer(model.config, config.quant.init)

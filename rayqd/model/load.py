@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from rayqd.model.forward.mode import HeadForm
 
+UNLIMITED = 2**31 - 1
+_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length")
+
 
 def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     """Load the causal language model of a checkpoint, in evaluation mode, on this process's device.
@@ -62,10 +65,16 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def context_length(directory: Path) -> int:
-    """Return how many tokens the model was made for, prompt and completion together."""
+    """Return how many tokens the model was made for, prompt and completion together; `UNLIMITED` where none is said.
+
+    Recurrent models and those with ALiBi have no positions to run out of.
+    """
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(directory).get_text_config().max_position_embeddings)
+    with quiet_libraries():
+        config = AutoConfig.from_pretrained(directory).get_text_config()
+    found = (getattr(config, name, None) for name in _CONTEXT_LENGTHS)
+    return next((int(value) for value in found if value), UNLIMITED)
 
 
 def common_vocab_size(student: Path, teacher: Path) -> int:

@@ -72,6 +72,7 @@ _LAYER_COUNTS = re.compile(r"num_hidden_layers|(n|num)_layers?|num_blocks|decode
 # Numbers of one layer among all, which mean nothing once layers are left out.
 _LAYER_INDICES = {"mtp_layers_block_type", "max_window_layers", "moe_layer_end_index", "num_kv_shared_layers"}
 _MAMBA_2 = ("num_heads", "head_dim")
+_PARTS = {"attn_config", "ffn_config"}  # configurations of a part of the model
 _EXACT = {re.compile(pattern): size for pattern, size in _SIZES}
 
 
@@ -81,7 +82,22 @@ def make_tiny(config: PreTrainedConfig, *, most_layers: int = _MOST_LAYERS) -> P
     Raises what the configuration's class raises where such sizes do not fit together.
     """
     with quiet_libraries():
-        return type(config).from_dict(_shrink(config.to_dict(), most_layers))
+        return type(config).from_dict(_shrink(values_of(config), most_layers))
+
+
+def values_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the fields from which `from_dict` makes `config` again.
+
+    Configurations of a part take no fields but their own, and are written with those of every configuration (DBRX).
+    """
+    from transformers import PreTrainedConfig
+
+    values: dict[str, Any] = config.to_dict()
+    common = PreTrainedConfig().to_dict().keys()
+    for part in _PARTS & values.keys():
+        if isinstance(values[part], Mapping):
+            values[part] = {field: value for field, value in values[part].items() if field not in common}
+    return values
 
 
 def _shrink(values: Mapping[str, Any], most_layers: int) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def _shrink(values: Mapping[str, Any], most_layers: int) -> dict[str, Any]:
     count = _layer_count(values)
     small: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and ("model_type" in value or name in {"attn_config", "ffn_config"}):
+        if isinstance(value, Mapping) and ("model_type" in value or name in _PARTS):
             small[name] = _shrink(cast(Mapping[str, Any], value), most_layers)
         elif name in {"rope_parameters", "rope_scaling", "rope_type"}:
             small[name] = _shrink_rope(value)

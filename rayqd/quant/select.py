@@ -1,4 +1,8 @@
-"""Which layers are quantized: every nn.Linear except routers and gates, and those that `quant.ignore` names."""
+"""Which layers are quantized: every nn.Linear except routers and gates, and those that `quant.ignore` names.
+
+Classes derived from nn.Linear, with a forward pass of their own (Falcon), and layers that share a weight (Zamba 2) stay
+as they are: no reader unpacks them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from rayqd.errors import ConfigError
 from rayqd.quant.routers import find_routers
 from rayqd.quant.towers import find_towers
 
+_HEAD = "lm_head"  # in `quant.ignore` stands for the output head, whatever a model calls it
 USUAL_GROUP_SIZES = (32, 64, 128, 256)
 
 
@@ -25,11 +30,14 @@ def quantizable_layers(model: nn.Module, quant: QuantConfig) -> dict[str, nn.Lin
     """
     modules = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
     routers, is_tower = find_routers(model), find_towers(model)
+    head, shared = _output_head(model), _shared_weights(model)
     layers = {
         name: module
         for name, module in modules
-        if isinstance(module, nn.Linear)
+        if type(module) is nn.Linear
         and module.out_features > 1
+        and not (module is head and _HEAD in quant.ignore)
+        and (module is head or f"{name}.weight" not in shared)
         and name not in routers
         and not is_tower(name)
         and not is_ignored(name, quant.ignore)
@@ -55,7 +63,17 @@ def _explain_nothing_left(model: nn.Module, quant: QuantConfig) -> str:
             f"{kind} keeps its layers as transformers' Conv1D ({convolutions}), which no reader of 4-bit files loads: "
             "choose a model whose layers are nn.Linear"
         )
+    derived = next((type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear) and _is_derived(m)), None)
+    if derived is not None:
+        return (
+            f"{kind} keeps its layers as {derived}, a class of its own that no reader of 4-bit files loads: choose a "
+            "model whose layers are nn.Linear"
+        )
     return f"quant.ignore={quant.ignore} leaves no nn.Linear of {kind} to quantize; remove entries"
+
+
+def _is_derived(module: nn.Module) -> bool:
+    return type(module) is not nn.Linear
 
 
 def _check_group_size(layers: Mapping[str, nn.Linear], quant_group_size: int) -> None:
@@ -73,8 +91,7 @@ def _check_group_size(layers: Mapping[str, nn.Linear], quant_group_size: int) ->
 
 def _check_not_tied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    find_head = getattr(model, "get_output_embeddings", None)
-    head = find_head() if find_head else None
+    head = _output_head(model)
     for name, layer in layers.items():
         if id(layer.weight) in embeddings:
             raise ConfigError(
@@ -85,3 +102,14 @@ def _check_not_tied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
                 f"{name} is the output head, which the loss and every result need in 16 bits; add {name} to "
                 "quant.ignore"
             )
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    return cast("nn.Module | None", find()) if find else None
+
+
+def _shared_weights(model: nn.Module) -> set[str]:
+    """Return the names of weights that are another's, and of those."""
+    tied = cast("Mapping[str, str]", getattr(model, "all_tied_weights_keys", None) or {})
+    return {*tied.keys(), *tied.values()}

@@ -9,7 +9,7 @@ from rayqd.model.calibration import check
 from rayqd.model.calibration.check import check_layer_by_layer
 from tests.tiny_models import tiny_config
 
-_SPREAD = ["llama", "stablelm", "lfm2", "bamba", "zamba2", "gemma3n_text", "gemma4_text", "gpt_oss"]
+_SPREAD = ["llama", "stablelm", "lfm2", "bamba", "zamba2", "gemma3n_text", "gemma4_text", "gpt_oss", "bloom", "gptj"]
 
 
 @pytest.mark.parametrize("model_type", _SPREAD)
@@ -18,9 +18,9 @@ def test_layers_one_by_one_are_the_whole_model(model_type: str) -> None:
 
 
 def test_decoder_layers_that_are_not_found_are_said_before_anything_starts() -> None:
-    with pytest.raises(ModelError, match="AWQ does not find the decoder layers of BloomForCausalLM"):
-        check_layer_by_layer(tiny_config("bloom"), "awq")
-    check_layer_by_layer(tiny_config("bloom"), "rtn")
+    with pytest.raises(ModelError, match="AWQ does not find the decoder layers of CTRLLMHeadModel"):
+        check_layer_by_layer(tiny_config("ctrl"), "awq")
+    check_layer_by_layer(tiny_config("ctrl"), "rtn")
 
 
 def test_layers_that_compute_something_else_one_by_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rayqd.model.calibration.previous_op import PreviousOp
 from rayqd.quant.awq import scale_columns
 
-TOLERANCE = 0.05  # of what the layer adds; norms that multiply by 1 + weight round in 16 bits
+# Of what the layer adds. Norms that multiply by 1 + weight round in 16 bits, by some thousandths.
+_TOLERANCE_IN_16_BITS, _TOLERANCE_IN_32_BITS = 0.02, 1e-3
 
 
 def is_neutral(
@@ -33,4 +34,5 @@ def is_neutral(
     change = compute() - before
     for name, tensor in layer.state_dict().items():
         tensor.copy_(saved[name])
-    return bool(change.norm() <= TOLERANCE * before.norm())
+    tolerance = _TOLERANCE_IN_32_BITS if linears[0].weight.dtype == torch.float32 else _TOLERANCE_IN_16_BITS
+    return bool(change.norm() <= tolerance * before.norm())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
@@ -42,6 +43,7 @@ def calibrate(
     *,
     method: str = "gptq",
     max_batch_tokens: int,
+    clips: bool = True,
     on_layer: OnLayer = lambda done, total: None,
     on_remark: Callable[[str], None] = lambda text: None,
 ) -> set[str]:
@@ -50,13 +52,14 @@ def calibrate(
     gptq changes only their weights, see `rayqd.quant.gptq`; awq also norms and biases before them, see
     `rayqd.quant.awq`. `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs
     alone. Linears outside the decoder layers, and layers and experts that no token reaches, keep their weights and so
-    are rounded to nearest. `on_remark` is told of those experts, and of what AWQ cannot scale. Returns the names, in
+    are rounded to nearest. Without `clips` AWQ moves scales alone, after which the model computes what it did before.
+    `on_remark` is told of those experts, and of what AWQ cannot scale. Returns the names, in
     the model's state dict, of the tensors that have changed.
 
     Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
     list of decoder layers.
     """
-    calibrate_layer = _make_method(method, quant, grid, on_remark)
+    calibrate_layer = _make_method(method, quant, grid, on_remark, clips)
     if not any(len(ids) for ids in sequences):
         raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
     layers = decoder_layers_of(model, method)
@@ -102,10 +105,10 @@ def check_method(method: str, quant: QuantConfig) -> None:
         raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
 
 
-def _make_method(method: str, quant: QuantConfig, grid: Grid, on_remark: Callable[[str], None]) -> Method:
+def _make_method(method: str, quant: QuantConfig, grid: Grid, on_remark: Callable[[str], None], clips: bool) -> Method:
     check_method(method, quant)
     if method == "awq":
-        return AWQ(grid, on_remark=on_remark)
+        return AWQ(grid, clip=clips, on_remark=on_remark)
     assert isinstance(grid, Int4Grid)
     return GPTQ(grid, act_order=quant.act_order, damping=quant.damping)
 
@@ -123,9 +126,18 @@ def _advance_quantized(inputs: LayerInputs, index: int, weights: Mapping[str, Te
 
 def decoder_layers_of(model: PreTrainedModel, method: str) -> nn.ModuleList:
     """Return the decoder layers that `method` goes through; raise ModelError where they are not found."""
-    layers = getattr(text_tower(model), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
+    tower = text_tower(model)
+    layers = getattr(tower, "layers", None)
+    if isinstance(layers, nn.ModuleList):
+        return layers
+    lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and _is_of_layers(module)]
+    if len(lists) != 1:
         raise ModelError(
             f"{method.upper()} does not find the decoder layers of {type(model).__name__}; round to nearest instead"
         )
-    return layers
+    return lists[0]
+
+
+def _is_of_layers(modules: nn.ModuleList) -> bool:
+    """Return whether these are layers that transformers checkpoints one by one."""
+    return len(modules) > 0 and all(isinstance(module, GradientCheckpointingLayer) for module in modules)

@@ -23,7 +23,7 @@ from rayqd.model.forward.head_form import TOLERANCE, distance, find_head_form, i
 from rayqd.model.forward.mode import Batching, ForwardMode, HeadForm, StateSource
 from rayqd.model.forward.rotary import frequency_class, reset_frequencies
 from rayqd.model.model_class import auto_class
-from rayqd.model.tiny import VOCAB_SIZE, make_tiny
+from rayqd.model.tiny import VOCAB_SIZE, make_tiny, values_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,7 +50,7 @@ def find_mode(config: PreTrainedConfig) -> ForwardMode:
 
     Raises ModelError, with the measured difference, where no way gives what the model itself computes.
     """
-    values = config.to_dict()
+    values = values_of(config)
     values.pop(_QUANTIZATION, None)
     return _find_mode(type(config), json.dumps(values, default=str, sort_keys=True))
 
