@@ -37,7 +37,7 @@ COMMAND = Command(
             name="rows", value="DIR", text=f"where results are kept, so that it goes on where it was stopped; {_ROWS}"
         ),
     ),
-    details="Each is held against transformers' own computation (docs/models.md). The exit code is 1 where one is wrong.",
+    details="Each is held against transformers' own computation (docs/models.md). The exit code is 1 if one is wrong.",
     takes_settings=False,
     when_stopped="the same command goes on with the next one",
 )
