@@ -87,7 +87,7 @@ def test_every_request_is_answered_once_though_a_worker_dies_and_in_the_end_no_p
     assert sorted(key for key, _ in answered) == sorted(requests)
     engine = FakeEngine(99)
     for key, completion in answered:
-        assert np.array_equal(completion, engine.generate([requests[key]])[0])
+        assert np.array_equal(completion, engine.generate([requests[key]])[0].token_ids)
 
 
 @pytest.mark.slow
