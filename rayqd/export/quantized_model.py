@@ -91,7 +91,7 @@ class QuantizedModel:
     def dense_to_store(self) -> dict[str, Tensor]:
         """Return `dense` without the weights of quantized layers and without a tied lm_head."""
         left_out = {f"{layer}.weight" for layer in self.quantized}
-        if self.config.tie_word_embeddings and self.is_tied:
+        if getattr(self.config, "tie_word_embeddings", False) and self.is_tied:  # not every class has it
             left_out.add("lm_head.weight")
         return {name: tensor for name, tensor in self.dense.items() if name not in left_out}
 

@@ -53,7 +53,7 @@ def name_as_source(
         carried=carried,
         aliases=list(quantized),
         dense_layers=find_dense_layers(plain, names, quantized, to_store, carried),
-        is_tied=bool(tied) or not plain.config.tie_word_embeddings,
+        is_tied=bool(tied) or not getattr(plain.config, "tie_word_embeddings", False),
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from rayqd.console.quiet import quiet_libraries
 from rayqd.driver.export_check import write_tiny_checkpoint
+from rayqd.errors import ModelError
 from rayqd.model.forward.probe import make_random
 
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ def class_name(model_type: str) -> str:
 
 
 def default_config(model_type: str) -> PreTrainedConfig:
-    """Return the configuration that an architecture has where nothing is said. Raises what its class raises."""
+    """Return the configuration of an architecture where nothing is said. Raises ModelError where it has none."""
     from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[model_type](**_PUBLISHED.get(model_type, {}))
+    try:
+        return CONFIG_MAPPING[model_type](**_PUBLISHED.get(model_type, {}))
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise ModelError(
+            f"transformers makes no {model_type} configuration of its own ({reason}): give a directory with config.json"
+        ) from error
 
 
 @torch.no_grad()
