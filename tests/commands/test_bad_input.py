@@ -66,12 +66,12 @@ def test_a_broken_row_names_file_and_line(fails: Any, tmp_path: Path) -> None:
     assert 'data.on_bad_row = "skip"' in line
 
 
-def test_a_prompt_longer_than_the_context_names_its_place_and_both_lengths(fails: Any, tmp_path: Path) -> None:
+def test_rows_that_are_all_too_long_are_told_with_their_lengths(fails: Any, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "x" * 600, "completion": "b"}) + "\n")
     line = fails("--data.source", str(rows))
-    assert f"{rows}:1: the prompt has 6" in line
-    assert "the model takes 512" in line
+    assert f"{rows} leaves no examples: of its 1 rows 0 are broken, 1 do not fit data.max_length=" in line
+    assert "(tokens of a row: 513 to 1,024: 1 row); raise data.max_length or give other data" in line
 
 
 def test_a_teacher_with_another_tokenizer(fails: Any, tiny_model: Path, tmp_path: Path) -> None:

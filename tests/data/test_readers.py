@@ -22,6 +22,7 @@ from rayqd.errors import DataError
 
 ROWS = [{"prompt": f"Name colour {i}.", "completion": f"It is red number {i}."} for i in range(8)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
+HALF_A_GZIP = gzip.compress(TEXT.encode(), mtime=0)[:40]  # the same bytes in every process that collects tests
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +209,7 @@ def test_a_url_that_storage_takes_is_fetched_once(tmp_path: Path) -> None:
         ("rows.jsonl", b"PK\x03\x04..", "is a ZIP archive (or an office document) by its first bytes: give .jsonl, "),
         ("rows", b"\x00\x01\x02\x03\x04", "its first bytes (00 01 02 03) are of no kind that rayqd reads: give .jsonl"),
         ("rows.dat", b"some words", "is text, but neither JSON nor of a name that says what: call it .txt or .csv"),
-        ("rows.jsonl.gz", gzip.compress(TEXT.encode())[:40], "cannot be decompressed (Compressed file ended before"),
+        ("rows.jsonl.gz", HALF_A_GZIP, "cannot be decompressed (Compressed file ended before"),
         ("rows.json", b'[{"prompt": 1,\n}]', ":2: the array is broken here ("),
         ("rows.csv", b"", "is empty: its first line must name the columns"),
         ("rows.parquet", b"PAR1 and no more", "cannot be read as a parquet file: "),
