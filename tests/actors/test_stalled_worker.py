@@ -17,10 +17,10 @@ from rayqd.actors.workers import RolloutActor
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import WorkerError
 from rayqd.pipeline import Weights
-from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.engine import Completion, SamplingRequest
 from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.worker import RolloutWorker
-from rayqd.types import Example, IntArray, PlannedSequence
+from rayqd.types import Example, PlannedSequence
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -38,7 +38,7 @@ def pool(times: int, marker: Path, heard: list[str]) -> Pool[RolloutActor]:
     """A worker whose engine stands still the first `times` that it writes, counted in a file that outlives it."""
 
     class Standing(FakeEngine):
-        def generate(self, requests: Sequence[SamplingRequest]) -> list[IntArray]:
+        def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
             with marker.open("a") as stream:
                 stream.write("x")
             if marker.stat().st_size <= times:
