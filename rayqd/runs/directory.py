@@ -106,6 +106,8 @@ class RunDirectory:
 
     def finish(self, result: Result) -> None:
         """Write `result.json`, by which a run has finished. Raises StorageError."""
+        for lines in self._lines.values():
+            lines.finish()
         write_text(self.path / RESULT, to_checked_json(result.to_json()))
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rayqd.checksums import DamagedError, from_checked_json, to_checked_line
+from rayqd.errors import StorageError
 from rayqd.files import set_aside, write_text
 
 
@@ -31,6 +32,16 @@ class LinesFile:
                 return None
             return f"{self.path} cannot be written ({error.strerror}): its lines wait in memory until it can"
         return f"{self.path} is written again, with the {waited} lines that waited" if waited else None
+
+    def finish(self) -> None:
+        """Write what still waits. Raises StorageError where that cannot be."""
+        try:
+            if self._waiting:
+                self._write()
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} lacks its last {len(self._waiting)} lines ({error.strerror}): make room and run again"
+            ) from error
 
     def _write(self) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rayqd.errors import StorageError
 from rayqd.runs.lines import LinesFile, keep_lines, read_lines
 
 
@@ -74,6 +75,21 @@ def test_a_full_disk_loses_no_line_and_is_told_once(path: Path, monkeypatch: pyt
     assert read_lines(path) == ([{"step": 1}], 0)
     assert lines.append({"step": 4}) == f"{path} is written again, with the 2 lines that waited"
     assert read_lines(path) == ([{"step": step} for step in (1, 2, 3, 4)], 0)
+
+
+def test_what_waits_is_written_at_the_end_or_its_lack_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = LinesFile(path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        lines.append({"step": 1})
+        with pytest.raises(StorageError, match=r"metrics\.jsonl lacks its last 1 lines \(No space left on device\)"):
+            lines.finish()
+    lines.finish()
+    assert steps(path) == [1]
 
 
 def test_rows_that_are_not_wanted_are_dropped(path: Path) -> None:
