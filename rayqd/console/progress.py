@@ -122,6 +122,11 @@ def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:
     return f"{'' if step is None else f'step {step}: '}waiting for {shown}{others} for {waited}"
 
 
+def cut_line(max_new_tokens: int) -> str:
+    """Format what `cut` stands for in the lines of steps."""
+    return f"cut: completions that rollout.max_new_tokens={max_new_tokens} ended before the student came to an end"
+
+
 def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None, width: int | None = None) -> str:
     """Format `step 12/24  loss 0.1532  tok/s rollout 340 teacher 890 learner 180  length 85  cut 0%  eta 1:20`.
 

@@ -61,6 +61,7 @@ def quiet_driver() -> None:
     """Silence the libraries of the process that owns the terminal; to be called before anything large is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.autoscaler", "torchao", "torch.utils._pytree", "transformers", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from rayqd.actors.run_actors import RunActors
 from rayqd.config import Config
-from rayqd.console.progress import InactivityTimer, Progress, duration, eval_line, waiting_line
+from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
 from rayqd.errors import PlacementError, StorageError, WorkerError
 from rayqd.events import (
     ArmResult,
@@ -55,6 +55,7 @@ class Monitor:
         self._step = 0
         self._inactivity = InactivityTimer()
         self._slow_start = InactivityTimer()
+        self._has_explained_cut = False
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._learner_seconds = 0.0
@@ -148,6 +149,7 @@ class Monitor:
                 self._step = learner.step
                 self._learner_seconds += learner.learner_seconds
                 self._progress.step(event)
+                self._explain_cut(learner.cut_share)
             case EvalEvent():
                 self._progress.say(eval_line(event))
                 self._report.write()
@@ -166,6 +168,12 @@ class Monitor:
                 pass
             case FinishedEvent():  # its rows are shown when all is done
                 self._finished = True
+
+    def _explain_cut(self, share: float | None) -> None:
+        """Say what `cut` in a step's line means, the first time that there is something of it."""
+        if share and not self._has_explained_cut:
+            self._has_explained_cut = True
+            self._progress.say(cut_line(self._config.rollout.max_new_tokens))
 
     def _begin_training(self, step: int) -> None:
         if step:

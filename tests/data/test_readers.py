@@ -207,6 +207,7 @@ def test_a_url_that_storage_takes_is_fetched_once(tmp_path: Path) -> None:
         ("rows.parquet", TEXT.encode(), "is JSON Lines by its first bytes, and a parquet file by its name: rename it"),
         ("rows.csv", TEXT.encode(), "is JSON Lines by its first bytes, and comma-separated values by its name"),
         ("rows.jsonl", b"PK\x03\x04..", "is a ZIP archive (or an office document) by its first bytes: give .jsonl, "),
+        ("rows.txt", b"\x89PNG\r\n\x1a\n", "is a PNG picture by its first bytes: give .jsonl, "),
         ("rows", b"\x00\x01\x02\x03\x04", "its first bytes (00 01 02 03) are of no kind that rayqd reads: give .jsonl"),
         ("rows.dat", b"some words", "is text, but neither JSON nor of a name that says what: call it .txt or .csv"),
         ("rows.jsonl.gz", HALF_A_GZIP, "cannot be decompressed (Compressed file ended before"),

@@ -124,6 +124,20 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     assert result.seconds == {"total": 9.0, "rollout": 1.2, "teacher": 0.0, "learner": 5.0}
 
 
+def test_what_is_cut_is_explained_once_where_something_is(monitored: Any, tiny_config: Any) -> None:
+    steps = [step_event(step, cut_share=share) for step, share in enumerate([None, 0.0, 0.5, 1.0], start=1)]
+    monitor, output, _ = monitored(RecordedActors([StartEvent(step=0), *steps, RUN[-1]]))
+    monitor.until(FinishedEvent)
+    lines = output.getvalue().splitlines()
+    (explained,) = [number for number, line in enumerate(lines) if line.startswith("cut: ")]
+    assert "cut 50%" in lines[explained - 1]
+    limit = tiny_config().rollout.max_new_tokens
+    assert (
+        lines[explained]
+        == f"cut: completions that rollout.max_new_tokens={limit} ended before the student came to an end"
+    )
+
+
 def test_ctrl_c_waits_until_the_learner_has_kept_its_last_step(monitored: Any) -> None:
     events = [*RUN[:6], step_event(2), StoppedEvent(step=2), *RUN[-1:]]
     actors = RecordedActors(events, interrupt_at=6)
