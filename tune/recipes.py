@@ -63,7 +63,8 @@ class Study:
 
         def examples(name: str) -> list[Example]:
             source = config.data.model_copy(update={"source": str(data / f"{name}.jsonl")})
-            return load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length).examples
+            found = load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length)
+            return list(found.examples)
 
         self.training = examples("train")
         self.payloads = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])

@@ -51,7 +51,7 @@ class Controller:
         self._has_data = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._num_waiting = 0  # learner workers that wait for a batch
-        self._training: list[Example] = []
+        self._training: Sequence[Example] = []
         self._pipeline: Pipeline | None = None
         self._heldout: Sequence[Example] = []
         self._scored_heldout: asyncio.Task[list[ScoredRef]] | None = None

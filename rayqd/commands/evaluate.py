@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -111,7 +111,7 @@ class _Evaluation:
         print_benchmarks(self._console, rows)
         return rows
 
-    def _teacher(self, examples: list[Example]) -> tuple[list[ScoredRollout], Head, Fidelity]:
+    def _teacher(self, examples: Sequence[Example]) -> tuple[list[ScoredRollout], Head, Fidelity]:
         """Score the held-out rows; returns them, its head, and its own fidelity. Its benchmarks are in `_arms` then."""
         config = self._config
         directory = teacher_directory(config)

@@ -6,7 +6,7 @@ check ─► score the held-out rows with the teacher ─► round to nearest, m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -129,7 +129,7 @@ class _Quantizing:
             startup=make_startup(began, [], take_spans("driver"), time.time()),
         )
 
-    def _teacher(self, checked: Checked, examples: list[Example]) -> tuple[Heldout, ArmResult]:
+    def _teacher(self, checked: Checked, examples: Sequence[Example]) -> tuple[Heldout, ArmResult]:
         """Score the held-out rows; returns them and the teacher's own row of the result."""
         config = self._config
         directory = teacher_directory(config)

@@ -4,7 +4,8 @@ sources: rows  -->  template: tokens of one row  -->  examples: the rows that ar
 """
 
 from rayqd.data.calibration import calibration_sequences
-from rayqd.data.examples import ExampleSet, load_examples, load_heldout, load_run_data
+from rayqd.data.example_set import ExampleSet
+from rayqd.data.examples import load_examples, load_heldout, load_run_data
 from rayqd.data.plan import Plan, make_plan
 from rayqd.data.sources import Message, Rows, read_rows
 from rayqd.data.template import tokenize_example

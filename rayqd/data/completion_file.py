@@ -7,7 +7,7 @@ the file again goes on with what it lacks, if model, settings and prompts are th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypedDict, cast
@@ -112,11 +112,11 @@ class CompletionFile:
         self.done.add(row)
         self._write_header()
 
-    def finish(self, order: Sequence[int]) -> None:
+    def finish(self, order: Iterable[int]) -> None:
         """Put the rows, which are all there, in the order of `order`, which holds rows of the source."""
         if self._finished:
             return
-        positions = {row: position for position, row in enumerate(order)}
+        positions = {row: position for position, row in enumerate(map(int, order))}
         self._lines.sort(lambda line: positions[line["row"]])
         self._finished = True
         self._write_header()

@@ -9,11 +9,15 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rayqd.config import Config
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.conversation import Message, row_parser
-from rayqd.data.examples import check_max_length, row_order
+from rayqd.data.examples import check_max_length
 from rayqd.data.left_out import Reason
+from rayqd.data.select import row_order
 from rayqd.data.sources import read_rows
 from rayqd.data.template import tokenize_prompt
 from rayqd.errors import DataError
@@ -70,7 +74,7 @@ class Prompts:
         return self._rows.num_left_out(Reason.FILTERED)
 
     @property
-    def order(self) -> list[int]:
+    def order(self) -> NDArray[np.int64]:
         """Rows of the source in the order in which they come."""
         return self._order
 
@@ -81,7 +85,7 @@ class Prompts:
     def remaining(self, done: Container[int], limit: int | None) -> Iterator[Prompt]:
         """Yield, of the first `limit` prompts that are kept, those whose rows are not `done`."""
         num_kept = 0
-        for row in self._order:
+        for row in map(int, self._order):
             if num_kept == limit:
                 return
             if row in done:

@@ -11,7 +11,7 @@ import numpy as np
 from rayqd.config import Config
 from rayqd.data.as_seen import count_trained, decode, see_row
 from rayqd.data.chat_settings import chat_settings
-from rayqd.data.examples import ExampleSet
+from rayqd.data.example_set import ExampleSet
 from rayqd.data.plan import make_plan
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError

@@ -12,8 +12,8 @@ from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.chat_settings import chat_settings
-from rayqd.data.examples import OnTokenized
 from rayqd.data.render import check_variables
+from rayqd.data.select import OnTokenized
 from rayqd.data.user_code import check_user_code
 from rayqd.driver.export_check import check_export
 from rayqd.driver.weights_check import check_weights

@@ -88,7 +88,7 @@ def test_no_more_rows_are_looked_at_than_needed(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenized: list[int] = []
-    from rayqd.data import examples as module
+    from rayqd.data import select as module
 
     original = module.tokenize_example
 
