@@ -127,7 +127,7 @@ def _shrink_field(name: str, value: Any, values: Mapping[str, Any], kept: Sequen
         return len(kept)
     if _KEY_VALUE_HEADS.fullmatch(name):
         heads = values.get("num_attention_heads") or values.get("n_heads") or values.get("n_head") or value
-        return HEADS if value == heads else min(value, 2)
+        return min(value, HEADS if value == heads else 2)
     if name == "max_window_layers":
         return 0 if value < count else len(kept)
     if not isinstance(value, int):

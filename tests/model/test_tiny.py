@@ -45,3 +45,13 @@ def test_the_length_that_a_rotary_embedding_was_trained_for_shrinks_with_its_fac
     assert rope["original_max_position_embeddings"] == ORIGINAL_LENGTH
     assert (rope["long_factor"][0], rope["long_factor"][-1]) == (1.0, 48.0)
     assert len(rope["long_factor"]) == 8  # half of a head's 16 channels
+
+
+@pytest.mark.parametrize(("heads", "key_value_heads"), [(2, 2), (2, 1), (3, 3), (1, 1), (9, 3)])
+def test_a_model_with_fewer_heads_than_the_copy_has_runs_too(heads: int, key_value_heads: int) -> None:
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": key_value_heads, "head_dim": 64}
+    tiny = make_tiny(CONFIG_MAPPING["qwen3"](**sizes))
+    assert (tiny.num_key_value_heads == tiny.num_attention_heads) == (heads == key_value_heads)
+    assert tiny.num_attention_heads % tiny.num_key_value_heads == 0
+    with torch.no_grad():
+        assert tiny_causal_model(tiny)(input_ids=torch.arange(3, 43)[None]).logits.isfinite().all()
