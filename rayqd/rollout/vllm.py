@@ -106,6 +106,8 @@ class VLLMEngine:
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
         runner = self._model_runner
+        if runner.device.type == "cpu":
+            _forget_kernels_of_experts(runner.get_model())
         with keep_addresses(runner.get_model()) if self._has_graphs else nullcontext():
             runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
         self._llm.reset_prefix_cache()
@@ -224,6 +226,17 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def _forget_kernels_of_experts(model: torch.nn.Module) -> None:
+    """Let a reload pack experts for the CPU's kernel again: vLLM 0.32 does so only while there is none yet.
+
+    With one there, the kernel would read what was just loaded, row by row, as packed.
+    """
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            cast(Any, method).moe_kernel = None
 
 
 def _show_llvmlite_to_vllm() -> None:

@@ -1,0 +1,68 @@
+"""vLLM running a mixture of experts: after every publish it computes what the learner does, in float32 to its roundings.
+
+vLLM packs experts for the CPU's kernel, so an engine can hold new weights and read them as something else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rayqd.config import Config
+from rayqd.learner.engine_check import engine_error
+from rayqd.learner.rollout_weights import collect_rollout_weights
+from rayqd.model.student import Student
+from rayqd.rollout.vllm import VLLMEngine
+from rayqd.rollout.weights import choose_weight_loader
+from rayqd.types import EngineProbe, IntArray
+from tests.tiny_models import tiny_causal_model, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+
+PROMPT: IntArray = np.arange(3, 35, dtype=np.int32)
+WIDE = {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 128}  # what vLLM's kernels for CPUs take
+
+
+def trained(student: Student, seed: int) -> Student:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in student.parameters().values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return student
+
+
+def error_of(engine: VLLMEngine, student: Student) -> float:
+    prediction = engine.predict(PROMPT, 8, 16)
+    assert prediction is not None
+    probe = EngineProbe(
+        policy_version=0,
+        prompt_ids=PROMPT,
+        completion_ids=prediction.token_ids,
+        top_ids=prediction.top_ids,
+        logprobs=prediction.logprobs,
+    )
+    return engine_error(student, probe)
+
+
+def test_every_publish_of_experts_reaches_what_the_engine_computes_with(tmp_path: Path, tiny_model: Path) -> None:
+    tiny_causal_model(tiny_config("qwen3_moe", **WIDE)).save_pretrained(tmp_path)
+    for file in [*tiny_model.glob("*token*"), *tiny_model.glob("*.jinja")]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = Config.model_validate(
+        {"model": {"dtype": "float32"}, "quant": {"group_size": 64, "init": "rtn"}, "adapter": {"rank": 4}}
+    )
+    engine = VLLMEngine(
+        tmp_path,
+        context_length=64,
+        max_concurrent=2,
+        gpu_memory_utilization=0.5,
+        dtype="float32",
+        weight_loader=choose_weight_loader(config),
+    )
+    student = Student.load(tmp_path, config)
+    assert error_of(engine, student) > 0.01  # the engine has the source's own weights
+    for seed in (1, 2):
+        engine.load_weights(collect_rollout_weights(trained(student, seed), config))
+        assert error_of(engine, student) < 1e-5
