@@ -1,4 +1,4 @@
-"""vLLM running a mixture of experts: after every publish it computes what the learner does, in float32 to its roundings.
+"""vLLM running a mixture of experts: after every publish it computes what the learner does, to float32's roundings.
 
 vLLM packs experts for the CPU's kernel, so an engine can hold new weights and read them as something else.
 """
