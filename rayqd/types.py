@@ -40,6 +40,7 @@ class PlannedSequence:
     example: int  # which Example gives the prompt (and, off-policy, the completion)
     on_policy: bool  # True: the student writes the completion
     seed: int  # sampling seed of the completion
+    source: int = 0  # which source the example is of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,9 @@ class Study:
         return [self.training[s.example] for step in range(100) for s in plan.step(step)]
 
     def _plan(self, config: Config) -> Plan:
-        return Plan(num_examples=len(self.training), batch_size=config.learner.batch_size, lmbda=0.0, seed=config.seed)
+        return Plan(
+            num_examples=(len(self.training),), batch_size=config.learner.batch_size, lmbda=0.0, seed=config.seed
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,10 +132,12 @@ class BatchGenerator:
         await asyncio.gather(*(feed_worker() for _ in self._actors))
 
 
-def generation_request(config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...]) -> SamplingRequest:
+def generation_request(
+    config: Config, row: int, prompt_ids: IntArray, end_ids: tuple[int, ...], source: int = 0
+) -> SamplingRequest:
     """Return the request for row `row` of the data: sampled as a rollout, and no longer than data may be."""
     room = config.data.max_length - len(prompt_ids)
-    seed = generation_seed(config.seed, row)
+    seed = generation_seed(config.seed, row, source)
     return sampling_request(config.rollout, prompt_ids, seed=seed, stop_token_ids=end_ids, most=room)
 
 

@@ -24,6 +24,8 @@ from rayqd.actors.workers import RolloutHandle, TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, make_plan
+from rayqd.data.mixture import by_weight
+from rayqd.data.run_data import weights_of
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.runs.paths import RAY_TRAIN
@@ -51,7 +53,7 @@ class Controller:
         self._has_data = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._num_waiting = 0  # learner workers that wait for a batch
-        self._training: Sequence[Example] = []
+        self._training: ExampleSet | None = None
         self._pipeline: Pipeline | None = None
         self._heldout: Sequence[Example] = []
         self._scored_heldout: asyncio.Task[list[ScoredRef]] | None = None
@@ -79,7 +81,7 @@ class Controller:
         """Take the rows of the run; the teacher starts on the held-out ones at once."""
         config = self._config
         self._pipeline = Pipeline(
-            plan=make_plan(config, len(training.examples)),
+            plan=make_plan(config, training.sizes),
             examples=training.examples,
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,
@@ -90,7 +92,7 @@ class Controller:
         )
         self._heldout = heldout.examples
         self._scored_heldout = asyncio.create_task(self._pipeline.heldout(self._heldout))
-        self._training = training.examples
+        self._training = training
         self._has_data.set()
 
     @ray.method
@@ -106,7 +108,9 @@ class Controller:
     async def calibration(self) -> list[IntArray]:
         """Return the first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
         await self._has_data.wait()
-        return calibration_sequences(self._training, self._config.quant.calibration_tokens)
+        assert self._training is not None
+        examples = by_weight(self._training, weights_of(self._config))
+        return calibration_sequences(examples, self._config.quant.calibration_tokens)
 
     @ray.method
     async def batch(self, step: int, attempt: int) -> list[ScoredRef]:

@@ -69,6 +69,7 @@ def generate(
     console = console or Console()
     config = with_frozen_settings(with_absolute_paths(config))
     check_machine(config, runs_vllm=make_engine is None)
+    _check_one_source(config)
     resolved = resolve_model(model, config)
     directory = local_directory(resolved.name, resolved.revision)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
@@ -214,6 +215,15 @@ def _no_prompts(prompts: Prompts, config: Config) -> str:
         f"{f', {prompts.num_filtered} are left out by data.filter' if prompts.num_filtered else ''}; "
         "raise data.max_length or give other data"
     )
+
+
+def _check_one_source(config: Config) -> None:
+    """Raise ConfigError where the data is of several sources: each has a file of answers of its own."""
+    if sources := config.data.sources:
+        raise ConfigError(
+            f"rayqd generate answers one data set at a time, and data.sources names {len(sources)}: give it as "
+            f"--data.source {sources[0].source}, and its split, subset and columns likewise"
+        )
 
 
 def _stem(source: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayqd.config.settings import settings
+from rayqd.config.source_list import find_setting
 from rayqd.errors import ConfigError
 
 
@@ -65,8 +66,8 @@ def _flag(part: str, rest: list[str]) -> Flag:
         return Flag(key=key, text="true")
     if rest and not _is_option(rest[0]):
         return Flag(key=key, text=rest.pop(0))
-    if key in settings():
-        raise ConfigError(f"flag --{key}: needs a value: {settings()[key].must_be}")
+    if setting := find_setting(key):
+        raise ConfigError(f"flag --{key}: needs a value: {setting.must_be}")
     return Flag(key=key, text="")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rayqd.config.arguments import Arguments, Flag, read_arguments
+from rayqd.config.assignment import Assignment
 from rayqd.config.hints import describe_unexpected, hint_for_setting, nearest_choice
 from rayqd.config.sections import Config
 from rayqd.config.settings import (
@@ -22,17 +22,17 @@ from rayqd.config.settings import (
     settings_in,
     value_text,
 )
+from rayqd.config.source_list import (
+    SOURCES,
+    explain_both,
+    explain_invalid_source,
+    explain_unknown_field,
+    find_setting,
+    is_field,
+    merge_fields,
+)
 from rayqd.config.toml import TomlTable, TomlValue, read_toml
 from rayqd.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """A setting as it was given."""
-
-    key: str
-    value: object
-    origin: str  # how an error shows it: "a.toml: learner.lr = 1", "flag --learner.lr=1"
 
 
 def load_config(argv_parts: Sequence[str]) -> Config:
@@ -54,14 +54,18 @@ def config_of(arguments: Arguments, before: Sequence[Path] = ()) -> Config:
 
 def assignments(arguments: Arguments, before: Sequence[Path] = ()) -> list[Assignment]:
     """Return what the files say and then what the flags say, unchecked."""
-    from_files = [assignment for path in [*before, *arguments.files] for assignment in _from_file(path)]
-    return from_files + [_from_flag(flag) for flag in arguments.flags]
+    files = [*before, *arguments.files]
+    from_files = [assignment for layer, path in enumerate(files) for assignment in _from_file(path, layer)]
+    return from_files + [_from_flag(flag, len(files)) for flag in arguments.flags]
 
 
 def resolve(given: Sequence[Assignment]) -> Config:
     """Return the Config of `given`, of which later ones win. Raises ConfigError as `load_config` does."""
     problems = [problem for assignment in given if (problem := explain_unknown(assignment))]
-    final = {assignment.key: assignment for assignment in given if assignment.key in settings()}
+    merged, unplaced = merge_fields(given)
+    problems += explain_both(given)
+    final = {assignment.key: assignment for assignment in merged if assignment.key in settings()}
+    problems += unplaced
     problems += explain_not_finite(final.values())
     tables = nest_by_section({key: _typed_value(assignment) for key, assignment in final.items()})
     try:
@@ -103,7 +107,7 @@ def parse_value(text: str, setting: Setting) -> object:
         return text
     if setting.kind == "boolean":
         return {"true": True, "false": False}.get(text.lower(), text)
-    if setting.kind == "array" and not text.lstrip().startswith("["):
+    if setting.kind == "array" and not text.lstrip().startswith(("[", "{") if setting.key == SOURCES else "["):
         return split_list(text)
     if setting.kind == "object" and not text.lstrip().startswith("{"):
         return _split_pairs(text)
@@ -140,22 +144,23 @@ def shorten(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _from_file(path: Path) -> Iterator[Assignment]:
+def _from_file(path: Path, layer: int) -> Iterator[Assignment]:
     for key, value in _flatten(read_toml(path), ""):
         origin = f"{path}: {key} = {shorten(value_text(value))}"
-        yield Assignment(key=key, value=_none_as_written(value, key), origin=origin)
+        yield Assignment(key=key, value=_none_as_written(value, key), origin=origin, layer=layer)
 
 
-def _from_flag(flag: Flag) -> Assignment:
-    setting = settings().get(flag.key)
+def _from_flag(flag: Flag, layer: int) -> Assignment:
+    setting = find_setting(flag.key)
     value = parse_value(flag.text, setting) if setting else flag.text
-    return Assignment(key=flag.key, value=value, origin=flag_origin(flag))
+    return Assignment(key=flag.key, value=value, origin=flag_origin(flag), layer=layer)
 
 
 def _flatten(table: TomlTable, prefix: str) -> Iterator[tuple[str, TomlValue]]:
     for name, value in table.items():
         key = prefix + name
-        if isinstance(value, dict) and (key in section_names() or (value and key not in settings())):
+        is_setting = find_setting(key) is not None and key != SOURCES
+        if isinstance(value, dict) and (key in section_names() or (value and not is_setting)):
             yield from _flatten(value, f"{key}.")
         else:
             yield key, value
@@ -163,7 +168,7 @@ def _flatten(table: TomlTable, prefix: str) -> Iterator[tuple[str, TomlValue]]:
 
 def _none_as_written(value: TomlValue, key: str) -> TomlValue | None:
     """Return None where a file says "none" for a setting that takes it: TOML has no word of its own."""
-    setting = settings().get(key)
+    setting = find_setting(key)
     return None if setting and setting.optional and value == "none" else value
 
 
@@ -182,8 +187,10 @@ def _typed_value(assignment: Assignment) -> object:
 def explain_unknown(assignment: Assignment) -> str | None:
     """Say what is near where the key is no setting; None where it is one."""
     key, origin = assignment.key, assignment.origin
-    if key in settings():
+    if find_setting(key):
         return None
+    if is_field(key):
+        return f"{origin}: unknown setting {key}; {explain_unknown_field(key)}"
     if key in section_names():
         return f"{origin}: is a section; set {', '.join(settings_in(key))}"
     return f"{origin}: unknown setting {key}; {hint_for_setting(key)}"
@@ -195,6 +202,8 @@ def explain_invalid(error: ErrorDetails, final: Mapping[str, Assignment]) -> str
     key = next((key for end in (2, 1) if (key := ".".join(location[:end])) in settings()), None)
     if key is None:
         return _explain_relation(".".join(location), error["msg"].removeprefix("Value error, "), final)
+    if key == SOURCES and (what := explain_invalid_source(error, final[key])):
+        return what
     if error["type"] == "value_error":
         return f"{final[key].origin}: {error['msg'].removeprefix('Value error, ')}"
     return explain_value(final[key], settings()[key])

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from rayqd.config.load import Assignment, explain_invalid, explain_not_finite, explain_unknown, first_error, shorten
 from rayqd.config.sections import Config
+from rayqd.config.sections.sources import SourceConfig
 from rayqd.config.settings import Setting, section_name, settings, value_text
+from rayqd.config.source_list import SOURCES
 from rayqd.errors import ConfigError
 
 
@@ -24,6 +26,8 @@ def prepare(model: type[BaseModel], fields: Mapping[str, object]) -> dict[str, o
 
 def describe_invalid(model: type[BaseModel], fields: Mapping[str, object], error: ValidationError) -> ConfigError:
     """Return the error of ours for `fields` that `model`, which is Config or one of its sections, refuses."""
+    if model is SourceConfig:
+        return _describe_invalid_source(fields, error)
     name = section_name(model)
     given = {assignment.key: assignment for assignment in _assignments(name, fields)}
     problems = [problem for assignment in given.values() if (problem := explain_unknown(assignment))]
@@ -31,6 +35,16 @@ def describe_invalid(model: type[BaseModel], fields: Mapping[str, object], error
         if details["type"] not in ("extra_forbidden", "model_type"):  # both are unknown settings, told above
             details["loc"] = (*([name] if name else []), *details["loc"])
             problems.append(explain_invalid(details, given))
+    return first_error(problems)
+
+
+def _describe_invalid_source(fields: Mapping[str, object], error: ValidationError) -> ConfigError:
+    """Return the same for one of `data.sources` by itself."""
+    given = Assignment(key=SOURCES, value=[fields], origin=SOURCES)
+    problems: list[str] = []
+    for details in error.errors():
+        details["loc"] = ("data", "sources", 0, *details["loc"])
+        problems.append(explain_invalid(details, {SOURCES: given}))
     return first_error(problems)
 
 

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from rayqd.config.resolved import setting_value
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import IgnoredBy, Marker
@@ -35,7 +37,13 @@ def command_line(given: Iterable[tuple[str, object]], command: str) -> str:
     return " \\\n  ".join([f"rayqd {command}", *flags])
 
 
+def _as_json(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_defaults=True)
+    raise TypeError(f"{type(value).__name__} is no value of a setting")
+
+
 def _flag_text(value: object) -> str:
     if isinstance(value, list):
-        return json.dumps(value)
+        return json.dumps(value, default=_as_json)
     return str(value) if isinstance(value, str | Path) else value_text(value)

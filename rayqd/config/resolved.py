@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.job import lasting_directory
 from rayqd.config.sections import Config
-from rayqd.config.sections.markers import AbsolutePath, HubIdOrPath, Marker, SameResult
+from rayqd.config.sections.markers import AbsolutePath, HubIdOrPath, Marker, OfOneSource, SameResult
+from rayqd.config.sections.sources import SourceConfig
 from rayqd.config.settings import Setting, groups, nest_by_section, settings, settings_with, value_text
 
 
 def to_toml(config: Config) -> str:
     """Return `config` as TOML that `load_config` reads back to the same Config. Unset settings are left out."""
+    left_out = settings_with(OfOneSource) if config.data.sources else []
     blocks: list[str] = []
     for group in groups():
         lines = [f"[{group.name}]"] if group.name else []
         for setting in group.settings:
             value = setting_value(config, setting.key)
-            if value is not None or setting.default is not None:
-                lines.append(f"{setting.key.rpartition('.')[2]} = {value_text(value)}")
+            if setting.key not in left_out and (value is not None or setting.default is not None):
+                lines.append(f"{setting.key.rpartition('.')[2]} = {_lines_of_value(value)}")
         if lines != [f"[{group.name}]"]:
             blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _lines_of_value(value: object) -> str:
+    """Write `value` as TOML does, a list of tables in a line each."""
+    tables = (
+        [each for each in cast("list[object]", value) if isinstance(each, SourceConfig)]
+        if isinstance(value, list)
+        else []
+    )
+    if not tables:
+        return value_text(cast("object", value))
+    return "\n".join(["[", *(f"  {value_text(each)}," for each in tables), "]"])
 
 
 def differences(old: Config, new: Config, without: Sequence[type[Marker]] = ()) -> list[str]:
@@ -46,12 +61,20 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _make_absolute(setting: Setting, value: object) -> object:
+    if isinstance(value, list):
+        return [_with_absolute_path(setting, each) for each in cast("list[object]", value)]
     if not isinstance(value, str | Path) or not value or "://" in str(value):
         return value
     path = Path(value).expanduser()
     if marker := setting.marker(AbsolutePath):
         return type(value)((lasting_directory() if marker.lasting else Path.cwd()) / path)
     return str(path.absolute()) if _is_local(str(value), setting.marker(HubIdOrPath)) else value
+
+
+def _with_absolute_path(setting: Setting, source: object) -> object:
+    if not isinstance(source, SourceConfig):
+        return source
+    return source.model_copy(update={"source": _make_absolute(setting, source.source)})
 
 
 def _is_local(name: str, marker: HubIdOrPath | None) -> bool:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import Marker
+from rayqd.config.sections.sources import SourceConfig
 from rayqd.extensions import IMPORT_PATH
 
 M = TypeVar("M", bound=Marker)
@@ -29,6 +30,7 @@ class _Schema(TypedDict, total=False):
     const: str
     description: str
     pattern: str
+    items: dict[str, object]
     minimum: float
     exclusiveMinimum: float
     maximum: float
@@ -93,6 +95,8 @@ def section_name(model: type[BaseModel]) -> str:
     """Return the name of the section that `model` is; "" for Config itself, and "sweep" for what only a sweep has."""
     if model is Config:
         return ""
+    if model is SourceConfig:
+        return "data.sources"
     return next((name for name, section in _sections().items() if section is model), "sweep")
 
 
@@ -191,6 +195,8 @@ def _must_be(schema: _Schema, choices: tuple[str, ...]) -> str:
         "array": "a list of names",
         "object": "NAME=VALUE,...",
     }
+    if "$ref" in schema.get("items", {}):
+        return "a list of tables, or of names"
     noun = nouns.get(schema.get("type", ""), "a path" if schema.get("format") == "path" else "text")
     if "pattern" in schema:
         return f"{noun} of the form {schema['pattern']}"
@@ -217,6 +223,9 @@ def value_text(value: object) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(value_text(item) for item in value)}]"  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, BaseModel):  # a table of a list
+        given = value.model_dump(exclude_defaults=True).items()
+        return f"{{{', '.join(f'{key} = {value_text(item)}' for key, item in given)}}}"
     if isinstance(value, dict):
         items = cast("dict[str, object]", value).items()
         return f"{{{', '.join(f'{json.dumps(key, ensure_ascii=False)} = {value_text(item)}' for key, item in items)}}}"

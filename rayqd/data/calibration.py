@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from rayqd.types import Example, IntArray
 
 
-def calibration_sequences(examples: Sequence[Example], num_tokens: int) -> list[IntArray]:
+def calibration_sequences(examples: Iterable[Example], num_tokens: int) -> list[IntArray]:
     """Return prompt and completion of the first examples that together reach `num_tokens`."""
     sequences: list[IntArray] = []
     total = 0

@@ -1,4 +1,4 @@
-"""What a run has of one source: the examples that were kept, and what was left out on the way."""
+"""What a run has of one source, or of several joined: the examples that were kept, and what was left out on the way."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ class ExampleSet:
     left_out: tuple[LeftOut, ...]  # of the rows looked at
     remarks: tuple[str, ...] = ()  # what the user should know of it besides, a line each
     shapes: tuple[str, ...] = ()  # as what the rows were read
+    joined: tuple[ExampleSet, ...] = ()  # of several sources: what was kept of each, in their order
+
+    @property
+    def parts(self) -> tuple[ExampleSet, ...]:
+        """Return what was kept of each source: of a single one, all of it."""
+        return self.joined or (self,)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return how many examples there are of each source."""
+        return tuple(len(part.examples) for part in self.parts)
 
     @property
     def num_duplicates(self) -> int:

@@ -47,7 +47,7 @@ def summarize_data(
         lengths=measure_lengths(training.examples),
         steps_per_epoch=_estimate_epoch(training, num_held_out) / config.learner.batch_size,
         first=tuple(
-            _first_rows(tokenizer, config, training.examples, ends, num_first)
+            _first_rows(tokenizer, config, training.examples, training.sizes, ends, num_first)
             if trains
             else (see_row(tokenizer, example, ends) for example in training.examples[:num_first])
         ),
@@ -114,11 +114,12 @@ def _first_rows(
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
     examples: Sequence[Example],
+    sizes: Sequence[int],
     ends: Sequence[int],
     num_first: int,
 ) -> list[SeenRow]:
     """Return different rows, in the order in which the run first trains on them."""
-    plan = make_plan(config, len(examples))
+    plan = make_plan(config, sizes)
     rows: dict[int, SeenRow] = {}
     for step in range(config.learner.steps):
         for sequence in plan.step(step):

@@ -10,9 +10,9 @@ student answers keep the data's completion, which nobody looks at.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -24,20 +24,26 @@ from rayqd.console.progress import Progress
 from rayqd.data import ExampleSet, make_plan
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.jsonl import JsonlFile
+from rayqd.data.mixture import join
 from rayqd.data.plan import off_policy_examples
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import RunError
 from rayqd.model.source import teacher_directory
+from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.sampling import with_model_sampling
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.paths import COMPLETIONS
 from rayqd.types import Example, IntArray
+
+Place: TypeAlias = tuple[int, int]
+"""A source by its position, and a row of it."""
 
 
 class TeacherRow(TypedDict):
     """A completion of the teacher in the run's directory."""
 
     row: int  # position of the prompt in its source
+    source: NotRequired[int]  # which of the data's sources; the first where it is missing
     prompt_crc32: int
     completion_ids: list[int]
 
@@ -52,16 +58,17 @@ def generate_teacher_completions(
 ) -> ExampleSet:
     """Return `training` with the teacher's completions wherever the run trains on it off-policy."""
     config = with_model_sampling(config, teacher_directory(config))
-    off_policy = off_policy_examples(make_plan(config, len(training.examples)), config.learner.steps)
+    off_policy = off_policy_examples(make_plan(config, training.sizes), config.learner.steps)
     if not off_policy:
         share = f"with distill.lmbda={config.distill.lmbda:g} the student writes every completion itself"
         progress.say(f"distill.seq_kd has no effect: {share}")
         return training
-    examples = {training.examples[index].row: training.examples[index] for index in off_policy}
+    places = _list_places(training)
+    examples = {places[index]: training.examples[index] for index in off_policy}
     file: JsonlFile[TeacherRow] = JsonlFile(config.run_dir / COMPLETIONS)
     with file as lines:
         completions = read_completions(lines, examples)
-        missing = [example for row, example in examples.items() if row not in completions]
+        missing = {place: example for place, example in examples.items() if place not in completions}
         if missing:
             ends = end_token_ids(tokenizer, teacher_directory(config), chat_settings(config.data))
             with _start_teacher(config, cluster, make_engine) as generator:
@@ -73,51 +80,69 @@ def generate_teacher_completions(
                 f"the teacher wrote {writing.num_written:,} completions, {writing.num_tokens:,} tokens, "
                 f"at {writing.num_tokens / writing.seconds:,.0f} tok/s"
             )
-    return replace(training, examples=replace_completions(training.examples, completions))
+    return replace_completions(training, completions)
 
 
-def read_completions(lines: JsonlFile[TeacherRow], examples: Mapping[int, Example]) -> dict[int, IntArray]:
-    """Return the completions written earlier, by row of the source; RunError where the data's prompts have changed."""
-    completions: dict[int, IntArray] = {}
+def _list_places(training: ExampleSet) -> list[Place]:
+    """Return where each of the examples stands."""
+    return [(source, example.row) for source, part in enumerate(training.parts) for example in part.examples]
+
+
+def read_completions(lines: JsonlFile[TeacherRow], examples: Mapping[Place, Example]) -> dict[Place, IntArray]:
+    """Return the completions written earlier, by their prompts' places; RunError where those prompts have changed."""
+    completions: dict[Place, IntArray] = {}
     for line in lines.rows():
-        example = examples.get(line["row"])
+        place = line.get("source", 0), line["row"]
+        example = examples.get(place)
         if example is None or line["prompt_crc32"] != _crc32(example.prompt_ids):
             raise RunError(
                 f"{lines.path} answers other prompts than the data has now (row {line['row']}): "
                 "give this run another name, or remove the file"
             )
-        completions[line["row"]] = np.asarray(line["completion_ids"], dtype=np.int32)
+        completions[place] = np.asarray(line["completion_ids"], dtype=np.int32)
     return completions
 
 
 def generate_completions(
-    examples: Sequence[Example],
+    examples: Mapping[Place, Example],
     end_ids: tuple[int, ...],
     config: Config,
     generator: CompletionSource,
     lines: JsonlFile[TeacherRow],
     writing: GenerationProgress,
-) -> dict[int, IntArray]:
-    """Return the completion of each example, by row of its source; each is in `lines` as soon as it is there."""
-    completions: dict[int, IntArray] = {}
-    prompts = {example.row: example.prompt_ids for example in examples}
+) -> dict[Place, IntArray]:
+    """Return the completion of each example, by its place; each is in `lines` as soon as it is there."""
+    completions: dict[Place, IntArray] = {}
+    places = list(examples)
 
-    def keep(row: int, completion: IntArray) -> None:
+    def keep(number: int, completion: IntArray) -> None:
+        source, row = place = places[number]
         ids = completion.tolist()
-        lines.append({"row": row, "prompt_crc32": _crc32(prompts[row]), "completion_ids": ids})
-        completions[row] = completion
+        crc32 = _crc32(examples[place].prompt_ids)
+        lines.append({"row": row, "source": source, "prompt_crc32": crc32, "completion_ids": ids})
+        completions[place] = completion
         writing.written(len(ids))
 
-    requests = ((row, generation_request(config, row, prompt_ids, end_ids)) for row, prompt_ids in prompts.items())
-    generator.generate(requests, len(prompts), keep)
+    def requests() -> Iterator[tuple[int, SamplingRequest]]:
+        for number, (source, row) in enumerate(places):
+            prompt_ids = examples[source, row].prompt_ids
+            yield number, generation_request(config, row, prompt_ids, end_ids, source)
+
+    generator.generate(requests(), len(places), keep)
     return completions
 
 
-def replace_completions(examples: Sequence[Example], completions: Mapping[int, IntArray]) -> list[Example]:
-    """Return the same examples, with the completions that are there for their rows."""
-    return [
-        replace(e, completion_ids=completions[e.row], trained=None) if e.row in completions else e for e in examples
+def replace_completions(training: ExampleSet, completions: Mapping[Place, IntArray]) -> ExampleSet:
+    """Return the same examples, with the completions that are there for their places."""
+    parts = [
+        replace(part, examples=[_with_completion(each, completions.get((source, each.row))) for each in part.examples])
+        for source, part in enumerate(training.parts)
     ]
+    return replace(join(parts), remarks=training.remarks)
+
+
+def _with_completion(example: Example, completion: IntArray | None) -> Example:
+    return example if completion is None else replace(example, completion_ids=completion, trained=None)
 
 
 def _start_teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> BatchGenerator:

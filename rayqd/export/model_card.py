@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
+from rayqd.config.sections.sources import SourceConfig
 from rayqd.config.settings import settings_with, value_text
 from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
 from rayqd.console.result_table import describe_bits, format_bits, format_size
@@ -111,8 +113,9 @@ def _front_matter(config: Config, kind: str, base: str, command: str) -> str:
     lines = [f"library_name: {_LIBRARY[kind]}", "pipeline_tag: text-generation"]
     if _is_hub_id(base):
         lines += [f"base_model: {base}", "base_model_relation: quantized"]
-    if _data(config, command) and _is_hub_id(_shorten_path(config.data.source)):
-        lines += ["datasets:", f"- {config.data.source}"]
+    sources = [each.source for each in config.data.each_source if _is_hub_id(_shorten_path(each.source))]
+    if _data(config, command) and sources:
+        lines += ["datasets:", *(f"- {source}" for source in dict.fromkeys(sources))]
     tags = ["rayqd", config.quant.format, kind, *(["distillation", "qat"] if command == "distill" else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
@@ -128,19 +131,36 @@ def _grid(config: Config) -> str:
 
 def _data(config: Config, command: str) -> str:
     """Describe the data that it has seen; nothing where weights were only rounded."""
-    source = _shorten_path(config.data.source)
+    sources = config.data.each_source
+    source = ", ".join(_shorten_path(each.source) for each in sources)
     if command == "distill":
-        return f"Data: {source}, split {config.data.split}."
+        return f"Data: {'; '.join(_describe_source(each, config) for each in sources)}."
     if config.quant.method == "rtn":
         return ""
     return f"Calibrated on the first rows of {source} that reach {config.quant.calibration_tokens:,} tokens."
+
+
+def _describe_source(source: SourceConfig, config: Config) -> str:
+    """Format `rows.jsonl, split train`, and of several its share of the sequences."""
+    sources = config.data.each_source
+    share = source.weight / sum(each.weight for each in sources)
+    of_all = f", {share:.3g} of the sequences" if len(sources) > 1 else ""
+    return f"{_shorten_path(source.source)}, split {source.split}{of_all}"
 
 
 def _given(config: Config, command: str) -> dict[str, object]:
     """Return the recipe's settings, paths cut to their last part."""
     paths = settings_with(HubIdOrPath)
     given = given_settings(config, command, [RunSpecific, MachineSpecific, Housekeeping])
-    return {k: _shorten_path(v) if k in paths and isinstance(v, str) else v for k, v in given.items()}
+    return {key: _without_directories(value) if key in paths else value for key, value in given.items()}
+
+
+def _without_directories(value: object) -> object:
+    if isinstance(value, list):
+        return [_without_directories(each) for each in cast("list[object]", value)]
+    if isinstance(value, SourceConfig):
+        return value.model_copy(update={"source": _shorten_path(value.source)})
+    return _shorten_path(value) if isinstance(value, str) else value
 
 
 def _recipe(config: Config, command: str) -> str:

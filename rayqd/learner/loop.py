@@ -56,7 +56,7 @@ def train(
 
 def _is_written_with(version: int, config: Config) -> bool:
     """Return whether the student writes anything with this version of its weights; what it does not, is not sent."""
-    plan = make_plan(config, num_examples=1)  # which of them does not matter
+    plan = make_plan(config, [1] * len(config.data.each_source))  # which examples does not matter
     return plan.needs_student(steps_ahead(version, config.rollout.max_staleness, config.learner.steps))
 
 

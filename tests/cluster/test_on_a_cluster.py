@@ -117,7 +117,7 @@ def planned_loss_tokens(config: Config) -> list[int]:
     """What each step must train on: the plan's completions, as the data and the fake engine have them."""
     training, _ = load_data(check(config), config)
     plan = Plan(
-        num_examples=len(training.examples),
+        num_examples=training.sizes,
         batch_size=config.learner.batch_size,
         lmbda=config.distill.lmbda,
         seed=config.seed,

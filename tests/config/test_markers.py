@@ -15,6 +15,7 @@ from rayqd.config.sections.markers import (
     MachineSpecific,
     Marker,
     NotSwept,
+    OfOneSource,
     RunSpecific,
     SameResult,
 )
@@ -22,6 +23,7 @@ from rayqd.config.settings import settings, settings_in, settings_with
 from rayqd.config.sweep.fields import sweep_settings
 
 EXPECTED: dict[type[Marker], str] = {
+    OfOneSource: "data.source data.split data.subset data.columns",
     SameResult: """
         runs_dir storage model.compile rollout.num_workers rollout.max_concurrent rollout.gpu_memory_utilization
         rollout.engine
@@ -31,19 +33,20 @@ EXPECTED: dict[type[Marker], str] = {
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
     NotSwept: "name runs_dir data.date eval.* ray.*",
     ChangesHeldOut: """
-        seed data.source data.split data.subset data.on_bad_row data.max_length data.min_room data.reader data.filter
+        seed data.source data.split data.subset data.sources data.on_bad_row data.max_length data.min_room
+        data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.train_on data.date""",
     ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
     ChangesCompletions: """
-        seed model.dtype data.split data.subset data.max_length data.min_room data.reader data.filter
+        seed model.dtype data.split data.subset data.sources data.max_length data.min_room data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.date
         rollout.min_new_tokens rollout.max_new_tokens rollout.temperature rollout.top_p rollout.top_k rollout.min_p
         rollout.repetition_penalty rollout.stop""",
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.*",
     Housekeeping: "checkpoint.*",
-    HubIdOrPath: "model.name teacher.name data.source eval.source",
+    HubIdOrPath: "model.name teacher.name data.source data.sources eval.source",
     AbsolutePath: "runs_dir storage teacher.cache_dir eval.tasks_dir",
     IgnoredBy: "quant.method quant.init adapter.* distill.* rollout.* learner.*",
 }
@@ -83,7 +86,7 @@ def test_what_every_source_goes_through_changes_the_held_out_rows_of_eval_source
 
 def test_only_files_are_data_sets() -> None:
     only_files = {key for key, setting in settings().items() if HubIdOrPath(only_files=True) in setting.markers}
-    assert only_files == {"data.source", "eval.source"}
+    assert only_files == {"data.source", "data.sources", "eval.source"}
 
 
 def test_results_outlive_the_directory_of_a_job() -> None:

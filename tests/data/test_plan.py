@@ -1,4 +1,6 @@
+import hashlib
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -8,8 +10,8 @@ from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.types import PlannedSequence
 
 
-def _plan(**changes: float) -> Plan:
-    return Plan(**{"num_examples": 20, "batch_size": 8, "lmbda": 0.5, "seed": 42} | changes)  # type: ignore[arg-type]
+def _plan(**changes: Any) -> Plan:
+    return Plan(**{"num_examples": (20,), "batch_size": 8, "lmbda": 0.5, "seed": 42} | changes)
 
 
 def _sequences(plan: Plan, steps: int) -> list[PlannedSequence]:
@@ -100,4 +102,50 @@ def test_the_student_is_needed_where_it_writes_one_of_the_sequences() -> None:
 
 def test_the_share_of_the_steps_is_rounded_to_a_step() -> None:
     config = Config.model_validate({"distill": {"on_policy_after": 0.75}, "learner": {"steps": 10}})
-    assert make_plan(config, 20).first_on_policy_step == 8  # 7.5, half to even
+    assert make_plan(config, [20]).first_on_policy_step == 8  # 7.5, half to even
+
+
+def test_one_source_is_planned_as_it_was_before_there_were_several() -> None:
+    # Written by the version before: example, on-policy or not, and sampling seed of 200 steps of 8, and of step 5.
+    planned = [(s.example, s.on_policy, s.seed) for s in _sequences(_plan(), 200)]
+    digest = hashlib.sha256(repr(planned).encode()).hexdigest()
+    assert digest == "281eb22e88964f033539b40f839571ff24c3b371ec2d02d150b2c41058250586"
+    assert planned[40:43] == [(9, False, 649176580), (6, True, 883184374), (15, True, 1430809402)]
+
+
+MIXED: dict[str, Any] = {"num_examples": (20, 5, 7), "weights": (1.0, 2.0, 0.5)}
+
+
+def test_each_source_goes_through_its_own_epochs() -> None:
+    # 7 sequences are 2 : 4 : 1. After 100 steps of 7 those are 200 of 20 examples, 400 of 5 and 100 of 7.
+    sequences = _sequences(_plan(batch_size=7, **MIXED), 100)
+    for source, first, size, drawn in ((0, 0, 20, 200), (1, 20, 5, 400), (2, 25, 7, 100)):
+        examples = [s.example for s in sequences if s.source == source]
+        assert len(examples) == drawn
+        epochs = [examples[start : start + size] for start in range(0, drawn // size * size, size)]
+        assert all(sorted(epoch) == list(range(first, first + size)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_sources_are_independent_of_what_is_on_policy_and_of_the_seeds() -> None:
+    mixed, alone = _sequences(_plan(**MIXED), 300), _sequences(_plan(), 300)
+    assert [(s.on_policy, s.seed) for s in mixed] == [(s.on_policy, s.seed) for s in alone]
+    # Half of 2400 are on-policy; of a source that gives 4/7 of them, 1371, half are, with a deviation of 18.5 at most.
+    assert abs(sum(s.on_policy for s in mixed if s.source == 1) - 686) < 93
+
+
+def test_a_fresh_plan_of_several_sources_gives_the_same_at_any_step() -> None:
+    sequences = _sequences(_plan(**MIXED), 40)
+    for step in (39, 0, 17):
+        assert _plan(**MIXED).step(step) == sequences[step * 8 : step * 8 + 8]
+
+
+def test_what_is_counted_is_what_is_drawn() -> None:
+    plan = _plan(**MIXED)
+    sequences = _sequences(plan, 30)
+    assert plan.num_drawn(30) == [sum(s.source == source for s in sequences) for source in range(3)]
+
+
+def test_the_first_source_is_read_in_the_same_order_whatever_is_mixed_in() -> None:
+    mixed = [s.example for s in _sequences(_plan(**MIXED), 100) if s.source == 0]
+    assert mixed == [s.example for s in _sequences(_plan(), 100)][: len(mixed)]

@@ -57,14 +57,14 @@ def training(tiny_config: Any, tiny_model: Path) -> Any:
 
 def wanted_rows(examples: list[Example], config: Config) -> list[int]:
     """Found step by step, as the pipeline goes."""
-    plan = make_plan(config, len(examples))
+    plan = make_plan(config, [len(examples)])
     planned = [sequence for step in range(config.learner.steps) for sequence in plan.step(step)]
     return [examples[s.example].row for s in planned if not s.on_policy]
 
 
 def test_the_off_policy_share_of_a_run_is_all_that_the_teacher_writes(training: Any) -> None:
     data, config = training
-    plan = make_plan(config, len(data.examples))
+    plan = make_plan(config, data.sizes)
     rows = [data.examples[i].row for i in off_policy_examples(plan, config.learner.steps)]
     assert sorted(rows) == sorted(set(wanted_rows(data.examples, config)))
     assert len(rows) == 6  # half of 3 steps of 4
@@ -73,26 +73,26 @@ def test_the_off_policy_share_of_a_run_is_all_that_the_teacher_writes(training: 
 def test_what_was_written_stays_and_only_the_rest_is_asked_for(training: Any, tmp_path: Path) -> None:
     data, config = training
     rows = set(wanted_rows(data.examples, config))
-    examples = {example.row: example for example in data.examples if example.row in rows}
+    examples = {(0, example.row): example for example in data.examples if example.row in rows}
     file = tmp_path / "teacher.jsonl"
     first, second = Teacher(lives=2), Teacher()
     with JsonlFile(file) as lines, pytest.raises(InterruptedError):
-        generate_completions(list(examples.values()), ENDS, config, first, lines, writing())
+        generate_completions(examples, ENDS, config, first, lines, writing())
     with JsonlFile(file) as lines:
         before = read_completions(lines, examples)
-        assert before.keys() == first.requests.keys()
-        missing = [example for row, example in examples.items() if row not in before]
+        assert list(before) == list(examples)[:2]
+        missing = {place: example for place, example in examples.items() if place not in before}
         completions = before | generate_completions(missing, ENDS, config, second, lines, writing())
-        assert read_completions(lines, examples).keys() == rows
-    assert sorted([*first.requests, *second.requests]) == sorted(rows)
-    for row, completion in completions.items():
+        assert read_completions(lines, examples).keys() == examples.keys()
+    assert len(first.requests) + len(second.requests) == len(rows)
+    for (_, row), completion in completions.items():
         assert completion.dtype == np.int32
         assert completion.tolist() == [generation_seed(config.seed, row), 12, 2]  # rollout.max_new_tokens is 12
 
-    given = replace_completions(data.examples, completions)
-    for old, new in zip(data.examples, given, strict=True):
+    given = replace_completions(data, completions)
+    for old, new in zip(data.examples, given.examples, strict=True):
         assert np.array_equal(old.prompt_ids, new.prompt_ids)
-        expected = completions[old.row] if old.row in rows else old.completion_ids
+        expected = completions[0, old.row] if old.row in rows else old.completion_ids
         assert np.array_equal(new.completion_ids, expected)
 
 
@@ -101,7 +101,7 @@ def test_the_teacher_is_asked_as_a_rollout_is_and_for_no_more_than_fits(tiny_con
         data={"max_length": 64}, rollout={"min_new_tokens": 20, "max_new_tokens": 30, "temperature": 0}
     )
     prompt = np.arange(50, dtype=np.int32)
-    examples = [Example(row=i, prompt_ids=prompt[:n], completion_ids=prompt) for i, n in enumerate((10, 50))]
+    examples = {(0, i): Example(row=i, prompt_ids=prompt[:n], completion_ids=prompt) for i, n in enumerate((10, 50))}
     teacher = Teacher()
     with JsonlFile(config.run_dir / "teacher.jsonl") as lines:
         generate_completions(examples, ENDS, config, teacher, lines, writing())
@@ -114,9 +114,9 @@ def test_prompts_that_changed_since_are_refused(training: Any, tmp_path: Path) -
     data, config = training
     example = data.examples[0]
     with JsonlFile(tmp_path / "teacher.jsonl") as lines:
-        generate_completions([example], ENDS, config, Teacher(), lines, writing())
+        generate_completions({(0, example.row): example}, ENDS, config, Teacher(), lines, writing())
         other = Example(row=example.row, prompt_ids=example.prompt_ids[:-1], completion_ids=example.completion_ids)
-        for examples in ({example.row: other}, {}):
+        for examples in ({(0, example.row): other}, {}):
             with pytest.raises(RunError, match=rf"answers other prompts than the data has now \(row {example.row}\)"):
                 read_completions(lines, examples)
 

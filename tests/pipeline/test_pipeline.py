@@ -69,7 +69,7 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
         Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
     ]
     pipeline = Pipeline(
-        plan=Plan(num_examples=10, batch_size=4, lmbda=lmbda, seed=1),
+        plan=Plan(num_examples=(10,), batch_size=4, lmbda=lmbda, seed=1),
         examples=examples,
         num_steps=num_steps,
         max_staleness=max_staleness,
@@ -108,7 +108,7 @@ async def test_every_planned_sequence_is_in_its_step_s_batch_once_and_in_order()
     pipeline, _ = make()
     batches = await train(pipeline, range(6))
     assert [[r.rollout.summary.index for r in batch] for batch in batches] == [[0, 1, 2, 3]] * 6
-    plan = Plan(num_examples=10, batch_size=4, lmbda=0.5, seed=1)
+    plan = Plan(num_examples=(10,), batch_size=4, lmbda=0.5, seed=1)
     for step, batch in enumerate(batches):
         for planned, scored in zip(plan.step(step), batch, strict=True):
             assert (scored.rollout.summary.policy_version is not None) == planned.on_policy

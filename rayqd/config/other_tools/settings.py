@@ -31,6 +31,10 @@ _ONE_PER_ROLE = Counterpart(
     settings=("rollout.num_workers", "learner.num_workers", "teacher.num_workers"),
     note="each worker of a role has one GPU, or a share of one",
 )
+_SOURCES = Counterpart(
+    settings=("data.source", "data.sources"),
+    note="one data set, or several with weights: a table [[data.sources]] each, with source and weight",
+)
 
 SETTINGS: Mapping[str, Counterpart] = {
     # Optimizer and schedule
@@ -196,7 +200,13 @@ SETTINGS: Mapping[str, Counterpart] = {
     "full_finetune": _named("adapter.kind", "--adapter.kind none trains all weights"),
     # Data
     "dataset": _named("data.source"),
-    "datasets": _named("data.source"),
+    "datasets": _SOURCES,
+    "dataset_mixer": _SOURCES,
+    "dataset_mixture": _SOURCES,
+    "dataset_weights": _SOURCES,
+    "data_blend": _SOURCES,
+    "blend": _SOURCES,
+    "interleave_probs": _SOURCES,
     "dataset_name": _named("data.source"),
     "dataset_path": _named("data.source"),
     "data_path": _named("data.source"),

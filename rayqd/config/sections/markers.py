@@ -79,6 +79,11 @@ class HubIdOrPath(Marker):
 
 
 @dataclass(frozen=True, slots=True)
+class OfOneSource(Marker):
+    """Says what one data set is: not read, and not written, where `data.sources` names several."""
+
+
+@dataclass(frozen=True, slots=True)
 class AbsolutePath(Marker):
     """Made absolute, as workers have other working directories; a URI stays."""
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from rayqd.config.sections.base import ImportPath, Section
-from rayqd.config.sections.markers import ChangesCompletions, ChangesHeldOut, HubIdOrPath, NotSwept, SameResult
-
-COLUMNS = ("messages", "prompt", "input", "completion", "chosen", "text", "system", "tools")
-"""What `data.columns` can name a column for."""
+from rayqd.config.sections.markers import (
+    ChangesCompletions,
+    ChangesHeldOut,
+    HubIdOrPath,
+    NotSwept,
+    OfOneSource,
+    SameResult,
+)
+from rayqd.config.sections.sources import SourceConfig, check_columns
 
 # Arguments of transformers' apply_chat_template, and what it gives the template itself.
 _TAKEN_VARIABLES = frozenset(
@@ -35,17 +40,42 @@ _TAKEN_VARIABLES = frozenset(
 )
 
 
+ONE_AND_SEVERAL = (
+    "is of one data set and data.sources names several: leave one of the two out; each of data.sources has its own "
+    "source, split, subset and columns"
+)
+_OF_ONE_SOURCE = ("source", "split", "subset", "columns")
+
+
+def _names_as_tables(sources: object) -> object:
+    """Take the name of a data set for a table that has no more."""
+    if not isinstance(sources, list | tuple):
+        return sources
+    entries = cast("list[object]", sources)
+    return [{"source": entry} if isinstance(entry, str) else entry for entry in entries]
+
+
 class DataConfig(Section):
     """Where prompts, and off-policy completions, come from."""
 
-    source: Annotated[str, ChangesHeldOut(), HubIdOrPath(only_files=True)] = "allenai/tulu-3-sft-mixture"
+    source: Annotated[str, ChangesHeldOut(), HubIdOrPath(only_files=True), OfOneSource()] = "allenai/tulu-3-sft-mixture"
     """A file (.jsonl, .json, .parquet, .csv, .tsv, .txt, .arrow; also compressed), several (data/*.jsonl), a URL of one
     (s3://, https://), a directory, a data set id on the hub, or "quickstart" (the set that ships with rayqd)."""
-    split: Annotated[str, ChangesHeldOut(), ChangesCompletions()] = "train"
+    split: Annotated[str, ChangesHeldOut(), ChangesCompletions(), OfOneSource()] = "train"
     """Split of a data set, or an expression: train[:5%], train[100:200], train+test. Of files, which have one split
     whatever it is called, only the part in brackets counts."""
-    subset: Annotated[str | None, ChangesHeldOut(), ChangesCompletions()] = None
+    subset: Annotated[str | None, ChangesHeldOut(), ChangesCompletions(), OfOneSource()] = None
     """Subset (configuration) of a hub data set, where it has some."""
+    sources: Annotated[
+        list[SourceConfig],
+        BeforeValidator(_names_as_tables),
+        ChangesHeldOut(),
+        ChangesCompletions(),
+        HubIdOrPath(only_files=True),
+    ] = Field(default=[])
+    """Several data sets in place of data.source: a table [[data.sources]] each, with source and, where needed, weight,
+    split, subset, columns, limit and name. The weights say which share of the sequences each gives. A flag names files
+    alone (a.jsonl,b.jsonl), or takes JSON; one field of the first one is --data.sources.0.weight 2."""
     max_length: Annotated[int, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(
         default=1024, ge=64
     )
@@ -61,8 +91,8 @@ class DataConfig(Section):
     filter: Annotated[str | None, ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = None
     """A function of yours that says which rows stay, as package.module:function: called with a row as it was read, a
     dict, it returns True or False. Rows that it leaves out are counted."""
-    columns: Annotated[dict[str, str], ChangesHeldOut(of_eval_source_too=True), ChangesCompletions()] = Field(
-        default={}
+    columns: Annotated[dict[str, str], ChangesHeldOut(of_eval_source_too=True), ChangesCompletions(), OfOneSource()] = (
+        Field(default={})
     )
     """Where the source has other columns than rayqd recognizes: messages, prompt, input, completion, chosen, text,
     system or tools, each with the column that it is, as prompt=problem,completion=solution. All others are ignored."""
@@ -84,9 +114,7 @@ class DataConfig(Section):
     @field_validator("columns")
     @classmethod
     def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
-        if unknown := sorted(columns.keys() - set(COLUMNS)):
-            raise ValueError(f"{unknown[0]} must be one of {', '.join(COLUMNS)}")
-        return columns
+        return check_columns(columns)
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -96,6 +124,27 @@ class DataConfig(Section):
         if absent := [name for name, value in kwargs.items() if value is None]:
             raise ValueError(f"{absent[0]} has no value: leave it out")
         return kwargs
+
+    @model_validator(mode="after")
+    def _is_one_or_several(self) -> DataConfig:
+        fields = DataConfig.model_fields
+        given = [name for name in _OF_ONE_SOURCE if getattr(self, name) != fields[name].default]
+        if self.sources and given:
+            raise ValueError(f"data.{given[0]} {ONE_AND_SEVERAL}")
+        return self
+
+    @property
+    def each_source(self) -> tuple[SourceConfig, ...]:
+        """Return the data sets that are drawn from: `sources`, or else the one that `source` names."""
+        one = SourceConfig.model_construct(
+            source=self.source, split=self.split, subset=self.subset, columns=self.columns
+        )
+        return tuple(self.sources) or (one,)
+
+    def of_source(self, source: SourceConfig) -> DataConfig:
+        """Return the settings with `source` alone as what is read."""
+        own = {"source": source.source, "split": source.split, "subset": source.subset, "columns": source.columns}
+        return self.model_copy(update={**own, "sources": []})
 
     @field_validator("date")
     @classmethod

@@ -12,7 +12,8 @@ from rayqd.config.load import Assignment, explain_value
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import ChangesHeldOut, NotSwept
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.config.settings import Setting, section_names, settings, value_text
+from rayqd.config.settings import Setting, section_names, value_text
+from rayqd.config.source_list import explain_missing_table, explain_unknown_field, find_setting, is_field
 from rayqd.config.sweep.fields import OVER, sweep_settings
 
 _ONE_HELD_OUT = "all trials must be measured on the same rows"
@@ -35,11 +36,13 @@ def why_not_swept(key: str, config: Config) -> Iterator[str]:
     """Yield why the trials of a sweep cannot differ in `key`; nothing where they can."""
     if key in section_names():
         yield f"{key} is a section; name a setting in it"
-    elif key not in settings():
-        yield f"unknown setting {key}; {hint_for_setting(key)}"
-    elif why := _why_never(settings()[key]):
+    elif (setting := find_setting(key)) is None:
+        yield f"unknown setting {key}; {explain_unknown_field(key) if is_field(key) else hint_for_setting(key)}"
+    elif why := _why_never(setting):
         yield f"{key} cannot be swept: {why}"
-    elif settings()[key].marker(ChangesHeldOut) and config.eval.source is None:
+    elif missing := explain_missing_table(key, config.data.sources):
+        yield missing
+    elif setting.marker(ChangesHeldOut) and config.eval.source is None:
         yield f"{key} changes which rows are held out, and {_ONE_HELD_OUT}: name an eval.source"
 
 
@@ -82,7 +85,7 @@ def find_problems(sweep: SweepConfig, origins: Mapping[str, str]) -> Iterator[st
 
 
 def _problem_of_span(key: str, sweep: SweepConfig) -> str | None:
-    if settings()[key].kind not in ("number", "integer"):
+    if (setting := find_setting(key)) is None or setting.kind not in ("number", "integer"):
         return f"{key} is no number: give a list of values"
     if sweep.search == "grid":
         return 'a grid takes lists; give one, or set sweep.search = "random" or "optuna"'

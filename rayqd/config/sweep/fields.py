@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 from rayqd.config.sections.sweep import Span, SweepConfig
-from rayqd.config.settings import Group, Setting, group_of, settings
+from rayqd.config.settings import Group, Setting, group_of
+from rayqd.config.source_list import find_setting
 
 OVER = "sweep.over."
 
@@ -31,4 +32,4 @@ def is_own(key: str) -> bool:
 def split_part(key: str) -> tuple[str, str]:
     """Split `learner.lr.low` into the setting and the part `low` of its range; a part is "" where there is none."""
     setting, _, part = key.rpartition(".")
-    return (setting, part) if setting and part in Span.model_fields and key not in settings() else (key, "")
+    return (setting, part) if setting and part in Span.model_fields and not find_setting(key) else (key, "")

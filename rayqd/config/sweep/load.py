@@ -23,10 +23,13 @@ from rayqd.config.load import (
 )
 from rayqd.config.sections import Config
 from rayqd.config.sections.sweep import SweepConfig
-from rayqd.config.settings import settings, value_text
+from rayqd.config.settings import Setting, value_text
+from rayqd.config.source_list import find_setting
 from rayqd.config.sweep.checks import explain, explain_unknown, find_problems, why_not_swept
 from rayqd.config.sweep.fields import OVER, is_own, split_part, sweep_settings
 from rayqd.errors import ConfigError
+
+_LAYER = 1 << 30  # what a trial has of its own is given after all files and flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,9 @@ class SweepSpec:
     def config(self, values: Mapping[str, object] | None = None) -> Config:
         """Return the Config with `values`, by dotted name, laid over it. Raises ConfigError at one that it refuses."""
         over = [
-            Assignment(key=key, value=_read_none(key, value), origin=f"{OVER}{key}: {shorten(value_text(value))}")
+            Assignment(
+                key=key, value=_read_none(key, value), origin=f"{OVER}{key}: {shorten(value_text(value))}", layer=_LAYER
+            )
             for key, value in (values or {}).items()
         ]
         return resolve([*self.common, *over])
@@ -68,8 +73,14 @@ def sweep_of(arguments: Arguments) -> SweepSpec:
     return SweepSpec(sweep=_resolve_own(own, config), common=tuple(common))
 
 
+def _setting(key: str) -> Setting:
+    setting = find_setting(key)
+    assert setting, "names were looked up before"
+    return setting
+
+
 def _read_none(key: str, value: object) -> object:
-    return None if value == "none" and settings()[key].optional else value
+    return None if value == "none" and _setting(key).optional else value
 
 
 def _from_flag(flag: Flag) -> Assignment:
@@ -82,9 +93,9 @@ def _flag_value(flag: Flag) -> object:
     key, part = split_part(flag.key.removeprefix(OVER))
     if part in ("log", "integer"):
         return {"": True, "true": True, "false": False}.get(flag.text.lower(), flag.text)
-    if key not in settings():
+    if find_setting(key) is None:
         return flag.text
-    return parse_value(flag.text, settings()[key]) if part else _list_value(flag.text, key)
+    return parse_value(flag.text, _setting(key)) if part else _list_value(flag.text, key)
 
 
 def _list_value(text: str, key: str) -> object:
@@ -94,7 +105,7 @@ def _list_value(text: str, key: str) -> object:
             return json.loads(text)
         except ValueError:
             return text
-    return [word if word == "none" else parse_value(word, settings()[key]) for word in split_list(text)]
+    return [word if word == "none" else parse_value(word, _setting(key)) for word in split_list(text)]
 
 
 def _resolve_own(own: Sequence[Assignment], config: Config) -> SweepConfig:
@@ -133,7 +144,7 @@ def _over(own: Sequence[Assignment]) -> tuple[dict[str, object], dict[str, str]]
         key, part = split_part(assignment.key.removeprefix(OVER))
         origins[key] = assignment.origin
         if part:
-            whole = {"integer": True} if key in settings() and settings()[key].kind == "integer" else {}
+            whole = {"integer": True} if (setting := find_setting(key)) and setting.kind == "integer" else {}
             over[key] = ranges[key] = {**ranges.get(key, whole), part: assignment.value}
         else:
             over[key] = assignment.value
