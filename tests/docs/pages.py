@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from rayqd.cli import COMMANDS
 from rayqd.config.arguments import Arguments
 from rayqd.config.load import config_of
-from rayqd.config.settings import settings
+from rayqd.config.source_list import find_setting
 from rayqd.config.sweep import sweep_of
 from rayqd.errors import ConfigError
 
@@ -122,7 +122,7 @@ def check_command(words: Sequence[str]) -> None:
 def _without_variables(arguments: Arguments) -> Arguments:
     """A shell variable stands for anything; the setting that it is given to must be there."""
     for flag in arguments.flags:
-        if flag.key not in settings():
+        if not find_setting(flag.key):
             raise ConfigError(f"flag --{flag.key}: there is no such setting")
     return replace(
         arguments,
