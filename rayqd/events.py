@@ -16,6 +16,7 @@ from typing import NotRequired, TypedDict, cast
 
 from pydantic import JsonValue, TypeAdapter
 
+from rayqd.audit import AuditEvent
 from rayqd.metrics.catalogue import STUDENT
 from rayqd.metrics.samples import Sample, make_samples
 from rayqd.metrics.step import SELDOM_MEASURED, LearnerStep, RoleMetrics
@@ -224,9 +225,8 @@ class FinishedEvent:
 
 
 RecordedEvent = StepEvent | EvalEvent | QuarantineEvent  # those that files keep
-_OtherEvent = (
-    ReadyEvent | StartEvent | CheckpointEvent | StatusEvent | NoticeEvent | SpansEvent | StoppedEvent | FinishedEvent
-)
+_Told = StartEvent | CheckpointEvent | StatusEvent | NoticeEvent | SpansEvent
+_OtherEvent = ReadyEvent | AuditEvent | _Told | StoppedEvent | FinishedEvent
 Event = RecordedEvent | _OtherEvent  # what the driver gets
 ReportedEvent = LearnerStep | EvalEvent | QuarantineEvent | _OtherEvent  # what the controller is told
 

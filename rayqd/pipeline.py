@@ -21,12 +21,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from rayqd.audit import DATA, Call
 from rayqd.data.plan import Plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary, TeacherPayload, WireTensor
 
 MAX_ATTEMPTS = 5  # at a step whose parts are lost
 NO_NUMBERS = "the teacher computed inf or nan"
+
+_FROM_DATA = Call(worker=DATA)
 
 T = TypeVar("T", covariant=True)
 
@@ -49,6 +52,7 @@ class RolloutRef:
 
     summary: RolloutSummary
     ref: Ref[Rollout]
+    wrote: Call = _FROM_DATA  # who made it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,15 @@ class ScoredRef:
 
     rollout: RolloutRef
     payload: Ref[TeacherPayload]
+    scored: Call | None = None  # who made the payload; None of held-out rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRef:
+    """A teacher's payload somewhere in the cluster, and who made it."""
+
+    payload: Ref[TeacherPayload]
+    scored: Call
 
 
 class LostError(Exception):
@@ -84,7 +97,7 @@ class Rollouts(Protocol):
 class Teachers(Protocol):
     """The teachers, as the pipeline sees them."""
 
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[ScoreRef | None]:
         """Return a payload for each rollout; None for one that would be inf or nan.
 
         Raises LostError where a rollout was lost with its node.
@@ -161,7 +174,8 @@ class Pipeline:
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
         """Return the teacher's hidden states for rows that are never trained on."""
-        rollouts = [self._from_data(-1, index, example) for index, example in enumerate(examples)]
+        rows = [Rollout.from_data(example, step=-1, index=index) for index, example in enumerate(examples)]
+        rollouts = [RolloutRef(summary=row.summary, ref=self._put(row)) for row in rows]
         payloads = await self._teachers.hidden(rollouts)
         return [ScoredRef(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
@@ -176,7 +190,7 @@ class Pipeline:
         """Write, then score: where roles share cores, the teacher and rollouts slow each other."""
         planned = self._plan.step(step)
         on_policy = [s for s in planned if s.on_policy]
-        rollouts = [self._from_data(step, s.index, self._examples[s.example]) for s in planned if not s.on_policy]
+        rollouts = [self._from_data(step, s.index, s.example) for s in planned if not s.on_policy]
         if on_policy:
             assert weights is not None, "`batch` waits for them"
             prompts = [self._examples[s.example] for s in on_policy]
@@ -186,21 +200,21 @@ class Pipeline:
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
         faults = [rollout.summary.fault for rollout in rollouts]
         sound = [rollout for rollout, fault in zip(rollouts, faults, strict=True) if not fault]
-        payloads = iter(await self._teachers.score(sound) if sound else [])
+        scores = iter(await self._teachers.score(sound) if sound else [])
         scored: list[ScoredRef] = []
         for rollout, fault in zip(rollouts, faults, strict=True):
-            payload = None if fault else next(payloads)
-            if payload is None:
+            score = None if fault else next(scores)
+            if score is None:
                 await self._quarantine(rollout, fault or NO_NUMBERS)
             else:
-                scored.append(ScoredRef(rollout=rollout, payload=payload))
+                scored.append(ScoredRef(rollout=rollout, payload=score.payload, scored=score.scored))
         if not scored:
             last = next((fault for fault in reversed(faults) if fault), NO_NUMBERS)
             raise WorkerError(f"no sequence of step {rollouts[0].summary.step + 1} can be trained on: {last}")
         return scored
 
-    def _from_data(self, step: int, index: int, example: Example) -> RolloutRef:
-        rollout = Rollout.from_data(example, step=step, index=index)
+    def _from_data(self, step: int, index: int, example: int) -> RolloutRef:
+        rollout = Rollout.from_data(self._examples[example], step=step, index=index, number=example)
         return RolloutRef(summary=rollout.summary, ref=self._put(rollout))
 
     @property

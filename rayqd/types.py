@@ -11,7 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
+
+from rayqd.audit import StepAudit
 
 IntArray = NDArray[np.int32]
 
@@ -57,12 +60,14 @@ class Rollout:
     is_cut: bool = False  # the student reached a limit before it came to an end
     trained: NDArray[np.bool_] | None = None  # [C] which tokens are trained on; payloads have a row for these alone
     fault: str = ""  # why nobody may be trained on it; "" where nothing is wrong
+    example: int = -1  # of the plan; -1: of a row that is held out
 
     @classmethod
-    def from_data(cls, example: Example, *, step: int, index: int) -> Rollout:
+    def from_data(cls, example: Example, *, step: int, index: int, number: int = -1) -> Rollout:
         """Make the rollout whose completion is the data's own, from the first token on that is trained on.
 
-        Without an answer it is the prompt, all of it but its first token, as of plain text.
+        Without an answer it is the prompt, all of it but its first token, as of plain text. `number`: its place in the
+        plan.
         """
         prompt_ids, completion_ids, trained = _split_at_trained(example)
         return cls(
@@ -73,6 +78,7 @@ class Rollout:
             completion_ids=completion_ids,
             policy_version=None,
             trained=trained,
+            example=number,
         )
 
     @property
@@ -86,7 +92,19 @@ class Rollout:
             policy_version=self.policy_version,
             is_cut=self.is_cut,
             fault=self.fault,
+            example=self.example,
+            tokens=self.digest,
         )
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of its tokens, and of which of them are trained on: 64 bits of XXH3, in hexadecimal."""
+        hasher = xxhash.xxh3_64(len(self.prompt_ids).to_bytes(8, "little"))
+        hasher.update(np.ascontiguousarray(self.prompt_ids).tobytes())
+        hasher.update(np.ascontiguousarray(self.completion_ids).tobytes())
+        if self.trained is not None:
+            hasher.update(np.ascontiguousarray(self.trained).tobytes())
+        return hasher.hexdigest()
 
     @property
     def target_ids(self) -> IntArray:
@@ -127,6 +145,8 @@ class RolloutSummary:
     policy_version: int | None
     is_cut: bool = False  # see Rollout
     fault: str = ""
+    example: int = -1
+    tokens: str = ""  # their digest, by who made them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,4 +233,5 @@ class Batch:
     policy_version: int | None  # the oldest weights that wrote any of it; None when all of it comes from the data
     num_written_tokens: int = 0  # completion tokens of the on-policy sequences, over all workers
     num_cut: int = 0  # on-policy sequences that reached a limit before they ended, over all workers
+    audit: StepAudit | None = None  # who made what, over all workers
     probes: tuple[EngineProbe, ...] = ()  # of the engines that were given their first weights for this step

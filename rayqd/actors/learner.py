@@ -21,6 +21,7 @@ from rayqd.actors.balance import split_evenly
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
 from rayqd.actors.ray_types import fetch_all, put
 from rayqd.actors.topology import describe_node
+from rayqd.audit import SequenceAudit, StepAudit, audit_step
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.errors import StorageError, WorkerError
@@ -28,7 +29,7 @@ from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.spans import process_start, record_span, span
-from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
+from rayqd.types import Batch, IntArray, Rollout, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
     from rayqd.actors.controller import ControllerHandle
@@ -60,7 +61,7 @@ class ControllerFeed:
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
                 probes = ray.get(self._controller.probes.remote(step))
-                return replace(make_batch(refs, share or []), probes=probes)
+                return replace(make_batch(refs, share or []), probes=probes, audit=_audit(step, refs, attempt))
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
@@ -175,6 +176,36 @@ def _fetch(refs: list[ScoredRef]) -> list[ScoredRollout] | None:
         payloads = fetch_all([r.payload for r in refs])
     except ObjectLostError:
         return None
+    for ref, rollout in zip(refs, rollouts, strict=True):
+        _check_tokens(ref, rollout)
     return [
         ScoredRollout(rollout=rollout, payload=payload) for rollout, payload in zip(rollouts, payloads, strict=True)
     ]
+
+
+def _check_tokens(ref: ScoredRef, rollout: Rollout) -> None:
+    """Raise WorkerError where the tokens that came are others than those that were sent."""
+    summary = ref.rollout.summary
+    if summary.tokens and rollout.digest != summary.tokens:
+        raise WorkerError(
+            f"sequence {summary.index} of step {summary.step + 1} came with other tokens than it was sent with "
+            f"({ref.rollout.wrote.worker}): memory or network of a node is not sound; the same command goes on from "
+            "the last checkpoint"
+        )
+
+
+def _audit(step: int, refs: list[ScoredRef], remade: int) -> StepAudit | None:
+    """Return the record of a step; None where nobody says who scored it."""
+    sequences = [
+        SequenceAudit(
+            index=ref.rollout.summary.index,
+            example=ref.rollout.summary.example,
+            version=ref.rollout.summary.policy_version,
+            tokens=ref.rollout.summary.tokens,
+            wrote=ref.rollout.wrote,
+            scored=ref.scored,
+        )
+        for ref in refs
+        if ref.scored
+    ]
+    return audit_step(step + 1, sequences, remade) if sequences else None

@@ -16,6 +16,7 @@ from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.workers import PooledActor
+from rayqd.audit import Call
 from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError
 
@@ -71,8 +72,8 @@ class Pool(Generic[A]):
         /,
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> tuple[Report, list[ObjectRef[Value]]]:
-        """Call `method` of one actor; return its report, and references to the `num_values` values that follow it.
+    ) -> tuple[Report, list[ObjectRef[Value]], Call]:
+        """Call `method` of one actor; return its report, references to the `num_values` values behind it, and who.
 
         Raises what the method raised, LostError where an argument was lost with its node, WorkerError where the work
         kills every worker that does it or none comes back to do it.
@@ -83,7 +84,7 @@ class Pool(Generic[A]):
             try:
                 remote_method = getattr(self.actors[chosen], method.__name__).options(num_returns=1 + num_values)
                 report, *values = remote_method.remote(*args, **kwargs)
-                return await report, values
+                return await report, values, Call(worker=self._name(chosen), attempt=attempt)
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError):  # Ray's error is an instance of its cause's class as well
                     raise LostError(f"an argument of {method.__name__}") from None

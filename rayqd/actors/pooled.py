@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.pool import Pool
 from rayqd.actors.ray_types import as_argument
 from rayqd.actors.workers import RolloutActor, TeacherActor
-from rayqd.pipeline import Ref, RolloutRef, Weights
+from rayqd.pipeline import Ref, RolloutRef, ScoreRef, Weights
 from rayqd.spans import Span
 from rayqd.teacher.worker import ScoringReport
 from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, TeacherPayload
@@ -72,12 +72,13 @@ class PooledRollouts:
     async def _write_share(
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights
     ) -> list[RolloutRef]:
-        report, refs = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
+        report, refs, wrote = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
         if report.probe:
             self._probes.append(report.probe)
         num_tokens = sum(summary.num_loss_tokens for summary in report.rollouts)
         self._clock.add(sequences[0].step, report.seconds, num_tokens, report.spans)
-        return [RolloutRef(summary=summary, ref=ref) for summary, ref in zip(report.rollouts, refs, strict=True)]
+        rollouts = zip(report.rollouts, refs, strict=True)
+        return [RolloutRef(summary=summary, ref=ref, wrote=wrote) for summary, ref in rollouts]
 
 
 @dataclass
@@ -109,30 +110,37 @@ class PooledTeachers:
         self._clock = clock
         self._cache = cache
 
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[ScoreRef | None]:
         """Score `rollouts`; see `Teachers.score`."""
         return await self._spread(TeacherActor.score, rollouts)
 
     async def hidden(self, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload]]:
         """Read `rollouts`; see `Teachers.hidden`."""
-        payloads = await self._spread(TeacherActor.hidden, rollouts)
-        present = [payload for payload in payloads if payload is not None]
-        assert len(present) == len(payloads), "hidden states are not quarantined"
+        scores = await self._spread(TeacherActor.hidden, rollouts)
+        present = [score.payload for score in scores if score is not None]
+        assert len(present) == len(scores), "hidden states are not quarantined"
         return present
 
-    async def _spread(self, method: _Score, rollouts: Sequence[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
+    async def _spread(self, method: _Score, rollouts: Sequence[RolloutRef]) -> list[ScoreRef | None]:
         sizes = [rollout.summary.num_tokens for rollout in rollouts]
         shares = [share for share in split_evenly(sizes, len(self._pool.actors)) if share]
         parts = await asyncio.gather(*(self._call(method, [rollouts[i] for i in share]) for share in shares))
-        payloads = {
-            i: ref for share, part in zip(shares, parts, strict=True) for i, ref in zip(share, part, strict=True)
+        scores = {
+            i: score for share, part in zip(shares, parts, strict=True) for i, score in zip(share, part, strict=True)
         }
-        return [payloads[i] for i in range(len(rollouts))]
+        return [scores[i] for i in range(len(rollouts))]
 
-    async def _call(self, method: _Score, rollouts: list[RolloutRef]) -> list[Ref[TeacherPayload] | None]:
-        report, refs = await self._pool.call(method, len(rollouts), *(as_argument(rollout.ref) for rollout in rollouts))
+    async def _call(self, method: _Score, rollouts: list[RolloutRef]) -> list[ScoreRef | None]:
+        report, refs, scored = await self._pool.call(
+            method, len(rollouts), *(as_argument(rollout.ref) for rollout in rollouts)
+        )
         step = rollouts[0].summary.step
         self._clock.add(step, report.seconds, report.num_tokens, report.spans)
         self._cache.add(step, report)
         payloads = cast("list[Ref[TeacherPayload]]", refs)  # those of which none is None
-        return [None if i in report.quarantined else payload for i, payload in enumerate(payloads)]
+        return [
+            None
+            if i in report.quarantined
+            else ScoreRef(payload=payload, scored=replace(scored, is_kept=i in report.kept))
+            for i, payload in enumerate(payloads)
+        ]

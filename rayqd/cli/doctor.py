@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from rayqd.cli.command import Command, Given
+from rayqd.cli.operands import Operand
 from rayqd.config.load import config_of
 
 
 def _doctor(given: Given) -> int:
     config = config_of(given.arguments)
+    if given.operands:
+        from rayqd.runs.record import find_run
+
+        run = find_run(given.operands[0], config.runs_dir)
+        from rayqd.commands.doctor_run import examine_run
+
+        return examine_run(run)
     from rayqd.commands.doctor import examine
 
     return examine(config)
@@ -15,7 +23,18 @@ def _doctor(given: Given) -> int:
 
 COMMAND = Command(
     name="doctor",
-    text="check this machine: what it can run, and how to fix what it cannot",
+    text="check this machine, or a run: what is wrong, and how to fix it",
     run=_doctor,
-    details="Of the settings it looks at runs_dir and storage. The exit code is 1 if something fails.",
+    operands=(
+        Operand(
+            name="RUN",
+            text="a run's directory, or its name in runs; without it, this machine",
+            example="runs/quickstart",
+            least=0,
+        ),
+    ),
+    details="""\
+Of the machine: what it can run. Of a run: whether each step trained on what the plan draws for it, every sequence once,
+written by weights new enough, from audit.jsonl. Of the settings it looks at runs_dir and storage. The exit code is 1 if
+something is wrong.""",
 )

@@ -10,7 +10,7 @@ check what can be checked ─► start Ray ─► start every role at once ─�
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 from rich.console import Console
@@ -25,6 +25,7 @@ from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.data.plan import make_plan
 from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine, describe_dtype
 from rayqd.driver.frozen import describe_date, with_frozen_settings
@@ -110,6 +111,7 @@ def _run(
             training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
             data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
             write_data(run_dir.path, data)
+            run_dir.audit.begin(asdict(make_plan(config, len(training.examples))))
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):

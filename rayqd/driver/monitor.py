@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rayqd.actors.run_actors import RunActors
+from rayqd.audit import AuditEvent
 from rayqd.config import Config
 from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
 from rayqd.errors import PlacementError, StorageError, WorkerError
@@ -129,8 +130,11 @@ class Monitor:
                     self._step_times = [*self._step_times[:1], timed.time]
             case SpansEvent(spans=spans):
                 self._spans += spans
+            case AuditEvent(steps=steps):
+                self._say(self._run_dir.audit.append(steps))
             case ReadyEvent(step=step):
                 self._say(self._run_dir.forget_metrics_after(step))
+                self._run_dir.audit.forget_after(step)
             case _:
                 pass
 
@@ -164,7 +168,7 @@ class Monitor:
                 self._progress.say(text)
             case StoppedEvent(step=step):
                 self._end_early(step)
-            case SpansEvent():
+            case SpansEvent() | AuditEvent():
                 pass
             case FinishedEvent():  # its rows are shown when all is done
                 self._finished = True

@@ -19,6 +19,7 @@ from torch import Tensor
 from rayqd.checksums import find_damage, seal
 from rayqd.errors import RunError, StorageError
 from rayqd.files import free_bytes, replace_directory, set_aside
+from rayqd.runs.paths import AUDIT
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 
@@ -50,14 +51,19 @@ class Checkpoints:
         """Return the directory of the checkpoint after `step` steps, whether it is there or not."""
         return self.directory / f"step-{step:06d}"
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
-        """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were."""
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], audit: str = "") -> Path:
+        """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were.
+
+        `audit`: see `AuditTrail`.
+        """
         needed = sum(t.nbytes for group in tensors.values() for t in group.values())
         try:
             with replace_directory(self.path(step)) as partial:
                 for name, group in tensors.items():
                     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
                     save_file(contiguous, partial / f"{name}.safetensors")
+                if audit:
+                    (partial / AUDIT).write_text(audit, encoding="utf-8")
                 seal(partial)
         except (OSError, SafetensorError) as error:
             raise StorageError(_storage_message(self.path(step), needed, error)) from error

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rayqd.export.digest import digest_layers
+from rayqd.learner.audit_trail import AuditTrail
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.learner.learner import Learner
 
@@ -31,6 +32,7 @@ class Checkpointer:
     def __init__(self, learner: Learner, checkpoints: Checkpoints) -> None:
         self._learner = learner
         self._checkpoints = checkpoints
+        self.trail = AuditTrail()  # of the steps that are done, this process's and those of the checkpoint
         self._num_steps = 0  # done
         self._remark: str | None = None
         self._weights_lock = threading.Lock()  # held from the update of the weights to the end of `step`
@@ -42,6 +44,7 @@ class Checkpointer:
         if self._num_steps:
             state = load_checkpoint(self._checkpoints.path(self._num_steps))
             self._learner.load_state_dict(state)
+            self.trail.load(self._checkpoints.path(self._num_steps))
             self._remark = self._compare(state[DIGESTS])
         return self._num_steps
 
@@ -108,7 +111,8 @@ class Checkpointer:
     def _write(self, step: int, state: Mapping[str, dict[str, Tensor]], fingerprints: dict[str, Tensor]) -> Path | None:
         if not self._learner.group.is_rank0:
             return None
-        return self._checkpoints.save(step, {**state, DIGESTS: fingerprints})
+        self.trail.add_weights(step, state["student"])
+        return self._checkpoints.save(step, {**state, DIGESTS: fingerprints}, self.trail.to_text())
 
     def _lock_weights(self) -> None:
         self._weights_lock.acquire()

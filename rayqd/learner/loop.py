@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 from rayqd.config import Config
 from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
 from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, NoticeEvent, StartEvent
+from rayqd.learner.audit_trail import AuditTrail, digest_after_step
 from rayqd.learner.bad_steps import keep_share
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.engine_check import check_engines
@@ -33,6 +35,8 @@ def train(
     if joins:
         feed.when_stopping(checkpointer.stop)
     feed.report(StartEvent(step=start))
+    if checkpointer.trail.all.steps:
+        feed.report(checkpointer.trail.all)
     if checkpointer.remark and learner.group.is_rank0:
         feed.report(NoticeEvent(text=checkpointer.remark))
     if joins and config.is_on_policy:
@@ -42,13 +46,15 @@ def train(
         version = step + 1
         last = version == config.learner.steps
         with checkpointer.step(version):
-            _step(learner, feed, config, step, is_first=step == start)
+            _step(learner, feed, config, checkpointer.trail, step, is_first=step == start)
             if joins and not last and _is_written_with(version, config):
                 feed.publish(version, collect_rollout_weights(learner.student, config))
             if joins and (last or version % config.checkpoint.every == 0):
                 with span("checkpoint") if last else nullcontext():
                     path = checkpointer.save(version)
                 feed.report(CheckpointEvent(step=version, path=str(path)))
+            if (done := checkpointer.trail.newest) is not None and done.steps[0].step == version:
+                feed.report(done)
         if joins and config.eval.every and version % config.eval.every == 0 and not last:
             arm = Arm(kind=ArmKind.DISTILLED, step=version)
             feed.report(EvalEvent(step=version, arm=arm, fidelity=evaluate()))
@@ -60,7 +66,7 @@ def _is_written_with(version: int, config: Config) -> bool:
     return plan.needs_student(steps_ahead(version, config.rollout.max_staleness, config.learner.steps))
 
 
-def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: bool) -> None:
+def _step(learner: Learner, feed: Feed, config: Config, trail: AuditTrail, step: int, *, is_first: bool) -> None:
     start, began = time.time(), time.perf_counter()
     batch = feed.batch(step)
     ready = time.perf_counter()
@@ -68,6 +74,8 @@ def _step(learner: Learner, feed: Feed, config: Config, step: int, *, is_first: 
     error = check_engines(learner.student, batch.probes, config.model.dtype)
     result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
+    if batch.audit:
+        trail.add(replace(batch.audit, weights=digest_after_step(learner), skipped=result.is_skipped))
     if result.is_skipped:
         _tell_skipped(learner, feed, config, step, batch)
     if is_first:

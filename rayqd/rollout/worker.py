@@ -121,6 +121,7 @@ class RolloutWorker:
                 top_ids=completion.top_ids,
                 is_cut=completion.is_cut,
                 fault=fault,
+                example=sequence.example,
             )
             for sequence, prompt, (completion, fault) in zip(sequences, prompts, completions, strict=True)
         ]

@@ -17,8 +17,10 @@ from rayqd.config.resolved import differences, to_toml
 from rayqd.errors import RayqdError, RunError, StorageError
 from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
+from rayqd.runs.audit_file import AuditFile
 from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
+    AUDIT,
     CONFIG,
     DATA,
     ENDED,
@@ -60,6 +62,7 @@ class RunDirectory:
         self._command = command
         self._patience_seconds = patience_seconds
         self._stored: StoredRun | None = None
+        self.audit = AuditFile(self.path / AUDIT)
         self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
         self._lock = self._open(config)
 
@@ -106,7 +109,7 @@ class RunDirectory:
 
     def finish(self, result: Result) -> None:
         """Write `result.json`, by which a run has finished. Raises StorageError."""
-        for lines in self._lines.values():
+        for lines in (*self._lines.values(), self.audit):
             lines.finish()
         write_text(self.path / RESULT, to_checked_json(result.to_json()))
 

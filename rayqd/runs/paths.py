@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CONFIG = "config.toml"  # as resolved; its first line names the command
 METRICS = "metrics.jsonl"  # a line for each step and each evaluation
+AUDIT = "audit.jsonl"  # what each step trained on, for `rayqd doctor RUN`
 BAD_STEPS = "bad-steps"  # a file for each step that was skipped, and learner worker
 QUARANTINE = "quarantine.jsonl"  # a line for each sequence that was left out of its step
 COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config, load_config
 from rayqd.console.progress import Progress
+from rayqd.data.plan import make_plan
 from rayqd.driver.monitor import Monitor
 from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEvent
 from rayqd.files import replace_directory
@@ -88,6 +89,7 @@ def _run(
         placement = resources.placement
         actors = RunActors(config, resources.cluster, resources.make_engine, placement=placement, teachers=teachers)
         try:
+            run_dir.audit.begin(asdict(make_plan(config, len(data[0].examples))))
             actors.set_data(*data)
             report = Report(config, "distill", resources.environment)
             monitor = Monitor(actors, config, run_dir, progress, report)

@@ -54,6 +54,7 @@ class ScoringReport:
     num_cache_hits: int  # sequences
     num_cache_misses: int  # sequences; those that the student has written are neither
     quarantined: tuple[int, ...]  # which of the call's sequences have no payload
+    kept: tuple[int, ...] = ()  # which of them have one from the disk
     spans: tuple[Span, ...] = ()  # of a worker's first call
 
 
@@ -115,6 +116,7 @@ class TeacherWorker:
             num_cache_hits=len(cached),
             num_cache_misses=0 if cache is None else len(missing),
             quarantined=tuple(i for i in range(len(rollouts)) if payloads[i] is None),
+            kept=tuple(sorted(cached)),
         )
         return report, [payloads[i] for i in range(len(rollouts))]
 

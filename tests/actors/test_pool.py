@@ -20,6 +20,7 @@ from rayqd.actors.pool import Pool
 from rayqd.actors.pooled import CacheCounts, PooledRollouts, PooledTeachers, RoleClock
 from rayqd.actors.ray_types import fetch
 from rayqd.actors.workers import PooledActor, RolloutActor, TeacherActor
+from rayqd.audit import Call
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import DataError, WorkerError
 from rayqd.pipeline import LostError, RolloutRef, ScoredRef, Weights
@@ -81,14 +82,14 @@ def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = No
 
 
 async def test_every_return_value_is_an_object_of_its_own() -> None:
-    report, refs = await pool().call(Worker.echo, 1, 4)
+    report, refs, _ = await pool().call(Worker.echo, 1, 4)
     assert report == 4
     assert ray.get(refs) == [40]
 
 
 async def test_work_of_a_dead_actor_is_done_by_its_next_life(tmp_path: Path) -> None:
     workers = pool()
-    size, refs = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
+    size, refs, _ = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
     assert size == 2
     assert ray.get(refs) == ["alive"]
     assert workers.num_retries == 1
@@ -113,10 +114,10 @@ async def test_any_other_error_names_the_worker_and_the_error() -> None:
 
 async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path) -> None:
     workers = pool(2, max_restarts=0)
-    size, refs = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
+    size, refs, _ = await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)
     assert (size, ray.get(refs)) == (2, ["alive"])
     for number in range(5):
-        report, refs = await workers.call(Worker.echo, 1, number)
+        report, refs, _ = await workers.call(Worker.echo, 1, number)
         assert (report, ray.get(refs)) == (number, [10 * number])
     assert workers.num_retries == 1
 
@@ -194,6 +195,9 @@ async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout
     ]
     weights = Weights(version=5, tensors=ray.put({}))
     refs = await PooledRollouts(Pool("rollout", handles), clock).write(sequences, prompts, weights)
+    assert {ref.wrote for ref in refs} == {Call(worker=f"rollout-{rank}") for rank in range(len(handles))}
+    assert [ref.summary.tokens for ref in refs] == [fetch(ref.ref).digest for ref in refs]
+    assert all(ref.summary.example == sequences[ref.summary.index].example for ref in refs)
     assert sorted(ref.summary.index for ref in refs) == list(range(7))
     for ref in refs:
         rollout, summary = fetch(ref.ref), ref.summary
@@ -229,8 +233,9 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
         for i, length in enumerate(lengths)
     ]
     refs = [RolloutRef(summary=rollout.summary, ref=ray.put(rollout)) for rollout in rollouts]
-    payloads = await teachers.score(refs)
-    assert [None if payload is None else fetch(payload) for payload in payloads] == [4, None, 8, 21, None]
+    scores = await teachers.score(refs)
+    assert [None if score is None else fetch(score.payload) for score in scores] == [4, None, 8, 21, None]
+    assert {score.scored for score in scores if score} == {Call(worker="teacher-0"), Call(worker="teacher-1")}
 
 
 def controller(num_lost: int) -> Any:

@@ -65,7 +65,7 @@ async def write(workers: Pool[RolloutActor]) -> int:
     sequence = PlannedSequence(step=0, index=0, example=0, on_policy=True, seed=7)
     prompt = Example(row=0, prompt_ids=np.arange(3, dtype=np.int32), completion_ids=np.arange(2, dtype=np.int32))
     weights = Weights(version=0, tensors=put({}))
-    report, _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights)
+    report, _, _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights)
     return report.rollouts[0].num_loss_tokens
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from rayqd.commands.distill import distill
+from rayqd.commands.doctor_run import examine_run
 from rayqd.config.resolved import to_toml
 from rayqd.errors import ConfigError, PlacementError, RunError
 from rayqd.rollout.fake import FakeEngine
@@ -55,7 +56,7 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_an_export(
-    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Workers have working directories of their own: a relative path must still be the user's, and so must the module of
     # the loss, which lies on no path.
@@ -93,6 +94,13 @@ def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_
     assert result.kl_to_teacher == {row["arm"]: row["kl_to_teacher"] for row in (rounded, distilled)}
     kl = {arm: round(value, 4) for arm, value in result.kl_to_teacher.items()}
     assert repr(result) == f"Result(name='tiny', kl_to_teacher={kl})"
+
+    assert examine_run(result.run_dir) == 0
+    told = capsys.readouterr().out
+    assert (
+        "all 4 steps are as planned, 16 sequences, each trained on once; 8 written by the student, at most 0 " in told
+    )
+    assert "2 checkpoints hold the weights that were trained" in told
 
     again, output = run(config)
     assert "has finished already" in output

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayqd.audit import DATA, Call
 from rayqd.data import Plan
 from rayqd.errors import WorkerError
-from rayqd.pipeline import LostError, Pipeline, RolloutRef, Weights
+from rayqd.pipeline import LostError, Pipeline, RolloutRef, ScoreRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary
+
+TEACHER = Call(worker="teacher-0")
 
 
 class RecordingRollouts:
@@ -47,10 +50,14 @@ class RecordingTeachers:
         self.log = log
         self.unscored: set[tuple[int, int]] = set()  # step and index of sequences that it has no numbers for
 
-    async def score(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
+    async def score(self, rollouts: Sequence[RolloutRef]) -> list[ScoreRef | None]:
         first = rollouts[0].summary
         self.log.append(("score", first.step, "written" if first.policy_version is not None else "data"))
-        return [None if (r.summary.step, r.summary.index) in self.unscored else ("payload", r.ref) for r in rollouts]
+        return [self._score(r) if (r.summary.step, r.summary.index) not in self.unscored else None for r in rollouts]
+
+    def _score(self, rollout: RolloutRef) -> ScoreRef:
+        payload: Any = ("payload", rollout.ref)
+        return ScoreRef(payload=payload, scored=TEACHER)
 
     async def hidden(self, rollouts: Sequence[RolloutRef]) -> list[Any]:
         return [("hidden", r.ref) for r in rollouts]
@@ -283,3 +290,16 @@ async def test_a_step_that_the_student_writes_nothing_of_waits_for_no_weights() 
     await pipeline.batch(2)
     await pipeline.batch(3)  # version 3 is never published
     assert [entry for entry in log if entry[0] == "write"] == [("write", 2, 2)]
+
+
+async def test_each_sequence_says_which_row_of_the_plan_it_is_and_who_made_it() -> None:
+    pipeline, _ = make(lmbda=0.0)
+    (batch,) = await train(pipeline, range(1))
+    planned = Plan(num_examples=10, batch_size=4, lmbda=0.0, seed=1).step(0)
+    assert [scored.rollout.summary.example for scored in batch] == [sequence.example for sequence in planned]
+    assert {(scored.rollout.wrote, scored.scored) for scored in batch} == {(Call(worker=DATA), TEACHER)}
+    assert [scored.rollout.summary.tokens for scored in batch] == [scored.rollout.ref.digest for scored in batch]
+    heldout = await pipeline.heldout(
+        [Example(row=0, prompt_ids=np.zeros(2, np.int32), completion_ids=np.zeros(2, np.int32))]
+    )
+    assert [scored.rollout.summary.example for scored in heldout] == [-1]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rayqd.config import Config
 from rayqd.errors import RunError, StorageError
-from rayqd.runs.paths import COMPLETIONS, CONFIG, DATA, EXPORT, METRICS, QUARANTINE, REPORT, RESULT, RUN_ID
+from rayqd.runs.paths import AUDIT, COMPLETIONS, CONFIG, DATA, EXPORT, METRICS, QUARANTINE, REPORT, RESULT, RUN_ID
 from rayqd.runs.storage.folder import Folder
 
-_LINES = (METRICS, COMPLETIONS, QUARANTINE)  # files that only grow
+_LINES = (METRICS, AUDIT, COMPLETIONS, QUARANTINE)  # files that only grow
 _FILES = (CONFIG, DATA, *_LINES, RESULT, REPORT)  # of the driver
 _A_RUN_ID = re.compile(rb"[0-9a-f]{12}\s*")
 
