@@ -111,7 +111,7 @@ def _run(
             training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
             data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
             write_data(run_dir.path, data)
-            run_dir.audit.begin(asdict(make_plan(config, len(training.examples))))
+            run_dir.audit.begin(asdict(make_plan(config, training.sizes)))
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):

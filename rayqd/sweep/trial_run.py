@@ -89,7 +89,7 @@ def _run(
         placement = resources.placement
         actors = RunActors(config, resources.cluster, resources.make_engine, placement=placement, teachers=teachers)
         try:
-            run_dir.audit.begin(asdict(make_plan(config, len(data[0].examples))))
+            run_dir.audit.begin(asdict(make_plan(config, data[0].sizes)))
             actors.set_data(*data)
             report = Report(config, "distill", resources.environment)
             monitor = Monitor(actors, config, run_dir, progress, report)

@@ -114,7 +114,7 @@ def test_seq_kd_trains_on_the_teachers_own_tokens(tiny_config: Any, model: dict[
     assert "the teacher wrote 4 completions" in output.getvalue()
 
     training, _ = load_run_data(load_tokenizer(Path(config.model.name)), config, 512)
-    plan = make_plan(config, len(training.examples))
+    plan = make_plan(config, training.sizes)
     examples = [training.examples[i] for i in off_policy_examples(plan, 2)]
     expected = greedy(config, [example.prompt_ids.tolist() for example in examples])
     lines = [json.loads(line) for line in (result.run_dir / "teacher.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from rayqd.audit import DATA, Call, SequenceAudit, StepAudit, audit_step, chain,
 from rayqd.data import Plan
 from rayqd.doctor.audit import Expected, Tally, find_faults
 
-PLAN = Plan(num_examples=10, batch_size=4, lmbda=0.5, seed=3)  # 2.5 steps are an epoch, 2 of 4 sequences are written
+PLAN = Plan(num_examples=(10,), batch_size=4, lmbda=0.5, seed=3)  # 2.5 steps are an epoch, 2 of 4 sequences are written
 NUM_STEPS = 6
 
 

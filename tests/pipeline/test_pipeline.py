@@ -295,7 +295,7 @@ async def test_a_step_that_the_student_writes_nothing_of_waits_for_no_weights() 
 async def test_each_sequence_says_which_row_of_the_plan_it_is_and_who_made_it() -> None:
     pipeline, _ = make(lmbda=0.0)
     (batch,) = await train(pipeline, range(1))
-    planned = Plan(num_examples=10, batch_size=4, lmbda=0.0, seed=1).step(0)
+    planned = Plan(num_examples=(10,), batch_size=4, lmbda=0.0, seed=1).step(0)
     assert [scored.rollout.summary.example for scored in batch] == [sequence.example for sequence in planned]
     assert {(scored.rollout.wrote, scored.scored) for scored in batch} == {(Call(worker=DATA), TEACHER)}
     assert [scored.rollout.summary.tokens for scored in batch] == [scored.rollout.ref.digest for scored in batch]
