@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,33 +44,47 @@ class LeftOut:
         return f"{self.num_rows:,} {self.reason}{first}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why a row gives no example."""
+
+    reason: Reason
+    words: str
+    has_key: bool = False  # whether the row is a conversation at least
+
+
 class Tally:
-    """Counts rows as they are met; one that is met twice counts once."""
+    """Counts rows as they are met; one that is met twice counts once. A byte a row and reason is all that it takes."""
 
     def __init__(self) -> None:
-        self._rows: dict[Reason, set[int]] = {reason: set() for reason in Reason}
+        self._met: dict[Reason, bytearray] = {reason: bytearray() for reason in Reason}
+        self._counts: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self._first: dict[Reason, list[LeftOutRow]] = {reason: [] for reason in Reason}
 
-    def add(self, reason: Reason, index: int, location: str, words: str) -> None:
-        """Count the row at `index`."""
-        if index in self._rows[reason]:
+    def add(self, reason: Reason, index: int, locate: Callable[[int], str], words: str) -> None:
+        """Count the row at `index`; `locate` says where that stands."""
+        if self.has(reason, index):
             return
-        self._rows[reason].add(index)
+        met = self._met[reason]
+        met.extend(bytes(max(0, index + 1 - len(met))))
+        met[index] = 1
+        self._counts[reason] += 1
         if len(self._first[reason]) < MAX_FIRST:
-            self._first[reason].append(LeftOutRow(location=location, words=words))
+            self._first[reason].append(LeftOutRow(location=locate(index), words=words))
 
     def has(self, reason: Reason, index: int) -> bool:
         """Return whether the row at `index` was counted for `reason`."""
-        return index in self._rows[reason]
+        met = self._met[reason]
+        return index < len(met) and bool(met[index])
 
     def count(self, reason: Reason) -> int:
         """Return how many rows were counted for `reason`."""
-        return len(self._rows[reason])
+        return self._counts[reason]
 
     def summary(self) -> tuple[LeftOut, ...]:
         """Return the reasons that any row was counted for, with those rows."""
         return tuple(
-            LeftOut(reason=reason, num_rows=len(rows), first=tuple(self._first[reason]))
-            for reason, rows in self._rows.items()
-            if rows
+            LeftOut(reason=reason, num_rows=count, first=tuple(self._first[reason]))
+            for reason, count in self._counts.items()
+            if count
         )

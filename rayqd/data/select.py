@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayqd.config.sections import DataConfig
-from rayqd.data.chat_settings import ChatSettings, chat_settings
+from rayqd.data.chat_settings import chat_settings
 from rayqd.data.example_set import ExampleSet
-from rayqd.data.left_out import Reason
+from rayqd.data.left_out import Fault, Reason
 from rayqd.data.lengths import describe_lengths
-from rayqd.data.messages import Conversation
-from rayqd.data.row_key import row_key
+from rayqd.data.packed_writer import PackedWriter
+from rayqd.data.row_batches import tokenize_rows
+from rayqd.data.row_tokenizer import RowTokenizer, TokenizedRows
 from rayqd.data.sources import Rows
-from rayqd.data.template import tokenize_example
 from rayqd.errors import DataError
-from rayqd.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OnTokenized = Callable[[int, int], None]  # rows kept so far, and how many at most
-_REPORT_EVERY = 64  # rows
 
 
 def row_order(num_rows: int, seed: int) -> NDArray[np.int64]:
@@ -47,77 +47,90 @@ def select_examples(
 
     After those no row is taken whose key (`row_key`) is in `heldout`. Raises DataError if no example is left.
     """
-    kept: list[Example] = []
-    keys: list[int] = []
-    shapes: dict[str, None] = {}
     chat = chat_settings(data)
-    too_long: list[int] = []  # tokens
-    for index in map(int, order):
-        if len(kept) == exclude + num_needed:
-            break
-        messages = rows.row(index)
-        if messages is None:
-            continue
-        conversation = Conversation.of(messages)
-        key = row_key([*conversation, *(conversation.tools or ())])
-        if len(kept) >= exclude and key in heldout:
-            rows.leave_out(index, Reason.HELD_OUT, "it is also a held-out row, which is not trained on")
-            continue
-        example = _tokenize(tokenizer, rows, index, conversation, chat)
-        if example is None:
-            continue
-        if what := _too_long(example, data):
-            rows.leave_out(index, Reason.TOO_LONG, what)
-            too_long.append(len(example.prompt_ids) + len(example.completion_ids))
-            continue
-        kept.append(example)
-        keys.append(key)
-        shapes[conversation.shape] = None
-        if on_tokenized and len(kept) % _REPORT_EVERY == 0:
-            on_tokenized(len(kept), min(exclude + num_needed, len(rows)))
-    if len(kept) <= exclude:
-        raise DataError(_explain_nothing_kept(rows, data, len(kept), too_long, exclude))
+    selection = _Selection(rows, data, num_needed, exclude=exclude, heldout=heldout)
+    writer = PackedWriter()
+    tokenize = RowTokenizer(tokenizer=tokenizer, parse=rows.parse, chat=chat)
+    with closing(tokenize_rows(rows, order, tokenize, selection.room)) as batches:
+        for indices, tokenized in batches:
+            kept = selection.look_at(indices, tokenized)
+            writer.append(tokenized.examples.take(kept), tokenized.keys[kept])
+            if on_tokenized:
+                on_tokenized(selection.num_kept, min(exclude + num_needed, len(rows)))
+    examples, keys = writer.close()
+    if not len(examples):
+        raise DataError(_explain_nothing_kept(rows, data, selection.num_kept, selection.too_long, exclude))
     return ExampleSet(
-        examples=kept[exclude:],
-        keys=np.asarray(keys[exclude:], dtype=np.uint64),
+        examples=examples,
+        keys=keys,
         source=rows.name,
         num_rows=len(rows),
         left_out=rows.left_out,
-        shapes=tuple(filter(None, shapes)),
+        shapes=tuple(filter(None, selection.shapes)),
         remarks=rows.remarks,
     )
 
 
-def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, rows: Rows, index: int, messages: Conversation, chat: ChatSettings
-) -> Example | None:
-    """Return None if the template refuses the row, and broken rows are skipped."""
-    try:
-        return tokenize_example(tokenizer, messages, index, chat)
-    except DataError as error:
-        rows.reject(index, str(error))
-        return None
+class _Selection:
+    """Which rows are kept, as one batch after the other is looked at."""
+
+    def __init__(
+        self, rows: Rows, data: DataConfig, num_needed: int, *, exclude: int, heldout: Collection[int]
+    ) -> None:
+        self.num_kept = 0  # those that are excluded as well
+        self.shapes: dict[str, None] = {}
+        self.too_long: Counter[int] = Counter()  # rows by their tokens
+        self._rows = rows
+        self._data = data
+        self._exclude = exclude
+        self._num_wanted = exclude + num_needed
+        self._heldout = heldout
+
+    def room(self) -> int:
+        """Return how many more rows can be kept."""
+        return self._num_wanted - self.num_kept
+
+    def look_at(self, indices: Sequence[int], tokenized: TokenizedRows) -> NDArray[np.bool_]:
+        """Count the rows at `indices`; return which are examples, [N]. Raises DataError for a broken one."""
+        examples, keys = tokenized.examples, tokenized.keys.tolist()
+        num_tokens, num_prompt = examples.num_tokens.tolist(), examples.num_prompt.tolist()
+        kept = np.zeros(len(indices), dtype=np.bool_)
+        for position, index in enumerate(indices):
+            fault = tokenized.faults.get(position)
+            is_excluded = self.num_kept < self._exclude
+            if (fault is None or fault.has_key) and not is_excluded and keys[position] in self._heldout:
+                words = "it is also a held-out row, which is not trained on"
+                fault = Fault(reason=Reason.HELD_OUT, words=words)
+            elif fault is None and (words := _too_long(num_prompt[position], num_tokens[position], self._data)):
+                fault = Fault(reason=Reason.TOO_LONG, words=words)
+                self.too_long[num_tokens[position]] += 1
+            if fault is not None:
+                self._rows.blame(index, fault)
+                continue
+            kept[position] = not is_excluded
+            self.num_kept += 1
+            self.shapes[tokenized.shapes[position]] = None
+        return kept
 
 
-def _too_long(example: Example, data: DataConfig) -> str:
-    """Say in what the example does not fit; "" where it does."""
-    num_prompt, num_completion = len(example.prompt_ids), len(example.completion_ids)
+def _too_long(num_prompt: int, num_tokens: int, data: DataConfig) -> str:
+    """Say in what an example does not fit; "" where it does."""
     if num_prompt > data.max_length - data.min_room:
         return (
             f"the prompt has {num_prompt:,} tokens, which leaves less than data.min_room={data.min_room} of "
             f"data.max_length={data.max_length}"
         )
-    if num_prompt + num_completion > data.max_length:
+    if num_tokens > data.max_length:
         return (
-            f"prompt and completion have {num_prompt:,} and {num_completion:,} tokens, more than "
+            f"prompt and completion have {num_prompt:,} and {num_tokens - num_prompt:,} tokens, more than "
             f"data.max_length={data.max_length}"
         )
     return ""
 
 
-def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long: list[int], exclude: int) -> str:
+def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long: Counter[int], exclude: int) -> str:
     fate = (
-        f"of its {len(rows)} rows {rows.num_left_out(Reason.BROKEN)} are broken, {len(too_long)} do not fit "
+        f"of its {len(rows)} rows {rows.num_left_out(Reason.BROKEN)} are broken, {too_long.total()} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"
     )
     if num_filtered := rows.num_left_out(Reason.FILTERED):
@@ -127,7 +140,7 @@ def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long:
     if num_heldout := rows.num_left_out(Reason.HELD_OUT):
         fate = f"{fate}, {num_heldout} are also held out"
     if too_long:
-        fate = f"{fate} ({describe_lengths(too_long)})"
+        fate = f"{fate} ({describe_lengths(too_long.elements())})"
     if exclude:
         return (
             f"{rows.name} leaves nothing to train on: {fate}, and the {num_kept} others are held out "

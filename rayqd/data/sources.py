@@ -7,6 +7,7 @@ and counted.
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 from rayqd.config.data_source import QUICKSTART, is_pattern, is_url, path_of_source
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message, Parse, UntrainedError, row_parser
-from rayqd.data.left_out import LeftOut, Reason, Tally
+from rayqd.data.left_out import Fault, LeftOut, Reason, Tally
 from rayqd.data.readers import Table, fetch_url, read_directory, read_file, read_files, read_hub
 from rayqd.data.readers.table import select_split
 from rayqd.data.user_code import RowFilter, call_reader
@@ -35,7 +36,7 @@ class Rows:
         """How the source was taken, where that may surprise."""
         self._table = table
         self._on_bad_row = on_bad_row
-        self._parse = parse
+        self.parse = parse
         self._keep = keep
         self._tally = Tally()
 
@@ -56,20 +57,39 @@ class Rows:
 
         Raises DataError for a broken row that is not skipped.
         """
+        row = self.fetch(index)
+        if not isinstance(row, Fault):
+            try:
+                return self.parse(row)
+            except UntrainedError as error:
+                row = Fault(reason=Reason.UNTRAINED, words=str(error))
+            except DataError as error:
+                row = Fault(reason=Reason.BROKEN, words=str(error))
+        self.blame(index, row)
+        return None
+
+    def fetch(self, index: int) -> object | Fault:
+        """Return the row at `index` as it stands, or why it is not used; nobody is told of that yet."""
         if self._tally.has(Reason.BROKEN, index):
-            return None
+            return Fault(reason=Reason.BROKEN, words="")
         try:
             row = self._table.fetch(index)
-            if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._table.location(index)):
-                self.leave_out(index, Reason.FILTERED, "data.filter returned False")
-                return None
-            return self._parse(row)
-        except UntrainedError as error:
-            self.leave_out(index, Reason.UNTRAINED, str(error))
-            return None
         except DataError as error:
-            self.reject(index, str(error))
-            return None
+            return Fault(reason=Reason.BROKEN, words=str(error))
+        if self._keep and isinstance(row, dict) and not self._keep.keeps(index, row, self._table.location(index)):
+            return Fault(reason=Reason.FILTERED, words="data.filter returned False")
+        return row
+
+    def fetch_many(self, indices: Sequence[int]) -> list[tuple[int, object | Fault]]:
+        """Return what `fetch` does for each of `indices`, with these."""
+        return [(index, self.fetch(index)) for index in indices]
+
+    def blame(self, index: int, fault: Fault) -> None:
+        """Count the row at `index` as not used, or raise DataError where it is broken and those are not skipped."""
+        if fault.reason is Reason.BROKEN and not self._tally.has(Reason.BROKEN, index):
+            self.reject(index, fault.words)
+        else:
+            self.leave_out(index, fault.reason, fault.words)
 
     def reject(self, index: int, what: str) -> None:
         """Count the row at `index` as broken, or raise DataError with its location and what to do."""
@@ -79,7 +99,7 @@ class Rows:
 
     def leave_out(self, index: int, reason: Reason, what: str) -> None:
         """Count the row at `index` as not used for `reason`; `what` says in words what is the matter with it."""
-        self._tally.add(reason, index, self._table.location(index), what)
+        self._tally.add(reason, index, self._table.location, what)
 
 
 def read_rows(data: DataConfig, *, parse: Parse | None = None) -> Rows:

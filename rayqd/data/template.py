@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.encode import Encoder, RenderedRow, Span, tokenize
 from rayqd.data.messages import Conversation, Message
 from rayqd.data.opening import find_opening
 from rayqd.data.places import check_places, check_reasoning
 from rayqd.data.render import eos_token, find_turn_form, has_template, name_of, render, special_tokens
 from rayqd.data.thought import continue_thought
-from rayqd.data.turns import find_earlier_turns, mark_tokens
+from rayqd.data.turns import find_earlier_turns
 from rayqd.errors import DataError, ModelError
 from rayqd.types import Example, IntArray
 
@@ -42,17 +43,33 @@ def tokenize_example(
     prompt and one completion as plain text, with its end-of-text token.
     Raises DataError, without a location, if the template cannot write these messages; ModelError if it can write none.
     """
-    conversation = Conversation.of(messages)
-    if conversation.is_text:
-        return _plain_text(tokenizer, str(conversation[0]["content"]), row)
-    if conversation[-1].get("role") != "assistant":
-        return _example(row, tokenize_prompt(tokenizer, conversation, chat), [])
-    is_template = has_template(tokenizer, chat)
-    rendered = _render_chat if is_template else _render_plain
-    prompt, completion, end = rendered(tokenizer, conversation, chat)
-    prompt_ids, completion_ids = _split_ids(tokenizer, prompt, completion if conversation.is_cut else completion + end)
-    trained = _trained(tokenizer, conversation, chat, prompt, len(prompt_ids), len(completion_ids))
-    return _example(row, prompt_ids, completion_ids, trained)
+    (example,) = tokenize_examples(Encoder(tokenizer), [Conversation.of(messages)], [row], chat)
+    if isinstance(example, DataError):
+        raise example
+    return example
+
+
+def tokenize_examples(
+    encoder: Encoder, conversations: Sequence[Conversation], rows: Sequence[int], chat: ChatSettings
+) -> list[Example | DataError]:
+    """Return what `tokenize_example` makes of conversation i, which is row `rows[i]`, or the error that it raises."""
+    tokenizer = encoder.tokenizer
+    made: dict[int, Example | DataError] = {}
+    rendered: dict[int, RenderedRow] = {}
+    texts: dict[int, str] = {}
+    for index, conversation in enumerate(conversations):
+        if conversation.is_text:
+            texts[index] = str(conversation[0]["content"])
+            continue
+        try:
+            rendered[index] = _render_row(tokenizer, conversation, chat)
+        except DataError as error:
+            made[index] = error
+    for index, tokens in zip(rendered, encoder.encode(list(rendered.values())), strict=True):
+        made[index] = _example(rows[index], tokens.prompt_ids, tokens.completion_ids, tokens.trained)
+    for index, text in zip(texts, tokenize(tokenizer, list(texts.values()), special=True), strict=True):
+        made[index] = _plain_text(tokenizer, text.ids, rows[index])
+    return [made[index] for index in range(len(rows))]
 
 
 def tokenize_prompt(
@@ -62,12 +79,7 @@ def tokenize_prompt(
 
     Raises DataError and ModelError as it does.
     """
-    conversation = Conversation.of(messages)
-    if not has_template(tokenizer, chat):
-        prompt = _plain_prompt(tokenizer, conversation)
-    else:
-        prompt = render(tokenizer, conversation, chat, tools=conversation.tools, add_generation_prompt=True)
-        check_places(conversation, prompt, prompt)
+    prompt = _render_prompt(tokenizer, Conversation.of(messages), chat)
     return np.asarray(_ids(tokenizer, prompt), dtype=np.int32)
 
 
@@ -90,31 +102,36 @@ def _example(
     )
 
 
-def _trained(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
-    chat: ChatSettings,
-    prompt: str,
-    num_prompt_tokens: int,
-    num_completion_tokens: int,
-) -> NDArray[np.bool_] | None:
-    """Return [P + C], which tokens are trained on; None where they are those of the completion."""
-    before = conversation.without_last()
-    spans: list[tuple[int, int]] = []
-    if chat.train_on == "all" and has_template(tokenizer, chat):
-        spans = find_earlier_turns(tokenizer, before, chat, prompt)
-    if not spans and conversation.has_answer:
-        return None
-    earlier = mark_tokens(tokenizer, prompt, spans) if spans else np.zeros(num_prompt_tokens, dtype=np.bool_)
-    return np.concatenate([earlier, np.full(num_completion_tokens, conversation.has_answer)])
+def _render_row(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, chat: ChatSettings) -> RenderedRow:
+    if conversation[-1].get("role") != "assistant":
+        return RenderedRow(prompt=_render_prompt(tokenizer, conversation, chat))
+    is_template = has_template(tokenizer, chat)
+    rendered = _render_chat if is_template else _render_plain
+    prompt, completion, end = rendered(tokenizer, conversation, chat)
+    spans: list[Span] = []
+    if chat.train_on == "all" and is_template:
+        spans = find_earlier_turns(tokenizer, conversation.without_last(), chat, prompt)
+    return RenderedRow(
+        prompt=prompt,
+        completion=completion if conversation.is_cut else completion + end,
+        spans=spans,
+        has_answer=conversation.has_answer,
+    )
 
 
-def _plain_text(tokenizer: PreTrainedTokenizerBase, text: str, row: int) -> Example:
-    ids = _ids(tokenizer, text, special=True)
+def _render_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, chat: ChatSettings) -> str:
+    if not has_template(tokenizer, chat):
+        return _plain_prompt(tokenizer, conversation)
+    prompt = render(tokenizer, conversation, chat, tools=conversation.tools, add_generation_prompt=True)
+    check_places(conversation, prompt, prompt)
+    return prompt
+
+
+def _plain_text(tokenizer: PreTrainedTokenizerBase, ids: list[int], row: int) -> Example | DataError:
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         ids = ids[1:]  # the text has it already
     if len(ids) < 2:
-        raise DataError("text is a single token, which leaves nothing to predict")
+        return DataError("text is a single token, which leaves nothing to predict")
     return _example(row, ids[:1], ids[1:])
 
 
@@ -188,19 +205,5 @@ def _starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and _ids(tokenizer, "", special=True)[:1] == [tokenizer.bos_token_id]
 
 
-def _split_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """Tokenize the prompt as it stands alone, which is how an engine meets it, and what follows.
-
-    The two are the tokens of both together wherever those have a boundary there. Where they have none (a completion
-    that starts with the line break that the prompt ends with), the completion is tokenized by itself. It is not
-    always, because some tokenizers put a space before whatever they are given.
-    """
-    prompt_ids = _ids(tokenizer, prompt)
-    both = _ids(tokenizer, prompt + completion)
-    if both[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, both[len(prompt_ids) :]
-    return prompt_ids, _ids(tokenizer, completion)
-
-
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
-    return cast(Any, tokenizer(text, add_special_tokens=special, verbose=False))["input_ids"]
+    return tokenize(tokenizer, [text], special=special)[0].ids

@@ -6,24 +6,19 @@ rendered once more with a marker in the turn's place, and what stands before and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from rayqd.data.chat_settings import ChatSettings
+from rayqd.data.encode import Span
 from rayqd.data.messages import Conversation, Message
-from rayqd.data.render import TurnForm, find_turn_form, name_of, render
+from rayqd.data.render import TurnForm, find_turn_form, render
 from rayqd.data.thought import common_prefix
-from rayqd.errors import DataError, ModelError
+from rayqd.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MARKER = "\ue000rayqd\ue001"  # private characters, which no text has
-
-Span = tuple[int, int]  # characters
 
 
 def find_earlier_turns(
@@ -66,18 +61,3 @@ def _find_turn(
 
 def _end_of_turn(right: str, form: TurnForm) -> str:
     return form.end if right.startswith(form.end) else ""
-
-
-def mark_tokens(tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Return [T], true for the tokens of `text` that lie wholly within one of `spans`.
-
-    Raises ModelError for a tokenizer that does not tell where its tokens stand.
-    """
-    if not tokenizer.is_fast:
-        raise ModelError(f'{name_of(tokenizer)} does not tell where its tokens stand: set data.train_on = "last"')
-    encoded = cast(Any, tokenizer)(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    inside = np.zeros(len(offsets), dtype=np.bool_)
-    for start, end in spans:
-        inside |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 0] < offsets[:, 1])
-    return inside

@@ -18,6 +18,7 @@ from rayqd.errors import ConfigError, DataError, RayqdError
 from rayqd.extensions import check_signature, load_extension
 
 READER, FILTER = "data.reader", "data.filter"
+_KEPT, _LEFT_OUT = 1, 2
 
 
 def check_user_code(data: DataConfig) -> None:
@@ -52,13 +53,14 @@ class RowFilter:
         """Import it. Raises ConfigError."""
         self._said = f"{FILTER}={path}"
         self._keep = _load(path, FILTER, "row")
-        self._kept: dict[int, bool] = {}
+        self._answers = bytearray()  # by row: 0 before it is asked
 
     def keeps(self, index: int, row: object, location: str) -> bool:
         """Return whether the row at `index` stays. Raises ConfigError where the filter fails or returns no bool."""
-        if index not in self._kept:
-            self._kept[index] = self._call(row, location)
-        return self._kept[index]
+        self._answers.extend(bytes(max(0, index + 1 - len(self._answers))))
+        if not self._answers[index]:
+            self._answers[index] = _KEPT if self._call(row, location) else _LEFT_OUT
+        return self._answers[index] == _KEPT
 
     def _call(self, row: object, location: str) -> bool:
         try:

@@ -88,15 +88,15 @@ def test_no_more_rows_are_looked_at_than_needed(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenized: list[int] = []
-    from rayqd.data import select as module
+    from rayqd.data import row_tokenizer as module
 
-    original = module.tokenize_example
+    original = module.tokenize_examples
 
-    def recording(tokenizer: Any, messages: Any, row: int, chat: Any) -> Any:
-        tokenized.append(row)
-        return original(tokenizer, messages, row)
+    def recording(encoder: Any, conversations: Any, rows: list[int], chat: Any) -> Any:
+        tokenized.extend(rows)
+        return original(encoder, conversations, rows, chat)
 
-    monkeypatch.setattr(module, "tokenize_example", recording)
+    monkeypatch.setattr(module, "tokenize_examples", recording)
     source = _write(tmp_path / "a.jsonl", [(1, 1)] * 30)
     few = _load(tokenizer, source, num_needed=5)
     assert tokenized == _rows(few)
@@ -264,7 +264,7 @@ def test_who_waits_for_tokens_is_told_how_far_they_are(tmp_path: Path, tokenizer
     told: list[tuple[int, int]] = []
     learner = {"steps": 75, "batch_size": 2}
     load_run_data(tokenizer, _config(source, learner=learner), 1000, lambda done, total: told.append((done, total)))
-    assert told == [(64, 154), (128, 154)]  # of 4 rows held out and 150 for the steps
+    assert told == [(64, 154), (128, 154), (154, 154)]  # of 4 rows held out and 150 for the steps
 
 
 def test_fewer_rows_than_a_batch_are_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
