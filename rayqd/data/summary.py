@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rayqd.config import Config
-from rayqd.data.as_seen import count_trained, decode, see_row
+from rayqd.data.as_seen import decode, see_row
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.example_set import ExampleSet
+from rayqd.data.packed_examples import count_tokens, count_trained_tokens
 from rayqd.data.plan import make_plan
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError
@@ -73,7 +74,7 @@ def _estimate_epoch(training: ExampleSet, num_held_out: int) -> float:
 
 def measure_lengths(examples: Sequence[Example]) -> Lengths:
     """Return the distribution of the tokens of `examples`, at least one."""
-    sizes = np.asarray([len(example.prompt_ids) + len(example.completion_ids) for example in examples])
+    sizes = count_tokens(examples)
     width = _bin_width(int(sizes.max()))
     counts = np.bincount((sizes - 1) // width)
     bins = [LengthBin(first=i * width + 1, last=(i + 1) * width, num_rows=int(count)) for i, count in enumerate(counts)]
@@ -83,7 +84,7 @@ def measure_lengths(examples: Sequence[Example]) -> Lengths:
         median=float(np.median(sizes)),
         high=int(np.percentile(sizes, 95, method="inverted_cdf")),
         longest=int(sizes.max()),
-        trained_share=sum(count_trained(example) for example in examples) / int(sizes.sum()),
+        trained_share=count_trained_tokens(examples) / int(sizes.sum()),
     )
 
 
