@@ -56,9 +56,9 @@ def test_each_source_gives_its_share_of_what_is_trained_on_and_held_out(
     for trained, held_out in zip(rows_of(training), rows_of(heldout), strict=True):
         assert not set(trained) & set(held_out)
     assert [len(training.examples), training.num_rows, len(training.keys)] == [20, 80, 20]
-    assert [*training.examples] == [training.examples[i] for i in range(20)]
-    assert training.examples[15] is training.parts[1].examples[0]
-    assert training.examples[-1] is training.parts[1].examples[-1]
+    assert [e.row for e in training.examples] == [training.examples[i].row for i in range(20)]
+    assert [e.row for e in training.examples[15:]] == [e.row for e in training.parts[1].examples]
+    assert training.examples[-1].prompt_ids.tolist() == training.parts[1].examples[-1].prompt_ids.tolist()
     with pytest.raises(IndexError):
         training.examples[20]
 
