@@ -13,6 +13,7 @@ from rayqd.data import ExampleSet, calibration_sequences, load_heldout, load_run
 from rayqd.data.mixture import by_weight
 from rayqd.data.run_data import weights_of
 from rayqd.errors import ConfigError, DataError
+from rayqd.types import Example
 
 
 def write(path: Path, num_rows: int, letter: str) -> str:
@@ -105,16 +106,20 @@ def test_columns_and_splits_are_each_source_s_own(
     assert training.parts[0].num_rows == 20
 
 
+def _text_of(example: Example) -> bytes:
+    return example.prompt_ids.tobytes() + example.completion_ids.tobytes()
+
+
 def test_the_first_rows_for_calibration_are_of_all_sources_by_weight(
     make_config: Any, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     config = make_config()
     training, _ = load_run_data(tokenizer, config, 1000)
     mixed = list(by_weight(training, weights_of(config)))
-    of_second = {id(example) for example in training.parts[1].examples}
+    of_second = {_text_of(example) for example in training.parts[1].examples}
     # Three are due at 2/3, 2 and 10/3, one at 2, and so on; of two that are due together the first source's comes.
-    assert "".join("b" if id(example) in of_second else "a" for example in mixed) == "aaba" * 5
-    assert len({id(example) for example in mixed}) == 20
+    assert "".join("b" if _text_of(example) in of_second else "a" for example in mixed) == "aaba" * 5
+    assert len({_text_of(example) for example in mixed}) == 20
     (first,) = calibration_sequences(iter(mixed), 1)
     assert np.array_equal(first, np.concatenate([mixed[0].prompt_ids, mixed[0].completion_ids]))
 
