@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OnTokenized = Callable[[int, int], None]  # rows kept so far, and how many at most
+_REPORT_EVERY = 64  # rows
 
 
 def row_order(num_rows: int, seed: int) -> NDArray[np.int64]:
@@ -53,9 +54,10 @@ def select_examples(
     tokenize = RowTokenizer(tokenizer=tokenizer, parse=rows.parse, chat=chat)
     with closing(tokenize_rows(rows, order, tokenize, selection.room)) as batches:
         for indices, tokenized in batches:
+            num_before = selection.num_kept
             kept = selection.look_at(indices, tokenized)
             writer.append(tokenized.examples.take(kept), tokenized.keys[kept])
-            if on_tokenized:
+            if on_tokenized and selection.num_kept // _REPORT_EVERY > num_before // _REPORT_EVERY:
                 on_tokenized(selection.num_kept, min(exclude + num_needed, len(rows)))
     examples, keys = writer.close()
     if not len(examples):
