@@ -225,12 +225,13 @@ def _compare(run_dir: Path, config: Config, trained: Trained | None, directory: 
     grid = make_grid(config.quant, torch_dtype(config.model.dtype))
     if trained:
         student = trained.student
-        found = compare(model, student.quantized_layers(), student.dense_tensors(), student.grid)
+        found = compare(model, student.exported_layers(), student.dense_tensors(), student.grid)
         beside = f"step {trained.step}"
     else:
         parts = _exported_parts(run_dir, config)
         names = match_export(run_dir / EXPORT, parts.quantized)
-        found = compare(model, parts.quantized.items(), parts.dense, grid, names)
+        layers = {**parts.quantized, **parts.with_tied_head_dense().head_layers}
+        found = compare(model, layers.items(), parts.dense, grid, names)
         beside = f"the codes in {run_dir / EXPORT}"
     weights = f"{found.num_quantized - found.quantized_differing} of {found.num_quantized} layers equal {beside}"
     dense_differing = len(found.differing) - found.quantized_differing

@@ -42,20 +42,22 @@ def check_export(config: PreTrainedConfig, quant: QuantConfig) -> None:
     if quant.format != "int4":
         return
     values = json.dumps(values_of(config), default=str, sort_keys=True)
-    if reason := _explain(type(config), values, quant.rule, tuple(quant.ignore)):
-        name = type(config).__name__.removesuffix("Config")
+    name = type(config).__name__.removesuffix("Config")
+    if reason := _explain(type(config), values, quant.rule, tuple(quant.ignore), "none"):
         raise ModelError(f"{name} models cannot be exported in 4 bits: {reason}")
+    if quant.head != "none" and (reason := _explain(type(config), values, quant.rule, tuple(quant.ignore), quant.head)):
+        raise ModelError(f"{name} models cannot be exported with quant.head={quant.head}: {reason}; leave it out")
 
 
 @lru_cache(maxsize=16)
-def _explain(config_type: type[PreTrainedConfig], values: str, rule: str, ignore: tuple[str, ...]) -> str:
+def _explain(config_type: type[PreTrainedConfig], values: str, rule: str, ignore: tuple[str, ...], head: str) -> str:
     """Return what transformers says or computes of the export of a small copy; empty where all is right."""
     with quiet_libraries(), torch.random.fork_rng(devices=[]), TemporaryDirectory(prefix="rayqd-export-") as scratch:
         source, directory = Path(scratch, "source"), Path(scratch, "export")
         write_tiny_checkpoint(make_random(config_type.from_dict(json.loads(values))), source)
         model = _load(source)
         row = random_rows(model)[0][None]
-        settings = tiny_settings(model, source, rule=rule, ignore=ignore, adapter={"kind": "none"})
+        settings = tiny_settings(model, source, rule=rule, ignore=ignore, head=head, adapter={"kind": "none"})
         student = Student(model, settings, trainable=False)
         export(student, source, settings, directory)
         try:
@@ -78,11 +80,12 @@ def tiny_settings(
     *,
     rule: str = "signed",
     ignore: Sequence[str] = ("lm_head",),
+    head: str = "none",
     **sections: Any,
 ) -> Config:
     """Return the settings of a run of the tiny checkpoint in `directory`: groups that fit it, what has none dense."""
     size, misfits = _fitting_groups(model)
-    quant = {"group_size": size, "init": "rtn", "rule": rule, "ignore": [*ignore, *misfits]}
+    quant = {"group_size": size, "init": "rtn", "rule": rule, "head": head, "ignore": [*ignore, *misfits]}
     return Config.model_validate(
         {"name": "tiny", "model": {"name": str(directory), "dtype": "float32"}, "quant": quant, **sections}
     )

@@ -26,6 +26,7 @@ from rayqd.model.forward.probe import find_mode
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import common_vocab_size, context_length, load_meta_model, load_tokenizer
 from rayqd.model.model_class import check_config
+from rayqd.model.rounded_head import check_head, describe_head
 from rayqd.model.sharding import check_can_be_sharded
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
@@ -59,8 +60,10 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     check_config(directory)
     model = load_meta_model(directory)
     layers = [*quantizable_layers(model, config.quant), *quantizable_experts(model, config.quant)]
+    check_head(model, config.quant)
     counted = count_weight_bits(model, config)
     remarks = [check_weights(model, directory), describe_bits(counted), describe_dense_body(counted)]
+    remarks.append(describe_head(model, config.quant))
     remarks.append(describe_unadapted(layers, config.adapter) if trains else "")
     tokenizer = load_tokenizer(directory)
     check_variables(tokenizer, chat)

@@ -22,6 +22,7 @@ from rayqd.export.destination import export_directory
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
+from rayqd.model.rounded_head import RoundedHead
 from rayqd.quant import pack, unpack
 from rayqd.quant.formats import FORMATS
 from rayqd.quant.grid import Quantized
@@ -35,14 +36,17 @@ REQUIRED_PARTS = [("weight_packed", "weight_scale", known.own_part) for known in
 PACKED_PARTS = (*{part for required in REQUIRED_PARTS for part in required}, "weight_zero_point")
 
 
-def make_quantization_config(quant: QuantConfig, dense_layers: Iterable[str] = ()) -> dict[str, JsonValue]:
+def make_quantization_config(
+    quant: QuantConfig, dense_layers: Iterable[str] = (), head: RoundedHead | None = None
+) -> dict[str, JsonValue]:
     """Return the `quantization_config` of config.json; `dense_layers` are left out beside `quant.ignore`.
 
     compressed-tensors compares whole names, so an entry of `quant.ignore` that may be the last parts of a name is
-    written twice: as it is, and as a pattern.
+    written twice: as it is, and as a pattern. A `head` of codes is a group of its own.
     """
-    ignore: list[JsonValue] = [*quant.ignore, *(rf"re:.*\.{re.escape(entry)}$" for entry in quant.ignore)]
-    ignore += [layer for layer in dense_layers if not is_ignored(layer, quant.ignore)]
+    entries = [entry for entry in quant.ignore if head is None or not _means_head(entry, head)]
+    ignore: list[JsonValue] = [*entries, *(rf"re:.*\.{re.escape(entry)}$" for entry in entries)]
+    ignore += [layer for layer in dense_layers if not is_ignored(layer, entries)]
     known = FORMATS[quant.format]
     symmetric = quant.rule != "asymmetric"
     weights: dict[str, JsonValue] = {
@@ -52,22 +56,43 @@ def make_quantization_config(quant: QuantConfig, dense_layers: Iterable[str] = (
         **known.scheme_weights,
     }
     unquantized: dict[str, JsonValue] = {"input_activations": None, "output_activations": None}
+    groups: dict[str, JsonValue] = {}
+    if head is not None:  # first: a layer belongs to the first group that has a target for it
+        own: dict[str, JsonValue] = {**weights, "num_bits": head.codes.bits, "symmetric": True}
+        groups["head"] = {"targets": _head_targets(head), "weights": own, **unquantized}
+    groups["group_0"] = {"targets": ["Linear"], "weights": weights, **unquantized}
     return {
         "quant_method": "compressed-tensors",
         "format": known.scheme,
         "quantization_status": "compressed",
         "ignore": ignore,
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, **unquantized}},
+        "config_groups": groups,
     }
+
+
+def _means_head(entry: str, head: RoundedHead) -> bool:
+    """Return whether an entry of `quant.ignore` names the head; `lm_head` always does."""
+    return entry == "lm_head" or any(is_ignored(name, [entry]) for name in (head.modules.head, *head.aliases))
+
+
+def _head_targets(head: RoundedHead) -> list[JsonValue]:
+    """Return patterns of the head's names; transformers takes a group of whole names for the experts'."""
+    names = dict.fromkeys([head.layer, *head.aliases])
+    patterns = (r"(.*\.)?lm_head" if name.endswith("lm_head") else re.escape(name) for name in names)
+    return [*dict.fromkeys(f"re:{pattern}$" for pattern in patterns)]
 
 
 def write_model(
     model: QuantizedModel, directory: Path, *, overwrite: bool = True, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> int:
-    """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind."""
+    """Write `directory` in one piece; returns its bytes. StorageError leaves nothing behind.
+
+    transformers loads no embedding of codes: a head that is the embedding is written as the values of its codes.
+    """
+    model = model.with_tied_head_dense()
     dense = model.dense_to_store()
     with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
-        model.save_metadata(scratch, make_quantization_config(model.quant, model.ignored_layers()))
+        model.save_metadata(scratch, make_quantization_config(model.quant, model.ignored_layers(), model.head))
         write_shards(_tensors(dense, model), scratch, max_shard_bytes)
         written_bytes = directory_bytes(scratch)
     return written_bytes
@@ -141,7 +166,7 @@ def _tensors(dense: Mapping[str, Tensor], model: QuantizedModel) -> Iterator[tup
     """Yield everything to write, made one at a time."""
     for name, tensor in dense.items():
         yield name, model.to_stored(tensor)
-    for layer, weight in model.quantized.items():
+    for layer, weight in {**model.quantized, **model.head_layers}.items():
         for part, tensor in pack(weight, model.quant.format).items():
             yield f"{layer}.{part}", tensor.cpu().contiguous()
     yield from model.carried_tensors()

@@ -1,5 +1,7 @@
 """A student on the INT4 grid as one GGUF file for llama.cpp, its layers as Q4_0.
 
+An output head of 8-bit codes, and an embedding tied to it, are Q8_0: a block is the scale d and 32 codes as they are.
+
 A Q4_0 block is 32 weights of a row: a scale d as float16, and 16 bytes in which byte i holds weight i in its low half
 and weight i + 16 in its high half, each as code + 8. These are our codes and our scales; nothing is rounded again.
 llama.cpp multiplies d · code without the rounding to 16 bits that the student was trained with.
@@ -34,6 +36,7 @@ from rayqd.quant import Quantized
 FILE_NAME = "model-Q4_0.gguf"
 BLOCK = 32
 BLOCK_BYTES = 18
+BLOCK_BYTES_8 = 34
 ROPE_FREQS = "rope_freqs.weight"
 
 _TYPES = {
@@ -95,6 +98,15 @@ def write_gguf(model: QuantizedModel, directory: Path, *, overwrite: bool = True
 
 def pack_q4_0(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
     """Pack a layer into its bytes, [N, 18·B]. Raises ModelError, naming it, at a scale that float16 cannot hold."""
+    d = _exact_halves(quantized, name)
+    num_rows, num_blocks = quantized.scales.shape
+    codes = (quantized.codes.cpu() + 8).to(torch.uint8).numpy().reshape(num_rows, num_blocks, 2, BLOCK // 2)
+    nibbles = codes[:, :, 0] | (codes[:, :, 1] << np.uint8(4))
+    return np.concatenate([d, nibbles], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES)
+
+
+def _exact_halves(quantized: Quantized, name: str) -> NDArray[np.uint8]:
+    """Return the scales as the bytes of float16, [N, B, 2]. Raises ModelError, naming the layer, where it loses any."""
     scales = quantized.scales.cpu().float()
     halves = scales.half()
     lost = halves.float() != scales
@@ -104,11 +116,15 @@ def pack_q4_0(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
             f"{name} has {int(lost.sum())} scales out of {scales.numel()} that float16, GGUF's scale, cannot hold "
             f"exactly (such as {worst:.3g}); train with --model.dtype float16, or export it as compressed-tensors"
         )
-    num_rows, num_blocks = halves.shape
-    codes = (quantized.codes.cpu() + 8).to(torch.uint8).numpy().reshape(num_rows, num_blocks, 2, BLOCK // 2)
-    nibbles = codes[:, :, 0] | (codes[:, :, 1] << np.uint8(4))
-    d = halves.contiguous().numpy().view(np.uint8).reshape(num_rows, num_blocks, 2)
-    return np.concatenate([d, nibbles], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES)
+    return halves.contiguous().numpy().view(np.uint8).reshape(*halves.shape, 2)
+
+
+def pack_q8_0(quantized: Quantized, *, name: str) -> NDArray[np.uint8]:
+    """Pack a head of 8-bit codes into its bytes, [N, 34·B]. Raises ModelError as `pack_q4_0` does."""
+    d = _exact_halves(quantized, name)
+    num_rows, num_blocks = quantized.scales.shape
+    codes = quantized.codes.cpu().contiguous().numpy().view(np.uint8).reshape(num_rows, num_blocks, BLOCK)
+    return np.concatenate([d, codes], axis=-1).reshape(num_rows, num_blocks * BLOCK_BYTES_8)
 
 
 def gguf_name(architecture: GGUFArchitecture, num_layers: int, name: str) -> str | None:
@@ -151,10 +167,11 @@ def _tensors(model: QuantizedModel, dense: dict[str, Tensor], architecture: GGUF
         dtype = model.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
         shape = (*tensor.shape[:-1], tensor.shape[-1] * dtype.itemsize)
         yield GGUFTensor(name=find(layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
-    for layer, weight in model.quantized.items():
+    for layer, weight in {**model.quantized, **model.head_layers}.items():
         num_rows, num_blocks = weight.scales.shape
-        shape = (num_rows, num_blocks * BLOCK_BYTES)
-        yield GGUFTensor(name=find(f"{layer}.weight"), shape=shape, type=GGMLQuantizationType.Q4_0, layer=layer)
+        shape = (num_rows, num_blocks * (BLOCK_BYTES if weight.bits == 4 else BLOCK_BYTES_8))
+        kind = GGMLQuantizationType.Q4_0 if weight.bits == 4 else GGMLQuantizationType.Q8_0
+        yield GGUFTensor(name=find(f"{layer}.weight"), shape=shape, type=kind, layer=layer)
 
 
 def _bytes(
@@ -165,7 +182,9 @@ def _bytes(
         assert factors is not None
         return factors.view(np.uint8)
     if tensor.type == GGMLQuantizationType.Q4_0:
-        rows = pack_q4_0(model.quantized[tensor.layer], name=tensor.layer)
+        rows = pack_q4_0({**model.quantized, **model.head_layers}[tensor.layer], name=tensor.layer)
+    elif tensor.type == GGMLQuantizationType.Q8_0:
+        rows = pack_q8_0(model.head_layers[tensor.layer], name=tensor.layer)
     else:
         values = dense[tensor.layer].detach().cpu().to(model.dtype)  # F32 holds what the other formats store
         values = values.float() + norm_shift(architecture, tensor.layer) if values.dim() == 1 else values

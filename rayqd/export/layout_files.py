@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +46,8 @@ def write_model(
 
     Raises ModelError, naming the layer, where one does not fit; StorageError leaves nothing behind.
     """
+    if kind != "mlx":  # which have no embedding of codes
+        model = model.with_tied_head_dense()
     check_layers(kind, model)
     dense, layout = model.dense_to_store(), LAYOUTS[kind]
     with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
@@ -102,7 +105,8 @@ def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
             raise ModelError(f"{directory} is incomplete: {layer} lacks {', '.join(missing)}; write it again")
         tensors = {part: dense.pop(f"{layer}.{part}") for part in layout.parts}
         try:
-            weight = layout.unpack(tensors, described)
+            own = described.get(layer)  # MLX: of a module that has others than the model
+            weight = layout.unpack(tensors, {**described, **own} if isinstance(own, dict) else described)
         except ValueError as error:
             raise ModelError(f"{directory} is {kind} that rayqd does not read: {layer}: {error}") from error
         if weight.quant_group_size != described["group_size"]:
@@ -125,7 +129,9 @@ def _tensors(kind: LayoutKind, dense: Mapping[str, Tensor], model: QuantizedMode
     """Yield everything to write, made one at a time."""
     for name, tensor in dense.items():
         yield name, model.to_stored(tensor)
-    for layer, weight in model.quantized.items():
+    for layer, weight in {**model.quantized, **model.head_layers}.items():
+        if kind == "gptq" and model.quant.rule == "asymmetric" and weight.zero_points is None:
+            weight = replace(weight, zero_points=torch.zeros_like(weight.scales, dtype=torch.int8))
         try:
             tensors = LAYOUTS[kind].pack(weight)
         except ValueError as error:

@@ -56,14 +56,19 @@ def check_layout(kind: LayoutKind, quant: QuantConfig, dtype: str) -> None:
 
 def check_layers(kind: LayoutKind, model: QuantizedModel) -> None:
     """Raise ModelError, naming the layer, where one does not fit the layout or a reader would take it for dense."""
-    for name, weight in model.quantized.items():
+    layers = {**model.quantized, **model.head_layers}
+    for name, weight in layers.items():
+        if kind == "awq" and weight.bits != 4:
+            raise ModelError(
+                f"awq has codes of 4 bits alone, and {name} has {weight.bits}: use --as gptq or compressed-tensors"
+            )
         if kind != "mlx" and weight.codes.shape[0] % CODES_PER_INT32:
             raise ModelError(
                 f"{kind} packs eight output features together, and {name} has {weight.codes.shape[0]}: use --as "
                 "compressed-tensors, or leave it in 16 bits with quant.ignore"
             )
     if kind == "awq":
-        names = [*model.quantized, *model.aliases]
+        names = [*layers, *model.aliases]
         dense = dense_layer_names(model)
         pattern = re.compile("|".join(re.escape(name) for name in dense) or r"(?!)")
         for name in names:
@@ -76,7 +81,7 @@ def check_layers(kind: LayoutKind, model: QuantizedModel) -> None:
 
 def dense_layer_names(model: QuantizedModel) -> list[str]:
     """Return every linear layer that is not quantized, by its whole name."""
-    quantized = {*model.quantized, *model.aliases}
+    quantized = {*model.quantized, *model.aliases, *model.head_layers, *(model.head.aliases if model.head else ())}
     matrices = [name.removesuffix(".weight") for name, t in model.dense.items() if name.endswith("lm_head.weight")]
     return [name for name in dict.fromkeys(["lm_head", *matrices, *model.dense_layers]) if name not in quantized]
 
@@ -87,33 +92,47 @@ def _describe_gptq(model: QuantizedModel) -> dict[str, JsonValue]:
     left_out: dict[str, JsonValue] = {
         rf"-:^{re.escape(name)}$": {} for name in dense_layer_names(model) if name != "lm_head"
     }
-    return {
+    head = model.head_layers
+    other_bits: dict[str, JsonValue] = {
+        rf"+:^{re.escape(name)}$": {"bits": weight.bits} for name, weight in head.items() if weight.bits != 4
+    }
+    dynamic: dict[str, JsonValue] = {**left_out, **other_bits}
+    described: dict[str, JsonValue] = {
         "quant_method": "gptq",
         "bits": 4,
         "group_size": model.quant.group_size,
         "desc_act": False,
         "sym": is_symmetric,
-        "lm_head": False,
+        "lm_head": bool(head),
         "checkpoint_format": version,
         "format": version,
         "pack_dtype": "int32",
-        **({"dynamic": left_out} if left_out else {}),
     }
+    if dynamic:
+        described["dynamic"] = dynamic
+    return described
 
 
 def _describe_awq(model: QuantizedModel) -> dict[str, JsonValue]:
-    return {
+    dense: list[JsonValue] = [*dense_layer_names(model)]
+    described: dict[str, JsonValue] = {
         "quant_method": "awq",
         "bits": 4,
         "group_size": model.quant.group_size,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": [*dense_layer_names(model)],
+        "modules_to_not_convert": dense,
     }
+    if model.head_layers:
+        described["lm_head"] = True
+    return described
 
 
 def _describe_mlx(model: QuantizedModel) -> dict[str, JsonValue]:
-    return {"group_size": model.quant.group_size, "bits": 4, "mode": "affine"}
+    """Return the model's settings, and under its name those of a module which has others."""
+    common: dict[str, JsonValue] = {"group_size": model.quant.group_size, "bits": 4, "mode": "affine"}
+    own: dict[str, JsonValue] = {name: {**common, "bits": each.bits} for name, each in model.head_layers.items()}
+    return common | own
 
 
 def _unpack_gptq(tensors: Mapping[str, Tensor], described: Mapping[str, JsonValue]) -> Quantized:
@@ -133,7 +152,7 @@ def _unpack_awq(tensors: Mapping[str, Tensor], described: Mapping[str, JsonValue
 def _unpack_mlx(tensors: Mapping[str, Tensor], described: Mapping[str, JsonValue]) -> Quantized:
     if described.get("mode", "affine") != "affine":
         raise ValueError(f"mode {described.get('mode')} of MLX is not rayqd's")
-    return mlx.unpack(tensors)
+    return mlx.unpack(tensors, 8 if described.get("bits") == 8 else 4)
 
 
 LAYOUTS: Mapping[LayoutKind, Layout] = {

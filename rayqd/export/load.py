@@ -17,6 +17,7 @@ from rayqd.config import Config
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
+from rayqd.export.exported_head import find_exported_head
 from rayqd.export.layout_files import is_mlx, load_unpacked
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import find_aliases, find_dense_layers, match_export
@@ -122,6 +123,10 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
     delattr(model_config, "quantization_config")
     has_generation = (directory / "generation_config.json").is_file()
     dense, names = _read_dense(directory, set(quantized)), match_export(directory, quantized)
+    plain = load_meta_model(directory)
+    head = find_exported_head(plain, names, quantized, dense, config)
+    if head is not None:
+        quantized = {name: weight for name, weight in quantized.items() if name != head.layer}
     aliases = find_aliases(names, quantized)
     return QuantizedModel(
         config=model_config,
@@ -134,7 +139,8 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
         source=directory,
         carried={name: stored for name, stored in read_stored_tensors(directory).items() if name in names.unused},
         aliases=aliases,
-        dense_layers=find_dense_layers(load_meta_model(directory), names, aliases, dense, {}),
+        dense_layers=find_dense_layers(plain, names, aliases, dense, {}),
+        head=head,
     )
 
 

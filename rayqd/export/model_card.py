@@ -124,9 +124,10 @@ def _grid(config: Config) -> str:
     quant = config.quant
     rule = f", scales by rule {quant.rule}" if quant.format == "int4" else ""
     double = ", scales in 8 bits" if quant.double_quant else ""
-    return (
-        f"{quant.format} in groups of {quant.group_size}{rule}{double}, {', '.join(quant.ignore) or 'nothing'} left out"
-    )
+    head = "" if quant.head == "none" else f", the output head and an embedding tied to it on a grid of {quant.head}"
+    left_out = [entry for entry in quant.ignore if quant.head == "none" or entry != "lm_head"]
+    dense = f"{', '.join(left_out) or 'nothing'} left out"
+    return f"{quant.format} in groups of {quant.group_size}{rule}{double}, {dense}{head}"
 
 
 def _data(config: Config, command: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from rayqd.config.sections import QuantConfig
 from rayqd.export.dense_layers import summarize_dense_layers
 from rayqd.export.source_files import copy_source_files, make_config, read_config, write_config
-from rayqd.export.source_names import name_as_source
+from rayqd.export.source_names import layer_source_name, name_as_source
 from rayqd.model.load import load_tokenizer
-from rayqd.model.source_weights import StoredTensor
+from rayqd.model.rounded_head import RoundedHead
+from rayqd.model.source_weights import SourceNames, StoredTensor
 from rayqd.quant import Quantized
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class QuantizedModel:
     aliases: Sequence[str] = ()  # the quantized layers as transformers calls them, where that is another name
     dense_layers: Sequence[str] = ()  # those that are not quantized, beside `quant.ignore`
     chat_template: str | None = None  # in place of the source's
+    head: RoundedHead | None = None  # of quant.head; where there is none, `dense` has it
 
     @classmethod
     def from_student(cls, student: Student, source: Path, quant: QuantConfig) -> QuantizedModel:
@@ -58,6 +60,7 @@ class QuantizedModel:
             dense=student.dense_tensors(),
             quantized=dict(student.quantized_layers()),
             dtype=student.grid.dtype,
+            head=student.rounded_head,
         )
 
     @classmethod
@@ -70,6 +73,7 @@ class QuantizedModel:
         dense: Mapping[str, Tensor],
         quantized: Mapping[str, Quantized],
         dtype: torch.dtype,
+        head: RoundedHead | None = None,
     ) -> QuantizedModel:
         """Take the tensors of `model`, which was loaded from `source` and may have had its layers replaced since."""
         parts = name_as_source(model, source, dense, quantized)
@@ -86,11 +90,21 @@ class QuantizedModel:
             carried=parts.carried,
             aliases=parts.aliases,
             dense_layers=parts.dense_layers,
+            head=None if head is None else _name_head(head, parts.names),
         )
+
+    def with_tied_head_dense(self) -> QuantizedModel:
+        """Return the model with a tied head as the values of its codes, for formats whose readers load no others."""
+        return replace(self, head=None) if self.head is not None and self.head.is_tied else self
+
+    @property
+    def head_layers(self) -> dict[str, Quantized]:
+        """Return the codes of the head by the name that they are stored under: of a tied one, the embedding's."""
+        return {} if self.head is None else {self.head.layer: self.head.codes}
 
     def dense_to_store(self) -> dict[str, Tensor]:
         """Return `dense` without the weights of quantized layers and without a tied lm_head."""
-        left_out = {f"{layer}.weight" for layer in self.quantized}
+        left_out = {f"{layer}.weight" for layer in [*self.quantized, *self.head_layers]}
         if getattr(self.config, "tie_word_embeddings", False) and self.is_tied:  # not every class has it
             left_out.add("lm_head.weight")
         return {name: tensor for name, tensor in self.dense.items() if name not in left_out}
@@ -110,14 +124,15 @@ class QuantizedModel:
         floating, others = self.dtype.itemsize, 0
         for tensor in self.dense_to_store().values():
             others += tensor.numel() * (floating if tensor.is_floating_point() else tensor.dtype.itemsize)
-        for weight in self.quantized.values():
+        for weight in [*self.quantized.values(), *self.head_layers.values()]:
             zero_points = 0 if weight.zero_points is None else weight.zero_points.numel() // 2
-            others += weight.codes.numel() // 2 + weight.scales.nbytes + zero_points
+            others += weight.codes.numel() * weight.bits // 8 + weight.scales.nbytes + zero_points
         return others + sum(stored.num_bytes for stored in self.carried.values())
 
     def ignored_layers(self) -> list[str]:
         """Return the layers that a loader must leave dense, beside `quant.ignore`; branches as patterns."""
-        return summarize_dense_layers(self.dense_layers, [*self.quantized, *self.aliases])
+        taken = [*self.quantized, *self.aliases, *self.head_layers, *(self.head.aliases if self.head else ())]
+        return summarize_dense_layers([layer for layer in self.dense_layers if layer not in taken], taken)
 
     def save_metadata(self, directory: Path, quantization_config: dict[str, JsonValue]) -> None:
         """Write config.json, generation_config.json, the tokenizer's files and the card."""
@@ -155,3 +170,11 @@ class QuantizedModel:
         if not config.architectures:  # vLLM chooses its model by it
             config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
         return config
+
+
+def _name_head(head: RoundedHead, names: SourceNames) -> RoundedHead:
+    """Return `head` with its modules named as a checkpoint's files name them."""
+    own = [name for name in (head.modules.head, head.modules.embedding) if name is not None]
+    found, *embedding = (layer_source_name(names, name) for name in own)
+    modules = replace(head.modules, head=found, embedding=embedding[0] if embedding else None)
+    return replace(head, modules=modules, aliases=tuple(own))

@@ -29,6 +29,7 @@ class NamedAsSource:
     aliases: list[str]  # the quantized layers as transformers calls them
     dense_layers: list[str]  # as the source and as transformers calls them
     is_tied: bool
+    names: SourceNames
 
 
 def name_as_source(
@@ -54,6 +55,7 @@ def name_as_source(
         aliases=list(quantized),
         dense_layers=find_dense_layers(plain, names, quantized, to_store, carried),
         is_tied=bool(tied) or not getattr(plain.config, "tie_word_embeddings", False),
+        names=names,
     )
 
 

@@ -66,6 +66,7 @@ def compare(
         layers.append(f"{layer}.")
         differing += _difference(name, loaded.get(name), grid.dequantize(weight))
     quantized_differing = len(differing)
+    dense = {name: tensor for name, tensor in dense.items() if name.removesuffix("weight") not in layers}
     for name, tensor in dense.items():
         differing += _difference(name, loaded.get(name), tensor)
     left = [name for name in loaded if name not in dense and not name.startswith(tuple(layers))]

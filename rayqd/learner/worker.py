@@ -72,8 +72,8 @@ class LearnerWorker:
         self._feed.report(NoticeEvent(text=text))
 
     def _load_teacher_head(self) -> Head | None:
-        """Return the output head of a teacher of its own, [V, d]; None where the teacher is the student's model."""
-        if not self._config.teacher.name:
+        """Return the output head of the teacher, [V, d]; None where it is the student's own, which is not rounded."""
+        if not self._config.teacher.name and self._config.quant.head == "none":
             return None
         return load_head(teacher_directory(self._config), self._config.model.dtype).to(device())
 

@@ -80,7 +80,8 @@ def learner_bytes(size: ModelSize, config: Config) -> int:
         weights = dense * value + size.num_quantized * _TRAINED_BYTES
     else:
         weights = size.num_parameters * value + size.adapted_width * config.adapter.rank * _TRAINED_BYTES
-    head = size.width * size.vocab_size * value if config.teacher.name else 0
+    has_teacher_head = config.teacher.name or config.quant.head != "none"
+    head = size.width * size.vocab_size * value if has_teacher_head else 0
     return int(_PROCESS + weights + head + max(_training_bytes(size, config), _calibration_bytes(size, config)))
 
 

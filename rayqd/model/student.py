@@ -20,6 +20,7 @@ from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts, restore_experts
 from rayqd.model.replace import QATLayer, replace_layers, replace_module
+from rayqd.model.rounded_head import round_head
 from rayqd.model.sharding import assign, full_tensor, shard
 from rayqd.model.weight_bits import count_weight_bits
 from rayqd.quant import Grid, Quantized, make_grid
@@ -45,6 +46,7 @@ class Student:
         self.quant, self.adapter = config.quant, config.adapter
         torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
         self.weight_bits = count_weight_bits(model, config)  # of the model that will be exported
+        self.rounded_head = round_head(model, config.quant, self.grid.dtype)
         self._experts = quantizable_experts(model, config.quant)
         self.layers = replace_layers(model, self._experts, config, self.grid, trainable and mesh is None)
         self.model = model
@@ -59,7 +61,7 @@ class Student:
 
     @property
     def head(self) -> Head:
-        """Return the output head, [V, d]; not trained."""
+        """Return the output head, [V, d], with the values of its codes where it has any; not trained."""
         return output_head(self.model)
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -84,6 +86,12 @@ class Student:
                 yield from self._experts[name].split(quantized)
             else:
                 yield name, quantized
+
+    def exported_layers(self) -> Iterator[tuple[str, Quantized]]:
+        """Yield what `quantized_layers` does, and an output head whose codes every format stores; collective."""
+        yield from self.quantized_layers()
+        if self.rounded_head is not None and not self.rounded_head.is_tied:
+            yield self.rounded_head.layer, self.rounded_head.codes
 
     @contextmanager
     def as_exported(self) -> Iterator[None]:

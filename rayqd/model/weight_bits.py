@@ -15,7 +15,9 @@ from torch import nn
 from rayqd.config import Config
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import torch_dtype
+from rayqd.model.rounded_head import find_head
 from rayqd.quant import make_grid, pack, quantizable_layers
+from rayqd.quant.head import BITS
 from rayqd.quant.routers import find_expert_containers, find_routers
 
 if TYPE_CHECKING:
@@ -49,13 +51,18 @@ def count_weight_bits(model: PreTrainedModel, config: Config) -> tuple[WeightBit
     for name, experts in quantizable_experts(model, config.quant).items():
         rows = [matrix.rows for matrix in experts.matrices]
         matrices[name] = [(each.stop - each.start, experts.shape[2]) for each in rows]
+    head = _find_rounded_head(model, config)
     dense_bits = 8 * torch_dtype(config.model.dtype).itemsize
     counted: dict[str, list[int]] = {kind: [0, 0, 0] for kind in KINDS}
     for kind, name, parameter in _by_kind(model):
         count = parameter.numel()
         shapes = matrices.get(name)
-        bits = count * dense_bits if shapes is None else sum(packed.count(n, k) for n, k in shapes)
-        counted[kind] = [a + b for a, b in zip(counted[kind], (count, bits, count * (shapes is None)), strict=True)]
+        if parameter is head:
+            bits, num_dense = _head_bits(parameter, config), 0
+        else:
+            bits = count * dense_bits if shapes is None else sum(packed.count(n, k) for n, k in shapes)
+            num_dense = count * (shapes is None)
+        counted[kind] = [a + b for a, b in zip(counted[kind], (count, bits, num_dense), strict=True)]
     return tuple(
         WeightBits(kind=kind, num_weights=weights, num_bits=bits, num_dense=dense)
         for kind, (weights, bits, dense) in counted.items()
@@ -82,6 +89,17 @@ def describe_dense_body(counted: Sequence[WeightBits]) -> str:
         return ""
     largest = max(body, key=lambda each: each.num_dense)
     return f"{share:.0%} of the body's weights stay in 16 bits, most of them {largest.kind}"
+
+
+def _find_rounded_head(model: PreTrainedModel, config: Config) -> nn.Parameter | None:
+    """Return the head's weight where an export has codes of it; where it is the embedding, it has values."""
+    found = None if config.quant.head == "none" else find_head(model)
+    return None if found is None or found.embedding else model.get_parameter(f"{found.head}.weight")
+
+
+def _head_bits(weight: nn.Parameter, config: Config) -> int:
+    bits = BITS[config.quant.head] + 8 * torch_dtype(config.model.dtype).itemsize / config.quant.group_size
+    return int(weight.numel() * bits) + 128  # and its shape, two int64
 
 
 class _PackedBits:

@@ -30,11 +30,12 @@ class NestedScales:
 class Quantized:
     """A weight as it is stored and sent: codes, and one scale (and zero point) a group."""
 
-    codes: Int8[Tensor, "N K"]  # int4: -8..7; nvfp4, nf4, fp4: 0..15, which of the format's values
+    codes: Int8[Tensor, "N K"]  # int4: -8..7; int8: -128..127; nvfp4, nf4, fp4: 0..15, which of the format's values
     scales: Float[Tensor, "N K/g"]  # in their storage dtype; negative under the signed rule where the extreme is > 0
     zero_points: Int8[Tensor, "N K/g"] | None = None  # the code that means 0, -8..7; asymmetric int4 only
     tensor_scale: Float[Tensor, ""] | None = None  # nvfp4: multiplies every scale; float32, a power of two
     nested: NestedScales | None = None  # nf4, fp4 with double quantization: what `scales` were computed from
+    bits: int = 4  # of a code; 8 only of an output head
 
     @property
     def quant_group_size(self) -> int:

@@ -95,12 +95,13 @@ def _check_not_tied(model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
     for name, layer in layers.items():
         if id(layer.weight) in embeddings:
             raise ConfigError(
-                f"{name} shares its weight with the embedding, which stays in 16 bits; add {name} to quant.ignore"
+                f"{name} shares its weight with the embedding: leave {name} in quant.ignore, and set quant.head to "
+                "int8 or int4 if both are to have fewer bits"
             )
         if layer is head:
             raise ConfigError(
-                f"{name} is the output head, which the loss and every result need in 16 bits; add {name} to "
-                "quant.ignore"
+                f"{name} is the output head, which is no layer among others: leave {name} in quant.ignore, and set "
+                "quant.head to int8 or int4 if it is to have fewer bits"
             )
 
 

@@ -15,6 +15,9 @@ import torch
 from rayqd.config import Config
 from rayqd.console.quiet import output_to
 from rayqd.export.verdict import Check
+from rayqd.model.load import load_meta_model
+from rayqd.model.rounded_head import find_head
+from rayqd.model.source import student_directory
 from rayqd.rollout.kernels import choose_weight_form
 from rayqd.types import IntArray
 
@@ -36,9 +39,19 @@ def explain_missing_vllm(kind: str, directory: Path, config: Config) -> str:
         return "not asked: vLLM is not installed"
     if config.quant.format == "nvfp4" and not torch.cuda.is_available():
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
+    if reason := _explain_missing_head_kernel(config):
+        return reason
     if config.quant.format == "int4" and (reason := choose_weight_form(directory, config).reason):
         return f"not asked: {reason}"
     return ""
+
+
+def _explain_missing_head_kernel(config: Config) -> str:
+    if config.quant.head != "int8" or torch.cuda.is_available():
+        return ""
+    found = find_head(load_meta_model(student_directory(config)))
+    is_tied = found is not None and found.embedding is not None  # and then dense
+    return "" if is_tied else "not asked: vLLM reads an int8 head on GPUs alone"
 
 
 def measure_vllm_change(

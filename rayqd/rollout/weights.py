@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rayqd.config import Config
 from rayqd.export.initial_checkpoint import make_initial_checkpoint
+from rayqd.export.rounded_checkpoint import make_rounded_checkpoint
 from rayqd.model.load import torch_dtype
 from rayqd.model.wire import from_wire
 from rayqd.quant import Grid, make_grid, unpack
@@ -67,9 +68,8 @@ class DenseLoader:
     grid: Grid
 
     def prepare_checkpoint(self, source: Path, config: Config) -> Path:
-        """Return `source`: its weights are replaced before anything is written with them."""
-        del config
-        return source
+        """Return `source`, or a copy with the rounded head; all else is replaced before anything is written with it."""
+        return make_rounded_checkpoint(source, config)
 
     def convert(self, published: Mapping[str, WireTensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
         """Yield the values [out, in] of each quantized layer, the learner's to the bit, and the rest as it is."""

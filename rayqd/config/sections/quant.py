@@ -26,6 +26,10 @@ class QuantConfig(Section):
     The formats other than int4 know absmax alone, and take it unless told."""
     double_quant: bool = False
     """nf4 and fp4: the scales themselves in 8 bits (4.13 bits a weight instead of 4.5)."""
+    head: Literal["none", "int8", "int4"] = "none"
+    """The output head, and with it the embedding where the two are one matrix. none: in 16 bits; int8, int4: symmetric
+    codes in groups of `group_size`, rounded to nearest once and not trained. Loss, rollouts, results and exports
+    compute with them, the teacher with its own head. Needs quant.format=int4."""
     method: Annotated[Literal["rtn", "gptq", "awq"], IgnoredBy("distill")] = "gptq"
     """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling. Unless given: gptq for
     int4, else awq."""
@@ -60,6 +64,8 @@ class QuantConfig(Section):
             raise ValueError(f"rule={self.rule}: {self.format} knows absmax alone; leave rule out")
         if self.double_quant and self.format not in ("nf4", "fp4"):
             raise ValueError(f"double_quant is for nf4 and fp4, not {self.format}")
+        if self.head != "none" and self.format != "int4":
+            raise ValueError(f"head={self.head}: files of {self.format} have no place for it; leave head out")
         for field, value in (("init", self.init), ("method", self.method)):
             if value == "gptq" and self.format != "int4":
                 raise ValueError(f"{field}=gptq: GPTQ is for int4; {self.format} takes rtn or awq")

@@ -21,6 +21,7 @@ from rayqd.model.calibration.layer_inputs import LayerInputs
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
 from rayqd.model.calibration.statistics import collect_input_statistics
 from rayqd.model.fused_experts import FusedExperts, quantizable_experts
+from rayqd.model.rounded_head import with_rounded_head
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.int4 import Int4Grid
 from rayqd.quant.towers import text_tower
@@ -67,7 +68,8 @@ def calibrate(
     quantizable = quantizable_layers(model, quant)
     fused = quantizable_experts(model, quant)
     unseen: list[str] = []
-    inputs = LayerInputs(model, layers, sequences, max_batch_tokens)
+    with with_rounded_head(model, quant, grid.dtype):
+        inputs = LayerInputs(model, layers, sequences, max_batch_tokens)
     changed: set[str] = set()
     for i, layer in enumerate(layers):
         linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
