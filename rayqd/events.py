@@ -18,7 +18,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from rayqd.audit import AuditEvent
 from rayqd.metrics.catalogue import STUDENT
-from rayqd.metrics.samples import Sample, make_samples
+from rayqd.metrics.samples import Sample, Value, make_samples
 from rayqd.metrics.step import SELDOM_MEASURED, LearnerStep, RoleMetrics
 from rayqd.spans import SpansEvent
 
@@ -145,7 +145,7 @@ class StepEvent:
         """Return the number of optimizer steps done."""
         return self.learner.step
 
-    def values(self) -> dict[str, float | None]:
+    def values(self) -> dict[str, Value]:
         """Return everything measured of the step, by the name that it has in metrics.jsonl."""
         return {**asdict(self.learner), **asdict(self.roles)}
 

@@ -24,8 +24,8 @@ from rayqd.actors.workers import RolloutHandle, TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, make_plan
-from rayqd.data.mixture import by_weight
-from rayqd.data.run_data import weights_of
+from rayqd.data.run_data import examples_by_weight, weights_of
+from rayqd.data.shares import count_drawn
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.runs.paths import RAY_TRAIN
@@ -109,7 +109,7 @@ class Controller:
         """Return the first training rows, prompts and completions, up to `quant.calibration_tokens` tokens."""
         await self._has_data.wait()
         assert self._training is not None
-        examples = by_weight(self._training, weights_of(self._config))
+        examples = examples_by_weight(self._training, self._config)
         return calibration_sequences(examples, self._config.quant.calibration_tokens)
 
     @ray.method
@@ -181,6 +181,15 @@ class Controller:
         self._step = learner.step
         return StepEvent(learner=learner, roles=self._role_metrics(learner.step - 1))  # sequences count from 0
 
+    def _count_by_source(self, step: int) -> dict[str, int] | None:
+        """Count the sequences that `step` draws from each source; None where there is one."""
+        config = self._config
+        if not config.data.sources:
+            return None
+        before, after = (count_drawn(weights_of(config), end * config.learner.batch_size) for end in (step, step + 1))
+        counts = (now - earlier for earlier, now in zip(before, after, strict=True))
+        return dict(zip(config.data.source_names, counts, strict=True))
+
     def _role_metrics(self, step: int) -> RoleMetrics:
         return RoleMetrics(
             num_retries=self._rollouts.num_retries + self._teachers.num_retries,
@@ -191,6 +200,7 @@ class Controller:
             rollout_tokens_per_second=self._rollout_clock.tokens_per_second(step),
             teacher_seconds=self._teacher_clock.seconds.get(step, 0.0),
             teacher_tokens_per_second=self._teacher_clock.tokens_per_second(step),
+            sequences_by_source=self._count_by_source(step),
         )
 
 

@@ -20,8 +20,7 @@ from rayqd.console.progress import headline
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say
 from rayqd.data import ExampleSet, calibration_sequences
-from rayqd.data.mixture import by_weight
-from rayqd.data.run_data import weights_of
+from rayqd.data.run_data import examples_by_weight
 from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine, describe_dtype
 from rayqd.driver.frozen import describe_date, with_frozen_settings
@@ -91,7 +90,7 @@ def dry_run_quantize(config: Config, console: Console | None = None) -> int:
     data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout, trains=False)
     for line in first_row_lines(data, console.width):
         say(console, line)
-    sequences = calibration_sequences(by_weight(training, weights_of(config)), config.quant.calibration_tokens)
+    sequences = calibration_sequences(examples_by_weight(training, config), config.quant.calibration_tokens)
     rows = f"{sum(map(len, sequences)):,} tokens of {len(sequences):,} rows"
     say(console, f"method    {method}" + ("" if method == "rtn" else f", calibrated on {rows}"))
     say(console, f"directory {short_path(config.run_dir)}: {state}")

@@ -20,8 +20,7 @@ from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
 from rayqd.data.calibration import calibration_sequences
-from rayqd.data.mixture import by_weight
-from rayqd.data.run_data import weights_of
+from rayqd.data.run_data import examples_by_weight
 from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
@@ -112,7 +111,7 @@ class _Quantizing:
             arms = {untrained_arm("rtn", quant): self._measured("rtn", student, heldout)}
             if quant.method != "rtn":
                 del student  # before the next one takes its memory
-                examples = by_weight(training, weights_of(config))
+                examples = examples_by_weight(training, config)
                 sequences = calibration_sequences(examples, quant.calibration_tokens)
                 student = self._calibrated(checked, sequences)
                 arms[untrained_arm(quant.method, quant)] = self._measured(quant.method, student, heldout)

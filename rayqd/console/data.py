@@ -26,12 +26,16 @@ _COLUMNS = (
     Column(heading="not\nneeded", rank=2),
     Column(heading="dupli-\ncates", rank=1),
 )
+_SHARE_COLUMNS = (Column(heading="share"), Column(heading="epochs"))
+_TRAINED = "trained on"  # what a command does that goes through the data in steps
 
 
 def first_row_lines(data: RunData, width: int) -> Iterator[str]:
     """Yield the first row that a run trains on in a few lines, each part of it in at most two of `width` characters."""
     row = data.first[0]
-    yield f"first row: {row.row:,} of {data.training.name}, {row.describe(data.use)}"
+    if data.sources and data.use == _TRAINED:
+        yield "; ".join(f"{each.label}: {each.share:.1%} of the sequences" for each in data.sources)
+    yield f"first row: {row.row:,} of {row.source or data.training.name}, {row.describe(data.use)}"
     parts = [(is_trained, _join(pieces)) for is_trained, pieces in groupby(row.pieces, key=lambda p: p.is_trained)]
     for number, (is_trained, text) in enumerate(parts):
         if _MOST_PARTS // 2 <= number < len(parts) - _MOST_PARTS // 2:
@@ -45,9 +49,14 @@ def first_row_lines(data: RunData, width: int) -> Iterator[str]:
 
 def print_data(console: Console, data: RunData, *, max_length: int, num_steps: int, batch_size: int) -> None:
     """Print counts, what was left out and why, lengths, epochs, and rows as the model sees them."""
-    table = [_cells("training", data.training), _cells("held out", data.heldout)]
-    print_table(console, _COLUMNS, table)
-    for title, rows in (("training", data.training), ("held out", data.heldout)):
+    training = _cells("training", data.training)
+    if data.sources:
+        table = [_with_share(training), *(_with_share(_cells(each.label, each), each) for each in data.sources)]
+        print_table(console, [*_COLUMNS, *_SHARE_COLUMNS], [*table, _with_share(_cells("held out", data.heldout))])
+    else:
+        print_table(console, _COLUMNS, [training, _cells("held out", data.heldout)])
+    several = [(each.label, each) for each in data.sources]
+    for title, rows in (*(several or [("training", data.training)]), ("held out", data.heldout)):
         say(console, f"{title:9} {visible(rows.name)}")
         for line in _left_out_lines(rows):
             say(console, line)
@@ -61,6 +70,9 @@ def print_data(console: Console, data: RunData, *, max_length: int, num_steps: i
 def epochs_line(data: RunData, num_steps: int, batch_size: int) -> str:
     """Format `epochs    128 steps of 4 sequences are about 1.97 epochs; an epoch is about 65 steps`."""
     about = "about " if data.training.num_not_needed else ""
+    if data.sources:
+        of_steps = f"{num_steps:,} steps of {batch_size:,} sequence{'s' if batch_size > 1 else ''}"
+        return f"epochs    {of_steps} are {about}{data.epochs}"
     epochs = num_steps / data.steps_per_epoch if data.steps_per_epoch else 0.0
     sequences = f"{batch_size:,} sequence{'s' if batch_size > 1 else ''}"
     epoch = f"{data.steps_per_epoch:,.{0 if data.steps_per_epoch >= 10 else 1}f}"
@@ -103,6 +115,10 @@ def _cells(title: str, rows: SourceRows) -> list[str]:
     return [title, *(f"{number:,}" for number in numbers)]
 
 
+def _with_share(cells: list[str], rows: SourceRows | None = None) -> list[str]:
+    return [*cells, f"{rows.share:.1%}", f"{rows.num_epochs:,.2f}"] if rows else [*cells, "", ""]
+
+
 def _left_out_lines(rows: SourceRows) -> Iterator[str]:
     for reason in rows.left_out:
         yield f"  {reason.num_rows:,} {reason.reason}"
@@ -138,7 +154,8 @@ def _print_rows(console: Console, data: RunData) -> None:
     say(console, f"rows as the model sees them, special tokens included; {how}")
     for row in data.first:
         console.print()
-        say(console, f"row {row.row:,}: {row.describe(data.use)}")
+        of = f" of {row.source}" if row.source else ""
+        say(console, f"row {row.row:,}{of}: {row.describe(data.use)}")
         pieces = elide(row.pieces, _MOST_CHARACTERS)
         console.print(_coloured(pieces) if has_colours else Text(_marked(pieces)), soft_wrap=True, highlight=False)
         say(console, _describe_end(row, data.ends))

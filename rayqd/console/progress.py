@@ -15,6 +15,7 @@ from rayqd.config import Config
 from rayqd.console.say import say
 from rayqd.events import EvalEvent, StepEvent
 from rayqd.metrics.catalogue import METRICS, Metric
+from rayqd.metrics.samples import Value
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
 _BAR_WIDTH = 30
@@ -142,10 +143,11 @@ def step_line(event: StepEvent, num_steps: int, eta_seconds: float | None, width
         labelled = [pair for pair in labelled if pair[0].label_rank < least]
 
 
-def _labelled(measured: Mapping[str, float | None]) -> Iterator[tuple[Metric, str]]:
+def _labelled(measured: Mapping[str, Value]) -> Iterator[tuple[Metric, str]]:
     """`loss 0.1532`: the metrics that have a label; what counts something only once there is something to count."""
     for metric in METRICS:
-        values = {role: measured.get(name) for role, name in metric.fields.items()} if metric.label else {}
+        found = {role: measured.get(name) for role, name in metric.fields.items()} if metric.label else {}
+        values = {role: value for role, value in found.items() if not isinstance(value, Mapping)}
         if len(values) > 1:
             shown = " ".join(f"{role} {value:{metric.form}}" for role, value in values.items() if value)
         else:

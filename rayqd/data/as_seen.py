@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def see_row(
-    tokenizer: PreTrainedTokenizerBase, example: Example, end_ids: Collection[int], *, writer: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    end_ids: Collection[int],
+    *,
+    writer: str = "",
+    source: str = "",
 ) -> SeenRow:
     """Return the tokens of `example` as text, by kind.
 
@@ -35,6 +40,7 @@ def see_row(
         num_trained=int(trained.sum()),
         pieces=_pieces(tokenizer, ids, trained),
         end=decode(tokenizer, ids[np.flatnonzero(trained)[-1:]]) if is_ended else "",
+        source=source,
         writer=writer,
     )
 

@@ -59,14 +59,14 @@ def join(parts: Sequence[ExampleSet]) -> ExampleSet:
     )
 
 
-def by_weight(training: ExampleSet, weights: Sequence[float]) -> Iterator[Example]:
-    """Yield each example once, those of each source in their order, the sources by their `weights` among each other.
+def by_weight(training: ExampleSet, weights: Sequence[float]) -> Iterator[tuple[int, Example]]:
+    """Yield each example once, with its source: those of each in their order, and the sources by their `weights`.
 
     So the first ones, however many, are like what a run trains on. Where a source has no more, the others go on.
     """
     due = (_due(source, *of) for source, of in enumerate(zip(training.sizes, weights, strict=True)))
     for _, source, draw in heapq.merge(*due):
-        yield training.parts[source].examples[draw]
+        yield source, training.parts[source].examples[draw]
 
 
 def _due(source: int, num_examples: int, weight: float) -> Iterator[tuple[float, int, int]]:

@@ -18,7 +18,7 @@ from rayqd.config.sections import DataConfig
 from rayqd.config.sections.sources import SourceConfig
 from rayqd.data.example_set import ExampleSet
 from rayqd.data.examples import load_examples, load_in_order
-from rayqd.data.mixture import join
+from rayqd.data.mixture import by_weight, join
 from rayqd.data.select import OnTokenized
 from rayqd.data.shares import count_drawn
 from rayqd.errors import ConfigError
@@ -45,7 +45,7 @@ def load_run_data(
     sources, weights = config.data.each_source, weights_of(config)
     drawn = count_drawn(weights, config.learner.steps * config.learner.batch_size)
     needed = [min(max(1, num), each.limit or num or 1) for each, num in zip(sources, drawn, strict=True)]
-    excluded = _heldout_of_each(config)
+    excluded = heldout_of_each(config)
     keys = frozenset(heldout.keys.tolist())
     parts: list[ExampleSet] = []
     for i, source in enumerate(sources):
@@ -84,7 +84,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
                 context_length=context_length,
                 needs_answer=config.trains_on_answers,
             )
-            for source, num_rows in zip(data.each_source, _heldout_of_each(config), strict=True)
+            for source, num_rows in zip(data.each_source, heldout_of_each(config), strict=True)
             if num_rows
         ]
     )
@@ -95,7 +95,12 @@ def weights_of(config: Config) -> tuple[float, ...]:
     return tuple(source.weight for source in config.data.each_source)
 
 
-def _heldout_of_each(config: Config) -> list[int]:
+def examples_by_weight(training: ExampleSet, config: Config) -> Iterator[Example]:
+    """Yield each example once, those of several sources by their weights: what the data is like, from the first on."""
+    return (example for _, example in by_weight(training, weights_of(config)))
+
+
+def heldout_of_each(config: Config) -> list[int]:
     """Return how many rows of each source are held out: its share of `eval.num_rows`, none with an `eval.source`."""
     return count_drawn(weights_of(config), config.eval.num_rows if config.eval.source is None else 0)
 

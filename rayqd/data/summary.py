@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,10 @@ from rayqd.config import Config
 from rayqd.data.as_seen import decode, see_row
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.example_set import ExampleSet
+from rayqd.data.mixture import by_weight
 from rayqd.data.packed_examples import count_tokens, count_trained_tokens
 from rayqd.data.plan import make_plan
+from rayqd.data.run_data import heldout_of_each, weights_of
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError
 from rayqd.runs.data_file import LeftOutRows, LengthBin, Lengths, RunData, SeenRow, SourceRows
@@ -41,19 +45,20 @@ def summarize_data(
     The first `num_first` rows are those that the first steps train on, or where nothing `trains` those of the data.
     """
     ends = _find_ends(tokenizer, directory, config)
-    num_held_out = 0 if config.eval.source else len(heldout.examples)
+    sources, steps_per_epoch = _each_source(config, training, heldout)
     return RunData(
         training=_source_rows(training),
         heldout=_source_rows(heldout),
-        lengths=measure_lengths(training.examples),
-        steps_per_epoch=_estimate_epoch(training, num_held_out) / config.learner.batch_size,
+        lengths=measure_lengths(*(part.examples for part in training.parts)),
+        steps_per_epoch=steps_per_epoch,
         first=tuple(
-            _first_rows(tokenizer, config, training.examples, training.sizes, ends, num_first)
+            _first_rows(tokenizer, config, training, ends, num_first)
             if trains
-            else (see_row(tokenizer, example, ends) for example in training.examples[:num_first])
+            else _first_of_data(tokenizer, config, training, ends, num_first)
         ),
         ends=tuple(decode(tokenizer, np.asarray([index], dtype=np.int32)) for index in ends),
         use="trained on" if trains else "the answer",
+        sources=tuple(sources) if len(sources) > 1 else (),
     )
 
 
@@ -65,16 +70,40 @@ def _find_ends(tokenizer: PreTrainedTokenizerBase, directory: Path, config: Conf
         return ()
 
 
-def _estimate_epoch(training: ExampleSet, num_held_out: int) -> float:
+def _each_source(config: Config, training: ExampleSet, heldout: ExampleSet) -> tuple[list[SourceRows], float]:
+    """Return what became of the rows of each source and how often they come; and the steps until each has come."""
+    held_out = heldout_of_each(config)
+    if config.eval.source is None and not training.joined:
+        held_out = [len(heldout.examples)]  # fewer, where it has no more
+    drawn = make_plan(config, training.sizes).num_drawn(config.learner.steps)
+    sources: list[SourceRows] = []
+    steps: list[float] = []
+    for i, (source, part) in enumerate(zip(config.data.each_source, training.parts, strict=True)):
+        share = source.weight / sum(weights_of(config))
+        steps.append(_estimate_epoch(part, held_out[i], source.limit) / (share * config.learner.batch_size))
+        sources.append(
+            replace(
+                _source_rows(part),
+                label=config.data.source_names[i],
+                share=share,
+                num_drawn=drawn[i],
+                num_epochs=config.learner.steps / steps[i],
+            )
+        )
+    return sources, max(steps)
+
+
+def _estimate_epoch(training: ExampleSet, num_held_out: int, limit: int | None) -> float:
     """Return how many rows of the source could be trained on, if those not looked at are like those that were."""
     num_good = len(training.examples) + num_held_out
     num_bad = sum(each.num_rows for each in training.left_out)
-    return training.num_rows * num_good / (num_good + num_bad) - num_held_out
+    estimate = training.num_rows * num_good / (num_good + num_bad) - num_held_out
+    return min(estimate, limit or estimate)
 
 
-def measure_lengths(examples: Sequence[Example]) -> Lengths:
-    """Return the distribution of the tokens of `examples`, at least one."""
-    sizes = count_tokens(examples)
+def measure_lengths(*parts: Sequence[Example]) -> Lengths:
+    """Return the distribution of the tokens of the examples of all `parts`, at least one."""
+    sizes = np.concatenate([count_tokens(examples) for examples in parts])
     width = _bin_width(int(sizes.max()))
     counts = np.bincount((sizes - 1) // width)
     bins = [LengthBin(first=i * width + 1, last=(i + 1) * width, num_rows=int(count)) for i, count in enumerate(counts)]
@@ -84,7 +113,7 @@ def measure_lengths(examples: Sequence[Example]) -> Lengths:
         median=float(np.median(sizes)),
         high=int(np.percentile(sizes, 95, method="inverted_cdf")),
         longest=int(sizes.max()),
-        trained_share=count_trained_tokens(examples) / int(sizes.sum()),
+        trained_share=sum(map(count_trained_tokens, parts)) / int(sizes.sum()),
     )
 
 
@@ -114,13 +143,12 @@ def _source_rows(rows: ExampleSet) -> SourceRows:
 def _first_rows(
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
-    examples: Sequence[Example],
-    sizes: Sequence[int],
+    training: ExampleSet,
     ends: Sequence[int],
     num_first: int,
 ) -> list[SeenRow]:
     """Return different rows, in the order in which the run first trains on them."""
-    plan = make_plan(config, sizes)
+    plan, examples, names = make_plan(config, training.sizes), training.examples, _names(training, config)
     rows: dict[int, SeenRow] = {}
     for step in range(config.learner.steps):
         for sequence in plan.step(step):
@@ -128,5 +156,20 @@ def _first_rows(
                 return list(rows.values())
             writer = "the student" if sequence.on_policy else "the teacher" if config.distill.seq_kd else ""
             example = examples[sequence.example]
-            rows.setdefault(sequence.example, see_row(tokenizer, example, ends, writer=writer))
+            row = see_row(tokenizer, example, ends, writer=writer, source=names[sequence.source])
+            rows.setdefault(sequence.example, row)
     return list(rows.values())
+
+
+def _first_of_data(
+    tokenizer: PreTrainedTokenizerBase, config: Config, training: ExampleSet, ends: Sequence[int], num_first: int
+) -> list[SeenRow]:
+    """Return the first rows of the data, those of several sources by their weights."""
+    names = _names(training, config)
+    first = islice(by_weight(training, weights_of(config)), num_first)
+    return [see_row(tokenizer, example, ends, source=names[source]) for source, example in first]
+
+
+def _names(training: ExampleSet, config: Config) -> Sequence[str]:
+    """Return the sources' names; nothing where there is but one."""
+    return config.data.source_names if len(training.parts) > 1 else ("",)

@@ -120,11 +120,14 @@ def load_data(
 def describe_data(training: ExampleSet, heldout: ExampleSet) -> list[str]:
     """Return what to say of a run's rows: `data: 200 rows of quickstart (train), 3 too long; held out: ...`."""
     shapes = [f"rows are read as {'; '.join(training.shapes)}"] if training.shapes else []
-    return [f"data: {summary(training)}; held out: {summary(heldout)}", *shapes, *training.remarks, *heldout.remarks]
+    remarks = dict.fromkeys((*training.remarks, *heldout.remarks))  # both may be of one file
+    return [f"data: {summary(training)}; held out: {summary(heldout)}", *shapes, *remarks]
 
 
 def summary(data: ExampleSet) -> str:
-    """Format `200 rows of quickstart (train), 3 too long`."""
+    """Format `200 rows of quickstart (train), 3 too long`; of several sources each, with a plus between."""
+    if data.joined:
+        return " + ".join(map(summary, data.joined))
     duplicates = [f"{data.num_duplicates:,} of them duplicates"] if data.num_duplicates else []
     return ", ".join([f"{len(data.examples)} rows of {data.source}", *duplicates, *map(str, data.left_out)])
 

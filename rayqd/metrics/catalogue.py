@@ -30,6 +30,7 @@ class Metric:
     kind: Literal["gauge", "counter"] = "gauge"
     counts_from: Literal["step", "start"] = "step"  # a counter's field: what this step added, or all since the start
     by_arm: bool = False  # one value for each arm that is compared
+    by_source: bool = False  # the field has a value for each source of the data, by its name
     rate: str = ""  # of a counter whose growth by the second says more: what that is
     label: str = ""  # before the value in the terminal's line; "" keeps it out
     label_rank: int = 0  # the highest goes first where the line is too long for a terminal; 0 stays
@@ -43,7 +44,7 @@ class Metric:
     @property
     def tags(self) -> tuple[str, ...]:
         """Return the names of the labels that tell its series apart."""
-        return ("run", "role", "arm") if self.by_arm else ("run", "role")
+        return ("run", "role", *(["arm"] if self.by_arm else []), *(["source"] if self.by_source else []))
 
 
 def _learner_field(name: str) -> dict[str, str]:
@@ -207,6 +208,17 @@ METRICS = (
         help="Sequences of the step's batch that the student wrote.",
         group="Data",
         fields=_learner_field("num_on_policy"),
+        form=",.0f",
+    ),
+    Metric(
+        name="drawn_sequences",
+        title="Sequences by source",
+        unit="sequences",
+        help="Sequences drawn from each of several data.sources.",
+        group="Data",
+        fields={"controller": "sequences_by_source"},
+        kind="counter",
+        by_source=True,
         form=",.0f",
     ),
     Metric(

@@ -97,7 +97,8 @@ def _curve(shown: Metric) -> Json:
 
 
 def _panel(shown: Metric, kind: str, title: str, expression: str) -> Json:
-    several = " {{arm}}" if shown.by_arm else " {{role}}" if len(shown.fields) > 1 else ""
+    apart = [tag for tag in shown.tags if tag != "run" and (tag != "role" or len(shown.fields) > 1)]
+    several = "".join(f" {{{{{tag}}}}}" for tag in apart)
     target = {"refId": "A", "expr": expression, "legendFormat": f"{{{{run}}}}{several}", "datasource": _DATASOURCE}
     return {
         "type": kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from rayqd.metrics.catalogue import METRICS, Metric
 
@@ -17,11 +18,18 @@ class Sample:
     tags: dict[str, str]  # all but the run
 
 
-def make_samples(event: str, values: Mapping[str, float | None], arm: str | None = None) -> Iterator[Sample]:
+Value: TypeAlias = float | Mapping[str, int] | None
+
+
+def make_samples(event: str, values: Mapping[str, Value], arm: str | None = None) -> Iterator[Sample]:
     """Yield what the fields of an `event` say of each metric; `arm` is the series of an evaluation."""
     tags = {} if arm is None else {"arm": arm}
     for metric in METRICS:
         if metric.event == event:
             for role, name in metric.fields.items():
-                if (value := values.get(name)) is not None:
+                value = values.get(name)
+                if isinstance(value, Mapping):
+                    for source, number in value.items():
+                        yield Sample(metric=metric, value=number, tags={"role": role, "source": source, **tags})
+                elif value is not None:
                     yield Sample(metric=metric, value=value, tags={"role": role, **tags})

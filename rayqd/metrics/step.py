@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Fields that the lines of steps lack which have no value for them: no engine began, or the student wrote nothing.
-SELDOM_MEASURED = {"engine_error", "mean_completion_tokens", "cut_share"}
+# Fields that the lines of steps lack which have no value for them: no engine began, the student wrote nothing, or
+# the data is of one source.
+SELDOM_MEASURED = {"engine_error", "mean_completion_tokens", "cut_share", "sequences_by_source"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +42,4 @@ class RoleMetrics:
     rollout_tokens_per_second: float | None  # None where the role had nothing to do
     teacher_seconds: float
     teacher_tokens_per_second: float | None
+    sequences_by_source: Mapping[str, int] | None = None  # sequences drawn from each, by its name; None of one source

@@ -23,20 +23,27 @@ def data_page(config: Config, data: RunData, made: datetime.datetime) -> str:
     lead = Markup("What a run of <strong>{}</strong> would read, in the tokens of <strong>{}</strong>.").format(
         config.name, Path(config.model.name).name
     )
-    epochs = learner.steps / data.steps_per_epoch if data.steps_per_epoch else 0.0
     shown = [
         Figure(title="Rows used", value=f"{data.training.num_used:,}", beside=f"of {data.training.num_rows:,}"),
         Figure(title="Tokens of a row", value=f"{data.lengths.mean:,.0f}", beside=f"at most {data.lengths.longest:,}"),
         Figure(title="Trained on", value=f"{data.lengths.trained_share:.0%}", beside="of the data's own tokens"),
-        Figure(
-            title="Epoch",
-            value=f"{data.steps_per_epoch:,.0f}",
-            unit="steps",
-            beside=f"{learner.steps:,} steps are {epochs:.2f} of it",
-        ),
+        _epochs(data, learner.steps),
     ]
     body = [page.header(f"rayqd data · {when}", config.name, lead), page.figures(shown)]
     return page.page(f"data of {config.name} · rayqd", [*body, data_section(data, most_characters=None)])
+
+
+def _epochs(data: RunData, num_steps: int) -> Figure:
+    if data.sources:
+        epochs = [each.num_epochs for each in data.sources]
+        return Figure(
+            title="Epochs",
+            value=f"{min(epochs):.2f} to {max(epochs):.2f}",
+            beside=f"of the sources, in {num_steps:,} steps",
+        )
+    epochs = num_steps / data.steps_per_epoch if data.steps_per_epoch else 0.0
+    beside = f"{num_steps:,} steps are {epochs:.2f} of it"
+    return Figure(title="Epoch", value=f"{data.steps_per_epoch:,.0f}", unit="steps", beside=beside)
 
 
 def data_section(data: RunData, *, most_characters: int | None = _MOST_CHARACTERS) -> Markup:
@@ -61,9 +68,13 @@ def _note(data: RunData) -> str:
 
 def _counts(data: RunData) -> Markup:
     titles = [Column(title="")]
-    titles += [Column(title=t, kind="number") for t in ("rows", "used", "left out", "not needed", "duplicates")]
+    numbers = ("rows", "used", "left out", "not needed", "duplicates", *(("share", "epochs") if data.sources else ()))
+    titles += [Column(title=title, kind="number") for title in numbers]
     name = Markup("{}: {}")
     rows = [[name.format(title, page.inline_code(rows.name)), *_numbers(rows)] for title, rows in _sources(data)]
+    if data.sources:
+        shares = [("", ""), *((f"{each.share:.1%}", f"{each.num_epochs:.2f}") for each in data.sources), ("", "")]
+        rows = [[*cells, *share] for cells, share in zip(rows, shares, strict=True)]
     return page.table(titles, rows)
 
 
@@ -73,7 +84,8 @@ def _numbers(rows: SourceRows) -> Iterator[str]:
 
 
 def _sources(data: RunData) -> Sequence[tuple[str, SourceRows]]:
-    return (("training", data.training), ("held out", data.heldout))
+    each = [(source.label, source) for source in data.sources]
+    return (("training", data.training), *each, ("held out", data.heldout))
 
 
 def _left_out(data: RunData) -> Markup:
@@ -85,7 +97,7 @@ def _left_out(data: RunData) -> Markup:
             title,
             page.joined(Markup("<li>{}</li>").format(each) for each in reason.first),
         )
-        for title, rows in _sources(data)
+        for title, rows in _sources(data)[1 if data.sources else 0 :]  # each of several tells its own
         for reason in rows.left_out
     ]
     body = Markup("<ul>{}</ul>").format(page.joined(entries)) if entries else Markup("<p>None.</p>")
@@ -101,7 +113,8 @@ def _lengths(lengths: Lengths) -> Markup:
 
 def _row(row: SeenRow, ends: Sequence[str], use: str, most_characters: int | None) -> Markup:
     pieces = row.pieces if most_characters is None else elide(row.pieces, most_characters)
-    title = Markup("<h3>Row {} <small>{}</small></h3>").format(f"{row.row:,}", row.describe(use))
+    name = f"{row.row:,} of {row.source}" if row.source else f"{row.row:,}"
+    title = Markup("<h3>Row {} <small>{}</small></h3>").format(name, row.describe(use))
     text = Markup('<pre class="seen">{}</pre>').format(page.joined(_piece(piece) for piece in pieces))
     return title + text + Markup('<p class="note">{}</p>').format(_end(row, ends))
 

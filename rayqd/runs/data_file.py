@@ -32,6 +32,7 @@ class SeenRow:
     num_trained: int  # of them
     pieces: tuple[Piece, ...]  # all of it, in order; without the completion where somebody else writes one
     end: str  # the token that ends it; "" where the text just stops
+    source: str = ""  # the name of its source, where there are several
     writer: str = ""  # who writes what is trained on: "the student", "the teacher"; "" where it is the data's own
 
     def describe(self, use: str) -> str:
@@ -59,6 +60,10 @@ class SourceRows:
     num_not_needed: int  # not looked at, or held out where the others are trained on
     num_duplicates: int  # used rows that say what an earlier one says
     left_out: tuple[LeftOutRows, ...]  # of the rows looked at
+    label: str = ""  # what metrics call it, where there are several
+    share: float = 1.0  # of the sequences that are drawn
+    num_drawn: int = 0  # sequences of the run
+    num_epochs: float = 0.0  # how often its rows come in those; an estimate where rows were not looked at
 
     @property
     def num_left_out(self) -> int:
@@ -103,6 +108,13 @@ class RunData:
     first: tuple[SeenRow, ...]
     ends: tuple[str, ...] = ()  # tokens at which whoever writes stops
     use: str = "trained on"  # what marked tokens are to the command
+    sources: tuple[SourceRows, ...] = ()  # each of those that `training` is the sum of; none where it is one
+
+    @property
+    def epochs(self) -> str:
+        """Format `0.37 of prompts and 4.10 of answers`."""
+        parts = [f"{source.num_epochs:.2f} of {source.label}" for source in self.sources]
+        return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def write_data(directory: Path, data: RunData) -> None:

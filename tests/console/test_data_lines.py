@@ -1,6 +1,7 @@
 """What the terminal shows of a run's data."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -104,3 +105,34 @@ def test_epochs_are_an_estimate_where_rows_were_not_looked_at() -> None:
 )
 def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+MIXED = replace(
+    DATA,
+    first=(replace(ROW, source="chat"),),
+    sources=(
+        replace(SOURCE, label="chat", share=0.75, num_drawn=30, num_epochs=1.2),
+        replace(SOURCE, name="b.jsonl", label="code", left_out=(), share=0.25, num_drawn=10, num_epochs=0.4),
+    ),
+)
+
+
+def test_several_sources_have_a_row_each_with_share_and_epochs() -> None:
+    file = io.StringIO()
+    print_data(Console(file=file, width=120), MIXED, max_length=64, num_steps=10, batch_size=4)
+    rows = {cells[0]: cells[1:] for line in file.getvalue().splitlines() if len(cells := line.strip("│ ").split()) > 3}
+    assert (rows["chat"][-3], rows["chat"][-1]) == ("75.0%", "1.20")
+    assert (rows["code"][-3], rows["code"][-1]) == ("25.0%", "0.40")
+    out = file.getvalue()
+    assert "epochs    10 steps of 4 sequences are about 1.20 of chat and 0.40 of code\n" in out
+    assert out.count("5 too long") == 2  # of the source, and of what is held out
+    assert "row 3 of chat: 9 tokens" in out
+
+
+def test_a_run_of_several_sources_begins_with_their_shares() -> None:
+    lines = list(first_row_lines(MIXED, 100))
+    assert lines[:2] == [
+        "chat: 75.0% of the sequences; code: 25.0% of the sequences",
+        "first row: 3 of chat, 9 tokens, 4 of them trained on",
+    ]
+    assert "sequences" not in next(first_row_lines(replace(MIXED, use="the answer"), 100))  # of `quantize`

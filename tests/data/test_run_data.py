@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, load_heldout, load_run_data
-from rayqd.data.mixture import by_weight
-from rayqd.data.run_data import weights_of
+from rayqd.data.run_data import examples_by_weight
 from rayqd.errors import ConfigError, DataError
 from rayqd.types import Example
 
@@ -115,7 +114,7 @@ def test_the_first_rows_for_calibration_are_of_all_sources_by_weight(
 ) -> None:
     config = make_config()
     training, _ = load_run_data(tokenizer, config, 1000)
-    mixed = list(by_weight(training, weights_of(config)))
+    mixed = list(examples_by_weight(training, config))
     of_second = {_text_of(example) for example in training.parts[1].examples}
     # Three are due at 2/3, 2 and 10/3, one at 2, and so on; of two that are due together the first source's comes.
     assert "".join("b" if _text_of(example) in of_second else "a" for example in mixed) == "aaba" * 5

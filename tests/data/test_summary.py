@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayqd.config.sections import DataConfig
 from rayqd.data import load_run_data
 from rayqd.data.summary import measure_lengths, summarize_data
 from rayqd.model.load import load_tokenizer
@@ -92,3 +93,37 @@ def test_the_file_gives_back_what_was_written(summary: Any, tmp_path: Path) -> N
     assert read_data(tmp_path) == data
     (tmp_path / "data.json").write_text("{")
     assert read_data(tmp_path) is None
+
+
+def test_each_of_several_sources_has_its_rows_share_and_epochs(
+    tiny_config: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    tables: list[dict[str, Any]] = []
+    for name, num_rows, weight in (("a", 30, 3), ("b", 10, 1)):
+        rows = [{"prompt": f"{name} {i}", "completion": name * (200 if i < 2 else 5)} for i in range(num_rows)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tables.append({"source": str(tmp_path / f"{name}.jsonl"), "weight": weight})
+    tables[1]["limit"] = 5
+    config = tiny_config(learner={"steps": 40, "batch_size": 3})
+    config = config.model_copy(update={"data": DataConfig(sources=tables, max_length=128, min_room=8)})
+    tokenizer = load_tokenizer(tiny_model)
+    training, heldout = load_run_data(tokenizer, config, 512)
+    data = summarize_data(tokenizer, tiny_model, config, training, heldout, num_first=4)
+    # Of 120 sequences 90 and 30; of 4 held-out rows 3 and 1; of a.jsonl 28 fit, of b.jsonl 5 are asked for.
+    first, second = data.sources
+    assert (first.label, first.num_rows, first.num_used, first.share, first.num_drawn) == ("a", 30, 25, 0.75, 90)
+    assert (second.label, second.num_rows, second.num_used, second.share, second.num_drawn) == ("b", 10, 5, 0.25, 30)
+    assert (first.num_epochs, second.num_epochs) == (pytest.approx(90 / 25), pytest.approx(30 / 5))
+    assert data.steps_per_epoch == pytest.approx(25 / (0.75 * 3))  # then every row has been trained on
+    assert data.epochs == "3.60 of a and 6.00 of b"
+    assert (data.training.num_rows, data.training.num_used) == (40, 30)
+    assert [each.num_rows for each in data.training.left_out] == [sum(each.num_left_out for each in data.sources)]
+    assert [row.source for row in data.first] == ["a", "a", "b", "a"]  # as three and one are due
+    write_data(tmp_path, data)
+    assert read_data(tmp_path) == data
+
+
+def test_a_single_source_has_no_name_of_its_own(summary: Any) -> None:
+    data = summary()
+    assert data.sources == ()
+    assert {row.source for row in data.first} == {""}

@@ -10,7 +10,7 @@ import pytest
 
 from rayqd.cli import main
 from rayqd.console.progress import step_line
-from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent, samples
+from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent, from_json, samples, to_json
 from rayqd.metrics.catalogue import METRICS, Metric, metric
 from rayqd.metrics.grafana import dashboard
 from tests.example_events import eval_event, fidelity, step_event
@@ -143,6 +143,22 @@ def test_documentation_lists_the_metrics_as_they_are() -> None:
 
 def row(each: Metric) -> str:
     """As docs/dashboard.md has it: series, role, unit, what it is, from which fields of which event."""
-    roles = ", ".join(each.fields) + (", by arm" if each.by_arm else "")
+    roles = ", ".join(each.fields) + (", by arm" if each.by_arm else "") + (", by source" if each.by_source else "")
     fields = ", ".join(f"`{name}`" for name in each.fields.values())
     return f"| `{each.series}` | {roles} | {each.unit or '–'} | {each.help} | {fields} of `{each.event}` |"
+
+
+def test_what_is_drawn_is_a_series_a_source() -> None:
+    from rayqd.actors.prometheus import MetricSeries
+
+    mixed = with_roles(sequences_by_source={"chat": 5, "code": 3})
+    drawn = {s.tags["source"]: s.value for s in samples(mixed) if s.metric.name == "drawn_sequences"}
+    assert drawn == {"chat": 5, "code": 3}
+    assert not [s for s in samples(STEP) if "source" in s.tags]  # of one source
+    MetricSeries("mixed").record(mixed)
+    assert step_line(mixed, 24, None) == step_line(STEP, 24, None)
+    assert from_json(to_json(mixed, 0.0)) == mixed
+    assert "sequences_by_source" not in to_json(STEP, 0.0)
+    (panel,) = [p for p in dashboard()["panels"] if p["title"] == "Sequences by source"]
+    assert panel["targets"][0]["legendFormat"] == "{{run}} {{source}}"
+    assert panel["targets"][0]["expr"].startswith("sum by (run, role, source) (")

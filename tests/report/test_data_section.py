@@ -5,7 +5,7 @@ from typing import Any
 
 from rayqd.report.data import data_page, data_section
 from rayqd.runs.data_file import Piece, SeenRow
-from tests.console.test_data_lines import DATA, LEFT_OUT
+from tests.console.test_data_lines import DATA, LEFT_OUT, MIXED
 from tests.report.test_report import CONFIG, report, said
 
 
@@ -38,3 +38,12 @@ def test_long_rows_are_whole_on_the_page_of_the_command_alone() -> None:
     assert "x" * 9000 not in str(data_section(data))
     assert "7,000 characters" in str(data_section(data))
     assert "x" * 9000 in data_page(CONFIG, data, datetime.datetime(2026, 11, 28, tzinfo=datetime.UTC))
+
+
+def test_several_sources_are_rows_of_their_own() -> None:
+    page = str(data_section(MIXED))
+    assert "code: b.jsonl" in said(page)
+    assert all(text in page for text in ("75.0%", "1.20", "25.0%", "0.40", "Row 3 of chat"))
+    assert said(page).count("5 too long") == 2
+    shown = said(data_page(CONFIG, MIXED, datetime.datetime(2026, 11, 28, tzinfo=datetime.UTC)))
+    assert "0.40 to 1.20" in shown

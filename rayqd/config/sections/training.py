@@ -141,6 +141,14 @@ class DataConfig(Section):
         )
         return tuple(self.sources) or (one,)
 
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Return what metrics and pages call each of them; one that is called as an earlier one gets its position."""
+        names: list[str] = []
+        for position, label in enumerate(source.label for source in self.each_source):
+            names.append(f"{label}-{position}" if label in names else label)
+        return tuple(names)
+
     def of_source(self, source: SourceConfig) -> DataConfig:
         """Return the settings with `source` alone as what is read."""
         own = {"source": source.source, "split": source.split, "subset": source.subset, "columns": source.columns}
