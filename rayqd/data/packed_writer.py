@@ -20,8 +20,9 @@ _Dtype: TypeAlias = "np.dtype[Any]"
 class PackedWriter:
     """To be appended to, and then closed."""
 
-    def __init__(self, directory: Path | None = None, *, largest_id: int | None = None) -> None:
+    def __init__(self, directory: Path | None = None, largest_id: int | None = None) -> None:
         """Write into `directory`, which is there, or into memory. No token is above `largest_id`, if that is known."""
+        self._directory = directory
         self._is_small = largest_id is not None and largest_id < SMALL_IDS
         self._dtypes = _dtypes(is_small=self._is_small)
         self._columns: dict[str, IO[bytes]] = {
@@ -39,12 +40,13 @@ class PackedWriter:
             "ids": examples.ids,
             "trained": examples.trained,
         }
+        assert not self._is_small or not len(examples.ids) or int(examples.ids.max()) < SMALL_IDS
         for name, column in self._columns.items():
             column.write(np.ascontiguousarray(values[name], dtype=self._dtypes[name]).data)
 
     def close(self) -> tuple[PackedExamples, Keys]:
         """End the files; return what was written into memory, or nothing where it is in files."""
-        if not all(isinstance(column, BytesIO) for column in self._columns.values()):
+        if self._directory is not None:
             for column in self._columns.values():
                 column.close()
             return PackedExamples.of([]), np.zeros(0, dtype=np.uint64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from rayqd.config.sections import DataConfig
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.example_set import ExampleSet
+from rayqd.data.kept_tokens import MIN_ROWS, entry_for, largest_id_of, read_or_write
 from rayqd.data.left_out import Fault, Reason
 from rayqd.data.lengths import describe_lengths
 from rayqd.data.packed_writer import PackedWriter
@@ -49,28 +51,39 @@ def select_examples(
     After those no row is taken whose key (`row_key`) is in `heldout`. Raises DataError if no example is left.
     """
     chat = chat_settings(data)
-    selection = _Selection(rows, data, num_needed, exclude=exclude, heldout=heldout)
-    writer = PackedWriter()
     tokenize = RowTokenizer(tokenizer=tokenizer, parse=rows.parse, chat=chat)
-    with closing(tokenize_rows(rows, order, tokenize, selection.room)) as batches:
-        for indices, tokenized in batches:
-            num_before = selection.num_kept
-            kept = selection.look_at(indices, tokenized)
-            writer.append(tokenized.examples.take(kept), tokenized.keys[kept])
-            if on_tokenized and selection.num_kept // _REPORT_EVERY > num_before // _REPORT_EVERY:
-                on_tokenized(selection.num_kept, min(exclude + num_needed, len(rows)))
-    examples, keys = writer.close()
-    if not len(examples):
-        raise DataError(_explain_nothing_kept(rows, data, selection.num_kept, selection.too_long, exclude))
-    return ExampleSet(
-        examples=examples,
-        keys=keys,
-        source=rows.name,
-        num_rows=len(rows),
-        left_out=rows.left_out,
-        shapes=tuple(filter(None, selection.shapes)),
-        remarks=rows.remarks,
-    )
+    total = min(exclude + num_needed, len(rows))
+
+    def write(writer: PackedWriter) -> ExampleSet:
+        selection = _Selection(rows, data, num_needed, exclude=exclude, heldout=heldout)
+        with closing(tokenize_rows(rows, order, tokenize, selection.room)) as batches:
+            for indices, tokenized in batches:
+                num_before = selection.num_kept
+                kept = selection.look_at(indices, tokenized)
+                writer.append(tokenized.examples.take(kept), tokenized.keys[kept])
+                if on_tokenized and selection.num_kept // _REPORT_EVERY > num_before // _REPORT_EVERY:
+                    on_tokenized(selection.num_kept, total)
+        examples, keys = writer.close()
+        if selection.num_kept <= exclude:
+            raise DataError(_explain_nothing_kept(rows, data, selection.num_kept, selection.too_long, exclude))
+        return ExampleSet(
+            examples=examples,
+            keys=keys,
+            source=rows.name,
+            num_rows=len(rows),
+            left_out=rows.left_out,
+            shapes=tuple(filter(None, selection.shapes)),
+            remarks=rows.remarks,
+        )
+
+    if total < MIN_ROWS:
+        return write(PackedWriter())
+
+    def find_entry() -> Path | None:
+        needs = (num_needed, exclude)
+        return entry_for(tokenizer, rows, order, data, chat, needs=needs, heldout=heldout)
+
+    return read_or_write(find_entry, largest_id_of(tokenizer), write)
 
 
 class _Selection:

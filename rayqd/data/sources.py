@@ -82,7 +82,16 @@ class Rows:
 
     def fetch_many(self, indices: Sequence[int]) -> list[tuple[int, object | Fault]]:
         """Return what `fetch` does for each of `indices`, with these."""
-        return [(index, self.fetch(index)) for index in indices]
+        if self._table.fetch_many is None or self._keep or self._tally.count(Reason.BROKEN):
+            return [(index, self.fetch(index)) for index in indices]
+        try:
+            return list(zip(indices, self._table.fetch_many(indices), strict=True))
+        except DataError:
+            return [(index, self.fetch(index)) for index in indices]
+
+    def identity(self) -> str | None:
+        """Return the digest of what the source holds now; None where nobody can tell, as with the user's own code."""
+        return None if self._table.identity is None or self._keep else self._table.identity()
 
     def blame(self, index: int, fault: Fault) -> None:
         """Count the row at `index` as not used, or raise DataError where it is broken and those are not skipped."""

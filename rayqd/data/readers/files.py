@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.json_array import read_json_array
 from rayqd.data.readers.kind import Kind, kind_of
 from rayqd.data.readers.lines import read_json_lines, read_text
@@ -110,16 +111,23 @@ def _read_table(path: Path, name: str, kind: Kind) -> Table:
         cause = error.__cause__ or error
         what = " ".join(str(cause).split()) or type(cause).__name__
         raise DataError(f"{name}: cannot be read as {kind}: {what}") from error
-    return table_of_dataset(rows, name)
+    return table_of_dataset(rows, name, identity=lambda: f"{kind} {identify_file(path)}")
 
 
-def table_of_dataset(rows: Any, name: str) -> Table:
-    """Return a `datasets.Dataset`, which is memory-mapped, as a table."""
+def table_of_dataset(rows: Any, name: str, *, identity: Callable[[], str] | None) -> Table:
+    """Return a `datasets.Dataset`, which is memory-mapped, as a table; `identity` says what it holds."""
+
+    def fetch_many(indices: Sequence[int]) -> list[object]:
+        columns = cast("dict[str, list[object]]", rows[list(indices)])
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
     return Table(
         name=name,
         num_rows=len(rows),
         fetch=lambda index: rows[index],
         location=lambda index: f"{name}, row {index}",
+        identity=identity,
+        fetch_many=fetch_many,
     )
 
 

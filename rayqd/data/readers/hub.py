@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.data.readers.files import table_of_dataset
+from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table, select_split
 from rayqd.errors import DataError
 
@@ -40,7 +41,8 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(_explain(source, split, subset, error)) from error
     part = split if subset is None else f"{subset}, {split}"
-    return table_of_dataset(rows, f"{source} ({part})")
+    # What the library read, or took of its own cache: the digest of the files' revisions or times, and of the split.
+    return table_of_dataset(rows, f"{source} ({part})", identity=lambda: str(rows._fingerprint))
 
 
 def _read_saved(path: Path, split: str, subset: str | None) -> Table:
@@ -54,11 +56,16 @@ def _read_saved(path: Path, split: str, subset: str | None) -> Table:
         what = " ".join(str(error).split())
         raise DataError(f"{path}: was written by save_to_disk and cannot be read: {what}") from error
     if not isinstance(saved, DatasetDict):
-        return select_split(table_of_dataset(saved, f"{path} ({split})"), split)
+        return select_split(_table_of_saved(saved, f"{path} ({split})"), split)
     name = split.partition("[")[0]
     if name not in saved:
         raise DataError(f"{path}: {_no_such('split', name, [str(key) for key in saved])}")
-    return select_split(table_of_dataset(saved[name], f"{path} ({split})"), split)
+    return select_split(_table_of_saved(saved[name], f"{path} ({split})"), split)
+
+
+def _table_of_saved(rows: Any, name: str) -> Table:
+    files = [Path(file["filename"]) for file in rows.cache_files]
+    return table_of_dataset(rows, name, identity=(lambda: " ".join(map(identify_file, files))) if files else None)
 
 
 def _explain(source: str, split: str, subset: str | None, error: Exception) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import cast
 
+from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table
 from rayqd.errors import DataError
 
@@ -31,4 +32,5 @@ def read_json_array(path: Path, name: str) -> Table:
         num_rows=len(elements),
         fetch=elements.__getitem__,
         location=lambda index: f"{name}, element {index}",
+        identity=lambda: identify_file(path),
     )

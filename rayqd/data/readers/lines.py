@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table
 from rayqd.errors import DataError
 
@@ -35,6 +36,7 @@ def read_text(path: Path, name: str) -> Table:
         fetch=table.fetch,
         location=table.location,
         remarks=(f"{name}: taken as plain text, a row a line",),
+        identity=table.identity,
     )
 
 
@@ -49,6 +51,7 @@ def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Tabl
         num_rows=len(starts),
         fetch=lambda index: parse(content[int(starts[index]) : int(ends[index])]),
         location=lambda index: f"{name}:{numbers[index]}",
+        identity=lambda: identify_file(path),
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import numpy as np
+
+from rayqd.checksums import digest
 from rayqd.errors import DataError
 
 
@@ -19,12 +22,17 @@ class Table:
     fetch: Callable[[int], object]  # raises DataError, without a location, for one that cannot be read
     location: Callable[[int], str]  # "rows.jsonl:3", "some/set (train), row 17"
     remarks: tuple[str, ...] = ()  # how it was taken, where that may surprise
+    identity: Callable[[], str] | None = None  # the digest of what it holds, now; none where nobody can tell
+    fetch_many: Callable[[Sequence[int]], list[object]] | None = None  # where that is quicker; raises as `fetch` does
 
     def select(self, rows: Sequence[int]) -> Table:
         """Return the table of these rows, in this order; their locations stay."""
-        fetch, location = self.fetch, self.location
+        fetch, location, identity, fetch_many = self.fetch, self.location, self.identity, self.fetch_many
+        chosen = digest(np.asarray(rows, dtype=np.int64).tobytes())
         return replace(
             self,
+            identity=None if identity is None else lambda: f"{identity()}[{chosen}]",
+            fetch_many=None if fetch_many is None else lambda indices: fetch_many([rows[index] for index in indices]),
             num_rows=len(rows),
             fetch=lambda index: fetch(rows[index]),
             location=lambda index: location(rows[index]),
@@ -49,8 +57,19 @@ def concatenate(name: str, tables: Sequence[Table]) -> Table:
         table, row = find(index)
         return table.location(row)
 
-    remarks = tuple(dict.fromkeys(remark for table in tables for remark in table.remarks))
-    return Table(name=name, num_rows=ends[-1] if ends else 0, fetch=fetch, location=location, remarks=remarks)
+    identities = [table.identity for table in tables]
+
+    def identity() -> str:
+        return " ".join(each() for each in identities if each is not None)
+
+    return Table(
+        name=name,
+        num_rows=ends[-1] if ends else 0,
+        fetch=fetch,
+        location=location,
+        remarks=tuple(dict.fromkeys(remark for table in tables for remark in table.remarks)),
+        identity=None if None in identities else identity,
+    )
 
 
 def select_split(table: Table, split: str) -> Table:
