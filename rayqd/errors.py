@@ -8,6 +8,7 @@ RayqdError
 ├── StorageError
 ├── PlacementError
 └── WorkerError
+    └── StallError
 
 Every class takes its message alone, so that it survives the trip between processes.
 """
@@ -53,3 +54,7 @@ class PlacementError(RayqdError):
 
 class WorkerError(RayqdError):
     """A role died and could not be brought back."""
+
+
+class StallError(WorkerError):
+    """A role is there, and does not go on."""

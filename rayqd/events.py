@@ -203,6 +203,9 @@ class StatusEvent:
     text: str
 
 
+STOPPING = "keeping a checkpoint of the last step"  # the status that says that the learner has heard of it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoticeEvent:
     """Something that the user should read, and that does not end the run."""

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from typing import Any, cast
 import ray
 from ray.job_config import JobConfig
 
+from rayqd.actors.exposure import describe_exposure, listen_on_loopback, protect_token
 from rayqd.actors.ray_start import start_ray
 from rayqd.actors.runtime_env import make_runtime_env
 from rayqd.actors.topology import list_cluster_nodes, list_local_nodes
@@ -80,9 +81,13 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             runtime_env={**make_runtime_env(config, ships_package=address is not None)},
         )
 
-    with span("start Ray"), _keep_stop_signal():
+    with span("start Ray"), _keep_stop_signal(), nullcontext() if address else listen_on_loopback():
         context = start_ray(init, address, notice)
     try:
+        if not address:
+            protect_token()
+            if exposure := describe_exposure():
+                notice(exposure)
         accelerators = [
             name.partition(":")[2]
             for name in cast("dict[str, float]", ray.cluster_resources())

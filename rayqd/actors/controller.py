@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -40,6 +43,7 @@ class Controller:
 
     def __init__(self, config: Config, rollouts: Sequence[RolloutHandle], teachers: Sequence[TeacherHandle]) -> None:
         record_span("process", process_start(), time.time())
+        faulthandler.register(signal.SIGUSR1)  # where it does not answer, the driver asks for its stacks
         self._config = config
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
@@ -75,6 +79,11 @@ class Controller:
             await asyncio.to_thread(trainer.fit)
         finally:
             series.cancel()
+
+    @ray.method
+    async def process_id(self) -> int:
+        """Return the number of its process, which is on the driver's node."""
+        return os.getpid()
 
     @ray.method
     async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:

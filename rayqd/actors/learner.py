@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
 from rayqd.actors.ray_types import fetch_all, put
+from rayqd.actors.stalls import watch_learner
 from rayqd.actors.topology import describe_node
 from rayqd.audit import SequenceAudit, StepAudit, audit_step
 from rayqd.cluster.placement import Placement
@@ -149,7 +150,7 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
     feed = ControllerFeed(controller, rank, world_size, group.all_true)
-    LearnerWorker(config, feed, group, node=describe_node()).run()
+    LearnerWorker(config, feed, group, node=describe_node(), watch=watch_learner(config, rank)).run()
     remove_local_run_dir(driver_config, config)
 
 

@@ -24,6 +24,10 @@ MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.5
 _REASON_WIDTH = 100
 
+_STALL_MEND = {
+    "rollout": "another version of vLLM may help, or a higher ray.stall_seconds where a token may take that long"
+}
+
 A = TypeVar("A", bound=PooledActor)
 P = ParamSpec("P")
 Report = TypeVar("Report")
@@ -169,7 +173,7 @@ class Pool(Generic[A]):
         if self._stalls[index] > 1:
             self._fatal = (
                 f"{self._name(index)} {stall}, and did so before it was started again: the stacks are in Ray's logs; "
-                "another version of vLLM may help, or a higher ray.stall_seconds where a token may take that long"
+                f"{_STALL_MEND.get(self.role, 'raise ray.stall_seconds where a batch may take that long')}"
             )
 
     async def _is_alive(self, index: int) -> bool:

@@ -65,7 +65,7 @@ def start_generation_workers(config: Config, placement: Placement, make_engine: 
 def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:
     """Start the teachers."""
     return [
-        actor.remote(TeacherWorker(rank, teacher_loader(config)))
+        actor.remote(TeacherWorker(rank, teacher_loader(config), config.ray.stall_seconds))
         for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement))
     ]
 

@@ -11,26 +11,27 @@ from typing import TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util import list_named_actors
 
 from rayqd.actors.connection import Cluster
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
+from rayqd.actors.stalls import dump_stacks, explain_stall
 from rayqd.actors.topology import anything_waits_for_room
 from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
-from rayqd.errors import RunError
+from rayqd.errors import RunError, StallError
 from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
 from rayqd.spans import Span
 
 _POLL_SECONDS = 0.5
 _NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
-_STOP_SECONDS = 30.0  # for the controller to hear of it
+_STOP_SECONDS = 6.0  # for the controller to answer once the run is to stop
 
 T = TypeVar("T")
 
@@ -62,6 +63,9 @@ class RunActors:
         self._starting = {actor.start.remote(): name for name, actor in actors.items()}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
         self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
+        self._controller_pid = ray.get(self.controller.process_id.remote())
+        self._patience_seconds = config.ray.stall_seconds
+        self._config = config
         self._training = self.controller.train.remote(placement)
         self._own = [self.controller, *rollouts, *own_teachers]
 
@@ -96,14 +100,14 @@ class RunActors:
 
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the run's events from number `after` on; raises why the learner ended, if it did."""
-        events = _get(self.controller.events.remote(after, timeout_seconds))
+        events = self._get(self.controller.events.remote(after, timeout_seconds))
         if not events and _list_done([self._training]):
             self._raise_learner_failure()
         return events
 
     def list_awaited_workers(self) -> list[str]:
         """Return the workers that the learner waits for; none while it is at work itself."""
-        return _get(self.controller.list_awaited_workers.remote())
+        return self._get(self.controller.list_awaited_workers.remote())
 
     def role_seconds(self) -> dict[str, float]:
         """Return the seconds of work so far of rollout workers and teachers."""
@@ -114,8 +118,12 @@ class RunActors:
         return ray.get(self.controller.role_spans.remote())
 
     def stop(self) -> None:
-        """Ask the learner to save its last step; a `stopped` event follows. WorkerError if the controller is gone."""
-        _get(self.controller.stop.remote(), timeout_seconds=_STOP_SECONDS)
+        """Ask the learner to save its last step; a `stopped` event follows.
+
+        Raises WorkerError if the controller is gone, StallError if it does not answer, for which nobody waits long now.
+        """
+        self._patience_seconds = min(self._patience_seconds, _STOP_SECONDS)
+        self._get(self.controller.stop.remote())
 
     def wait_for_end(self, timeout_seconds: float) -> None:
         """Wait for Ray Train to write its own records."""
@@ -130,15 +138,22 @@ class RunActors:
         try:
             ray.get(self._training)
         except RayError as error:
+            if stall := explain_stall(self._config):
+                raise StallError(stall) from None
             raise unwrap_error(error, "learner") from None
 
-
-def _get(ref: ObjectRef[T], timeout_seconds: float | None = None) -> T:
-    """Return what the controller answers; WorkerError if it died."""
-    try:
-        return ray.get(ref, timeout=timeout_seconds)
-    except RayError as error:
-        raise unwrap_error(error, "controller") from None
+    def _get(self, ref: ObjectRef[T]) -> T:
+        """Return what the controller answers; WorkerError if it died, StallError if it stands still."""
+        try:
+            return ray.get(ref, timeout=self._patience_seconds)
+        except GetTimeoutError:
+            dump_stacks(self._controller_pid)
+            raise StallError(
+                f"the controller did not answer for {self._patience_seconds:g} s: its stacks are in Ray's logs; the "
+                "same command goes on from the last checkpoint"
+            ) from None
+        except RayError as error:
+            raise unwrap_error(error, "controller") from None
 
 
 def _list_done(refs: Iterable[ObjectRef[T]]) -> list[ObjectRef[T]]:

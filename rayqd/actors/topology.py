@@ -76,6 +76,11 @@ def find_log_dir() -> Path:
     return Path(node.get_logs_dir_path() if node else tempfile.gettempdir())
 
 
+def stall_file(name: str) -> Path:
+    """Return where the actor or worker of that name, `mine/rollout-0`, leaves word of where it stood still."""
+    return find_log_dir() / f"rayqd-{name.replace('/', '-')}-stall.txt"
+
+
 def anything_waits_for_room() -> bool:
     """Return whether an actor or a placement group is on the cluster that no node has room for at present.
 

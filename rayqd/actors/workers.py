@@ -9,17 +9,18 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import ray
 from ray.actor import ActorProxy
 
-from rayqd.actors.topology import describe_node, find_log_dir
+from rayqd.actors.topology import describe_node, stall_file
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
-from rayqd.rollout.stall import read_stall
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.spans import Span, process_start, record_span, take_spans
+from rayqd.stall import read_stall
 from rayqd.teacher.worker import ScoringReport, TeacherWorker
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, RolloutSummary, TeacherPayload
 
@@ -39,6 +40,8 @@ class Started:
 class PooledActor:
     """What a pool asks of its actors beside their work."""
 
+    _stall = ""  # where the process before this one stood when it ended itself
+
     def __init__(self, load: Callable[[], float]) -> None:
         """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
         self._load = load
@@ -53,7 +56,7 @@ class PooledActor:
     @ray.method
     def explain_exit(self) -> str:
         """Return why the process before this one ended itself; empty where it did not, or was on another node."""
-        return ""
+        return f"{self._describe_stall()}, at {self._stall}" if self._stall else ""
 
     @ray.method
     def load(self) -> float:
@@ -68,6 +71,17 @@ class PooledActor:
 
     def _describe_work(self) -> str:
         return ""
+
+    def _describe_stall(self) -> str:
+        return "stood still"
+
+    def _watch_stalls(self, watch: Callable[[Path], None]) -> None:
+        """Read what the process before this one left, and have `watch` write the same file."""
+        file = stall_file(_actor_label())
+        self._stall = read_stall(file)
+        if self._stall:
+            file.replace(file.with_suffix(f".{os.getpid()}.txt"))
+        watch(file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +102,11 @@ class RolloutActor(PooledActor):
     def __init__(self, worker: RolloutWorker) -> None:
         super().__init__(worker.start)
         self._worker = worker
-        file = find_log_dir() / f"rayqd-{_actor_label().replace('/', '-')}-stall.txt"
-        self._stall = read_stall(file)
-        if self._stall:
-            file.replace(file.with_suffix(f".{os.getpid()}.txt"))
-        worker.watch(file)
+        self._watch_stalls(worker.watch)
 
-    @ray.method
-    def explain_exit(self) -> str:
-        """Return where the process before this one stood when it ended itself; empty where it did not."""
+    def _describe_stall(self) -> str:
         assert self._worker is not None
-        waited = f"made no token for ray.stall_seconds={self._worker.stall_seconds:g}, at"
-        return f"{waited} {self._stall}" if self._stall else ""
+        return f"made no token for ray.stall_seconds={self._worker.stall_seconds:g}"
 
     def _describe_work(self) -> str:
         return self._worker.description if self._worker else ""
@@ -136,6 +143,10 @@ class TeacherActor(PooledActor):
     def __init__(self, worker: TeacherWorker) -> None:
         super().__init__(worker.start)
         self._worker = worker
+        self._watch_stalls(worker.watch)
+
+    def _describe_stall(self) -> str:
+        return f"read no batch for ray.stall_seconds={self._worker.stall_seconds:g}"
 
     def __repr__(self) -> str:
         return f"TeacherWorker({_actor_label()})"

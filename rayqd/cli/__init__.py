@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that help and a mistyped setti
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -95,11 +96,14 @@ def _run(command: Command, words: list[str]) -> int:
     given = command.parse(words)
     if not command.when_stopped:
         return command.run(given)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what stops a job is an orderly end, as Ctrl-C is
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what stops a job is an orderly end, as Ctrl-C is
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         return command.run(given)
     except KeyboardInterrupt:
-        print(f"rayqd: stopped; {command.when_stopped}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be what went away
+            print(f"rayqd: stopped; {command.when_stopped}", file=sys.stderr)
         return 130
 
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+
 from rich.console import Console
 
 
 def say(console: Console, text: str) -> None:
-    """Print `text` as it is: no markup in it, no colours for its numbers, and no line breaks that it has not got."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print `text` as it is: no markup in it, no colours for its numbers, and no line breaks that it has not got.
+
+    Raises KeyboardInterrupt once nobody reads it any more, because the terminal or the pipe is closed; from then on
+    the console is silent.
+    """
+    try:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    except (SystemExit, OSError) as error:  # the former is how rich ends a program whose pipe is closed
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # of a file, and the run itself can go on
+            return
+        console.quiet = True
+        raise KeyboardInterrupt from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -10,8 +11,9 @@ from rayqd.actors.run_actors import RunActors
 from rayqd.audit import AuditEvent
 from rayqd.config import Config
 from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
-from rayqd.errors import PlacementError, StorageError, WorkerError
+from rayqd.errors import PlacementError, StallError, StorageError, WorkerError
 from rayqd.events import (
+    STOPPING,
     ArmResult,
     CheckpointEvent,
     EvalEvent,
@@ -33,6 +35,7 @@ from rayqd.runs.startup import Startup, make_startup
 from rayqd.spans import Span, SpansEvent
 
 _POLL_SECONDS = 0.5
+_STOP_SECONDS = 6.0  # for the learner to hear that it is to stop; a process must be gone 10 s after a SIGTERM
 _LEARNER_START_SECONDS = 120.0  # from its place in the cluster to its first word
 
 Kind = TypeVar("Kind", bound=Event)
@@ -72,7 +75,7 @@ class Monitor:
                     if isinstance(event, kinds):
                         return event
                 self._report_inactivity()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # Ctrl-C, SIGTERM, or nobody reads what is printed
             self._stop()
             raise
 
@@ -102,9 +105,15 @@ class Monitor:
         self._progress.status("stopping: keeping a checkpoint of the last step (Ctrl-C again: without)")
         try:
             self._actors.stop()
+            deadline = time.monotonic() + _STOP_SECONDS
             while not (self._stopped or self._finished):
-                for _ in self._new_events(_POLL_SECONDS):
-                    pass
+                for event in self._new_events(_POLL_SECONDS):
+                    if isinstance(event, StatusEvent) and event.text == STOPPING:
+                        deadline = math.inf  # it is at it, and writing takes what it takes
+                if time.monotonic() > deadline:
+                    raise StallError(f"the learner did not answer within {_STOP_SECONDS:g} s")
+        except StallError as error:
+            self._progress.say(f"stopped without a checkpoint of the last step: {error}")
         except WorkerError:  # the signal was for all of them, and they were faster
             self._progress.say("stopped without a checkpoint of the last step: the run's processes were ended too")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from rayqd.export.digest import digest_layers
 from rayqd.learner.audit_trail import AuditTrail
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
-from rayqd.learner.learner import Learner
+from rayqd.learner.learner import Learner, do_nothing
 
 _POLL_SECONDS = 0.1
 
@@ -65,14 +65,15 @@ class Checkpointer:
         state = self._learner.group.gather_full(self._learner.state_dict())
         return self._write(step, state, digest_layers(self._learner.student))
 
-    def stop(self) -> int:
+    def stop(self, on_held: Callable[[], None] = do_nothing) -> int:
         """Save the last step that was done, from any thread, and let no further one change the weights.
 
-        Every worker that joins collectives does. Returns the step's number. Raises StorageError when it could not be
-        written.
+        Every worker that joins collectives does; `on_held` is called when the weights can change no more. Returns the
+        step's number. Raises StorageError when it could not be written.
         """
         group = self._learner.group
         self._hold_back()
+        on_held()
         is_saved = not self._num_steps or self._num_steps in self._checkpoints.steps()
         if not group.all_gather_object(is_saved)[0]:  # only rank 0's directory is sure to have them all
             state = group.gather_full(self._learner.state_dict(), on_side_group=True)

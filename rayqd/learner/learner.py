@@ -60,6 +60,7 @@ class Learner:
         self.teacher_head = teacher_head
         self.settings = config.learner
         self.before_update: Callable[[], None] = do_nothing  # called when the weights are about to change, or to stay
+        self.on_progress: Callable[[], None] = do_nothing  # called after each microbatch
         self._num_skipped = 0
         self._objective = Objective(config.distill, student.head, teacher_head)
         self.group = group or SingleProcess()
@@ -112,6 +113,7 @@ class Learner:
         student_hidden = completion_states(self.student.model, [s.rollout for s in microbatch])
         loss = self._objective(student_hidden, microbatch).sum() / num_loss_tokens
         loss.backward()
+        self.on_progress()
         return loss.detach()
 
     def _num_rounds(self, num_microbatches: int) -> int:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from rayqd.config import Config
 from rayqd.data.plan import make_plan, steps_ahead
 from rayqd.errors import WorkerError
-from rayqd.events import Arm, ArmKind, CheckpointEvent, EvalEvent, Fidelity, LearnerStep, NoticeEvent, StartEvent
+from rayqd.events import (
+    STOPPING,
+    Arm,
+    ArmKind,
+    CheckpointEvent,
+    EvalEvent,
+    Fidelity,
+    LearnerStep,
+    NoticeEvent,
+    StartEvent,
+    StatusEvent,
+)
 from rayqd.learner.audit_trail import AuditTrail, digest_after_step
 from rayqd.learner.bad_steps import keep_share
 from rayqd.learner.checkpointer import Checkpointer
@@ -24,16 +36,23 @@ from rayqd.types import Batch
 
 
 def train(
-    learner: Learner, feed: Feed, checkpointer: Checkpointer, config: Config, *, evaluate: Callable[[], Fidelity]
+    learner: Learner,
+    feed: Feed,
+    checkpointer: Checkpointer,
+    config: Config,
+    *,
+    evaluate: Callable[[], Fidelity],
+    working: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Train from the last checkpoint, if there is one, to the last step.
 
     Only rank 0 writes, publishes and evaluates; where the student is sharded, the others join its collectives.
+    `working` surrounds the computation of every step but the first, which may compile.
     """
     start = checkpointer.resume()
     joins = learner.group.joins_collectives
     if joins:
-        feed.when_stopping(checkpointer.stop)
+        feed.when_stopping(partial(checkpointer.stop, lambda: feed.report(StatusEvent(text=STOPPING))))
     feed.report(StartEvent(step=start))
     if checkpointer.trail.all.steps:
         feed.report(checkpointer.trail.all)
@@ -46,7 +65,10 @@ def train(
         version = step + 1
         last = version == config.learner.steps
         with checkpointer.step(version):
-            _step(learner, feed, config, checkpointer.trail, step, is_first=step == start)
+            is_first = step == start
+            _step(
+                learner, feed, config, checkpointer.trail, step, nullcontext if is_first else working, is_first=is_first
+            )
             if joins and not last and _is_written_with(version, config):
                 feed.publish(version, collect_rollout_weights(learner.student, config))
             if joins and (last or version % config.checkpoint.every == 0):
@@ -66,13 +88,23 @@ def _is_written_with(version: int, config: Config) -> bool:
     return plan.needs_student(steps_ahead(version, config.rollout.max_staleness, config.learner.steps))
 
 
-def _step(learner: Learner, feed: Feed, config: Config, trail: AuditTrail, step: int, *, is_first: bool) -> None:
+def _step(
+    learner: Learner,
+    feed: Feed,
+    config: Config,
+    trail: AuditTrail,
+    step: int,
+    working: Callable[[], AbstractContextManager[None]],
+    *,
+    is_first: bool,
+) -> None:
     start, began = time.time(), time.perf_counter()
     batch = feed.batch(step)
     ready = time.perf_counter()
     staleness = _check_staleness(batch, step, config.rollout.max_staleness)
     error = check_engines(learner.student, batch.probes, config.model.dtype)
-    result = learner.step(step, batch.share, batch.num_loss_tokens)
+    with working():
+        result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
     if batch.audit:
         trail.add(replace(batch.audit, weights=digest_after_step(learner), skipped=result.is_skipped))

@@ -6,6 +6,7 @@ each       each           rank 0            each       each             rank 0
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 from rayqd.config import Config
@@ -26,13 +27,20 @@ from rayqd.model.source import student_directory, teacher_directory
 from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.spans import SpansEvent, span, take_spans
+from rayqd.stall import StallWatch
 
 
 class LearnerWorker:
     """One of the workers of `group`; where the student is sharded, all of them join the collectives of rank 0."""
 
-    def __init__(self, config: Config, feed: Feed, group: SingleProcess, *, node: str = "") -> None:
-        """Take the run's view and the other workers; `node` is what the user calls this machine."""
+    def __init__(
+        self, config: Config, feed: Feed, group: SingleProcess, *, node: str = "", watch: StallWatch | None = None
+    ) -> None:
+        """Take the run's view and the other workers; `node` is what the user calls this machine.
+
+        `watch` ends this process where no microbatch comes to an end.
+        """
+        self._watch = watch
         self._config = config
         self._feed = feed
         self._group = group
@@ -59,7 +67,11 @@ class LearnerWorker:
             learner = self._make_learner(teacher_head)
         self._report_spans()
         evaluate = partial(heldout.evaluate, learner.student)
-        train(learner, self._feed, Checkpointer(learner, self._checkpoints), self._config, evaluate=evaluate)
+        working = nullcontext
+        if self._watch:
+            learner.on_progress, working = self._watch.beat, self._watch.working
+        checkpointer = Checkpointer(learner, self._checkpoints)
+        train(learner, self._feed, checkpointer, self._config, evaluate=evaluate, working=working)
         self._finish(learner, heldout)
 
     def _make_uploader(self) -> CheckpointUploader | None:

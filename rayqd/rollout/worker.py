@@ -15,10 +15,10 @@ from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.completions import write_checked
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.sampling import sampling_request
-from rayqd.rollout.stall import StallWatch
 from rayqd.rollout.support import explain_unusable_vllm
 from rayqd.rollout.tuning import choose_preparation, most_sequences
 from rayqd.spans import span
+from rayqd.stall import StallWatch
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 _PROBE_PROMPT_TOKENS, _PROBE_TOKENS, _PROBE_TOP_IDS = 32, 8, 64

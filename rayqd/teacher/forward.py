@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Teacher:
     """Reads rollouts, at most `max_batch_tokens` at once, and computes a payload of each completion."""
 
@@ -25,6 +29,7 @@ class Teacher:
         self._model = model
         self._max_batch_tokens = max_batch_tokens
         self._spec = spec or HiddenSpec()
+        self.on_progress: Callable[[], None] = _do_nothing
 
     def score(self, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
         """Return a payload for each rollout; None where its numbers are inf or nan."""
@@ -53,4 +58,5 @@ class Teacher:
             states = torch.split(completion_states(self._model, batch), [rollout.num_loss_tokens for rollout in batch])
             for i, completion in zip(indices, states, strict=True):
                 payloads[i] = spec.compute(completion, head, rollouts[i])
+            self.on_progress()
         return [payloads[i] for i in range(len(rollouts))]

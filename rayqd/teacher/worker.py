@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from rayqd.config import Config
 from rayqd.errors import StorageError
 from rayqd.spans import Span, span
+from rayqd.stall import StallWatch
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ Compute = Callable[[Sequence[Rollout]], Sequence[TeacherPayload | None]]
 
 class Scorer(Protocol):
     """The model behind a teacher worker; `rayqd.teacher.forward.Teacher` is the real one."""
+
+    on_progress: Callable[[], None]  # called when it has read a batch
 
     def score(self, rollouts: Sequence[Rollout]) -> Payloads:
         """Return a payload for each rollout; None where its numbers are inf or nan."""
@@ -61,14 +65,22 @@ class ScoringReport:
 class TeacherWorker:
     """Loads a teacher when it is first asked for something, and keeps it."""
 
-    def __init__(self, rank: int, load: Callable[[], LoadedTeacher]) -> None:
+    def __init__(self, rank: int, load: Callable[[], LoadedTeacher], stall_seconds: float = math.inf) -> None:
+        """Take what loads the model; `stall_seconds` without a batch end the process, see `watch`."""
         self._rank = rank
         self._load = load
+        self.stall_seconds = stall_seconds
+        self._watch: StallWatch | None = None
         self._teacher: LoadedTeacher | None = None
         self._has_scored = False
 
     def __repr__(self) -> str:
         return f"TeacherWorker(rank={self._rank})"
+
+    def watch(self, file: Path) -> None:
+        """End this process where no batch is read for `stall_seconds`, with every thread's stack in `file`."""
+        if math.isfinite(self.stall_seconds):
+            self._watch = StallWatch(file, self.stall_seconds)
 
     def start(self) -> float:
         """Load the teacher unless it is there; return the seconds that took."""
@@ -90,6 +102,8 @@ class TeacherWorker:
     def _loaded(self) -> LoadedTeacher:
         if self._teacher is None:
             self._teacher = self._load()
+            if self._watch:
+                self._teacher.scorer.on_progress = self._watch.beat
         return self._teacher
 
     def _score(
@@ -104,7 +118,7 @@ class TeacherWorker:
         # Apart, so that what the student wrote is read in the same batches whatever is cached: the same bits.
         for indices in (on_policy, missing):
             if indices:
-                with nullcontext() if self._has_scored else span("first scores"):
+                with self._working() if self._has_scored else span("first scores"):  # which may compile
                     payloads |= zip(indices, compute([rollouts[i] for i in indices]), strict=True)
                 self._has_scored = True
         for i in missing:
@@ -119,6 +133,9 @@ class TeacherWorker:
             kept=tuple(sorted(cached)),
         )
         return report, [payloads[i] for i in range(len(rollouts))]
+
+    def _working(self) -> AbstractContextManager[None]:
+        return self._watch.working() if self._watch else nullcontext()
 
 
 def _cached(cache: PayloadCache | None, spec: PayloadSpec, rollouts: Sequence[Rollout]) -> dict[int, TeacherPayload]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rayqd.rollout.stall import StallWatch, read_stall
+from rayqd.stall import StallWatch, read_stall
 
 # sleep() of the C library, called without giving Python's lock back: as a kernel's launch that waits would
 HOLD_THE_LOCK = """
 import ctypes, sys
 from pathlib import Path
-from rayqd.rollout.stall import StallWatch
+from rayqd.stall import StallWatch
 def spin():
     ctypes.PyDLL(None).sleep(60)
 watch = StallWatch(Path(sys.argv[1]), 0.3)
@@ -25,7 +25,7 @@ with watch.working():
 WAIT_OUTSIDE = """
 import sys, time
 from pathlib import Path
-from rayqd.rollout.stall import StallWatch
+from rayqd.stall import StallWatch
 watch = StallWatch(Path(sys.argv[1]), 0.3)
 watch.beat()
 with watch.working():
