@@ -203,9 +203,6 @@ class StatusEvent:
     text: str
 
 
-STOPPING = "keeping a checkpoint of the last step"  # the status that says that the learner has heard of it
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoticeEvent:
     """Something that the user should read, and that does not end the run."""
@@ -286,6 +283,7 @@ def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
             raise ValueError(f"no event is called {other!r}")
 
 
+STOPPING = "keeping a checkpoint of the last step"  # the status that says that the learner has heard of a stop
 _INTEGER = TypeAdapter(int)
 _NUMBER = TypeAdapter(float)
 _NUMBERS = TypeAdapter(dict[str, float])

@@ -1,9 +1,9 @@
-"""A rollout worker that makes no token is told of, started again once, and ends the run the second time."""
+"""A worker that makes no progress is told of, started again once, and ends the run the second time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ import ray
 
 from rayqd.actors.pool import Pool
 from rayqd.actors.ray_types import fetch, put
-from rayqd.actors.workers import RolloutActor
+from rayqd.actors.workers import RolloutActor, TeacherActor
 from rayqd.config.sections import RolloutConfig
 from rayqd.errors import WorkerError
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import Completion, SamplingRequest
 from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.worker import RolloutWorker
-from rayqd.types import Example, PlannedSequence
+from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
+from rayqd.types import Example, HiddenPayload, PlannedSequence, Rollout, SampledPayload, TeacherPayload
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -76,6 +77,59 @@ async def test_it_is_told_of_and_its_work_is_done_again(tmp_path: Path) -> None:
     assert told.startswith("rollout-0 made no token for ray.stall_seconds=1.5, at test_stalled_worker.py:")
     assert " stand_still, test_stalled_worker.py:" in told
     assert ", worker.py:" in told
+
+
+def teachers(times: int, marker: Path, heard: list[str]) -> Pool[TeacherActor]:
+    """A teacher that stands still the first `times` that it reads something that is not its process's first batch."""
+
+    class Standing:
+        on_progress: Callable[[], None]
+        num_calls = 0
+
+        def score(self, rollouts: Sequence[Rollout]) -> list[TeacherPayload | None]:
+            self.num_calls += 1
+            if self.num_calls > 1:  # the first one may compile
+                with marker.open("a") as stream:
+                    stream.write("x")
+                if marker.stat().st_size <= times:
+                    self.stand_still()
+            self.on_progress()
+            return [SampledPayload(logprobs=np.zeros(len(r.completion_ids), np.float32)) for r in rollouts]
+
+        def hidden(self, rollouts: Sequence[Rollout]) -> list[HiddenPayload]:
+            raise AssertionError(rollouts)
+
+        def stand_still(self) -> None:
+            time.sleep(600)
+
+    def load() -> LoadedTeacher:
+        spec: Any = None  # asked for by nobody without a cache
+        return LoadedTeacher(scorer=Standing(), spec=spec, cache=None)
+
+    async def notice(text: str) -> None:
+        heard.append(text)
+
+    worker = TeacherWorker(0, load, STALL_SECONDS)
+    actor: Any = ray.remote(TeacherActor).options(num_cpus=0, max_restarts=-1, name=f"rayqd/stalled-{times}/teacher-0")
+    return Pool("teacher", [actor.remote(worker)], notice=notice)
+
+
+async def score(pool: Pool[TeacherActor]) -> int:
+    """Score twice; only the second call is watched."""
+    ids = np.arange(3, dtype=np.int32)
+    rollout = Rollout(step=0, index=0, on_policy=True, prompt_ids=ids, completion_ids=ids, policy_version=0)
+    await pool.call(TeacherActor.score, 1, rollout)
+    report, _, scored = await pool.call(TeacherActor.score, 1, rollout)
+    assert report.num_tokens == 6
+    return scored.attempt
+
+
+async def test_a_teacher_that_stands_still_is_told_of_and_its_work_is_done_again(tmp_path: Path) -> None:
+    heard: list[str] = []
+    assert await score(teachers(1, tmp_path / "marker", heard)) == 2
+    (told,) = [line for line in heard if "no batch" in line]
+    assert told.startswith("teacher-0 read no batch for ray.stall_seconds=1.5, at test_stalled_worker.py:")
+    assert " stand_still, test_stalled_worker.py:" in told
 
 
 async def test_the_second_time_the_run_ends_with_the_reason(tmp_path: Path) -> None:

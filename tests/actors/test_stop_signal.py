@@ -1,5 +1,6 @@
 """SIGTERM is what stops a job: it ends a run as Ctrl-C does, whether Ray is starting, has started, or gets it too."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from rayqd.commands.doctor_run import examine_run
 from rayqd.config.resolved import to_toml
 from rayqd.runs.record import read_run
 
@@ -95,6 +97,46 @@ def test_sigterm_to_every_process_of_a_run_is_an_orderly_end(
         output
     )
     assert read_run(config.run_dir).state == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("how", ["hangup", "closed pipe", "controller hangs"])
+def test_whoever_goes_away_and_whatever_hangs_the_run_ends_in_order(how: str, tiny_config: Any, tmp_path: Path) -> None:
+    """A terminal that is closed, `rayqd distill | head`, and a controller that is stopped: nobody waits for it."""
+    config = tiny_config(learner={"steps": 1000}, checkpoint={"every": 5})
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    arguments = [sys.executable, "-c", RUN, f"@{file}"]
+    with (tmp_path / "stderr").open("w") as complaints:
+        driver = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=complaints, text=True, start_new_session=True
+        )
+    assert driver.stdout
+    while not (config.run_dir / "checkpoints" / "step-000005").exists():
+        assert driver.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.02)
+    if how == "closed pipe":
+        driver.stdout.close()
+    elif how == "hangup":
+        driver.send_signal(signal.SIGHUP)
+    else:
+        (stopped,) = (each for each in psutil.Process(driver.pid).children(recursive=True) if is_controller(each))
+        stopped.suspend()
+        driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=90) == 130, (tmp_path / "stderr").read_text()
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    assert read_run(config.run_dir).state == "stopped"
+    (done,) = {json.loads(line)["step"] for line in (config.run_dir / "audit.jsonl").read_text().splitlines()[-1:]}
+    if how == "controller hangs":
+        assert (
+            driver.stdout.read()
+            .splitlines()[-1]
+            .startswith("stopped without a checkpoint of the last step: the controller did not answer for 6 s: ")
+        )
+    else:
+        assert (config.run_dir / "checkpoints" / f"step-{done:06d}").is_dir()
+        assert examine_run(config.run_dir) == 0
 
 
 def is_controller(process: psutil.Process) -> bool:

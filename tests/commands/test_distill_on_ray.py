@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from rayqd.commands.distill import distill
 from rayqd.commands.doctor_run import examine_run
 from rayqd.config.resolved import to_toml
-from rayqd.errors import ConfigError, PlacementError, RunError
+from rayqd.errors import ConfigError, PlacementError, RunError, StallError
 from rayqd.rollout.fake import FakeEngine
 from rayqd.runs.record import read_run
 
@@ -145,6 +145,28 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     assert left.keys() == right.keys()
     for name in left:
         assert torch.equal(left[name], right[name]), name
+
+
+STANDING_LOSS = """
+import time
+from pathlib import Path
+def standing(student_logits, teacher_logits, *, beta, temperature):
+    if Path("AUDIT").exists():  # so the first step, which may compile, is done
+        time.sleep(600)
+    return (student_logits - teacher_logits).square().mean(-1)
+"""
+
+
+def test_a_learner_that_stands_still_ends_the_run_with_where_it_stood(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    own_loss = {"lmbda": 0.0, "loss": "standing_loss:standing"}
+    config = tiny_config(distill=own_loss, ray={"stall_seconds": 5}, learner={"steps": 1000})
+    (tmp_path / "standing_loss.py").write_text(STANDING_LOSS.replace("AUDIT", str(config.run_dir / "audit.jsonl")))
+    with pytest.raises(StallError, match=r"learner-0 ended no microbatch for ray.stall_seconds=5, at .*standing_loss"):
+        run(config)
+    assert read_run(config.run_dir).state == "failed"
 
 
 def test_a_cluster_without_room_is_told_at_once(tiny_config: Any) -> None:

@@ -62,8 +62,9 @@ class RayConfig(Section):
     placement_timeout_seconds: float = Field(default=120, gt=0)
     """How long to wait for the cluster to make room for the roles; a cluster that must start nodes first needs more."""
     stall_seconds: float = Field(default=300, gt=0)
-    """How long a rollout worker at work may make no token: it then ends itself, the run tells where it stood, and it is
-    started once more; the second time the run ends. Starting, compiling and waiting for work do not count."""
+    """How long a rollout worker at work may make no token, a teacher read no batch, a learner end no microbatch, the
+    controller not answer: it is ended, and the run tells where it stood. Rollout workers and teachers are started once
+    more; the second time, and for the others at once, the run ends. Starting, compiling and waiting do not count."""
     cluster_file: Path | None = None
     """How far the cluster can grow: its cluster.yaml, or its RayJob or RayCluster of KubeRay. None: what its autoscaler
     reads, where that runs on this machine, and otherwise only the nodes that run."""
