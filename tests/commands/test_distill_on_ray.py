@@ -160,7 +160,8 @@ def standing(student_logits, teacher_logits, *, beta, temperature):
 def test_a_learner_that_stands_still_ends_the_run_with_where_it_stood(
     tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)  # where the module of the loss is looked for
+    monkeypatch.setattr(sys, "path", list(sys.path))
     own_loss = {"lmbda": 0.0, "loss": "standing_loss:standing"}
     config = tiny_config(distill=own_loss, ray={"stall_seconds": 5}, learner={"steps": 1000})
     (tmp_path / "standing_loss.py").write_text(STANDING_LOSS.replace("AUDIT", str(config.run_dir / "audit.jsonl")))
