@@ -19,7 +19,6 @@ from rayqd.teacher.forward import Teacher
 from rayqd.types import Batch, ScoredRollout
 from tests.learner.fake_feed import FakeFeed
 
-
 pytestmark = pytest.mark.slow
 
 
