@@ -23,12 +23,13 @@ FEWEST_ROWS = 64
 def map_row_parts(function: Callable[[slice], T], num_rows: int) -> list[T]:
     """Return what `function` returns for parts of the rows, in order, as many as torch has threads here.
 
-    Each runs on a thread of its own, on which torch has no others. Gradients are not recorded there.
+    Each runs on a thread of its own, on which torch has no others. Gradients are not recorded there; what is written to
+    may be inference tensors, as where this is called.
     """
     num_threads = torch.get_num_threads()
     size = max(FEWEST_ROWS, -(-num_rows // num_threads))
     parts = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
-    function = torch.no_grad()(function)
+    function = torch.inference_mode(torch.is_inference_mode_enabled())(torch.no_grad()(function))
     if len(parts) == 1:
         return [function(part) for part in parts]
     return list(_threads(num_threads).map(function, parts))

@@ -45,3 +45,14 @@ def test_what_a_part_raises_reaches_the_caller(three_threads: None) -> None:
 
     with pytest.raises(ValueError, match="rows from 100"):
         map_row_parts(fail, 300)
+
+
+def test_parts_of_what_was_made_in_inference_mode_may_be_written_there(three_threads: None) -> None:
+    with torch.inference_mode():
+        values = torch.zeros(300, 4)
+
+        def fill(part: slice) -> None:
+            values[part] = torch.arange(part.start, part.stop, dtype=torch.float32)[:, None]
+
+        map_row_parts(fill, len(values))
+    assert torch.equal(values[:, 0], torch.arange(300.0))
