@@ -17,15 +17,24 @@ _MEMORY = re.compile(r"was ([\d.]+ ?[KMGT]?i?B)(?: used)? / ([\d.]+ ?[KMGT]?i?B)
 
 
 def unwrap_error(error: BaseException, who: str) -> RayqdError:
-    """Return the error of ours inside `error`; else a WorkerError that names `who`, with its last line."""
-    inner = error
+    """Return the error of ours inside `error`; else a WorkerError that names `who`, with its last line.
+
+    Where it happened is a note of the latter: what logs the error writes it, and the user's terminal does not.
+    """
+    inner: BaseException = error
+    where = ""
     while (cause := _find_cause(inner)) is not None:
+        if isinstance(inner, RayTaskError):
+            where = str(cast("object", inner))
         inner = cause
     if isinstance(inner, RayqdError):
         return inner
     if (known := _explain_known(inner, who)) is not None:
         return known
-    return WorkerError(f"{who} failed: {type(inner).__name__}: {_last_line(inner)}")
+    failed = WorkerError(f"{who} failed: {type(inner).__name__}: {_last_line(inner)}")
+    if where:
+        failed.add_note(where)
+    return failed
 
 
 def _find_cause(error: BaseException) -> BaseException | None:
