@@ -18,12 +18,18 @@ _KINDS = {
     "loss and gradient are from the exact ones, for the model rounded to nearest",
     "startup": "a whole run, with empty caches and once more: how soon its first step is done, how soon all is over "
     "after the last, and what took how long; without a file of settings 8 steps of a small model",
+    "data": "rows read, rendered, tokenized and planned, with nothing kept of them and once more: seconds and memory; "
+    "rows that are made up, or those of data.source where the settings name one",
 }
 
 
 def _bench(given: Given) -> int:
     if given.operands[0] == "startup":
         return _bench_startup(given)
+    if given.operands[0] == "data":
+        return _bench_data(given)
+    if "rows" in given.options:
+        raise ConfigError(f"flag --rows: only rayqd bench data makes rows, not rayqd bench {given.operands[0]}")
     config = config_of(given.arguments)
     quiet_driver()
     from rayqd.commands.bench import bench
@@ -38,6 +44,18 @@ def _bench_startup(given: Given) -> int:
     from rayqd.commands.bench_startup import startup, startup_config
 
     startup(startup_config(given.arguments), given.path("json"))
+    return 0
+
+
+def _bench_data(given: Given) -> int:
+    if unused := sorted(given.options.keys() - {"json", "rows"}):
+        raise ConfigError(f"flag --{unused[0]}: rayqd bench data does not read it; --rows says how many are made up")
+    from rayqd.commands.bench_data import benchmark_data, data_config, rows_to_make
+
+    num_rows = rows_to_make(given.arguments, given.options.get("rows"))
+    config = data_config(given.arguments)
+    quiet_driver()
+    benchmark_data(config, num_rows, given.path("json"))
     return 0
 
 
@@ -69,6 +87,7 @@ COMMAND = Command(
             text="step: what to measure, of plain, stop and pass (adapter.saturated), full (QAT of all weights, whose "
             "optimizer needs the memory) and rounding; plain,stop,pass,rounding",
         ),
+        Option(name="rows", value="N", text="data: how many rows to make up; 1,000,000"),
         Option(name="json", value="FILE", text="the numbers once more, for programs"),
     ),
 )
