@@ -69,7 +69,7 @@ def check_engines(student: Student, probes: Sequence[EngineProbe], dtype: str) -
         raise WorkerError(
             f"the rollout engine does not compute with the published weights: its log-probabilities are off by "
             f"{worst:.1%} of their spread, and roundings to {dtype} explain {bound:.1%}: use another vLLM of 0.26 to "
-            "0.33, or another model.dtype"
+            "0.33 or another model.dtype, or distil off-policy (distill.lmbda = 0), which needs no engine"
         )
     return worst
 
