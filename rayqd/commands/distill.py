@@ -104,7 +104,8 @@ def _run(
         for remark in filter(None, remarks):
             progress.say(remark)
         progress.status("checking model and configuration")
-        check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))
+        with span("look at the machine"):  # the first look at a GPU may take half a minute
+            check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))
         with span("check model and settings"):
             checked = check(config)
         with span("read data"):
