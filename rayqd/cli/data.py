@@ -38,7 +38,7 @@ COMMAND = Command(
     first_settings=(
         "model.name",
         "data.source",
-        "data.split",
+        "data.sources",
         "data.max_length",
         "data.min_room",
         "data.on_bad_row",

@@ -10,6 +10,7 @@ from rayqd.config.help import brief_help, group_help, setting_help, settings_hel
 from rayqd.config.hints import hint_for_setting, normalize_key
 from rayqd.config.other_tools import SETTINGS
 from rayqd.config.settings import groups, nearest_settings, settings
+from rayqd.config.source_list import SOURCES, find_setting, is_field, source_group
 from rayqd.config.sweep.fields import sweep_group, sweep_settings
 from rayqd.errors import ConfigError
 
@@ -72,6 +73,10 @@ def topic_help(topic: str, command: Command | None = None, *, required: bool = F
     group = next((group for group in (*groups(), sweep_group()) if (group.name or "run") == key), None)
     if group:
         return "\n".join(group_help(group)).lstrip("\n")
+    if key == SOURCES:
+        return "\n".join([*setting_help(known[key]), *group_help(source_group())])
+    if is_field(key) and (field := find_setting(key)):
+        return "\n".join(setting_help(field))
     counterpart = SETTINGS.get(key)
     found = [key] if key in known else [name for name in known if name.rpartition(".")[2] == key]
     if not found and counterpart:

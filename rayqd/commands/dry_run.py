@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 from ray._private.utils import get_num_cpus
 from rich.console import Console
@@ -20,7 +21,7 @@ from rayqd.console.progress import headline
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say
 from rayqd.data import ExampleSet, calibration_sequences
-from rayqd.data.run_data import examples_by_weight
+from rayqd.data.run_data import examples_by_weight, weights_of
 from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine, describe_dtype
 from rayqd.driver.frozen import describe_date, with_frozen_settings
@@ -132,9 +133,9 @@ def _address(config: Config) -> str | None:
 
 def _tokens(config: Config, training: ExampleSet) -> str:
     """Say how many tokens a step has by the data's mean lengths, rollouts at their longest, and at most."""
-    examples = training.examples
-    prompt = sum(len(example.prompt_ids) for example in examples) / len(examples)
-    completion = sum(len(example.completion_ids) for example in examples) / len(examples)
+    lengths = [[(len(e.prompt_ids), len(e.completion_ids)) for e in part.examples] for part in training.parts]
+    means = [np.mean(of_source, axis=0) for of_source in lengths]
+    prompt, completion = np.average(means, axis=0, weights=weights_of(config))
     share = config.distill.lmbda
     longest = min(config.rollout.max_new_tokens, config.data.max_length)
     mean = prompt + share * longest + (1 - share) * completion

@@ -6,7 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-from rayqd.config.settings import Group, Setting, groups, value_text
+from rayqd.config.settings import Group, Setting, value_text
+from rayqd.config.source_list import all_groups
 
 _BRIEF_INDENT = 34  # characters
 _FIRST_SENTENCE = re.compile(r"^.+?\.(?=\s|$)", re.DOTALL)
@@ -14,7 +15,7 @@ _FIRST_SENTENCE = re.compile(r"^.+?\.(?=\s|$)", re.DOTALL)
 
 def settings_help(width: int = 100) -> str:
     """Return every setting with its text, what it must be, and its default."""
-    return "\n".join(line for group in groups() for line in group_help(group, width))
+    return "\n".join(line for group in all_groups() for line in group_help(group, width))
 
 
 def group_help(group: Group, width: int = 100) -> Iterator[str]:

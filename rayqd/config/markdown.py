@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rayqd.config.sections.markers import SameResult
-from rayqd.config.settings import Group, Setting, groups, value_text
+from rayqd.config.settings import Group, Setting, value_text
+from rayqd.config.source_list import all_groups, source_group
 from rayqd.config.sweep.fields import sweep_group
 
 _HEAD = """\
@@ -43,11 +44,12 @@ except for those marked ↻: they change where and how fast it runs, not what co
 
 def settings_markdown() -> str:
     """Return the whole page."""
-    return "\n".join([_HEAD, *(line for group in (*groups(), sweep_group()) for line in _section(group))]) + "\n"
+    return "\n".join([_HEAD, *(line for group in (*all_groups(), sweep_group()) for line in _section(group))]) + "\n"
 
 
 def _section(group: Group) -> Iterator[str]:
-    yield f"## `[{group.name}]`" if group.name else "## The run itself"
+    title = "[[data.sources]]" if group.name == source_group().name else f"[{group.name}]"
+    yield f"## `{title}`" if group.name else "## The run itself"
     yield ""
     yield group.text
     yield ""

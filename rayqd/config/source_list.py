@@ -7,7 +7,7 @@ columns) and data.sources take each other's place where one is in a later file, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import cast
@@ -19,7 +19,7 @@ from rayqd.config.hints import nearest_word
 from rayqd.config.sections.markers import OfOneSource
 from rayqd.config.sections.sources import SourceConfig, label_of_source
 from rayqd.config.sections.training import ONE_AND_SEVERAL
-from rayqd.config.settings import Setting, group_of, settings, settings_with, value_text
+from rayqd.config.settings import Group, Setting, group_of, groups, settings, settings_with, value_text
 
 SOURCES = "data.sources"
 _FIELD = re.compile(re.escape(SOURCES) + r"\.(?P<table>[^.]+)\.(?P<field>[^.]+)")
@@ -37,8 +37,20 @@ def find_setting(key: str) -> Setting | None:
 @cache
 def source_fields() -> dict[str, Setting]:
     """Return the fields of a table in data.sources by their names."""
-    group = group_of(SOURCES, SourceConfig, SourceConfig.model_fields)
-    return {setting.key.rpartition(".")[2]: setting for setting in group.settings}
+    return {setting.key.rpartition(".")[2]: setting for setting in source_group().settings}
+
+
+def source_group() -> Group:
+    """Return the fields of a table in data.sources as a section, whose names have an N for the table's."""
+    return group_of(f"{SOURCES}.N", SourceConfig, SourceConfig.model_fields)
+
+
+def all_groups() -> Iterator[Group]:
+    """Yield the sections, and after [data] the fields of its tables."""
+    for group in groups():
+        yield group
+        if group.name == SOURCES.partition(".")[0]:
+            yield source_group()
 
 
 def is_field(key: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEve
 from rayqd.files import replace_directory
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.data_file import RunData, write_data
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
@@ -48,16 +49,21 @@ class TrialResources:
 
 
 def run_trial(
-    config: Config, resources: TrialResources, data: Rows, teachers: list[TeacherHandle]
+    config: Config,
+    resources: TrialResources,
+    data: Rows,
+    teachers: list[TeacherHandle],
+    summarize: Callable[[], RunData],
 ) -> Generator[TrialReport]:
     """Run `config`, from its last checkpoint if there is one, and yield each evaluation.
 
+    `summarize` waits for what its page is to tell of its data.
     After a resumed start the earlier evaluations come once more. Closing the iterator before its last one ends the run
     there: `result.json` then says that it was stopped early, and at which step.
     """
     with closing(RunDirectory(config, patience_seconds=_PATIENCE_SECONDS)) as run_dir:
         if run_dir.result is None:
-            yield from _run(config, run_dir, resources, data, teachers)
+            yield from _run(config, run_dir, resources, data, teachers, summarize)
         result = run_dir.result
         assert isinstance(result, DistillResult)
         yield _report(result.num_steps, result.student.fidelity, done=True)
@@ -79,7 +85,12 @@ def reuse_start(config: Config, run_dir: RunDirectory) -> None:
 
 
 def _run(
-    config: Config, run_dir: RunDirectory, resources: TrialResources, data: Rows, teachers: list[TeacherHandle]
+    config: Config,
+    run_dir: RunDirectory,
+    resources: TrialResources,
+    data: Rows,
+    teachers: list[TeacherHandle],
+    summarize: Callable[[], RunData],
 ) -> Iterator[TrialReport]:
     """Yield the evaluations after training began, until the run has finished or the iterator is closed."""
     began = time.monotonic()
@@ -91,6 +102,7 @@ def _run(
         try:
             run_dir.audit.begin(asdict(make_plan(config, data[0].sizes)))
             actors.set_data(*data)
+            write_data(run_dir.path, summarize())
             report = Report(config, "distill", resources.environment)
             monitor = Monitor(actors, config, run_dir, progress, report)
             events = _events(monitor, run_dir.path)

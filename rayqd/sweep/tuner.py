@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from rayqd.actors.remote import start_teachers
 from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
+from rayqd.runs.data_file import RunData
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
 from rayqd.sweep.shared import Data, Rows, SharedResources
@@ -93,6 +95,16 @@ class SharedActor:
         return self._resources.data(config)
 
     @ray.method
+    def summary(self, config: Config) -> RunData:
+        """Return what a trial reads, for its page."""
+        from rayqd.data.summary import summarize_data  # brings transformers, which nothing else here needs
+        from rayqd.model.load import load_tokenizer
+        from rayqd.model.source import tokenizer_directory
+
+        directory = tokenizer_directory(config)
+        return summarize_data(load_tokenizer(directory), directory, config, *self._resources.data(config))
+
+    @ray.method
     def borrow_teachers(self, config: Config) -> list[TeacherHandle]:
         """Return the teachers of a trial, which is to give them back."""
         return self._resources.borrow_teachers(config)
@@ -128,8 +140,9 @@ class TrialDriver(tune.Trainable):
         rows = self._shared.data.remote(self._run_config)
         borrowed = self._shared.borrow_teachers.remote(self._run_config)
         data, teachers = ray.get(rows), ray.get(borrowed)
+        summary = self._shared.summary.remote(self._run_config)
         try:
-            yield from run_trial(self._run_config, self._resources, data, teachers)
+            yield from run_trial(self._run_config, self._resources, data, teachers, partial(ray.get, summary))
         finally:
             ray.get(self._shared.return_teachers.remote(self._run_config))
 

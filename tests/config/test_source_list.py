@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rayqd.cli import main
 from rayqd.config import Config, differences, load_config, to_toml
 from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.resolved import with_absolute_paths
+from rayqd.config.source_list import source_fields
 from rayqd.config.sweep import load_sweep
 from rayqd.errors import ConfigError
 
@@ -186,3 +188,14 @@ def test_a_swept_weight_needs_rows_to_measure_on_and_a_source_that_is_there(file
         with pytest.raises(ConfigError) as caught:
             load_sweep([file, *words])
         assert line in str(caught.value)
+
+
+def test_help_has_the_fields_of_a_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "data.sources"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"--data.sources.N.{name} " in out for name in source_fields())
+    assert main(["help", "data.sources.0.weight"]) == 0
+    assert capsys.readouterr().out.startswith("  --data.sources.0.weight X\n")
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    assert "## `[[data.sources]]`" in page
+    assert "| `data.sources.N.weight` | `1.0` | a number above 0 |" in page

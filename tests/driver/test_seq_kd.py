@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from rayqd.config import Config
+from rayqd.config.sections import DataConfig
 from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data import load_run_data, make_plan
@@ -131,3 +132,27 @@ def test_a_run_that_is_all_on_policy_says_that_there_is_nothing_to_write(trainin
     assert output.getvalue() == (
         "distill.seq_kd has no effect: with distill.lmbda=1 the student writes every completion itself\n"
     )
+
+
+def test_rows_of_two_sources_with_one_number_are_two_prompts(
+    training: Any, tiny_config: Any, tiny_model: Path, tiny_data: Path
+) -> None:
+    more = tiny_data.parent / "more.jsonl"
+    more.write_text(tiny_data.read_text().replace("Say", "Tell"))
+    config = tiny_config(distill={"lmbda": 0.0, "seq_kd": True}, learner={"steps": 16})
+    sources = [{"source": str(tiny_data)}, {"source": str(more)}]
+    config = config.model_copy(update={"data": DataConfig(sources=sources, max_length=128, min_room=8)})
+    data, _ = load_run_data(load_tokenizer(tiny_model), config, 512)
+    places = [(source, e.row) for source, part in enumerate(data.parts) for e in part.examples]
+    assert len({row for _, row in places}) < len(places)
+    examples = dict(zip(places, data.examples, strict=True))
+    with JsonlFile(config.run_dir / "teacher.jsonl") as lines:
+        written = generate_completions(examples, ENDS, config, Teacher(), lines, writing())
+        again = read_completions(lines, examples)
+    assert {place: ids.tolist() for place, ids in again.items()} == {p: ids.tolist() for p, ids in written.items()}
+    seeds = [int(ids[0]) for ids in written.values()]
+    assert len(set(seeds)) == len(places)  # each prompt is sampled by itself
+    given = replace_completions(data, written)
+    assert given.sizes == data.sizes
+    for place, example in zip(places, given.examples, strict=True):
+        assert example.completion_ids.tolist() == written[place].tolist()

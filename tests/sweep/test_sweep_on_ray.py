@@ -98,6 +98,7 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_trial_once(
         if trial["state"] == "finished":
             assert (trial["step"], steps_of(sweep_dir / trial["name"])) == (STEPS, list(range(1, STEPS + 1)))
             assert (sweep_dir / trial["name"] / "export" / "model.safetensors").exists()
+            assert "Tokens of a row" in (sweep_dir / trial["name"] / "report.html").read_text()
         else:
             assert trial["step"] in (2, 4, 6)
             assert own["stopped_early"] == {"step": trial["step"], "of": STEPS}

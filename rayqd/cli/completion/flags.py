@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rayqd.cli.command import Command
+from rayqd.config.sections.markers import HubIdOrPath
 from rayqd.config.settings import Setting, settings
 from rayqd.config.sweep.fields import sweep_settings
 
@@ -70,6 +71,8 @@ def _setting_value(setting: Setting) -> Value:
     if setting.choices or setting.kind == "boolean":
         return Value(words=setting.choices or ("true", "false"))
     # A setting that is text may be the name of a model or of a data set, which may be a path.
+    if setting.marker(HubIdOrPath):
+        return Value(paths=FILES)
     return Value(paths={"path": DIRECTORIES, "string": FILES}.get(setting.kind, ""))
 
 
