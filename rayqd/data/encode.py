@@ -153,8 +153,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     """Return the tokens of every text; `special` adds those that the tokenizer puts around one."""
     if not texts:
         return []
-    options = {"add_special_tokens": special, "verbose": False, "return_attention_mask": False}
-    encoded = cast(Any, tokenizer)(list(texts), **options)
+    encoded = cast(Any, tokenizer)(
+        list(texts),
+        add_special_tokens=special,
+        verbose=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
     ids = cast("list[list[int]]", encoded["input_ids"])
     encodings = cast("list[Encoding | None]", encoded.encodings or [None] * len(ids))
     return [_Text(ids=own, encoding=encoding) for own, encoding in zip(ids, encodings, strict=True)]

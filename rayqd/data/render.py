@@ -136,7 +136,8 @@ def _call_with_text(call: Json) -> Json:
 
 def find_turn_form(tokenizer: PreTrainedTokenizerBase, chat: ChatSettings) -> TurnForm:
     """Return what the template writes around an answer. Raises ModelError where it takes no question and answer."""
-    return _find_turn_form(tokenizer, chat, json.dumps(tokenizer.chat_template))
+    own = cast("str | dict[str, str] | None", tokenizer.chat_template)
+    return _find_turn_form(tokenizer, chat, own if isinstance(own, str) else json.dumps(own))
 
 
 @lru_cache(maxsize=16)

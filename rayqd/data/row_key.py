@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import cast
 
@@ -11,19 +10,21 @@ KEY_BYTES = 8  # of a million rows two different ones share a key once in 40 mil
 
 def row_key(messages: object) -> int:
     """Return 64 bits that are equal for two conversations just when these are the same but for white space and case."""
-    digest = blake2b("\x1f".join(_texts(messages)).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
+    texts: list[str] = []
+    _collect(messages, texts)
+    digest = blake2b("\x1f".join(texts).encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
     return int.from_bytes(digest.digest(), "little")
 
 
-def _texts(value: object) -> Iterator[str]:
+def _collect(value: object, texts: list[str]) -> None:
     if isinstance(value, str):
-        yield " ".join(value.casefold().split())
+        texts.append(" ".join(value.casefold().split()))
     elif isinstance(value, dict):
         for key, item in sorted(cast(dict[str, object], value).items()):
-            yield key
-            yield from _texts(item)
+            texts.append(key)
+            _collect(item, texts)
     elif isinstance(value, list | tuple):
         for item in cast(list[object], value):
-            yield from _texts(item)
+            _collect(item, texts)
     else:
-        yield repr(value)
+        texts.append(repr(value))

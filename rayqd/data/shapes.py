@@ -7,8 +7,9 @@ beside the messages that begin with it, the rendered `text` beside the answer in
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 from rayqd.data.messages import TEXT, Conversation, Json, check_text, describe_type, parse_messages, parse_tools
@@ -28,10 +29,10 @@ class Shape:
     columns: tuple[tuple[str, ...], ...]  # one of each must be there
     parse: Callable[[Fields, Sequence[str]], Conversation]  # of a row, and of the columns found in it
 
-    def find(self, row: Fields) -> list[str] | None:
-        """Return the columns that the row has of it; None if it lacks one."""
-        found = [next((name for name in names if row.get(name) is not None), None) for names in self.columns]
-        return None if None in found else cast("list[str]", found)
+    def find(self, columns: Collection[str]) -> tuple[str, ...] | None:
+        """Return those of `columns` that are of it; None if it lacks one."""
+        found = [next((name for name in names if name in columns), None) for names in self.columns]
+        return None if None in found else tuple(cast("list[str]", found))
 
 
 def parse_shape(row: Fields) -> Conversation | None:
@@ -70,13 +71,17 @@ def rename_columns(row: Fields, columns: Mapping[str, str]) -> Fields:
 
 def _recognize(row: Fields) -> Iterator[Conversation]:
     """Yield the conversation of every shape that the row has; a part of another shape is none of its own."""
-    found = [(shape, columns) for shape in SHAPES if (columns := shape.find(row)) is not None]
-    for shape, columns in found:
-        if any(set(columns) < set(others) for _, others in found):
-            continue
+    for shape, columns in _find_shapes(tuple(column for column, value in row.items() if value is not None)):
         conversation = shape.parse(row, columns)
         conversation.shape = conversation.shape or f"{shape.name} ({', '.join(columns)})"
         yield conversation
+
+
+@lru_cache(maxsize=1024)
+def _find_shapes(columns: tuple[str, ...]) -> tuple[tuple[Shape, tuple[str, ...]], ...]:
+    """Return the shapes of a row that has something in `columns`, each with those of its own."""
+    found = [(shape, own) for shape in SHAPES if (own := shape.find(columns)) is not None]
+    return tuple((shape, own) for shape, own in found if not any(set(own) < set(others) for _, others in found))
 
 
 def _add_about(conversation: Conversation, row: Fields) -> None:
