@@ -69,7 +69,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     file or a task is wrong.
     """
     console = console or Console()
-    directory_of(path)
+    directory_of(path, trusts_code=config.model.trust_remote_code)
     config = with_frozen_settings(config)
     check_machine(config, runs_vllm=False)
     checked = check(config, trains=False)
@@ -188,19 +188,22 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
         student = Initialization(config.model_copy(update={"adapter": inside})).load_student(student_directory(config))
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.to_plain_model()
-    directory = directory_of(path)
+    directory = directory_of(path, trusts_code=config.model.trust_remote_code)
     load = load_export if is_export(directory) else load_model
     return load(directory, config.model.dtype)
 
 
-def directory_of(path: Path) -> Path:
-    """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none."""
+def directory_of(path: Path, *, trusts_code: bool = False) -> Path:
+    """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none.
+
+    `trusts_code`: code of its own may be run.
+    """
     if (path / "student.safetensors").is_file():
         return path
     if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path / CHECKPOINTS}/step-...")
     directory = path / EXPORT if (path / EXPORT).is_dir() else path
-    return directory if is_export(directory) else local_directory(str(directory.absolute()))
+    return directory if is_export(directory) else local_directory(str(directory.absolute()), trusts_code=trusts_code)
 
 
 def _publish_benchmarks(run_dir: Path) -> None:

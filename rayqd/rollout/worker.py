@@ -217,6 +217,7 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
             weight_loader=weight_loader,
             max_top_ids=num_top_ids(config),
             description=str(form),
+            trusts_code=config.model.trust_remote_code,
         )
 
     return make
@@ -234,13 +235,14 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
         from rayqd.rollout.vllm import VLLMEngine
 
         _check_engine(config)
-        directory = local_directory(name, revision)
+        directory = local_directory(name, revision, trusts_code=config.model.trust_remote_code)
         return VLLMEngine(
             directory,
             context_length=min(context_length(directory), config.data.max_length),
             max_concurrent=config.rollout.max_concurrent,
             gpu_memory_utilization=_utilization(config, gpu_share),
             dtype=config.model.dtype,
+            trusts_code=config.model.trust_remote_code,
         )
 
     return make

