@@ -115,7 +115,8 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (["--zzz", "1"], "flag --zzz=1: unknown setting zzz; `rayqd distill --help` lists every setting"),
         (
             ["--model", "x"],
-            "flag --model=x: is a section; set model.name, model.revision, model.trust_remote_code, model.dtype, model.compile",
+            "flag --model=x: is a section; set model.name, model.revision, model.trust_remote_code, model.dtype, "
+            "model.compile",
         ),
         (["--distill.beta", "1.5"], "flag --distill.beta=1.5: must be a number from 0 to 1"),
         (["--quant.group-size", "4"], "flag --quant.group_size=4: must be a whole number of at least 8"),
@@ -188,7 +189,8 @@ def test_what_is_wrong_with_a_flag_is_one_line(parts, message):
         ("[lerner]\nlr = 1", "a.toml: lerner.lr = 1: unknown setting lerner.lr; did you mean learner.lr?"),
         (
             "model = 'x'",
-            'a.toml: model = "x": is a section; set model.name, model.revision, model.trust_remote_code, model.dtype, model.compile',
+            'a.toml: model = "x": is a section; set model.name, model.revision, model.trust_remote_code, model.dtype, '
+            "model.compile",
         ),
         ("seed = 1\nseed 2", "a.toml:2: is not TOML: expected '=' after a key in a key/value pair"),
         ("seed = 1\nname = '", 'a.toml:2: is not TOML: expected "\'"'),

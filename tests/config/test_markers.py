@@ -25,8 +25,8 @@ from rayqd.config.sweep.fields import sweep_settings
 EXPECTED: dict[type[Marker], str] = {
     OfOneSource: "data.source data.split data.subset data.columns",
     SameResult: """
-        runs_dir storage model.compile rollout.num_workers rollout.max_concurrent rollout.gpu_memory_utilization
-        rollout.engine
+        runs_dir storage model.trust_remote_code model.compile rollout.num_workers rollout.max_concurrent
+        rollout.gpu_memory_utilization rollout.engine
         teacher.num_workers teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
