@@ -153,7 +153,6 @@ SETTINGS: Mapping[str, Counterpart] = {
     "torch_compile": _named("model.compile"),
     "attn_implementation": Counterpart(note="packed sequences choose it; there is nothing to set"),
     "flash_attention": Counterpart(note="packed sequences choose it; there is nothing to set"),
-    "trust_remote_code": Counterpart(note="a model must be one that transformers itself knows"),
     "chat_template_path": _named("data.chat_template"),
     "enable_thinking": _named("data.chat_template_kwargs", "--data.chat_template_kwargs enable_thinking=false"),
     "reasoning_effort": _named("data.chat_template_kwargs", "--data.chat_template_kwargs reasoning_effort=low"),
