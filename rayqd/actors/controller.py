@@ -188,7 +188,11 @@ class Controller:
 
     def _step_event(self, learner: LearnerStep) -> StepEvent:
         self._step = learner.step
-        return StepEvent(learner=learner, roles=self._role_metrics(learner.step - 1))  # sequences count from 0
+        step = learner.step - 1  # sequences count from 0
+        event = StepEvent(learner=learner, roles=self._role_metrics(step))
+        for counts in (self._rollout_clock, self._teacher_clock, self._cache):
+            counts.forget(step)
+        return event
 
     def _count_by_source(self, step: int) -> dict[str, int] | None:
         """Count the sequences that `step` draws from each source; None where there is one."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 from rayqd.actors.prometheus import MetricSeries
 from rayqd.events import Event, TimedEvent
 
 
 class EventLog:
-    """Keeps every event for the driver, and its numbers in Ray's metrics."""
+    """Keeps every event until the driver has it, and its numbers in Ray's metrics."""
 
     def __init__(self, series: MetricSeries) -> None:
         self._series = series
-        self._events: list[TimedEvent] = []
+        self._events: deque[TimedEvent] = deque()
+        self._num_forgotten = 0  # that came before the first of them
         self._new_event = asyncio.Condition()
 
     async def add(self, event: Event) -> None:
@@ -25,10 +27,16 @@ class EventLog:
             self._new_event.notify_all()
 
     async def read(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
-        """Return the events from number `after` on; waits at most `timeout_seconds` for one."""
+        """Return the events from number `after` on, of which there is one reader; waits at most `timeout_seconds`.
+
+        Those before are its own by now, and are forgotten: a run of years has more than memory holds.
+        """
         async with self._new_event:
+            while self._num_forgotten < after:
+                self._events.popleft()
+                self._num_forgotten += 1
             try:
-                await asyncio.wait_for(self._new_event.wait_for(lambda: len(self._events) > after), timeout_seconds)
+                await asyncio.wait_for(self._new_event.wait_for(lambda: bool(self._events)), timeout_seconds)
             except TimeoutError:
                 return []
-            return self._events[after:]
+            return list(self._events)

@@ -25,6 +25,7 @@ class RoleClock:
     seconds: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     tokens: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     spans: list[Span] = field(default_factory=list[Span])  # of the actors' first calls
+    past_seconds: float = 0.0  # of the steps that are forgotten
 
     def add(self, step: int, seconds: float, tokens: int, spans: Sequence[Span] = ()) -> None:
         """Count one call's work for `step`."""
@@ -35,7 +36,12 @@ class RoleClock:
     @property
     def total_seconds(self) -> float:
         """Seconds of work over all steps."""
-        return sum(self.seconds.values())
+        return self.past_seconds + sum(self.seconds.values())
+
+    def forget(self, step: int) -> None:
+        """Keep of a step that is done its part of the total alone."""
+        self.past_seconds += self.seconds.pop(step, 0.0)
+        self.tokens.pop(step, None)
 
     def tokens_per_second(self, step: int) -> float | None:
         """Return the rate at `step`; None where nothing was done for it."""
@@ -92,6 +98,11 @@ class CacheCounts:
         """Count one call's sequences for `step`."""
         self.hits[step] += report.num_cache_hits
         self.misses[step] += report.num_cache_misses
+
+    def forget(self, step: int) -> None:
+        """Drop the counts of a step that is done."""
+        self.hits.pop(step, None)
+        self.misses.pop(step, None)
 
 
 class _Score(Protocol):
