@@ -24,6 +24,7 @@ from rayqd.commands.doctor_run import examine_run
 from rayqd.config.resolved import to_toml
 from rayqd.errors import ConfigError, PlacementError, RunError, StallError
 from rayqd.rollout.fake import FakeEngine
+from rayqd.runs.audit_file import read_audit
 from rayqd.runs.record import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -53,6 +54,12 @@ def run(config: Any) -> tuple[Any, str]:
 def steps(run_dir: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["event"] == "step"]
+
+
+def trained(run_dir: Path) -> list[list[Any]]:
+    """Return of each step the rows, who wrote them, the tokens, and the weights after it."""
+    rows = [row for row in read_audit(run_dir / "audit.jsonl") if row and "step" in row]
+    return [[row[name] for name in ("step", "drawn", "wrote", "tokens", "weights")] for row in rows]
 
 
 def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_an_export(
@@ -141,6 +148,8 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     resumed, output = run(interrupted)
     assert "resuming after step" in output
     assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 17))
+    assert [examine_run(each.run_dir) for each in (expected, resumed)] == [0, 0]
+    assert trained(expected.run_dir) == trained(resumed.run_dir)
     left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
     assert left.keys() == right.keys()
     for name in left:
