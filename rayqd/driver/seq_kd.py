@@ -10,9 +10,9 @@ student answers keep the data's completion, which nobody looks at.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NotRequired, TypeAlias, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict, overload
 
 import numpy as np
 
@@ -135,14 +135,37 @@ def generate_completions(
 def replace_completions(training: ExampleSet, completions: Mapping[Place, IntArray]) -> ExampleSet:
     """Return the same examples, with the completions that are there for their places."""
     parts = [
-        replace(part, examples=[_with_completion(each, completions.get((source, each.row))) for each in part.examples])
+        replace(part, examples=ReplacedCompletions(part.examples, _of_source(completions, source)))
         for source, part in enumerate(training.parts)
     ]
     return replace(join(parts), remarks=training.remarks)
 
 
-def _with_completion(example: Example, completion: IntArray | None) -> Example:
-    return example if completion is None else replace(example, completion_ids=completion, trained=None)
+class ReplacedCompletions(Sequence[Example]):
+    """Examples of one source, some of them with other completions; nothing is copied before it is asked for."""
+
+    def __init__(self, examples: Sequence[Example], completions: Mapping[int, IntArray]) -> None:
+        """Take the other completions by row of the source."""
+        self._examples = examples
+        self._completions = completions
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        example = self._examples[index]
+        completion = self._completions.get(example.row)
+        return example if completion is None else replace(example, completion_ids=completion, trained=None)
+
+
+def _of_source(completions: Mapping[Place, IntArray], source: int) -> dict[int, IntArray]:
+    return {row: completion for (of, row), completion in completions.items() if of == source}
 
 
 def _start_teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> BatchGenerator:
