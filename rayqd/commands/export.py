@@ -100,6 +100,11 @@ def export_run(
             _check_logits(run_dir, config, trained, directory)
         of = f"step {trained.step}" if trained else f"{run_dir / EXPORT}"
         say(console, f"{directory}: {kind} of {of}, {directory_bytes(directory) / 1e6:,.1f} MB")
+        if kind == "gptq" and config.quant.rule == "asymmetric":
+            say(
+                console,
+                "zero points make it gptq_v2, which gptqmodel reads and vLLM does not; --as awq has them for vLLM",
+            )
     if verify:
         verdict = verify_export(run_dir, config, trained, directory)
         print_verdict(console, verdict)

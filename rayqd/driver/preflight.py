@@ -148,6 +148,11 @@ def _check_same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
 
 def _check_payload(config: Config, num_tokens: int, vocab_size: int) -> None:
     """`num_tokens` of the tokenizer, `vocab_size` ids that both heads have."""
+    if num_tokens > vocab_size and not config.teacher.name:
+        raise ModelError(
+            f"the tokenizer of {config.model.name} has {num_tokens} tokens, and its output head {vocab_size} ids: take "
+            "the tokenizer that the model was trained with"
+        )
     if num_tokens > vocab_size:
         raise ModelError(
             f"the tokenizer of {config.model.name} has {num_tokens} tokens, but the output heads of student and "

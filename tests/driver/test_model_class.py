@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from rayqd.data.conversation import parse_prompt, parse_row
 from rayqd.driver.preflight import check
@@ -82,9 +83,17 @@ def test_config_of_no_causal_language_model_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_tokenizer_with_more_tokens_than_the_model_is_refused(check_with: Any) -> None:
-    with pytest.raises(ModelError):
-        check_with(vocab_size=64)
+def test_tokenizer_with_more_tokens_than_the_model_is_refused(
+    tiny_model: Path, tiny_config: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "fewer"
+    shutil.copytree(tiny_model, source)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.resize_token_embeddings(64)
+    model.save_pretrained(source)
+    # 95 printable characters, the newline, <unk> and two of ChatML's
+    with pytest.raises(ModelError, match=r"has 99 tokens, and its output head 64 ids: take the tokenizer"):
+        check(tiny_config(model={"name": str(source)}))
 
 
 @pytest.mark.parametrize("parse", [parse_row, parse_prompt])
