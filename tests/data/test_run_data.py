@@ -1,6 +1,8 @@
 """What a run reads of several sources."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,24 @@ def test_evaluating_on_one_of_the_sources_is_refused(
     heldout = write(tmp_path / "h.jsonl", 9, "h")
     training, held_out = load_run_data(tokenizer, make_config(eval={"source": heldout}), 1000)
     assert (training.sizes, rows_of(held_out)) == ((15, 5), [[0, 1, 2, 3, 4, 5, 6, 7]])
+
+
+@pytest.mark.slow  # imports torch and transformers
+def test_what_is_said_of_both_is_said_once(make_config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    from rayqd.driver.preflight import describe_data
+
+    training, heldout = load_run_data(tokenizer, make_config(), 1000)
+    both = [replace(data, remarks=(*data.remarks, "the file is odd")) for data in (training, heldout)]
+    first, *others = describe_data(*both)
+    assert others.count("the file is odd") == 1
+    parts = "; held out: ".join(rf"{a} rows of \S+a\.jsonl \+ {b} rows of \S+b\.jsonl" for a, b in ((15, 5), (6, 2)))
+    assert re.fullmatch(f"data: {parts}", first)
+
+
+def test_answers_are_generated_to_one_source_at_a_time(make_config: Any) -> None:
+    from rayqd.commands.generate import generate
+
+    with pytest.raises(
+        ConfigError, match=r"one data set at a time, and data\.sources names 2: give it as --data\.source "
+    ):
+        generate(make_config())

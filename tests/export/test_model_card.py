@@ -108,3 +108,11 @@ def test_card_of_an_export_is_replaced_whole(tmp_path: Path) -> None:
     write_card(tmp_path, "old")
     write_card(tmp_path, "new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("README.md", "new")]
+
+
+def test_several_sources_are_named_with_their_shares_and_without_their_directories(tmp_path: Path) -> None:
+    sources = [{"source": str(tmp_path / "rows.jsonl"), "weight": 3}, {"source": "some/set", "split": "test"}]
+    card = make_model_card(Config(data={"sources": sources}), kind="compressed-tensors")
+    assert "Data: rows.jsonl, split train, 0.75 of the sequences; some/set, split test, 0.25 of the sequences." in card
+    assert "datasets:\n- some/set\n" in card
+    assert str(tmp_path) not in card
