@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import codecs
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read_text(path: Path, name: str) -> Table:
 
 
 def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Table:
-    content = _map(path)
+    content = _Content(path)
     starts, ends, first_bytes = _find_lines(path)
     kept = _not_blank(content, starts, ends, first_bytes)
     numbers = np.flatnonzero(kept) + 1
@@ -49,23 +50,27 @@ def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Tabl
     return Table(
         name=name,
         num_rows=len(starts),
-        fetch=lambda index: parse(content[int(starts[index]) : int(ends[index])]),
+        fetch=lambda index: parse(content.read(int(starts[index]), int(ends[index]))),
         location=lambda index: f"{name}:{numbers[index]}",
         identity=lambda: identify_file(path),
     )
 
 
-def _map(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as stream:
-        if path.stat().st_size == 0:  # which cannot be mapped
-            return b""
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+class _Content:
+    """A file's bytes by their place, read when they are asked for: pages of a map would count as this process's."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self._handle, end - start, start)
 
 
 def _find_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
     """Return where each line starts and ends, without its line feed and the file's byte order mark, and its first byte.
 
-    Read in pieces, not through the map, whose pages would count as this process's memory.
+    Read in pieces, of which one is held at a time.
     """
     starts: list[NDArray[np.int64]] = []
     first_bytes: list[NDArray[np.uint8]] = []
@@ -89,7 +94,7 @@ def _find_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArr
 
 
 def _not_blank(
-    content: mmap.mmap | bytes,
+    content: _Content,
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     first_bytes: NDArray[np.uint8],
@@ -98,7 +103,7 @@ def _not_blank(
     kept = ends > starts
     begins_white = np.isin(first_bytes, np.frombuffer(_WHITE_SPACE, np.uint8))
     for line in np.flatnonzero(kept & begins_white).tolist():
-        kept[line] = bool(content[int(starts[line]) : int(ends[line])].strip())
+        kept[line] = bool(content.read(int(starts[line]), int(ends[line])).strip())
     return kept
 
 
