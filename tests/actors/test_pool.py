@@ -108,8 +108,9 @@ async def test_an_error_of_ours_comes_back_as_it_was_and_is_not_tried_again() ->
 
 
 async def test_any_other_error_names_the_worker_and_the_error() -> None:
-    with pytest.raises(WorkerError, match=r"^rollout-0 failed: ZeroDivisionError: a bug$"):
+    with pytest.raises(WorkerError) as caught:
         await pool().call(Worker.crash, 1)
+    assert str(caught.value) == "rollout-0 failed: ZeroDivisionError: a bug"
 
 
 async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path) -> None:
