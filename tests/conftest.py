@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing here is large, and pytest-xdist keeps the cores busy
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["RAY_AUTH_MODE"] = "disabled"  # read once a process; else it depends on whether this machine has a token
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of an example's
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(trylast=True)

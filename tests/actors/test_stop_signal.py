@@ -51,7 +51,8 @@ def test_sigterm_is_an_orderly_end(when: str) -> None:
 
 
 RUN = """
-import functools, sys
+import functools, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 import rayqd.cli
 from rayqd.commands import distill
 from rayqd.rollout.fake import FakeEngine
