@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(usage.ru_utime + usage.ru_stime for usage in used)
     terminalreporter.write_line(f"{seconds:.0f} s of CPU time, without what Ray's daemons started")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End without the interpreter's own end where engines ran: once, after Ray and vLLM in one process, it crashed.
+
+    Everything is reported by now. vLLM and Ray run in processes of their own outside the tests.
+    """
+    status = getattr(config, "rayqd_exit_status", None)
+    if status is not None and "vllm" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the status for `pytest_unconfigure`; xdist's workers end as ever, since they report it by themselves."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.rayqd_exit_status = int(exitstatus)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 CHATML = (

@@ -94,6 +94,11 @@ def scraped(tmp_path_factory: pytest.TempPathFactory, tiny_run_config: Any) -> S
 def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> Any:
     from rayqd.config import Config
 
+    rows = tiny_data.read_text().splitlines(keepends=True)
+    files = [tmp_path_factory.mktemp("sources") / name for name in ("many.jsonl", "few.jsonl")]
+    for file, part in zip(files, (rows[:20], rows[20:]), strict=True):
+        file.write_text("".join(part))
+    sources = [{"source": str(file), "weight": weight} for file, weight in zip(files, (3, 1), strict=True)]
     return Config.model_validate(
         {
             "name": "tiny",
@@ -101,7 +106,7 @@ def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
             "model": {"name": str(tiny_model)},
             "quant": {"group_size": 64, "init": "rtn"},
             "adapter": {"rank": 4},
-            "data": {"source": str(tiny_data), "max_length": 128, "min_room": 8},
+            "data": {"sources": sources, "max_length": 128, "min_room": 8},
             "eval": {"num_rows": 4, "every": 8},
             "distill": {"lmbda": 0.5, "beta": 0.5},
             "rollout": {"min_new_tokens": 4, "max_new_tokens": 12, "max_concurrent": 8},
@@ -162,6 +167,12 @@ def test_exported_values_are_those_of_the_events(scraped: ScrapedRun) -> None:
     for role in ("rollout", "teacher", "learner"):
         worked = sum(step[f"{role}_seconds"] for step in so_far)
         assert seen["ray_rayqd_work_seconds_total", role, ""] == pytest.approx(worked, rel=1e-6)
+
+
+def test_every_step_draws_from_the_sources_by_their_weights(scraped: ScrapedRun) -> None:
+    events = [json.loads(line) for line in (scraped.result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    drawn = [list(event["sequences_by_source"].values()) for event in events if event["event"] == "step"]
+    assert drawn == [[3, 1]] * 24
 
 
 def test_the_run_left_a_report_of_itself(scraped: ScrapedRun) -> None:
