@@ -38,8 +38,9 @@ from rayqd.config import Config
 from rayqd.data.plan import generation_seed
 from rayqd.errors import PlacementError
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.engine_makers import checkpoint_engine_maker
 from rayqd.rollout.sampling import sampling_request
-from rayqd.rollout.worker import MakeEngine, checkpoint_engine_maker
+from rayqd.rollout.worker import MakeEngine
 from rayqd.types import IntArray
 
 _MAX_BATCHES_A_BLOCK = 32

@@ -19,8 +19,9 @@ from rayqd.data.chat_settings import chat_settings
 from rayqd.data.stops import end_token_ids
 from rayqd.model.load import load_tokenizer
 from rayqd.model.source import student_directory
+from rayqd.rollout.engine_makers import vllm_engine_maker
 from rayqd.rollout.sampling import with_model_sampling
-from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vllm_engine_maker, vocab_size
+from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vocab_size
 from rayqd.teacher.worker import TeacherWorker, teacher_loader
 
 A = TypeVar("A", bound=PooledActor)

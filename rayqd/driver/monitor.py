@@ -62,6 +62,7 @@ class Monitor:
         self._has_explained_cut = False
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
+        self._engines: dict[str, str] = {}
         self._learner_seconds = 0.0
         self._spans: list[Span] = []
         self._step_times: list[float] = []  # the first step's and the last one's, by the epoch's clock
@@ -88,6 +89,7 @@ class Monitor:
             seconds={role: round(value, 1) for role, value in seconds.items()},
             start_seconds={role: round(value, 1) for role, value in self._start_seconds.items()},
             num_steps=num_steps,
+            engines=self._engines,
         )
 
     def startup(self, began: float, own_spans: Sequence[Span]) -> Startup:
@@ -213,6 +215,8 @@ class Monitor:
         for name, started in self._actors.collect_ready().items():
             self._start_seconds[name] = started.seconds
             self._spans += started.spans
+            if started.description:
+                self._engines[name] = started.description
             self._progress.say(_ready(name, started.seconds, started.node, started.description))
         waited = time.monotonic() - self._began
         unplaced = self._actors.list_unplaced()

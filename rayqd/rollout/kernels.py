@@ -102,14 +102,19 @@ def choose_weight_form(source: Path, config: Config) -> WeightForm:
 
 def find_layer_shapes(model: nn.Module, quant: QuantConfig) -> dict[LayerShape, str]:
     """Return every shape that a quantized layer has in an engine, fused ones as one, with the first of its names."""
-    linears = quantizable_layers(model, quant)
     shapes: dict[LayerShape, str] = {}
+    linears = quantizable_layers(model, quant)
     for name, linear in linears.items():
         parts = [part for part in fused_layer_names(name) if part in linears]
         if name == parts[0]:
             together = LayerShape(linear.in_features, sum(linears[part].out_features for part in parts))
             shapes.setdefault(together, " + ".join([name, *(part.rpartition(".")[2] for part in parts[1:])]))
     return shapes
+
+
+def count_packed_weights(source: Path, config: Config) -> int:
+    """Return how many of its weights the model in `source` has in layers that an engine gets as codes."""
+    return sum(linear.weight.numel() for linear in quantizable_layers(load_meta_model(source), config.quant).values())
 
 
 def explain_split_fusion(model: nn.Module, quant: QuantConfig) -> str:

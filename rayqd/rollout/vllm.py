@@ -1,4 +1,4 @@
-"""The INT4 student in vLLM, 0.26 to 0.33, on GPUs and on CPUs. Only this file and kernels.py import vllm.
+"""The INT4 student in vLLM, 0.26 to 0.33, on GPUs and on CPUs.
 
 The engine starts from a checkpoint on disk and takes each version in place, as its weight loader converts it. vLLM's
 own layer-by-layer reload prepares the tensors for its kernels: it repacks codes, and on a CPU dense weights too.
@@ -24,6 +24,7 @@ from torch import Tensor
 from rayqd.rollout.engine import Completion, Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
+from rayqd.rollout.layer_form import check_packed
 from rayqd.rollout.reload import keep_addresses
 from rayqd.rollout.tuning import Preparation, graph_sizes
 from rayqd.rollout.weights import PackedLoader, WeightLoader
@@ -65,6 +66,7 @@ class VLLMEngine:
         kv_bytes: int | None = None,
         description: str = "",
         trusts_code: bool = False,
+        num_packed_weights: int = 0,
     ) -> None:
         """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
@@ -74,6 +76,7 @@ class VLLMEngine:
         `kv_bytes`: of the cache of keys and values; `gpu_memory_utilization`, less everything else, unless given.
         `description`: what it computes with, for people.
         `trusts_code`: vLLM may run code that the checkpoint brings.
+        `num_packed_weights`: that `checkpoint` holds as codes; raises LayerFormError where the engine has fewer so.
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
@@ -103,6 +106,7 @@ class VLLMEngine:
                 max_logprobs=max(max_top_ids, 1),
                 **cast(Any, {} if current_platform.is_cpu() else _gpu_arguments(preparation, max_batch, kv_bytes)),
             )
+        check_packed(self._model_runner.get_model(), num_packed_weights)
         with span("warm-up"):
             self._warm_up(max_concurrent)
 

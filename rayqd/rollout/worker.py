@@ -10,13 +10,10 @@ from pathlib import Path
 
 from rayqd.config import Config
 from rayqd.config.sections import RolloutConfig
-from rayqd.errors import ConfigError
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.completions import write_checked
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.sampling import sampling_request
-from rayqd.rollout.support import explain_unusable_vllm
-from rayqd.rollout.tuning import choose_preparation, most_sequences
 from rayqd.spans import span
 from rayqd.stall import StallWatch
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
@@ -182,79 +179,3 @@ def vocab_size(config: Config) -> int:
     from rayqd.model.source import student_directory, teacher_directory
 
     return common_vocab_size(student_directory(config), teacher_directory(config))
-
-
-def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
-    """Return a function that makes the student's engine, in the process that calls it."""
-
-    def make() -> Engine:
-        with span("import torch"):
-            from rayqd.model.load import context_length
-            from rayqd.model.source import student_directory
-            from rayqd.rollout.gpu_share import plan_gpu_share
-            from rayqd.rollout.kernels import choose_weight_form
-            from rayqd.rollout.vllm import VLLMEngine
-            from rayqd.rollout.weights import choose_weight_loader
-
-        _check_engine(config)
-        directory = student_directory(config)
-        with span("find the 4-bit kernel"):
-            form = choose_weight_form(directory, config)
-        weight_loader = choose_weight_loader(config, form)
-        num_tokens = min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens)
-        share = plan_gpu_share(directory, config, gpu_share, num_tokens, is_dense=form.is_dense)
-        with span("prepare checkpoint"):
-            checkpoint = weight_loader.prepare_checkpoint(directory, config)
-        return VLLMEngine(
-            checkpoint,
-            context_length=num_tokens,
-            max_concurrent=config.rollout.max_concurrent,
-            preparation=choose_preparation(config),
-            max_batch=most_sequences(config),
-            gpu_memory_utilization=share.utilization if share else _utilization(config, gpu_share),
-            kv_bytes=share.kv_bytes if share else None,
-            dtype=config.model.dtype,
-            weight_loader=weight_loader,
-            max_top_ids=num_top_ids(config),
-            description=str(form),
-            trusts_code=config.model.trust_remote_code,
-        )
-
-    return make
-
-
-def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu_share: float) -> MakeEngine:
-    """Return a function that makes an engine of a model as it lies on disk, 16-bit or an export.
-
-    Prompt and completion together have at most `data.max_length` tokens.
-    """
-
-    def make() -> Engine:
-        from rayqd.model.load import context_length
-        from rayqd.model.source import local_directory
-        from rayqd.rollout.vllm import VLLMEngine
-
-        _check_engine(config)
-        directory = local_directory(name, revision, trusts_code=config.model.trust_remote_code)
-        return VLLMEngine(
-            directory,
-            context_length=min(context_length(directory), config.data.max_length),
-            max_concurrent=config.rollout.max_concurrent,
-            gpu_memory_utilization=_utilization(config, gpu_share),
-            dtype=config.model.dtype,
-            trusts_code=config.model.trust_remote_code,
-        )
-
-    return make
-
-
-def _utilization(config: Config, gpu_share: float) -> float:
-    return config.rollout.gpu_memory_utilization or 0.9 * gpu_share
-
-
-def _check_engine(config: Config) -> None:
-    """Raise ConfigError where this machine's vLLM or GPU cannot serve the run; the driver's may be others."""
-    from rayqd.model.arithmetic import explain_missing_bfloat16
-
-    if reason := explain_unusable_vllm() or explain_missing_bfloat16(config.model.dtype):
-        raise ConfigError(reason)

@@ -77,10 +77,16 @@ class DistillResult(RunResult):
     start_seconds: Mapping[str, float]  # from the start of each process until its model was loaded
     num_steps: int  # optimizer steps done
     stopped_early: StoppedEarly | None = None
+    engines: Mapping[str, str] | None = None  # what each rollout worker computes with; None in runs from before
 
     def _own_fields(self) -> dict[str, object]:
         early = asdict(self.stopped_early) if self.stopped_early else None
-        return {"start_seconds": dict(self.start_seconds), "num_steps": self.num_steps, "stopped_early": early}
+        return {
+            "start_seconds": dict(self.start_seconds),
+            "num_steps": self.num_steps,
+            "stopped_early": early,
+            "engines": dict(self.engines) if self.engines else None,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

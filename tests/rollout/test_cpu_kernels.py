@@ -23,7 +23,7 @@ print("why:", explain_missing_cpu_kernel())
 import numpy as np
 from rayqd.config.load import load_config
 from rayqd.rollout.engine import SamplingRequest
-from rayqd.rollout.worker import vllm_engine_maker
+from rayqd.rollout.engine_makers import vllm_engine_maker
 engine = vllm_engine_maker(load_config(["@" + sys.argv[1]]), 0.3)()
 ids = np.arange(5, 15, dtype=np.int32)
 request = SamplingRequest(prompt_ids=ids, seed=0, temperature=0.0, min_new_tokens=3, max_new_tokens=3)

@@ -1,0 +1,183 @@
+"""The engines of a run; the student's with packed codes where vLLM takes them, else with the values they stand for.
+
+Whether there are kernels is asked before (`kernels`). Whether vLLM's class of the model takes codes in every layer only
+the class knows: one that does not tell a layer of the quantization fails while it loads (LFM2's convolutions in 0.26),
+or leaves that layer as it was. In either case the engine starts again with dense weights, and that is remembered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayqd.config import Config
+from rayqd.errors import ConfigError, ModelError, RayqdError
+from rayqd.files import write_text
+from rayqd.rollout.engine import Engine
+from rayqd.rollout.support import explain_unusable_vllm, installed_vllm
+from rayqd.rollout.worker import MakeEngine, num_top_ids
+from rayqd.spans import span
+
+if TYPE_CHECKING:
+    from rayqd.rollout.kernels import WeightForm
+
+_MAX_REASON_CHARACTERS = 200
+
+
+def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
+    """Return a function that makes the student's engine, in the process that calls it.
+
+    It raises ModelError where vLLM loads the model neither packed nor dense.
+    """
+
+    def make() -> Engine:
+        with span("import torch"):
+            from rayqd.model.source import student_directory
+            from rayqd.rollout.kernels import WeightForm, choose_weight_form
+
+        _check_engine(config)
+        directory = student_directory(config)
+        refusal = _refusal_file(directory, config)
+        with span("find the 4-bit kernel"):
+            form = choose_weight_form(directory, config)
+            if not form.is_dense and refusal.exists():
+                form = WeightForm(reason=refusal.read_text(encoding="utf-8"), dtype=config.model.dtype)
+        if form.is_dense:
+            return _make_engine(directory, config, form, gpu_share)
+        engine, reason = _try_packed(directory, config, form, gpu_share)
+        if engine is None:
+            _release_engine()
+            engine = _make_dense(directory, config, reason, gpu_share)
+            refusal.parent.mkdir(parents=True, exist_ok=True)
+            write_text(refusal, reason)
+        return engine
+
+    return make
+
+
+def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu_share: float) -> MakeEngine:
+    """Return a function that makes an engine of a model as it lies on disk, 16-bit or an export.
+
+    Prompt and completion together have at most `data.max_length` tokens.
+    """
+
+    def make() -> Engine:
+        from rayqd.model.load import context_length
+        from rayqd.model.source import local_directory
+        from rayqd.rollout.vllm import VLLMEngine
+
+        _check_engine(config)
+        directory = local_directory(name, revision, trusts_code=config.model.trust_remote_code)
+        return VLLMEngine(
+            directory,
+            context_length=min(context_length(directory), config.data.max_length),
+            max_concurrent=config.rollout.max_concurrent,
+            gpu_memory_utilization=_utilization(config, gpu_share),
+            dtype=config.model.dtype,
+            trusts_code=config.model.trust_remote_code,
+        )
+
+    return make
+
+
+def _check_engine(config: Config) -> None:
+    """Raise ConfigError where this machine's vLLM or GPU cannot serve the run; the driver's may be others."""
+    from rayqd.model.arithmetic import explain_missing_bfloat16
+
+    if reason := explain_unusable_vllm() or explain_missing_bfloat16(config.model.dtype):
+        raise ConfigError(reason)
+
+
+def _utilization(config: Config, gpu_share: float) -> float:
+    """Return the share of its GPU that an engine takes which plans no further."""
+    return config.rollout.gpu_memory_utilization or 0.9 * gpu_share
+
+
+def _make_engine(directory: Path, config: Config, form: WeightForm, gpu_share: float) -> Engine:
+    from rayqd.model.load import context_length
+    from rayqd.rollout.gpu_share import plan_gpu_share
+    from rayqd.rollout.kernels import count_packed_weights
+    from rayqd.rollout.tuning import choose_preparation, most_sequences
+    from rayqd.rollout.vllm import VLLMEngine
+    from rayqd.rollout.weights import choose_weight_loader
+
+    weight_loader = choose_weight_loader(config, form)
+    num_tokens = min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens)
+    share = plan_gpu_share(directory, config, gpu_share, num_tokens, is_dense=form.is_dense)
+    with span("prepare checkpoint"):
+        checkpoint = weight_loader.prepare_checkpoint(directory, config)
+    return VLLMEngine(
+        checkpoint,
+        context_length=num_tokens,
+        max_concurrent=config.rollout.max_concurrent,
+        preparation=choose_preparation(config),
+        max_batch=most_sequences(config),
+        gpu_memory_utilization=share.utilization if share else _utilization(config, gpu_share),
+        kv_bytes=share.kv_bytes if share else None,
+        dtype=config.model.dtype,
+        weight_loader=weight_loader,
+        max_top_ids=num_top_ids(config),
+        description=str(form),
+        trusts_code=config.model.trust_remote_code,
+        num_packed_weights=0 if form.is_dense else count_packed_weights(directory, config),
+    )
+
+
+def _try_packed(directory: Path, config: Config, form: WeightForm, gpu_share: float) -> tuple[Engine | None, str]:
+    """Return the engine, or None and why vLLM does not take the codes; raises where memory is what is missing.
+
+    A function of its own, so that what the error's traceback holds is gone when it returns.
+    """
+    try:
+        return _make_engine(directory, config, form, gpu_share), ""
+    except RayqdError:
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise
+        (version,) = installed_vllm().values()
+        return None, f"vLLM {version} does not take this model's codes ({_last_words(error)})"
+
+
+def _make_dense(directory: Path, config: Config, reason: str, gpu_share: float) -> Engine:
+    """Make an engine of a model whose codes vLLM has just refused for `reason`."""
+    from rayqd.rollout.kernels import WeightForm
+
+    try:
+        return _make_engine(directory, config, WeightForm(reason=reason, dtype=config.model.dtype), gpu_share)
+    except RayqdError:
+        raise
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{reason}, nor its {config.model.dtype} weights ({_last_words(error)}): distil off-policy "
+            "(distill.lmbda = 0), which needs no engine, or use another vLLM of 0.26 to 0.33"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from rayqd.model.out_of_memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _release_engine() -> None:
+    """Let go of what a vLLM that failed to start has left in this process: its process groups, its memory."""
+    importlib.import_module("vllm.distributed.parallel_state").cleanup_dist_env_and_memory()
+
+
+def _refusal_file(directory: Path, config: Config) -> Path:
+    """Return where a machine keeps why the installed vLLM does not take the codes of this model."""
+    from rayqd.export.initial_checkpoint import initial_directory
+
+    (version,) = installed_vllm().values()
+    return initial_directory(directory, config, f"refused-by-vllm-{version}.txt")
+
+
+def _last_words(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    return textwrap.shorten(words, _MAX_REASON_CHARACTERS, placeholder=" ...")
