@@ -65,8 +65,9 @@ def start_generation_workers(config: Config, placement: Placement, make_engine: 
 
 def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:
     """Start the teachers."""
+    load = teacher_loader(config, placement.gpus_per_worker["teacher"] or 1.0)
     return [
-        actor.remote(TeacherWorker(rank, teacher_loader(config), config.ray.stall_seconds))
+        actor.remote(TeacherWorker(rank, load, config.ray.stall_seconds))
         for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement))
     ]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rayqd.cluster.nodes import MARKET, SPOT, NodeGroup, Nodes, Selector
 
@@ -28,18 +28,20 @@ class RoleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The CPUs and the fraction of a GPU that a worker gets."""
+    """The CPUs, and the fraction of a GPU or the whole GPUs, that a worker gets."""
 
     cpus: float  # of every worker
     per_gpu: int  # workers that share a GPU; 0 without GPUs
-    whole_gpu: frozenset[str] = frozenset()  # roles that share theirs with nobody
+    whole_gpus: Mapping[str, int] = field(
+        default_factory=dict[str, int]
+    )  # of a worker that shares its GPUs with nobody
 
     def gpu_parts(self, role: str) -> int:
-        """Return how many of a GPU's `per_gpu` equal parts a worker takes."""
-        return self.per_gpu if role in self.whole_gpu else min(1, self.per_gpu)
+        """Return how many parts a worker takes; `per_gpu` equal ones are a GPU."""
+        return self.per_gpu * self.whole_gpus[role] if role in self.whole_gpus else min(1, self.per_gpu)
 
     def gpus(self, role: str) -> float:
-        """Return a worker's GPUs as Ray counts them: 1, a fraction, or 0."""
+        """Return a worker's GPUs as Ray counts them: a fraction of one, whole ones, or 0."""
         return self.gpu_parts(role) / self.per_gpu if self.per_gpu else 0
 
 
@@ -73,7 +75,11 @@ def pack(requests: Sequence[RoleRequest], nodes: Nodes, share: Share) -> Placeme
     workers: list[PlacedWorker] = []
     unplaced: Counter[str] = Counter()
     for request in sorted(requests, key=lambda request: (not request.selector, ROLES.index(request.role))):
-        able = [group for group in nodes.groups if group.matches(request.selector) and _holds_one(group, share)]
+        able = [
+            group
+            for group in nodes.groups
+            if group.matches(request.selector) and _holds_one(group, share, request.role)
+        ]
         choice = _order_by_preference(request.role, able)
         for rank in range(request.num_workers):
             group = next((group for group in choice if capacity.take(group, share.gpu_parts(request.role))), None)
@@ -85,8 +91,8 @@ def pack(requests: Sequence[RoleRequest], nodes: Nodes, share: Share) -> Placeme
     return PlacementPlan(share=share, workers=tuple(workers), unplaced=unplaced, nodes_to_start=capacity.nodes_to_start)
 
 
-def _holds_one(group: NodeGroup, share: Share) -> bool:
-    return group.size > 0 and group.cpus + _TOLERANCE >= share.cpus and (group.gpus > 0 or not share.per_gpu)
+def _holds_one(group: NodeGroup, share: Share, role: str) -> bool:
+    return group.size > 0 and group.cpus + _TOLERANCE >= share.cpus and group.gpus + _TOLERANCE >= share.gpus(role)
 
 
 def _order_by_preference(role: str, groups: list[NodeGroup]) -> list[NodeGroup]:
@@ -105,18 +111,21 @@ def _market_selector(request: RoleRequest, group: NodeGroup, able: list[NodeGrou
 class _Node:
     def __init__(self, group: NodeGroup, share: Share) -> None:
         self.group = group
+        self._per_gpu = share.per_gpu
         self._cpus = group.cpus
         self._free_parts = [share.per_gpu] * group.gpus  # of each GPU
 
     def take(self, cpus: float, parts: int) -> bool:
-        """Take a worker's CPUs and its parts of one GPU, if they are free; return whether they were."""
+        """Take a worker's CPUs and its parts of one GPU, or its whole GPUs, if they are free; return if they were."""
         if self._cpus + _TOLERANCE < cpus:
             return False
         if parts:
-            gpu = next((i for i, free in enumerate(self._free_parts) if free >= parts), None)
-            if gpu is None:
+            num_gpus, each = max(1, parts // self._per_gpu), min(parts, self._per_gpu)
+            free = [i for i, free in enumerate(self._free_parts) if free >= each][:num_gpus]
+            if len(free) < num_gpus:
                 return False
-            self._free_parts[gpu] -= parts
+            for i in free:
+                self._free_parts[i] -= each
         self._cpus -= cpus
         return True
 

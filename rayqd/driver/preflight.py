@@ -32,6 +32,7 @@ from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
 from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
+from rayqd.rollout.parallel import check_tensor_parallel
 from rayqd.rollout.sampling import describe_sampling, with_model_sampling
 from rayqd.teacher.check import check_payload
 
@@ -61,6 +62,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     model = load_meta_model(directory)
     layers = [*quantizable_layers(model, config.quant), *quantizable_experts(model, config.quant)]
     check_head(model, config.quant)
+    check_tensor_parallel(model, config)
     counted = count_weight_bits(model, config)
     remarks = [check_weights(model, directory), describe_bits(counted), describe_dense_body(counted)]
     remarks.append(describe_head(model, config.quant))
@@ -106,7 +108,7 @@ def check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> 
     if config.is_on_policy:
         num_tokens = min(checked.context_length, config.data.max_length + config.rollout.max_new_tokens)
         divide_gpu(total, checked.directory, config, placement.gpus_per_worker["rollout"], num_tokens, is_dense=False)
-    else:
+    if not config.is_on_policy or placement.gpus_per_worker["rollout"] >= 1:
         check_without_engine(total, checked.directory, config, gpu_share)
 
 

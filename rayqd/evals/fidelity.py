@@ -14,9 +14,7 @@ from rayqd.losses import chunked_token_nll
 from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_logsumexp
 from rayqd.losses.output_head import Head, logits_of
 from rayqd.losses.rows import chunk_size, row_blocks, slices
-from rayqd.model.hidden_states import completion_states, teacher_states
-from rayqd.model.sharding import is_sharded
-from rayqd.model.token_limit import TokenLimit, run_batches
+from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
@@ -39,22 +37,12 @@ def student_fidelity(
     """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
-    limit = TokenLimit(
-        tokens=max_tokens,
-        setting="learner.microbatch_tokens",
-        advice="lower data.max_length, or measure where more memory is free",
-        can_be_lowered=not is_sharded(model),
-    )
-
-    def measure(indices: list[int]) -> Tensor:
+    sums = torch.zeros(4, dtype=torch.float64)
+    for indices in batch_by_tokens(model, [s.rollout for s in heldout], max_tokens):
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()
-        return _sums(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
-
-    sums = torch.zeros(4, dtype=torch.float64)
-    for _, part in run_batches(model, [s.rollout for s in heldout], limit, measure):
-        sums += part
+        sums += _sums(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
     return _mean(sums, heldout)
 
 

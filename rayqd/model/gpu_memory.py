@@ -86,23 +86,35 @@ def learner_bytes(size: ModelSize, config: Config) -> int:
 
 
 def teacher_bytes(size: ModelSize, config: Config) -> int:
-    """Return what a teacher needs."""
+    """Return what a teacher needs on each of its GPUs."""
     value = torch_dtype(config.model.dtype).itemsize
     layer = _ACTIVATIONS * value * size.product_width / size.num_layers
     logits = 0 if config.teacher.payload == "hidden" else _LOSS
     tokens = min(config.teacher.max_batch_tokens, _most_tokens(config, config.teacher.num_workers))
-    return int(_PROCESS + size.num_parameters * value + tokens * (layer + 4 * value * size.width) + logits)
+    weights = size.num_parameters * value / config.teacher.gpus_per_worker
+    return int(_PROCESS + weights + tokens * (layer + 4 * value * size.width) + logits)
+
+
+def teacher_weight_bytes(total_bytes: int, gpu_share: float, size: ModelSize, config: Config) -> int:
+    """Return the bytes of weights for which a GPU of `total_bytes` has room beside all else that a teacher needs."""
+    weights = size.num_parameters * torch_dtype(config.model.dtype).itemsize / config.teacher.gpus_per_worker
+    beside = teacher_bytes(size, config) - weights
+    return max(0, int(USABLE * total_bytes * min(gpu_share, 1.0) - beside))
 
 
 def engine_bytes(size: ModelSize, config: Config, num_sequences: int, *, is_dense: bool) -> int:
-    """Return what an engine needs beside its keys and values; `is_dense` of one that holds no codes but values."""
+    """Return what an engine needs on each of its GPUs beside its keys and values.
+
+    `is_dense` of one that holds no codes but values.
+    """
+    parts = config.rollout.tensor_parallel
     value = torch_dtype(config.model.dtype).itemsize
     bits = make_grid(config.quant, torch_dtype(config.model.dtype)).bits_per_weight
     quantized = value if is_dense else bits / 8
     weights = (size.num_parameters - size.num_quantized) * value + size.num_quantized * quantized
-    activations = _ENGINE_TOKENS * value * (size.product_width / size.num_layers + 4 * size.width)
+    activations = _ENGINE_TOKENS * value * (size.product_width / size.num_layers / parts + 4 * size.width)
     logits = num_sequences * size.vocab_size * 4 * 4  # float32: logits, what is sampled from, both sorted at most
-    return int(_PROCESS + _KERNELS + weights + activations + logits)
+    return int(_PROCESS + _KERNELS + weights / parts + activations + logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +159,9 @@ def advise(config: Config, roles: Sequence[str]) -> str:
             changes.append('train adapters (adapter.kind = "lora")')
     if "teacher" in roles:
         changes.append(f"lower teacher.max_batch_tokens={config.teacher.max_batch_tokens}")
+        changes.append("spread it over several GPUs (teacher.gpus_per_worker)")
+    if "rollout" in roles:
+        changes.append("give the rollouts GPUs of their own (rollout.tensor_parallel)")
     changes.append("take a smaller model or more GPUs; rollout.gpu_memory_utilization, if given, is tried unchecked")
     return ", ".join(changes)
 

@@ -14,6 +14,7 @@ from rayqd.model.arithmetic import explain_missing_bfloat16
 from rayqd.model.model_class import auto_class
 from rayqd.model.remote_code import is_trusted
 from rayqd.model.source_weights import match_names, read_stored_tensors
+from rayqd.model.spread import DeviceMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,11 +25,12 @@ UNLIMITED = 2**31 - 1
 _CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length")
 
 
-def load_model(directory: Path, dtype: str) -> PreTrainedModel:
+def load_model(directory: Path, dtype: str, device_map: DeviceMap | None = None) -> PreTrainedModel:
     """Load the causal language model of a checkpoint, in evaluation mode, on this process's device.
 
-    Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits). Raises
-    ModelError where no way of running it gives what the model itself computes.
+    Parameters get `dtype`; buffers such as the rotary frequencies keep float32 (casting them moves the logits).
+    `device_map`: where its layers lie instead (see `rayqd.model.spread`). Raises ModelError where no way of running it
+    gives what the model itself computes.
     """
     from transformers import AutoConfig
 
@@ -40,10 +42,14 @@ def load_model(directory: Path, dtype: str) -> PreTrainedModel:
     with quiet_libraries():
         config = AutoConfig.from_pretrained(directory)
         model = auto_class(config).from_pretrained(
-            directory, dtype=torch_dtype(dtype), attn_implementation=attention_of(config)
+            directory,
+            dtype=torch_dtype(dtype),
+            attn_implementation=attention_of(config),
+            device_map=None if device_map is None else dict(device_map),
         )
     model.eval().requires_grad_(False)
-    model.to(device())  # pyright: ignore[reportArgumentType]
+    if device_map is None:
+        model.to(device())  # pyright: ignore[reportArgumentType]
     check_mode(model)
     return model
 

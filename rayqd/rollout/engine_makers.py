@@ -77,6 +77,7 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
             gpu_memory_utilization=_utilization(config, gpu_share),
             dtype=config.model.dtype,
             trusts_code=config.model.trust_remote_code,
+            tensor_parallel=config.rollout.tensor_parallel,
         )
 
     return make
@@ -92,7 +93,7 @@ def _check_engine(config: Config) -> None:
 
 def _utilization(config: Config, gpu_share: float) -> float:
     """Return the share of its GPU that an engine takes which plans no further."""
-    return config.rollout.gpu_memory_utilization or 0.9 * gpu_share
+    return config.rollout.gpu_memory_utilization or 0.9 * min(gpu_share, 1.0)
 
 
 def _make_engine(directory: Path, config: Config, form: WeightForm, gpu_share: float) -> Engine:
@@ -121,6 +122,7 @@ def _make_engine(directory: Path, config: Config, form: WeightForm, gpu_share: f
         max_top_ids=num_top_ids(config),
         description=str(form),
         trusts_code=config.model.trust_remote_code,
+        tensor_parallel=config.rollout.tensor_parallel,
         num_packed_weights=0 if form.is_dense else count_packed_weights(directory, config),
     )
 

@@ -52,7 +52,8 @@ def divide_gpu(
 ) -> GpuShare | None:
     """Do the same for a GPU of `total_bytes`, from the model's config alone: nothing is loaded."""
     model = load_meta_model(directory)
-    per_token = kv_bytes_per_token(model.config, torch_dtype(config.model.dtype).itemsize)
+    value = torch_dtype(config.model.dtype).itemsize
+    per_token = kv_bytes_per_token(model.config, value, config.rollout.tensor_parallel)
     if per_token is None:
         return None
     num_sequences = most_sequences(config)
@@ -70,20 +71,28 @@ def divide_gpu(
 
 def check_without_engine(total_bytes: int, directory: Path, config: Config, gpu_share: float) -> None:
     """Raise PlacementError where learner and teacher, of which each has `gpu_share` of a GPU, are too much for it."""
-    needs = _needs(measure_size(load_meta_model(directory), config), config, round(1 / gpu_share))
-    if sum(needs.values()) > USABLE * total_bytes:
-        raise PlacementError(describe_shortage(total_bytes, needs, advise(config, list(needs))))
+    needs = _needs(measure_size(load_meta_model(directory), config), config)
+    alone = {} if config.teacher.gpus_per_worker == 1 else {"teacher": needs.pop("teacher")}
+    for together in (_largest(needs, round(1 / gpu_share)), alone):
+        if sum(together.values()) > USABLE * total_bytes:
+            raise PlacementError(describe_shortage(total_bytes, together, advise(config, list(together))))
 
 
 def _others(size: ModelSize, config: Config, gpu_share: float) -> dict[str, int]:
     """Return the needs of the largest workers that can be beside an engine which has `gpu_share` of its GPU."""
-    num_others = round(1 / gpu_share) - 1
-    return _needs(size, config, num_others) if num_others else {}
+    needs = _needs(size, config)
+    if config.teacher.gpus_per_worker > 1:
+        del needs["teacher"]  # whose GPUs are its own
+    return _largest(needs, max(0, round(1 / gpu_share) - 1))
 
 
-def _needs(size: ModelSize, config: Config, count: int) -> dict[str, int]:
-    """Return the bytes that learner and teacher need, of the `count` that need most."""
+def _needs(size: ModelSize, config: Config) -> dict[str, int]:
+    """Return the bytes that learner and teacher need of a GPU."""
     teacher = teacher_directory(config)
     teacher_size = measure_size(load_meta_model(teacher), config) if config.teacher.name else size
-    needs = {"learner": learner_bytes(size, config), "teacher": teacher_bytes(teacher_size, config)}
+    return {"learner": learner_bytes(size, config), "teacher": teacher_bytes(teacher_size, config)}
+
+
+def _largest(needs: dict[str, int], count: int) -> dict[str, int]:
+    """Return the `count` largest of `needs`, the largest first."""
     return dict(sorted(needs.items(), key=lambda need: -need[1])[:count])

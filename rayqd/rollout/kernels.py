@@ -22,6 +22,7 @@ from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.grids import fused_layer_names
 from rayqd.model.load import load_meta_model, torch_dtype
 from rayqd.quant import quantizable_layers
+from rayqd.rollout.parallel import Side, divided_sides
 
 if TYPE_CHECKING:
     from vllm.model_executor.kernels.linear import MPLinearLayerConfig
@@ -90,11 +91,12 @@ def choose_weight_form(source: Path, config: Config) -> WeightForm:
     if quantizable_experts(model, config.quant):
         return WeightForm(reason="experts are handed over as the values of their codes", dtype=dtype)
     names: dict[str, None] = {}
-    for shape, layer in find_layer_shapes(model, config.quant).items():
-        kernel, reason = choose_kernel(shape, config)
-        if reason:
-            return WeightForm(reason=f"{layer} [{shape.in_features}, {shape.out_features}]: {reason}", dtype=dtype)
-        names[kernel] = None
+    for whole, layer in find_layer_shapes(model, config.quant).items():
+        for shape in _divide(whole, divided_sides(model, layer.partition(" + ")[0]), config.rollout.tensor_parallel):
+            kernel, reason = choose_kernel(shape, config, whole)
+            if reason:
+                return WeightForm(reason=f"{layer} [{shape.in_features}, {shape.out_features}]: {reason}", dtype=dtype)
+            names[kernel] = None
     if _CPU_KERNEL in names and (reason := explain_missing_cpu_kernel()):
         return WeightForm(reason=reason, dtype=dtype)
     return WeightForm(kernels=tuple(names), dtype=dtype)
@@ -128,12 +130,28 @@ def explain_split_fusion(model: nn.Module, quant: QuantConfig) -> str:
     return ""
 
 
-def choose_kernel(shape: LayerShape, config: Config) -> tuple[str, str]:
-    """Return the name of vLLM's kernel for one layer and an empty text, or "" and why there is none."""
+def _divide(whole: LayerShape, sides: tuple[Side, ...], count: int) -> list[LayerShape]:
+    """Return what a GPU of `count` can have of a layer."""
+    if count == 1:
+        return [whole]
+    parts = {
+        "in": LayerShape(whole.in_features // count, whole.out_features),
+        "out": LayerShape(whole.in_features, whole.out_features // count),
+    }
+    return [parts[side] for side in sides]
+
+
+def choose_kernel(shape: LayerShape, config: Config, whole: LayerShape | None = None) -> tuple[str, str]:
+    """Return the name of vLLM's kernel for one layer and an empty text, or "" and why there is none.
+
+    `shape`: of a GPU's part; `whole`: of the layer that is divided, if it is.
+    """
+    if shape.in_features % config.quant.group_size:
+        return "", f"groups of {config.quant.group_size} do not come out even on each GPU"
     os.environ.update(VLLM_ENVIRONMENT)
     linear = importlib.import_module("vllm.model_executor.kernels.linear")
     try:
-        return linear.choose_mp_linear_kernel(_layer_config(shape, config)).__name__, ""
+        return linear.choose_mp_linear_kernel(_layer_config(shape, whole or shape, config)).__name__, ""
     except ValueError as error:
         return "", _last_reason(str(error))
 
@@ -171,13 +189,13 @@ def request_amx() -> bool:
     return not torch.cpu._is_amx_tile_supported() or torch.cpu._init_amx()  # pyright: ignore[reportPrivateUsage]
 
 
-def _layer_config(shape: LayerShape, config: Config) -> MPLinearLayerConfig:
+def _layer_config(shape: LayerShape, whole: LayerShape, config: Config) -> MPLinearLayerConfig:
     from vllm.model_executor.kernels.linear import MPLinearLayerConfig
     from vllm.scalar_type import scalar_types
 
     asymmetric = config.quant.rule == "asymmetric"
     asked: Mapping[str, object] = {
-        "full_weight_shape": tuple(shape),
+        "full_weight_shape": tuple(whole),
         "partition_weight_shape": tuple(shape),
         "weight_type": scalar_types.uint4 if asymmetric else scalar_types.uint4b8,
         "act_type": torch_dtype(config.model.dtype),

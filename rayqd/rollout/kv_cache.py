@@ -9,9 +9,10 @@ _BLOCK_TOKENS = 16  # vLLM hands out memory for so many tokens of a sequence at 
 _SPARE = 1.05  # what its own bookkeeping takes, a block that stands for none, alignment
 
 
-def kv_bytes_per_token(model_config: Any, bytes_per_value: int) -> int | None:
+def kv_bytes_per_token(model_config: Any, bytes_per_value: int, tensor_parallel: int = 1) -> int | None:
     """Return the bytes that a token's keys and values take over all layers; None for other attention than MHA to MQA.
 
+    `tensor_parallel`: GPUs that divide the heads, of which each has one at least; the bytes are those on one of them.
     `model_config` is transformers'. Layers with a window or without attention need less, so this is the most.
     """
     config = model_config.get_text_config()
@@ -23,7 +24,7 @@ def kv_bytes_per_token(model_config: Any, bytes_per_value: int) -> int | None:
         return None
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or hidden_size // heads
-    return 2 * layers * kv_heads * head_dim * bytes_per_value
+    return 2 * layers * max(1, kv_heads // tensor_parallel) * head_dim * bytes_per_value
 
 
 def kv_cache_bytes(bytes_per_token: int, context_length: int, num_sequences: int) -> int:

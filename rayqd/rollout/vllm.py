@@ -8,24 +8,20 @@ on using the first one.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rayqd.rollout.engine import Completion, Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
-from rayqd.rollout.kernels import VLLM_ENVIRONMENT, request_amx
-from rayqd.rollout.layer_form import check_packed
-from rayqd.rollout.reload import keep_addresses
+from rayqd.rollout.kernels import VLLM_ENVIRONMENT
+from rayqd.rollout.rank import RANK_CLASS, LikeliestIds
 from rayqd.rollout.tuning import Preparation, graph_sizes
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.spans import span
@@ -37,15 +33,6 @@ if TYPE_CHECKING:
     from vllm.logprobs import Logprob
 
 _CPU_KV_CACHE_GIB = 1
-
-
-class _ModelRunner(Protocol):
-    """The part of vLLM that holds the model."""
-
-    device: torch.device
-
-    def get_model(self) -> torch.nn.Module: ...
-    def reload_weights(self, *, weights_iterator: Iterator[tuple[str, Tensor]]) -> None: ...
 
 
 class VLLMEngine:
@@ -67,6 +54,7 @@ class VLLMEngine:
         description: str = "",
         trusts_code: bool = False,
         num_packed_weights: int = 0,
+        tensor_parallel: int = 1,
     ) -> None:
         """Start from `checkpoint`, for at most `context_length` tokens a sequence.
 
@@ -77,6 +65,7 @@ class VLLMEngine:
         `description`: what it computes with, for people.
         `trusts_code`: vLLM may run code that the checkpoint brings.
         `num_packed_weights`: that `checkpoint` holds as codes; raises LayerFormError where the engine has fewer so.
+        `tensor_parallel`: GPUs (on a CPU, processes) among which every layer is divided.
         """
         os.environ.update(VLLM_ENVIRONMENT)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
@@ -85,10 +74,7 @@ class VLLMEngine:
             from vllm import LLM
             from vllm.platforms import current_platform
 
-        request_amx()
         _show_llvmlite_to_vllm()
-        # Each reload warns of every layer that it was given nothing for, and that is all that are not quantized.
-        logging.getLogger("vllm.model_executor.model_loader.reload").setLevel(logging.ERROR)
         self._weight_loader = weight_loader or PackedLoader()
         self._context_length = context_length
         self.description = description
@@ -104,19 +90,17 @@ class VLLMEngine:
                 disable_log_stats=True,
                 trust_remote_code=trusts_code,
                 max_logprobs=max(max_top_ids, 1),
+                worker_extension_cls=RANK_CLASS,
+                tensor_parallel_size=tensor_parallel,
                 **cast(Any, {} if current_platform.is_cpu() else _gpu_arguments(preparation, max_batch, kv_bytes)),
             )
-        check_packed(self._model_runner.get_model(), num_packed_weights)
+        self._on_every_rank("check_packed_weights", num_packed_weights)
         with span("warm-up"):
             self._warm_up(max_concurrent)
 
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
-        runner = self._model_runner
-        if runner.device.type == "cpu":
-            _forget_kernels_of_experts(runner.get_model())
-        with keep_addresses(runner.get_model()) if self._has_graphs else nullcontext():
-            runner.reload_weights(weights_iterator=self._weight_loader.convert(tensors, runner.device))
+        self._on_every_rank("load_published_weights", tensors, self._weight_loader)
         self._llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
@@ -141,30 +125,20 @@ class VLLMEngine:
 
         None where this vLLM makes them elsewhere.
         """
-        model = self._model_runner.get_model()
-        compute_logits = cast("Callable[..., Tensor | None]", model.compute_logits)
-        rows: list[tuple[Tensor, Tensor]] = []
-
-        def keep_likeliest(*args: object, **keywords: object) -> Tensor | None:
-            logits = compute_logits(*args, **keywords)
-            if logits is not None:
-                logprobs, ids = logits.float().log_softmax(-1).topk(k)
-                rows.append((ids.cpu(), logprobs.cpu()))
-            return logits
-
         request = SamplingRequest(
             prompt_ids=prompt_ids, seed=0, temperature=0.0, min_new_tokens=num_tokens, max_new_tokens=num_tokens
         )
-        model.__dict__["compute_logits"] = keep_likeliest
+        self._on_every_rank("watch_likeliest_ids", k)
         try:
             completion = self.generate([request])[0].token_ids
         finally:
-            del model.__dict__["compute_logits"]
+            ranks = cast("list[list[LikeliestIds]]", self._on_every_rank("take_likeliest_ids"))
             self._llm.reset_prefix_cache()  # so that what is written later is what would have been
-        if sum(len(ids) for ids, _ in rows) < len(completion):
+        calls = next((calls for calls in ranks if calls), list[LikeliestIds]())
+        if sum(len(call.ids) for call in calls) < len(completion):
             return None
-        ids, logprobs = (torch.cat(part)[: len(completion)].numpy() for part in zip(*rows, strict=True))
-        return Prediction(token_ids=completion, top_ids=ids.astype(np.int32), logprobs=logprobs)
+        ids, logprobs = (np.concatenate(part)[: len(completion)] for part in zip(*calls, strict=True))
+        return Prediction(token_ids=completion, top_ids=ids, logprobs=logprobs)
 
     def prompt_logprobs(self, token_ids: IntArray) -> list[float]:
         """Return the log-probability of every token but the first under the present weights, [T - 1], in nats."""
@@ -177,16 +151,29 @@ class VLLMEngine:
         assert output.prompt_logprobs is not None
         return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
 
-    @property
-    def _has_graphs(self) -> bool:
-        """Whether CUDA graphs, which know tensors by their addresses, run the model."""
-        mode = cast(Any, self._llm.llm_engine).vllm_config.compilation_config.cudagraph_mode
-        return mode is not None and mode.name != "NONE"
+    def _on_every_rank(self, method: str, *args: object) -> list[Any]:
+        """Call a method of `Rank` in each of the engine's processes; return what they return, by rank."""
+        with self._ending_with_a_rank():
+            return self._executor.collective_rpc(method, args=args)
 
     @property
-    def _model_runner(self) -> _ModelRunner:
+    def _executor(self) -> Any:
         engine = cast(Any, self._llm.llm_engine)  # what lies behind it has no public type
-        return engine.model_executor.driver_worker.worker.model_runner
+        return engine.model_executor
+
+    @contextmanager
+    def _ending_with_a_rank(self) -> Generator[None]:
+        """End this process where an error of the block is that another of the engine's processes has died.
+
+        vLLM cannot replace one; who watches over this process starts it anew.
+        """
+        try:
+            yield
+        except Exception:
+            if getattr(self._executor, "is_failed", False):
+                print("a process of the engine has died: this one ends, too", file=sys.stderr, flush=True)
+                os._exit(1)
+            raise
 
     def _run(self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]) -> list[RequestOutput]:
         outputs = dict(pair for finished in self._finish(prompts, params) for pair in finished)
@@ -201,7 +188,8 @@ class VLLMEngine:
             prompt: TokensInput = {"type": "token", "prompt_token_ids": ids.tolist()}
             engine.add_request(str(index), prompt, param)
         while engine.has_unfinished_requests():
-            outputs = cast("list[RequestOutput]", engine.step())
+            with self._ending_with_a_rank():
+                outputs = cast("list[RequestOutput]", engine.step())
             self.on_progress()
             if finished := [(int(output.request_id), output) for output in outputs if output.finished]:
                 yield finished
@@ -233,17 +221,6 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
-
-
-def _forget_kernels_of_experts(model: torch.nn.Module) -> None:
-    """Let a reload pack experts for the CPU's kernel again: vLLM 0.32 does so only while there is none yet.
-
-    With one there, the kernel would read what was just loaded, row by row, as packed.
-    """
-    for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            cast(Any, method).moe_kernel = None
 
 
 def _show_llvmlite_to_vllm() -> None:

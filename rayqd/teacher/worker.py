@@ -146,8 +146,11 @@ def _cached(cache: PayloadCache | None, spec: PayloadSpec, rollouts: Sequence[Ro
     return {i: payload for i, payload in payloads.items() if payload is not None}
 
 
-def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
-    """Return a function that loads the real teacher, in the process that calls it."""
+def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], LoadedTeacher]:
+    """Return a function that loads the real teacher, in the process that calls it.
+
+    `gpu_share`: GPUs that it has, or the part of one.
+    """
 
     def load() -> LoadedTeacher:
         with span("import torch"):
@@ -157,14 +160,16 @@ def teacher_loader(config: Config) -> Callable[[], LoadedTeacher]:
             from rayqd.model.forward.of_model import describe_forward
             from rayqd.model.load import common_vocab_size, load_model, output_head
             from rayqd.model.source import student_directory, teacher_directory
+            from rayqd.model.spread import plan_device_map
             from rayqd.teacher.forward import Teacher
             from rayqd.teacher.payloads import payload_spec
 
         student = student_directory(config)
         directory = teacher_directory(config)
         with span("load model"):
-            model = load_model(directory, config.model.dtype)
-        if config.compiles_layers and output_head(model).is_cuda:
+            device_map = plan_device_map(directory, config, gpu_share)
+            model = load_model(directory, config.model.dtype, device_map)
+        if config.compiles_layers and output_head(model).is_cuda and device_map is None:
             compile_layers(model)
         spec = payload_spec(config, common_vocab_size(student, directory))
         with span("open cache"):

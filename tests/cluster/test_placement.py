@@ -68,6 +68,45 @@ def test_several_learner_workers_share_no_gpu_with_each_other() -> None:
         place(config(learner=2), on(group("here", cpus=16, gpus=2)))
 
 
+def divided(tensor_parallel: int, gpus_per_teacher: int = 1, rollouts: int = 1) -> Config:
+    return Config.model_validate(
+        {
+            "rollout": {"tensor_parallel": tensor_parallel, "num_workers": rollouts},
+            "teacher": {"gpus_per_worker": gpus_per_teacher},
+            "distill": {"lmbda": 1.0},
+        }
+    )
+
+
+def test_a_worker_that_is_divided_has_whole_gpus_of_one_node_to_itself() -> None:
+    # Eight GPUs: four and two are taken whole, and the learner has one of the two that are left.
+    placement = place(divided(4, 2), on(group("here", cpus=16, gpus=8)))
+    assert placement.gpus_per_worker == {"learner": 1, "teacher": 2, "rollout": 4}
+    # Two nodes of four: the rollout workers take a whole node and half of one, learner and teacher share no half.
+    placement = place(divided(2, 1, rollouts=3), on(group("node", cpus=16, gpus=4, running=2)))
+    assert placement.gpus_per_worker == {"learner": 1, "teacher": 1, "rollout": 2}
+    assert landing(placement)["rollout"] == {"node": 3}
+
+
+def test_the_others_share_what_a_divided_worker_leaves() -> None:
+    placement = place(divided(2), on(group("here", cpus=16, gpus=3)))
+    assert placement.gpus_per_worker == {"learner": 1 / 2, "teacher": 1 / 2, "rollout": 2}
+
+
+def test_a_worker_is_not_divided_over_two_nodes() -> None:
+    with pytest.raises(PlacementError) as caught:
+        place(divided(2), on(group("node", cpus=8, gpus=1, running=4)))
+    assert str(caught.value) == (
+        "the cluster has 32 CPUs and 4 GPUs: no room for 1 of 1 rollout worker(s), which need at least 0.1 CPUs each; "
+        "a rollout worker takes 2 GPUs of one node for itself (rollout.tensor_parallel), and the largest has 1; add "
+        "nodes, or lower rollout.num_workers"
+    )
+
+
+def test_without_gpus_a_divided_worker_takes_its_turn_as_any_other() -> None:
+    assert place(divided(4, 2), on(group("here", cpus=2))) == place(divided(1), on(group("here", cpus=2)))
+
+
 def test_nothing_on_policy_needs_no_rollout_worker() -> None:
     assert num_workers(config(lmbda=0)) == {"rollout": 0, "teacher": 1, "learner": 1}
     assert place(config(lmbda=0), on(group("here", cpus=2))).selectors["rollout"] == []

@@ -21,6 +21,7 @@ from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.weights import DenseLoader, PackedLoader, choose_weight_loader
 from rayqd.types import IntArray
+from tests.rollout.served_model import served_model
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 FORMATS: dict[str, dict[str, Any]] = {
@@ -140,9 +141,10 @@ def engine(request: pytest.FixtureRequest) -> tuple[Any, Path, Config]:
 
 def computed(engine: Any) -> dict[str, Tensor]:
     """What every fused layer multiplies with, found by multiplying the identity, after its bias is taken off."""
-    device = engine._model_runner.device
+    model = served_model(engine)
+    device = next(model.parameters()).device
     weights: dict[str, Tensor] = {}
-    for name, module in engine._model_runner.get_model().named_modules():
+    for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
             eye = torch.eye(module.input_size, dtype=torch.bfloat16, device=device)
             weights[name] = module.quant_method.apply(module, eye).mT.cpu()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rayqd.errors import WorkerError
+from rayqd.rollout.rank import Rank
 from rayqd.rollout.reload import keep_addresses, list_addresses
-from rayqd.rollout.vllm import VLLMEngine
 from rayqd.rollout.weights import PackedLoader
 
 
@@ -112,17 +112,12 @@ class Runner:
 @pytest.mark.parametrize(("mode", "kept"), [("FULL_AND_PIECEWISE", True), ("NONE", False)])
 def test_an_engine_with_graphs_keeps_its_workspaces_at_every_publish(mode: str, kept: bool) -> None:
     runner = Runner()
-    executor = SimpleNamespace(driver_worker=SimpleNamespace(worker=SimpleNamespace(model_runner=runner)))
-    compilation = SimpleNamespace(cudagraph_mode=SimpleNamespace(name=mode))
-    vllm_config = SimpleNamespace(compilation_config=compilation)
-    engine = object.__new__(VLLMEngine)
-    engine._weight_loader = PackedLoader()
-    engine._llm = SimpleNamespace(
-        llm_engine=SimpleNamespace(model_executor=executor, vllm_config=vllm_config), reset_prefix_cache=lambda: None
-    )
+    rank: Any = Rank()  # as vLLM's worker is one
+    rank.model_runner = runner
+    rank.vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(cudagraph_mode=SimpleNamespace(name=mode)))
     before = runner.model["layer"].scheme.kernel.workspace
     for _ in range(2):
-        engine.load_weights({})
+        rank.load_published_weights({}, PackedLoader())
         assert (runner.model["layer"].scheme.kernel.workspace is before) == kept
 
 

@@ -12,8 +12,10 @@ import torch
 from rayqd.config import Config
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
+from rayqd.rollout.rank import has_graphs
 from rayqd.rollout.reload import list_addresses
 from rayqd.types import IntArray
+from tests.rollout.served_model import served_model
 
 TOKENS: IntArray = np.random.default_rng(0).integers(3, 128, 40, dtype=np.int32)
 
@@ -39,15 +41,15 @@ def test_every_address_of_a_real_engine_outlives_a_reload(
         dtype="bfloat16",
         weight_loader=loader,
     )
-    assert not engine._has_graphs
+    assert not has_graphs(engine._llm.llm_engine.vllm_config)
     student = Student.load(tiny_model, config)
     for parameter in student.parameters().values():
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2
     published = collect_rollout_weights(student, config)
     engine.load_weights(published)
     expected = engine.prompt_logprobs(TOKENS)
-    monkeypatch.setattr(VLLMEngine, "_has_graphs", True)
-    model = engine._model_runner.get_model()
+    monkeypatch.setattr("rayqd.rollout.rank.has_graphs", lambda _: True)
+    model = served_model(engine)
     before = list_addresses(model)
     assert sum(name.endswith("weight_packed") for name in before) in (
         0,

@@ -18,8 +18,10 @@ from rayqd.config import Config
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.rank import has_graphs
 from rayqd.rollout.reload import list_addresses
 from rayqd.types import IntArray
+from tests.rollout.served_model import served_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -91,18 +93,18 @@ def test_200_reloads_under_graphs_leave_addresses_and_results(
         dtype="bfloat16",
         weight_loader=loader,
     )
-    assert engine._has_graphs
+    assert has_graphs(engine._llm.llm_engine.vllm_config)
     versions = [trained(wide_model, config, seed) for seed in (1, 2)]
     expected = []
     for tensors in versions:
         engine.load_weights(tensors)
         expected.append((engine.prompt_logprobs(TOKENS), greedy(engine)))
     assert not np.allclose(expected[0][0], expected[1][0], atol=0.1), "the versions must differ"
-    addresses = list_addresses(engine._model_runner.get_model())
+    addresses = list_addresses(served_model(engine))
     for reload in range(NUM_RELOADS):
         engine.load_weights(versions[reload % 2])
         fill_free_memory()
         logprobs, tokens = expected[reload % 2]
         np.testing.assert_allclose(engine.prompt_logprobs(TOKENS), logprobs, atol=1e-3)
         assert np.array_equal(greedy(engine), tokens), reload
-    assert list_addresses(engine._model_runner.get_model()) == addresses
+    assert list_addresses(served_model(engine)) == addresses

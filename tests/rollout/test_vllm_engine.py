@@ -12,6 +12,7 @@ from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.types import EngineProbe, IntArray
+from tests.rollout.served_model import served_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
@@ -57,7 +58,7 @@ def request(**changes: Any) -> SamplingRequest:
 def test_every_norm_is_the_learners(published: Any) -> None:
     engine, student, _ = published
     norms = {name: tensor for name, tensor in student.dense_tensors().items() if tensor.dim() == 1}
-    own = dict(engine._model_runner.get_model().named_parameters())
+    own = dict(served_model(engine).named_parameters())
     assert len(norms) == 5  # two a layer, and the last
     for name, tensor in norms.items():
         assert torch.equal(own[name], tensor), name
@@ -67,7 +68,7 @@ def test_every_weight_in_the_kernel_is_the_learners(published: Any) -> None:
     engine, student, _ = published
     expected = {name: student.grid.dequantize(q) for name, q in student.quantized_layers()}
     checked = 0
-    for name, module in engine._model_runner.get_model().named_modules():
+    for name, module in served_model(engine).named_modules():
         parent, _, leaf = name.rpartition(".")
         parts = [f"{parent}.{part}" for part in FUSED.get(leaf, [leaf])]
         if parts[0] in expected:

@@ -37,6 +37,13 @@ class TeacherConfig(Section):
     """Another model with the same tokenizer; none takes `model.name` itself."""
     num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """Teacher actors."""
+    gpus_per_worker: Annotated[int, SameResult()] = Field(default=1, ge=1)
+    """GPUs of one node over which each teacher actor spreads its layers, for a teacher that is too large for one. They
+    are that actor's alone; one computes after the other."""
+    offload: Annotated[bool, SameResult()] = False
+    """Keep the layers for which its GPUs have no room in the host's memory, from where each is copied whenever it is
+    computed. That costs as long as its weights take over the bus, a batch: large `max_batch_tokens`, and `cache_gib`
+    for data that comes again, make up for much of it."""
     max_batch_tokens: Annotated[int, SameResult()] = Field(default=8192, ge=1)
     """Tokens that a teacher actor runs at once."""
     payload: Literal["hidden", "logits", "topk", "sampled"] | ImportPath = "hidden"

@@ -229,6 +229,9 @@ class RolloutConfig(Section):
     """Versions a rollout may lag behind the learner; 0 is strictly on-policy."""
     max_concurrent: Annotated[int, SameResult()] = Field(default=64, ge=1)
     """Completions that one worker samples at a time."""
+    tensor_parallel: Annotated[int, SameResult()] = Field(default=1, ge=1)
+    """GPUs of one node among which each worker's engine divides every layer, for a model that is too large for one or
+    too slow on it. They are that worker's alone. Without GPUs, processes."""
     gpu_memory_utilization: Annotated[float | None, SameResult()] = Field(default=None, gt=0, le=1)
     """Share of the GPU that the engine takes; none: what its weights and the keys and values of max_concurrent
     sequences need, of what the other roles on the GPU leave."""

@@ -58,13 +58,14 @@ def check_mode(model: PreTrainedModel) -> None:
 
 def mean_distance(tensor: Tensor, expected: Tensor) -> float:
     """Return how far rows [T, n] are from `expected`, as a share of its size: the mean over the rows."""
+    expected = expected.to(tensor.device)  # of a model on several GPUs
     difference = (tensor.float() - expected.float()).norm(dim=-1)
     return float((difference / expected.float().norm(dim=-1).clamp_min(1e-30)).mean())
 
 
 def _logits(model: PreTrainedModel, states: Tensor, mode: ForwardMode) -> Tensor:
     head = cast(Any, model).get_output_embeddings()
-    product = torch.nn.functional.linear(states, head.weight).float() * mode.head.scale
+    product = torch.nn.functional.linear(states.to(head.weight.device), head.weight).float() * mode.head.scale
     bias: Tensor | None = getattr(head, "bias", None)
     if bias is not None:
         product += mode.head.bias_scale * bias.float()
