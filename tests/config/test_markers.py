@@ -26,8 +26,9 @@ EXPECTED: dict[type[Marker], str] = {
     OfOneSource: "data.source data.split data.subset data.columns",
     SameResult: """
         runs_dir storage model.trust_remote_code model.compile rollout.num_workers rollout.max_concurrent
-        rollout.gpu_memory_utilization rollout.engine
-        teacher.num_workers teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
+        rollout.tensor_parallel rollout.gpu_memory_utilization rollout.engine
+        teacher.num_workers teacher.gpus_per_worker teacher.offload
+        teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
         eval.apply_chat_template eval.rtn ray.* checkpoint.*""",
