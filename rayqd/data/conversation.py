@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from rayqd.config.sections import DataConfig
 from rayqd.data.messages import Conversation, Message, describe_type
-from rayqd.data.shapes import parse_shape, rename_columns
+from rayqd.data.shapes import parse_shape, rename_columns, suggest_column
 from rayqd.errors import DataError
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
@@ -58,9 +58,9 @@ class RowParser:
         if last != "assistant" and self.needs_answer:
             if conversation.shape.startswith("prompts"):
                 raise DataError(
-                    "neither messages nor prompt with completion or response, nor text, got "
-                    f"{_describe_keys(fields)}: prompts alone will do where the student writes every answer "
-                    "(distill.lmbda = 1, distill.on_policy_after = 0)"
+                    f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(fields)}: "
+                    f"{suggest_column(tuple(map(str, fields)))}prompts alone will do where the student writes every "
+                    "answer (distill.lmbda = 1, distill.on_policy_after = 0)"
                 )
             raise DataError(f"the last message must be the assistant's, got {last!r}")
         if last == "assistant" and len(conversation) == 1:
@@ -85,7 +85,7 @@ class RowParser:
             return f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}"
         return (
             f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(fields)}: "
-            "say in data.columns which of them are"
+            f"{suggest_column(tuple(map(str, fields)))}say in data.columns which of them are"
         )
 
 

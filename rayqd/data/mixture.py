@@ -7,16 +7,16 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, islice
-from typing import overload
 
 import numpy as np
 
+from rayqd.data.example_sequence import ExampleSequence
 from rayqd.data.example_set import ExampleSet
 from rayqd.data.left_out import MAX_FIRST, LeftOut, Reason
 from rayqd.types import Example
 
 
-class JoinedExamples(Sequence[Example]):
+class JoinedExamples(ExampleSequence):
     """The examples of several sources, those of the first before those of the second; nothing is copied."""
 
     def __init__(self, parts: Sequence[Sequence[Example]]) -> None:
@@ -26,16 +26,8 @@ class JoinedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(index)
+    def example_at(self, position: int) -> Example:
+        """Return one, as its source has it."""
         part = bisect_right(self._ends, position)
         return self._parts[part][position - (self._ends[part - 1] if part else 0)]
 

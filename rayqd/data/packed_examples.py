@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayqd.data.example_sequence import ExampleSequence
 from rayqd.types import Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PackedExamples(Sequence[Example]):
+class PackedExamples(ExampleSequence):
     """Examples by position."""
 
     rows: NDArray[np.int64]  # [N] positions in the source
@@ -45,14 +46,8 @@ class PackedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]  # IndexError where there is none, and places from the end
+    def example_at(self, position: int) -> Example:
+        """Return a copy of one."""
         start, end = int(self.starts[position]), int(self.starts[position + 1])
         middle = start + int(self.num_prompt[position])
         masked, masked_end = int(self.masked_starts[position]), int(self.masked_starts[position + 1])

@@ -7,6 +7,7 @@ Each of several sources gives its share of the sequences, so a run reads as many
 from __future__ import annotations
 
 import filecmp
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -21,11 +22,13 @@ from rayqd.data.examples import load_examples, load_in_order
 from rayqd.data.mixture import by_weight, join
 from rayqd.data.select import OnTokenized
 from rayqd.data.shares import count_drawn
-from rayqd.errors import ConfigError
+from rayqd.errors import ConfigError, DataError
 from rayqd.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_OWN_SETTINGS = re.compile(r"\bdata\.(split|subset|columns)\b")
 
 
 def load_run_data(
@@ -73,7 +76,10 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
     data = config.data
     _check_all_different(data.each_source)
     if config.eval.source is not None:
-        return load_in_order(tokenizer, _data_of_eval_source(config), config.eval.num_rows, context_length)
+        try:
+            return load_in_order(tokenizer, _data_of_eval_source(config), config.eval.num_rows, context_length)
+        except DataError as error:  # which speaks of data's settings, where eval has its own
+            raise DataError(_OWN_SETTINGS.sub(r"eval.\1", str(error))) from error
     return join(
         [
             load_examples(
@@ -111,7 +117,7 @@ def _data_of_eval_source(config: Config) -> DataConfig:
     assert source is not None
     same = next((each for each in data.each_source if each.source == source), None)
     subset = same.subset if config.eval.subset is None and same else config.eval.subset
-    columns = same.columns if same else data.columns
+    columns = config.eval.columns or (same.columns if same else data.columns)
     heldout = SourceConfig.model_construct(source=source, split=config.eval.split, subset=subset, columns=columns)
     if any(_location(each) == _location(heldout) for each in data.each_source):
         raise ConfigError(

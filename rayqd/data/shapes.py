@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import cast
 
 from rayqd.data.messages import TEXT, Conversation, Json, check_text, describe_type, parse_messages, parse_tools
+from rayqd.data.nearest import nearest
 from rayqd.data.sharegpt import is_sharegpt, parse_sharegpt
 from rayqd.errors import DataError
 
@@ -61,8 +62,8 @@ def rename_columns(row: Fields, columns: Mapping[str, str]) -> Fields:
     """
     for name, column in columns.items():
         if column not in row:
-            near = difflib.get_close_matches(column, [str(key) for key in row], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(map(str, row)) or 'none'}"
+            near = nearest(column, map(str, row))
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(map(str, row)) or 'none'}"
             raise DataError(f'data.columns: {name} = "{column}" is no column of this row; {hint}')
     return {name: row[column] for name, column in columns.items()} | {
         key: row[key] for key in ("finish_reason",) if key in row
@@ -178,6 +179,19 @@ def _is_within(other: Conversation, best: Conversation) -> bool:
 
 _INPUTS = {"instruction": ("input", "context"), "prompt": ("input",)}
 """Columns with what an instruction is about; they follow it after a line break."""
+
+
+@lru_cache(maxsize=64)  # of a broken file every row asks
+def suggest_column(columns: tuple[str, ...]) -> str:
+    """Format `did you mean messages by mesages? `, of the column that looks most like one of a shape; else empty."""
+    known = {name for shape in SHAPES for names in shape.columns for name in names}.difference(columns)
+    pairs = ((column, nearest(column, sorted(known), likeness=0.8)) for column in columns)
+    near = [(column, name) for column, name in pairs if name is not None]
+    if not near:
+        return ""
+    column, name = max(near, key=lambda pair: difflib.SequenceMatcher(None, *pair).ratio())
+    return f"did you mean {name} by {column}? "
+
 
 _ANSWERS = ("completion", "response")
 

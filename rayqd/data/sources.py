@@ -16,6 +16,7 @@ from rayqd.config.data_source import QUICKSTART, is_pattern, is_url, path_of_sou
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import Message, Parse, UntrainedError, row_parser
 from rayqd.data.left_out import Fault, LeftOut, Reason, Tally
+from rayqd.data.nearest import no_such
 from rayqd.data.readers import Table, fetch_url, read_directory, read_file, read_files, read_hub
 from rayqd.data.readers.table import select_split
 from rayqd.data.user_code import RowFilter, call_reader
@@ -185,6 +186,6 @@ def _read_by(reader: str, data: DataConfig) -> Table:
 def _read_quickstart(split: str) -> Table:
     name = split.partition("[")[0]
     if name not in QUICKSTART_FILES:
-        raise DataError(f'the quickstart set has the splits {" and ".join(QUICKSTART_FILES)}, got "{split}"')
+        raise DataError(f"the quickstart set: {no_such('split', name, QUICKSTART_FILES)}")
     path = Path(str(files("rayqd.data").joinpath("quickstart", QUICKSTART_FILES[name])))
     return read_file(path, str(path))

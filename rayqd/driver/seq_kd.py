@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NotRequired, TypeAlias, TypedDict, overload
+from typing import Any, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
 from rayqd.data import ExampleSet, make_plan
 from rayqd.data.chat_settings import chat_settings
+from rayqd.data.example_sequence import ExampleSequence
 from rayqd.data.jsonl import JsonlFile
 from rayqd.data.mixture import join
 from rayqd.data.plan import off_policy_examples
@@ -141,7 +142,7 @@ def replace_completions(training: ExampleSet, completions: Mapping[Place, IntArr
     return replace(join(parts), remarks=training.remarks)
 
 
-class ReplacedCompletions(Sequence[Example]):
+class ReplacedCompletions(ExampleSequence):
     """Examples of one source, some of them with other completions; nothing is copied before it is asked for."""
 
     def __init__(self, examples: Sequence[Example], completions: Mapping[int, IntArray]) -> None:
@@ -152,14 +153,9 @@ class ReplacedCompletions(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        example = self._examples[index]
+    def example_at(self, position: int) -> Example:
+        """Return one, with the other completion if its row has one."""
+        example = self._examples[position]
         completion = self._completions.get(example.row)
         return example if completion is None else replace(example, completion_ids=completion, trained=None)
 

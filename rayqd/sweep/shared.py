@@ -27,7 +27,7 @@ def data_key(config: Config) -> Key:
     model, num_sequences = config.model, config.learner.steps * config.learner.batch_size
     return (
         model.name, model.revision, config.seed, num_sequences, config.data.model_dump_json(), config.eval.source,
-        config.eval.split, config.eval.subset, config.eval.num_rows,
+        config.eval.split, config.eval.subset, tuple(sorted(config.eval.columns.items())), config.eval.num_rows,
     )  # fmt: skip
 
 

@@ -58,13 +58,55 @@ def test_after_the_first_rows_prompts_are_not_tokenized_by_themselves(
     texts: list[str] = []
     original = encode.tokenize
     monkeypatch.setattr(encode, "tokenize", lambda tokenizer, given: texts.extend(given) or original(tokenizer, given))
+    bare: list[str] = []
+    fast = encode.tokenize_fast
+    monkeypatch.setattr(encode, "tokenize_fast", lambda tokenizer, given: bare.extend(given) or fast(tokenizer, given))
     encoder = Encoder(make_tokenizer())
     rows = [RenderedRow(prompt=f"<|im_start|>{i}<|im_end|>:", completion="x<|im_end|>") for i in range(300)]
     for start in range(0, 300, 60):
         encoder.encode(rows[start : start + 60])
-    # 300 texts and the prompts of the first two batches: of 60 the ending is learned, and 64 more are to be checked.
+    # Of the first 60 the ending is learned, and 64 more are to be checked; the other two batches are tokenized once,
+    # without the places of their tokens.
     assert len([text for text in texts if text.endswith(":")]) == 60 * 3
-    assert len(texts) == 300 + 60 * 3
+    assert len(texts) == 60 * 3 * 2
+    assert bare == [row.prompt + row.completion for row in rows[60:]]
+
+
+def test_a_special_token_in_an_answer_moves_no_boundary(make_tokenizer: Any) -> None:
+    """Which is found by counting: in the prompt, in the completion, and as a token that only looks like it."""
+    tokenizer = make_tokenizer()
+    texts = ["a", "<|im_end|> b", "c <|im_end|><|im_end|>", "<|im_end", "|im_end|>", "<<|im_end|>>", "<|im_start|>"]
+    rows = [
+        RenderedRow(prompt=f"<|im_start|>{asked}<|im_end|>\n", completion=f"{answer}<|im_end|>")
+        for asked in texts
+        for answer in texts
+    ]
+    encoder = Encoder(tokenizer)
+    for _ in range(4):
+        encoded = encoder.encode(rows)
+    assert all(ending.num_checked >= encode._NUM_CHECKED for ending in encoder._endings)
+    for row, found in zip(rows, encoded, strict=True):
+        prompt = tokenizer(row.prompt, add_special_tokens=False).input_ids
+        both = tokenizer(row.prompt + row.completion, add_special_tokens=False).input_ids
+        assert found.prompt_ids == prompt
+        assert found.prompt_ids + found.completion_ids == both
+
+
+def test_a_tokenizer_with_code_of_its_own_is_called_for_every_row(make_tokenizer: Any) -> None:
+    tokenizer = make_tokenizer()
+
+    class Own(type(tokenizer)):
+        def __call__(self, text: list[str], **options: Any) -> Any:
+            return super().__call__([each.upper() for each in text], **options)
+
+    assert encode.calls_backend(tokenizer)
+    tokenizer.__class__ = Own
+    assert not encode.calls_backend(tokenizer)
+    encoder = Encoder(tokenizer)
+    for _ in range(3):
+        encoded = encoder.encode(_rows(80))
+    assert encoded == Encoder(tokenizer).encode(_rows(80))
+    assert encoded[11].prompt_ids == tokenizer(["<|im_start|>11<|im_end|>\n"], add_special_tokens=False).input_ids[0]
 
 
 def test_an_ending_that_does_not_hold_is_found_before_a_row_is_given_out(make_tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 from rayqd.config.sections import DataConfig
 from rayqd.data import read_rows
-from rayqd.data.readers import read_file
+from rayqd.data.readers import json_array, read_file
 from rayqd.data.readers.files import cached_path
 from rayqd.errors import DataError
 
@@ -244,3 +245,56 @@ def test_of_a_long_file_those_rows_are_checked_that_a_run_looks_at(
     assert rows.row(7) == _expected()[7]
     with pytest.raises(DataError, match=r"rows\.jsonl:9: the line is not one JSON object"):
         rows.row(8)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 64, 1 << 20])
+def test_an_array_is_found_in_pieces_of_any_size(chunk_bytes: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_array, "_CHUNK_BYTES", chunk_bytes)
+    elements = [
+        {"prompt": 'a "quoted" \\ é 漢 \U0001f600 ]},{[', "completion": "\u2028\n"}, {}, [], [[1, [2]], {"a": [{}]}],
+        12, -0.5e-7, float("-inf"), True, None, "", "]", {"deep": {"er": {"": [None, False, 1e300]}}},
+    ]  # fmt: skip
+    for number, options in enumerate([{}, {"indent": 25}, {"ensure_ascii": False}, {"separators": (",", ":")}]):
+        for values in (elements, [], elements[4:5]):
+            path = tmp_path / f"{number}.json"
+            path.write_text(json.dumps(values, **options) + " \n", encoding="utf-8-sig" if number else "utf-8")
+            table = json_array.read_json_array(path, "rows")
+            assert [table.fetch(index) for index in range(table.num_rows)] == values
+
+
+@pytest.mark.parametrize("chunk_bytes", [3, 1 << 20])
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('[{"a": 1},\n {"b": 2}\n {"c": 3}]', "rows:3: the array is broken here (expecting , or ], got {, column 2)"),
+        ('[{"a": 1},\n {"b": tru}]', "rows:2: the array is broken here (Expecting value, column 8)"),
+        ('[{"a": 1},\n\n]', "rows:3: the array is broken here (Expecting value, column 1)"),
+        ('[{"a": "b}]', "rows:1: the array is broken here (Unterminated string starting at, column 8)"),
+        ('[{"a": 1}]\n[]', "rows:2: the array is broken here (something stands behind it, column 1)"),
+        ('[{"a": 1}', "rows:1: the array is broken here (expecting , or ], got the end of the file, column 10)"),
+    ],
+)
+def test_a_broken_array_is_told_by_line_and_column(
+    text: str, what: str, chunk_bytes: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(json_array, "_CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        json_array.read_json_array(path, "rows")
+    assert str(caught.value).startswith(what)
+
+
+def test_an_array_is_not_read_whole(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_array, "_CHUNK_BYTES", 1 << 16)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": "x" * 1000, "completion": "y"}] * 8000))
+    tracemalloc.start()
+    try:
+        table = json_array.read_json_array(path, "rows")
+        table.fetch(7999)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert table.num_rows == 8000
+    assert peak < path.stat().st_size / 8  # pieces of 1/128 of the file, and 16 bytes a row

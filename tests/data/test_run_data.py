@@ -186,3 +186,21 @@ def test_answers_are_generated_to_one_source_at_a_time(make_config: Any) -> None
         ConfigError, match=r"one data set at a time, and data\.sources names 2: give it as --data\.source "
     ):
         generate(make_config())
+
+
+def test_held_out_rows_may_have_columns_of_their_own(
+    make_config: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    asked = [{"problem": f"p{i}", "solution": "s"} for i in range(4)]
+    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    of_eval = {"source": str(tmp_path / "heldout.jsonl"), "num_rows": 4}
+    with pytest.raises(DataError, match=r"got the keys problem, solution: say in eval.columns which of them are"):
+        load_heldout(tokenizer, make_config(eval=of_eval), 1000)
+    with pytest.raises(DataError, match=r'eval.columns: prompt = "problm" is no .* did you mean problem\?'):
+        load_heldout(tokenizer, make_config(eval={**of_eval, "columns": {"prompt": "problm"}}), 1000)
+    columns = {"prompt": "problem", "completion": "solution"}
+    heldout = load_heldout(tokenizer, make_config(eval={**of_eval, "columns": columns}), 1000)
+    named = [{"prompt": row["problem"], "completion": row["solution"]} for row in asked]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    same = load_heldout(tokenizer, make_config(eval={**of_eval, "source": str(tmp_path / "named.jsonl")}), 1000)
+    assert [each.prompt_ids.tolist() for each in heldout.examples] == [e.prompt_ids.tolist() for e in same.examples]

@@ -1,5 +1,7 @@
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -9,7 +11,7 @@ from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source, path_of_source
 from rayqd.config.resolved import with_absolute_paths
 from rayqd.config.sections import DataConfig
-from rayqd.data import Rows
+from rayqd.data import Rows, read_rows
 from rayqd.data.left_out import Reason
 from rayqd.errors import DataError
 from tests.data.reading import open_rows
@@ -129,7 +131,7 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
 
 
 def test_the_quickstart_set_has_no_other_splits_than_train_and_test() -> None:
-    with pytest.raises(DataError, match='has the splits train and test, got "validation"'):
+    with pytest.raises(DataError, match='no split "validation": give one of train, test'):
         open_rows("quickstart", "validation", on_bad_row="error")
 
 
@@ -244,3 +246,27 @@ def test_a_source_is_a_file_or_an_id(
     (tmp_path / "folder").mkdir()
     assert (path_of_source(source) is not None) == is_path
     assert (existing_file_of_source(source) is not None) == (source == "there.txt")
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"mesages": [], "conversation_id": 1}, "did you mean messages by mesages? say in data.columns"),
+        ({"prompt": "a", "completon": "b"}, "did you mean completion by completon? prompts alone will do"),
+        ({"instructions": "a", "output": "b"}, "did you mean instruction by instructions? say in"),
+        ({"foo": "a"}, "got the keys foo: say in data.columns"),
+    ],
+)
+def test_a_mistyped_column_gets_the_nearest_name(row: dict[str, Any], what: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=re.escape(what)):
+        read_rows(DataConfig(source=str(path)))
+
+
+def test_a_mistyped_file_or_split_gets_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"No such file or directory; did you mean prompts.jsonl\?"):
+        read_rows(DataConfig(source=str(tmp_path / "promts.jsonl")))
+    with pytest.raises(DataError, match=r'no split "trian": did you mean train\? give one of train, test'):
+        read_rows(DataConfig(source="quickstart", split="trian"))

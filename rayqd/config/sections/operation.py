@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import AbsolutePath, ChangesBenchmarks, HubIdOrPath, SameResult
+from rayqd.config.sections.sources import check_columns
 
 
 class EvalConfig(Section):
@@ -21,6 +22,8 @@ class EvalConfig(Section):
     """Split of a data set, or an expression, as data.split."""
     subset: str | None = None
     """Subset of a hub data set; none: data.subset where the data set is data.source's, else no subset."""
+    columns: dict[str, str] = Field(default={})
+    """As data.columns; none: those of the data where the data set is one that is trained on, or else data.columns."""
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
     every: Annotated[int, SameResult()] = Field(default=0, ge=0)
@@ -40,6 +43,11 @@ class EvalConfig(Section):
     needs for tasks that it completes freely."""
     rtn: Annotated[bool, SameResult()] = True
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
+        return check_columns(columns)
 
 
 class CheckpointConfig(Section):

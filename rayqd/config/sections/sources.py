@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import PurePosixPath
 
 from pydantic import Field, field_validator
@@ -52,5 +53,7 @@ def label_of_source(source: str) -> str:
 def check_columns(columns: dict[str, str]) -> dict[str, str]:
     """Return `columns`. Raises ValueError where one is named for what is no column of rayqd's."""
     if unknown := sorted(columns.keys() - set(COLUMNS)):
-        raise ValueError(f"{unknown[0]} must be one of {', '.join(COLUMNS)}")
+        near = difflib.get_close_matches(unknown[0], COLUMNS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{unknown[0]} must be one of {', '.join(COLUMNS)}{hint}")
     return columns

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rayqd.data.nearest import nearest
 from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.json_array import read_json_array
 from rayqd.data.readers.kind import Kind, kind_of
@@ -58,7 +59,15 @@ def read_file(path: Path, name: str) -> Table:
         return read_text(plain, name) if kind is Kind.TEXT else _read_table(plain, name, kind)
     except OSError as error:
         why = error.strerror or str(error)
-        raise DataError(f"cannot read the data file {name}: {why}; check its path") from error
+        raise DataError(f"cannot read the data file {name}: {why}; {_suggest_file(path)}") from error
+
+
+def _suggest_file(path: Path) -> str:
+    """Say what may be meant by a file that is not there."""
+    if path.exists() or not path.parent.is_dir():
+        return "check its path"
+    near = nearest(path.name, (file.name for file in path.parent.iterdir() if file.is_file()))
+    return f"did you mean {near}?" if near else "check its path"
 
 
 def _decompress(path: Path, name: str) -> tuple[Path, str]:

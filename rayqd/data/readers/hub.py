@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
+from rayqd.data.nearest import no_such
 from rayqd.data.readers.files import table_of_dataset
 from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table, select_split
@@ -59,7 +59,7 @@ def _read_saved(path: Path, split: str, subset: str | None) -> Table:
         return select_split(_table_of_saved(saved, f"{path} ({split})"), split)
     name = split.partition("[")[0]
     if name not in saved:
-        raise DataError(f"{path}: {_no_such('split', name, [str(key) for key in saved])}")
+        raise DataError(f"{path}: {no_such('split', name, [str(key) for key in saved])}")
     return select_split(_table_of_saved(saved[name], f"{path} ({split})"), split)
 
 
@@ -74,9 +74,9 @@ def _explain(source: str, split: str, subset: str | None, error: Exception) -> s
     there = [str(name) for name in _listed(said)]
     what = f'cannot load the data set "{source}"'
     if "Unknown split" in said and there:
-        return f"{what}: {_no_such('split', split.partition('[')[0], there)}"
+        return f"{what}: {no_such('split', split.partition('[')[0], there)}"
     if "BuilderConfig" in said and there:
-        return f"{what}: {_no_such('subset', subset or '', there)} as data.subset"
+        return f"{what}: {no_such('subset', subset or '', there)} as data.subset"
     if "Config name is missing" in said and there:
         return f"{what}: it has the subsets {', '.join(there)}: name one as data.subset"
     reason = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
@@ -93,9 +93,3 @@ def _listed(text: str) -> list[object]:
         return list(ast.literal_eval(found.group())) if found else []
     except (SyntaxError, ValueError):
         return []
-
-
-def _no_such(what: str, name: str, there: list[str]) -> str:
-    near = difflib.get_close_matches(name, there, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f'there is no {what} "{name}": {hint}give one of {", ".join(there)}'

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rayqd.data.readers.content import Content
 from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table
 from rayqd.errors import DataError
@@ -42,7 +41,7 @@ def read_text(path: Path, name: str) -> Table:
 
 
 def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Table:
-    content = _Content(path)
+    content = Content(path)
     starts, ends, first_bytes = _find_lines(path)
     kept = _not_blank(content, starts, ends, first_bytes)
     numbers = np.flatnonzero(kept) + 1
@@ -54,17 +53,6 @@ def _read_lines(path: Path, name: str, parse: Callable[[bytes], object]) -> Tabl
         location=lambda index: f"{name}:{numbers[index]}",
         identity=lambda: identify_file(path),
     )
-
-
-class _Content:
-    """A file's bytes by their place, read when they are asked for: pages of a map would count as this process's."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._handle)
-
-    def read(self, start: int, end: int) -> bytes:
-        return os.pread(self._handle, end - start, start)
 
 
 def _find_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
@@ -94,7 +82,7 @@ def _find_lines(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArr
 
 
 def _not_blank(
-    content: _Content,
+    content: Content,
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
     first_bytes: NDArray[np.uint8],
