@@ -155,7 +155,7 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
         (
             ["--data.columns", "promt=question"],
             "flag --data.columns=promt=question: promt must be one of messages, prompt, input, completion, chosen, "
-            "text, system, tools",
+            "text, system, tools; did you mean prompt?",
         ),
         (["--data.columns", "question"], "flag --data.columns=question: must be NAME=VALUE,..."),
         (
