@@ -66,14 +66,14 @@ class Controller:
         return f"Controller({self._config.name}{f', step={self._step}' if self._step else ''})"
 
     @ray.method
-    async def train(self, placement: Placement) -> None:
-        """Run the learner in Ray Train until it ends; raises what ended it."""
+    async def train(self, placement: Placement, alone: bool) -> None:
+        """Run the learner in Ray Train until it ends; raises what ended it. `alone`: see `make_trainer`."""
         with span("import ray.train"):
             from rayqd.actors.learner import make_trainer
 
         own_handle = cast("ControllerHandle", ray.get_runtime_context().current_actor)
         storage = localize_run_dir(self._config).run_dir / RAY_TRAIN
-        trainer = make_trainer(self._config, own_handle, placement, storage)
+        trainer = make_trainer(self._config, own_handle, placement, storage, alone=alone)
         series = asyncio.create_task(self._series.keep_alive())
         try:
             await asyncio.to_thread(trainer.fit)

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import cast
 
 from ray.exceptions import LocalRayletDiedError, ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayTaskError
-from ray.train import ControllerError, WorkerGroupError
 
 from rayqd.errors import RayqdError, StorageError, WorkerError
 
@@ -43,12 +43,19 @@ def _find_cause(error: BaseException) -> BaseException | None:
             # Ray makes its error an instance of the cause's class as well, so the cause is asked for first.
             cause = cast("object", error.cause)
             return cause if isinstance(cause, BaseException) and cause is not error else None
-        case WorkerGroupError():
-            return next(iter(error.worker_failures.values()), None)
-        case ControllerError():
-            return error.controller_failure
         case _:
-            return getattr(error, "_base_exc", None)  # Ray Train's wrapper around an exception of the user's code
+            return _find_cause_in_train(error)
+
+
+def _find_cause_in_train(error: BaseException) -> BaseException | None:
+    if "ray.train" in sys.modules:  # whose import takes seconds, and without which there is no error of its
+        from ray.train import ControllerError, WorkerGroupError
+
+        if isinstance(error, WorkerGroupError):
+            return next(iter(error.worker_failures.values()), None)
+        if isinstance(error, ControllerError):
+            return error.controller_failure
+    return getattr(error, "_base_exc", None)  # Ray Train's wrapper around an exception of the user's code
 
 
 def _explain_known(error: BaseException, who: str) -> RayqdError | None:

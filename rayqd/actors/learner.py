@@ -22,6 +22,7 @@ from rayqd.actors.node import localize_run_dir, remove_local_run_dir
 from rayqd.actors.ray_types import fetch_all, put
 from rayqd.actors.stalls import watch_learner
 from rayqd.actors.topology import describe_node
+from rayqd.actors.trainer import LocalTrainer
 from rayqd.audit import SequenceAudit, StepAudit, audit_step
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
@@ -108,14 +109,19 @@ class ControllerFeed:
         threading.Thread(target=wait, name="stop", daemon=True).start()
 
 
-def make_trainer(config: Config, controller: ControllerHandle, placement: Placement, storage: Path) -> TorchTrainer:
-    """Return the Ray Train run; each worker runs `learn`."""
+def make_trainer(
+    config: Config, controller: ControllerHandle, placement: Placement, storage: Path, *, alone: bool
+) -> TorchTrainer:
+    """Return the Ray Train run; each worker runs `learn`.
+
+    `alone`: on a Ray of this machine that ends with the run.
+    """
     gpus = placement.gpus_per_worker["learner"]
 
     def train_loop() -> None:
         learn(config, controller)
 
-    return TorchTrainer(
+    return (LocalTrainer if alone else TorchTrainer)(
         train_loop,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=train.ScalingConfig(

@@ -24,6 +24,7 @@ from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
+from rayqd.data.plan import first_on_policy_step
 from rayqd.errors import RunError, StallError
 from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
@@ -47,10 +48,12 @@ class RunActors:
         *,
         placement: Placement | None = None,
         teachers: list[TeacherHandle] | None = None,
+        alone: bool = False,
     ) -> None:
         """Start them all, and wait for none.
 
-        Runs beside each other are given their `placement`, and the `teachers` that they share and that outlive them.
+        Runs beside each other are given their `placement`, and the `teachers` that they share and that outlive them. A
+        run that is `alone` has a Ray of this machine that ends with it.
         """
         _wait_until_name_is_free(config.name)
         placement = placement or place(config, cluster.nodes)
@@ -60,18 +63,27 @@ class RunActors:
         actors = {f"rollout-{rank}": actor for rank, actor in enumerate(rollouts)}
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.is_alive.remote(): name for name, actor in actors.items()}
-        self._starting = {actor.start.remote(): name for name, actor in actors.items()}
+        # On CPUs an engine's start takes the cores from those whom the first step waits for.
+        has_time = first_on_policy_step(config) > config.rollout.max_staleness
+        waits = alone and has_time and not any(placement.gpus_per_worker.values())
+        self._unstarted = dict(zip(actors, rollouts, strict=False)) if waits else {}
+        self._starting = {actor.start.remote(): name for name, actor in actors.items() if name not in self._unstarted}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
         self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
         self._controller_pid = ray.get(self.controller.process_id.remote())
         self._patience_seconds = config.ray.stall_seconds
         self._config = config
-        self._training = self.controller.train.remote(placement)
+        self._training = self.controller.train.remote(placement, alone)
         self._own = [self.controller, *rollouts, *own_teachers]
 
     def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         """Give the run its rows."""
         ray.get(self.controller.set_data.remote(training, heldout))
+
+    def start_engines(self) -> None:
+        """Have those rollout workers make their engines that have waited until the learner is at work."""
+        self._starting |= {actor.start.remote(): name for name, actor in self._unstarted.items()}
+        self._unstarted = {}
 
     def collect_ready(self) -> dict[str, Started]:
         """Return by name the actors that became ready since the last call; raises why one failed."""

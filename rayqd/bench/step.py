@@ -25,8 +25,9 @@ from rayqd.model.adapters import adapted_names, lora_alpha
 from rayqd.model.decoder_layers import checkpoint_layers
 from rayqd.model.fake_quantize import fake_quantize
 from rayqd.model.load import device, output_head, torch_dtype
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts
+from rayqd.model.qat_lora import QATLoraLinear
 from rayqd.model.student import Student
 from rayqd.model.wire import to_wire
 from rayqd.quant import quantizable_layers

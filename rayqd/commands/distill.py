@@ -138,7 +138,7 @@ def _run(
             if cluster.log_dir and make_engine is None:  # a Ray of this machine's own
                 check_gpu_memory(checked, config, placement)
             with span("ask for actors"):
-                actors = RunActors(config, cluster, make_engine, placement=placement)
+                actors = RunActors(config, cluster, make_engine, placement=placement, alone=cluster.log_dir is not None)
             if actors.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
             actors.set_data(training, heldout)

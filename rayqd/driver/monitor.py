@@ -155,13 +155,16 @@ class Monitor:
 
     def _show(self, event: Event) -> None:
         match event:
-            case ReadyEvent(role=role, node=node):
+            case ReadyEvent(role=role, node=node, step=step):
                 self._learner_ready = True
+                if step > 0:  # it goes on from a checkpoint, perhaps where the student writes already
+                    self._actors.start_engines()
                 self._progress.say(_ready(role, time.monotonic() - self._began, node))
             case StartEvent(step=step):
                 self._begin_training(step)
             case StepEvent(learner=learner):
                 self._step = learner.step
+                self._actors.start_engines()
                 self._learner_seconds += learner.learner_seconds
                 self._progress.step(event)
                 self._explain_cut(learner.cut_share)

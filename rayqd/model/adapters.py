@@ -7,16 +7,18 @@ layer that rayqd has chosen is made here, of PEFT's own class.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from rayqd.config.sections import AdapterConfig
 from rayqd.errors import ConfigError
-from rayqd.model.qat import QATLoraLinear
 from rayqd.model.qat_experts import QATExperts
 from rayqd.quant import Grid
+
+if TYPE_CHECKING:
+    from rayqd.model.qat_lora import QATLoraLinear
 
 _NAME = "default"  # PEFT's, of a model's only adapter
 
@@ -48,6 +50,10 @@ def describe_unadapted(quantized: Iterable[str], adapter: AdapterConfig) -> str:
 
 def make_adapted_layer(linear: nn.Linear, adapter: AdapterConfig, grid: Grid) -> QATLoraLinear:
     """Return the layer that takes the place of `linear`; the adapter is float32 and on its device."""
+    from peft import LoraConfig
+
+    from rayqd.model.qat_lora import QATLoraLinear
+
     config = LoraConfig(r=adapter.rank, lora_dropout=0.0)  # none: a merged weight cannot have it
     layer = QATLoraLinear(linear, _NAME, config=config, r=adapter.rank, lora_alpha=lora_alpha(adapter))  # pyright: ignore[reportArgumentType]
     for name, parameter in layer.named_parameters():

@@ -11,12 +11,16 @@ import inspect
 import re
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rayqd.model.fake_quantized_linear import fake_quantized_linear
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear
+
+if TYPE_CHECKING:
+    from rayqd.model.qat_lora import QATLoraLinear
 
 
 def is_weight_read(parent: nn.Module, leaf: str) -> bool:
@@ -29,7 +33,9 @@ def with_rounded_weight(layer: QATLinear | QATLoraLinear) -> QATLinear | QATLora
     if isinstance(layer, QATLinear):
         layer.__class__ = _RoundedLinear
     else:
-        layer.__class__ = _RoundedLoraLinear
+        from rayqd.model.qat_lora import RoundedLoraLinear
+
+        layer.__class__ = RoundedLoraLinear
     return layer
 
 
@@ -52,17 +58,6 @@ class _RoundedLinear(QATLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return fake_quantized_linear(x, self.original, None, self.bias, self.quantizer)
-
-
-class _RoundedLoraLinear(QATLoraLinear):
-    @property
-    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Return Q(W + s·BA), [N, K] in the grid's dtype."""
-        x, original = _identity(self.linear.weight).to(self.grid.dtype), self.linear.weight
-        if not self.outside:
-            return fake_quantized_linear(x, original, self.low_rank, None, self.quantizer).mT
-        rounded = fake_quantized_linear(x, original, None, None, self.quantizer).mT
-        return rounded + (self.low_rank.scaling * self.low_rank.b @ self.low_rank.a).to(rounded.dtype)
 
 
 def _identity(weight: Tensor) -> Tensor:

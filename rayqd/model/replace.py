@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.model.adapters import adapted_names, add_expert_adapters, make_adapted_layer
 from rayqd.model.fused_experts import FusedExperts
 from rayqd.model.grids import assign_grids
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts, install_experts
 from rayqd.model.read_weight import is_weight_read, with_rounded_weight
 from rayqd.quant import Grid, quantizable_layers
@@ -19,7 +19,9 @@ from rayqd.quant import Grid, quantizable_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-QATLayer = QATLinear | QATLoraLinear | QATExperts
+    from rayqd.model.qat_lora import QATLoraLinear
+
+    QATLayer = QATLinear | QATLoraLinear | QATExperts
 
 
 def replace_layers(

@@ -19,7 +19,7 @@ from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts, restore_experts
-from rayqd.model.replace import QATLayer, replace_layers, replace_module
+from rayqd.model.replace import replace_layers, replace_module
 from rayqd.model.rounded_head import round_head
 from rayqd.model.sharding import assign, full_tensor, shard
 from rayqd.model.weight_bits import count_weight_bits
@@ -27,6 +27,8 @@ from rayqd.quant import Grid, Quantized, make_grid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from rayqd.model.replace import QATLayer
 
 
 class Student:

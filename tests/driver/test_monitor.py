@@ -37,8 +37,15 @@ class RecordedActors:
         self._events = [TimedEvent(event=event, time=100.0 + i) for i, event in enumerate(events)]
         self._interrupt_at = interrupt_at
         self.stop_requested = False
+        self.engines_started_at: int | None = None  # the number of events that were seen by then
+        self._num_seen = 0
+
+    def start_engines(self) -> None:
+        if self.engines_started_at is None:
+            self.engines_started_at = self._num_seen
 
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
+        self._num_seen = after
         if after == self._interrupt_at and not self.stop_requested:
             raise KeyboardInterrupt
         return self._events[after : after + 3 if self._interrupt_at is None else after + 1]
@@ -122,6 +129,23 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     assert (startup.first_step, startup.last_step) == (15.0, 19.0)  # events number 5 and 9, a second each from 100 on
     assert [(s.role, s.start, s.end) for s in startup.spans] == [("learner", 5.0, 9.5)]
     assert result.seconds == {"total": 9.0, "rollout": 1.2, "teacher": 0.0, "learner": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("step", "started_at"),
+    [(-1, 3), (0, 3), (60, 0)],
+    ids=["a new run", "untrained arms are measured", "a run that goes on, perhaps where the student writes"],
+)
+def test_engines_that_wait_are_made_once_the_learner_is_at_work(step: int, started_at: int, monitored: Any) -> None:
+    # Three events are seen at a time: the first step is among the second three.
+    start = [
+        ReadyEvent(role="learner", step=step, node=""),
+        StatusEvent(text="calibrating"),
+        StartEvent(step=max(step, 0)),
+    ]
+    actors = RecordedActors([*start, step_event(max(step, 0) + 1), RUN[-1]])
+    monitored(actors)[0].until(FinishedEvent)
+    assert actors.engines_started_at == started_at
 
 
 def test_what_is_cut_is_explained_once_where_something_is(monitored: Any, tiny_config: Any) -> None:

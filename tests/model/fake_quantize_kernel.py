@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rayqd.model import fake_quantize as dispatch
 from rayqd.model.low_rank import LowRank
-from rayqd.model.qat import QATLoraLinear
+from rayqd.model.qat_lora import QATLoraLinear
 from rayqd.quant.int4 import Int4Grid
 
 RULES = ["signed", "absmax", "asymmetric"]

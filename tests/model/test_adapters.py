@@ -11,7 +11,7 @@ from rayqd.config import Config
 from rayqd.config.sections import AdapterConfig, QuantConfig
 from rayqd.errors import ConfigError
 from rayqd.model.adapters import adapted_names, describe_unadapted
-from rayqd.model.qat import QATLoraLinear
+from rayqd.model.qat_lora import QATLoraLinear
 from rayqd.model.student import Student
 from rayqd.quant import quantizable_layers
 from tests.model.small_architectures import make_model

@@ -7,7 +7,8 @@ from torch import nn
 
 from rayqd.config.sections import QuantConfig
 from rayqd.model.fake_quantize import COMPILER_OPTIONS, fake_quantize_sum_backward
-from rayqd.model.qat import QATLinear, QATLoraLinear
+from rayqd.model.qat import QATLinear
+from rayqd.model.qat_lora import QATLoraLinear
 from rayqd.quant import make_grid
 from rayqd.quant.int4 import Int4Grid
 

@@ -1,0 +1,46 @@
+"""Ray Train without those of its actors that have no work in a run on this machine's own Ray.
+
+Each of them is a process that imports ray.train, seconds of the cores that the first step waits for, and the learner
+starts behind one of them: the coordinator asks an autoscaler for nodes, the cleaner frees what a lost run holds of a
+cluster that lives on, and the dataset manager deals out data sets of Ray's, of which there are none.
+"""
+
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# Ray's signatures are partly without types.
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+_IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+
+
+class LocalTrainer(TorchTrainer):
+    """Ray Train's trainer for a Ray that ends with the run, and a fixed number of workers that fit it.
+
+    Where a version of Ray has other names for what is left out here, it is Ray's own trainer.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # pyright: ignore[reportUnknownVariableType]
+        return [each for each in callbacks if type(each).__name__ not in _IDLE_CALLBACKS]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["scaling_policy"] = _AsksForNoNodes(self.scaling_config)
+        return super()._initialize_and_run_controller(**arguments)
+
+
+class _AsksForNoNodes(FixedScalingPolicy):
+    """As many workers as were asked for, on the nodes that there are."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass

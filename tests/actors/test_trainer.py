@@ -1,0 +1,52 @@
+"""What of Ray Train a run on its own Ray leaves out is there, under the names by which it is left out."""
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
+
+from rayqd.actors.trainer import LocalTrainer
+
+
+def train_nothing() -> None: ...
+
+
+def callbacks_of(trainer: type[TorchTrainer]) -> list[str]:
+    made: Any = trainer(train_nothing, scaling_config=ScalingConfig(num_workers=2))
+    return [type(each).__name__ for each in made._create_default_callbacks()]
+
+
+def test_only_the_callbacks_with_idle_actors_are_left_out() -> None:
+    idle = ["PlacementGroupCleanerCallback", "DatasetsCallback"]
+    rays_own = callbacks_of(TorchTrainer)
+    assert [name for name in rays_own if name in idle] == idle
+    assert callbacks_of(LocalTrainer) == [name for name in rays_own if name not in idle]
+
+
+def test_the_controller_gets_a_policy_that_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: given.update(arguments))
+    trainer: Any = LocalTrainer(train_nothing, scaling_config=ScalingConfig(num_workers=2))
+    trainer._initialize_and_run_controller(scaling_policy=None, failure_policy="Ray's")
+    policy = given["scaling_policy"]
+    assert isinstance(policy, ScalingPolicy)
+    assert given["failure_policy"] == "Ray's"
+    decision = policy.make_decision_for_non_running_worker_group()  # without a coordinator, which Ray's own would miss
+    assert decision.num_workers == 2
+    policy.before_controller_abort()
+    asking = {name for name, _ in inspect.getmembers(ScalingPolicy, inspect.isfunction) if name.endswith("_request")}
+    assert asking == {"_maybe_send_resource_request", "_send_resource_request", "_cancel_resource_request"} | {
+        "_get_num_workers_for_resource_request"
+    }
+
+
+@pytest.mark.slow
+def test_the_driver_loads_neither_peft_nor_ray_train() -> None:
+    code = "import sys, rayqd.commands.distill; print([m for m in ('peft', 'ray.train', 'vllm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
