@@ -24,6 +24,7 @@ from rayqd.model.rounded_head import round_head
 from rayqd.model.sharding import assign, full_tensor, shard
 from rayqd.model.weight_bits import count_weight_bits
 from rayqd.quant import Grid, Quantized, make_grid
+from rayqd.quant.routers import find_routers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,7 @@ class Student:
         torch.manual_seed(config.seed)  # the adapters' first values: the same on every worker and after every restart
         self.weight_bits = count_weight_bits(model, config)  # of the model that will be exported
         self.rounded_head = round_head(model, config.quant, self.grid.dtype)
+        self.routers = tuple(find_routers(model))  # by name; none where no token chooses experts
         self._experts = quantizable_experts(model, config.quant)
         self.layers = replace_layers(model, self._experts, config, self.grid, trainable and mesh is None)
         self.model = model
