@@ -18,6 +18,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from rayqd.audit import AuditEvent
 from rayqd.metrics.catalogue import STUDENT
+from rayqd.metrics.fidelity import Fidelity, parse_fidelity
 from rayqd.metrics.samples import Sample, Value, make_samples
 from rayqd.metrics.step import SELDOM_MEASURED, LearnerStep, RoleMetrics
 from rayqd.spans import SpansEvent
@@ -76,17 +77,6 @@ _LABELS = {
 TEACHER = Arm(kind=ArmKind.TEACHER)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fidelity:
-    """How close a model is to the teacher: means over the completion tokens of the held-out rows."""
-
-    kl_to_teacher: float  # KL(teacher‖student), nats a token
-    total_variation: float  # sum |p - q| / 2, 0 to 1: how often two samplers with shared randomness must differ
-    top1_agreement: float  # share of the tokens at which both find the same id likeliest
-    perplexity: float  # of the reference completions
-    num_tokens: int
-
-
 class ArmRow(TypedDict):
     """An `ArmResult` as JSON."""
 
@@ -97,6 +87,7 @@ class ArmRow(TypedDict):
     top1_agreement: float
     perplexity: float
     num_tokens: int
+    by_row: NotRequired[dict[str, list[float]]]  # sums over each held-out row: num_tokens, kl, agrees, nll
     bits_per_weight: NotRequired[float]
     bits_by_kind: NotRequired[dict[str, float]]
     size_bytes: NotRequired[int]
@@ -114,7 +105,7 @@ class ArmResult:
 
     def to_json(self) -> ArmRow:
         """Return the flat row that result.json holds."""
-        row = ArmRow(arm=self.arm.name, kind=self.arm.kind.value, **asdict(self.fidelity))
+        row = {"arm": self.arm.name, "kind": self.arm.kind.value, **self.fidelity.to_json()}
         kinds = None if self.bits_by_kind is None else dict(self.bits_by_kind)
         optional = {"bits_per_weight": self.bits_per_weight, "size_bytes": self.size_bytes, "bits_by_kind": kinds}
         return cast("ArmRow", {**row, **{key: value for key, value in optional.items() if value is not None}})
@@ -126,7 +117,7 @@ class ArmResult:
         bits, size, kinds = (row.get(key) for key in ("bits_per_weight", "size_bytes", "bits_by_kind"))
         return cls(
             arm=Arm.from_name(str(row.get("arm"))),
-            fidelity=_FIDELITY.validate_python(row),
+            fidelity=parse_fidelity(row),
             bits_per_weight=None if bits is None else _NUMBER.validate_python(bits),
             size_bytes=None if size is None else _INTEGER.validate_python(size),
             bits_by_kind=None if kinds is None else _NUMBERS.validate_python(kinds),
@@ -262,7 +253,7 @@ def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:
             measured = event.values().items()
             row = {"event": "step", **{k: v for k, v in measured if v is not None or k not in SELDOM_MEASURED}}
         case EvalEvent():
-            row = {"event": "eval", "step": event.step, "arm": event.arm.name, **asdict(event.fidelity)}
+            row = {"event": "eval", "step": event.step, "arm": event.arm.name, **event.fidelity.to_json()}
         case QuarantineEvent():
             row = {"event": "quarantine", **asdict(event)}
     return {**row, "time": time}
@@ -276,7 +267,7 @@ def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
             return StepEvent(learner=_LEARNER_STEP.validate_python(row), roles=_ROLE_METRICS.validate_python(row))
         case "eval":
             step, arm = _INTEGER.validate_python(row.get("step")), Arm.from_name(str(row.get("arm")))
-            return EvalEvent(step=step, arm=arm, fidelity=_FIDELITY.validate_python(row))
+            return EvalEvent(step=step, arm=arm, fidelity=parse_fidelity(row))
         case "quarantine":
             return _QUARANTINE.validate_python({"reason": "the teacher computed inf or nan", **row})
         case other:
@@ -287,7 +278,6 @@ STOPPING = "keeping a checkpoint of the last step"  # the status that says that 
 _INTEGER = TypeAdapter(int)
 _NUMBER = TypeAdapter(float)
 _NUMBERS = TypeAdapter(dict[str, float])
-_FIDELITY = TypeAdapter(Fidelity)
 _LEARNER_STEP = TypeAdapter(LearnerStep)
 _ROLE_METRICS = TypeAdapter(RoleMetrics)
 _QUARANTINE = TypeAdapter(QuarantineEvent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, object]:
         """Return what eval/NAME.json holds: all but the benchmarks, which have a file of their own."""
-        return {"path": self.path, "model": asdict(self.model), "teacher": asdict(self.teacher)}
+        return {"path": self.path, "model": self.model.to_json(), "teacher": self.teacher.to_json()}
 
 
 def evaluate(path: Path, config: Config, console: Console | None = None) -> Evaluation:

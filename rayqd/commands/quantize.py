@@ -46,6 +46,7 @@ from rayqd.runs.environment import collect_environment
 from rayqd.runs.paths import EXPORT
 from rayqd.runs.result_file import QuantizeResult
 from rayqd.runs.startup import make_startup
+from rayqd.runs.time_parts import round_parts
 from rayqd.spans import span, start_clock, take_spans
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, IntArray
@@ -121,14 +122,18 @@ class _Quantizing:
                 row = short_row(heldout.rollouts)
                 logits = compute_student_logits(student, row)
                 check_logits(self._run_dir.path / EXPORT, logits, row, config.model.dtype)
+        ended = time.time()
+        rest = max(0.0, ended - began - sum(self._seconds.values()))
         return QuantizeResult(
             name=config.name,
             rows=tuple(rows),
-            seconds={k: round(v, 1) for k, v in {"total": time.time() - began, **self._seconds}.items()},
+            seconds={k: round(v, 1) for k, v in {"total": ended - began, **self._seconds}.items()},
+            finished=round(ended, 1),
+            parts=round_parts({**self._seconds, "start, data, loading": rest}),
             method=quant.method,
             export=str(self._run_dir.path / EXPORT),
             environment=replace(collect_environment(), forward=checked.forward),
-            startup=make_startup(began, [], take_spans("driver"), time.time()),
+            startup=make_startup(began, [], take_spans("driver"), ended),
         )
 
     def _teacher(self, checked: Checked, examples: Sequence[Example]) -> tuple[Heldout, ArmResult]:

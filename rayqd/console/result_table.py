@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rayqd.runs.startup import Startup, list_innermost
 from rayqd.runs.storage.folder import redact
 from rayqd.spans import Span
 
+_LEAST_WIDTH = 40  # of the verdict's lines
 _COLUMNS = (
     Column(heading="", is_label=True),
     Column(heading="KL to\nteacher"),
@@ -29,11 +31,21 @@ _COLUMNS = (
 
 
 def print_result(console: Console, result: RunResult, run_dir: Path, title: str) -> None:
-    """Print rows by arm, seconds by role, where everything lies, and the command that runs it."""
+    """Print the verdict, rows by arm, where the time went, where everything lies, and the command that runs it."""
     console.print()
+    for line in _verdict_lines(result, console.width):
+        say(console, line)
     print_table(console, _COLUMNS, [_cells(row) for row in result.rows], title=f"{result.name}: {title}")
     for line in _notes(result, run_dir):
         say(console, line)
+
+
+def _verdict_lines(result: RunResult, width: int) -> Iterator[str]:
+    verdict = result.verdict
+    if verdict is not None:
+        for sentence in filter(None, (verdict.cost, verdict.comparison, verdict.evidence)):
+            yield from textwrap.wrap(sentence, max(width, _LEAST_WIDTH), break_long_words=False)
+        yield ""
 
 
 def _cells(row: ArmResult) -> list[str]:
@@ -65,14 +77,16 @@ def format_size(row: ArmResult) -> str:
 
 def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
     config = load_config([f"@{run_dir / CONFIG}"])
-    seconds = "  ".join(f"{role} {value:,.0f} s" for role, value in result.seconds.items())
     yield (
         f"{result.teacher.fidelity.num_tokens:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's"
     )
     if bits := describe_bits(result.student):
         yield f"bits      {bits}; bits/weight is over the whole model"
-    yield f"time      {duration(result.seconds['total'])}  ({seconds})"
+    yield f"time      {duration(result.seconds['total'])}{_parts(result)}"
+    roles = "  ".join(f"{role} {value:,.0f} s" for role, value in result.seconds.items() if role != "total")
+    if roles and result.command == "distill":
+        yield f"work      {roles}"
     if result.startup:
         yield from _startup_lines(result.startup)
     local = run_dir / EXPORT
@@ -87,6 +101,11 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         yield f"report    {short_path(run_dir / REPORT)}"
     if export:
         yield _serving_line(config.quant.format, export if local.is_dir() else "A_COPY_OF_THE_EXPORT")
+
+
+def _parts(result: RunResult) -> str:
+    """Format ` = start 120 s + learner 300 s`; empty in runs from before it was kept."""
+    return f" = {' + '.join(f'{name} {value:,.0f} s' for name, value in result.parts.items())}" if result.parts else ""
 
 
 def _startup_lines(startup: Startup) -> Iterator[str]:

@@ -32,6 +32,7 @@ from rayqd.report.write import Report
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.result_file import DistillResult
 from rayqd.runs.startup import Startup, make_startup
+from rayqd.runs.time_parts import StepTimes
 from rayqd.spans import Span, SpansEvent
 
 _POLL_SECONDS = 0.5
@@ -63,9 +64,8 @@ class Monitor:
         self._num_seen = 0
         self._start_seconds: dict[str, float] = {}
         self._engines: dict[str, str] = {}
-        self._learner_seconds = 0.0
         self._spans: list[Span] = []
-        self._step_times: list[float] = []  # the first step's and the last one's, by the epoch's clock
+        self._steps = StepTimes()
 
     def until(self, *kinds: type[Kind]) -> Kind:
         """Return the next event of one of `kinds`, once everything before it is shown and kept."""
@@ -82,7 +82,8 @@ class Monitor:
 
     def result(self, rows: Sequence[ArmResult], num_steps: int, total_seconds: float) -> DistillResult:
         """Return what a run of `num_steps` leaves: the arms, and the seconds of each role's work and start."""
-        seconds = {"total": total_seconds, **self._actors.role_seconds(), "learner": self._learner_seconds}
+        seconds = {"total": total_seconds, **self._actors.role_seconds(), "learner": self._steps.work}
+        ended = time.time()
         return DistillResult(
             name=self._config.name,
             rows=tuple(rows),
@@ -90,11 +91,14 @@ class Monitor:
             start_seconds={role: round(value, 1) for role, value in self._start_seconds.items()},
             num_steps=num_steps,
             engines=self._engines,
+            finished=round(ended, 1),
+            parts=self._steps.split(ended - total_seconds, ended),
         )
 
     def startup(self, began: float, own_spans: Sequence[Span]) -> Startup:
         """Return the start-up table of a run that began at `began` and ends now; `own_spans` are this process's."""
-        return make_startup(began, self._step_times, [*own_spans, *self._spans], time.time())
+        times = [each for each in (self._steps.first, self._steps.last) if each is not None]
+        return make_startup(began, times, [*own_spans, *self._spans], time.time())
 
     def collect_spans(self) -> None:
         """Ask for what only the controller knows, which must still be there."""
@@ -138,7 +142,7 @@ class Monitor:
             case StepEvent() | EvalEvent() | QuarantineEvent() as event:
                 self._say(self._run_dir.append(event, timed.time))
                 if isinstance(event, StepEvent):
-                    self._step_times = [*self._step_times[:1], timed.time]
+                    self._steps.add(timed.time, event.learner.learner_seconds, event.learner.wait_seconds)
             case SpansEvent(spans=spans):
                 self._spans += spans
             case AuditEvent(steps=steps):
@@ -165,7 +169,6 @@ class Monitor:
             case StepEvent(learner=learner):
                 self._step = learner.step
                 self._actors.start_engines()
-                self._learner_seconds += learner.learner_seconds
                 self._progress.step(event)
                 self._explain_cut(learner.cut_share)
             case EvalEvent():

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rayqd.events import Fidelity
 from rayqd.losses import chunked_token_nll
 from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_logsumexp
 from rayqd.losses.output_head import Head, logits_of
 from rayqd.losses.rows import chunk_size, row_blocks, slices
+from rayqd.metrics.fidelity import ByRow, Fidelity
 from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
@@ -21,7 +21,9 @@ from rayqd.types import Example, Rollout, ScoredRollout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+METRICS = ("kl", "total_variation", "agrees", "nll")  # at a token: nats, 0 to 1, 0 or 1, nats
 _BYTES_PER_ID = 8  # of a token's logits that are held: float32, of both sides
+_DECIMALS = 7  # of a row's sums that are kept
 
 
 def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
@@ -35,42 +37,74 @@ def student_fidelity(
     model: PreTrainedModel, head: Head, teacher_head: Head, heldout: Sequence[ScoredRollout], max_tokens: int
 ) -> Fidelity:
     """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries."""
+    return mean_fidelity(compare_tokens(model, head, teacher_head, heldout, max_tokens))
+
+
+@torch.no_grad()
+def compare_tokens(
+    model: PreTrainedModel, head: Head, teacher_head: Head, heldout: Sequence[ScoredRollout], max_tokens: int
+) -> list[Tensor]:
+    """Return of each row, at each of its C trained tokens, what METRICS names; float64 on the CPU, [C, 4]."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
-    sums = torch.zeros(4, dtype=torch.float64)
+    rows: dict[int, Tensor] = {}
     for indices in batch_by_tokens(model, [s.rollout for s in heldout], max_tokens):
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()
-        sums += _sums(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
-    return _mean(sums, heldout)
+        metrics = _compare(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
+        rows |= zip(indices, metrics.split([s.rollout.num_loss_tokens for s in batch]), strict=True)
+    return [rows[i] for i in range(len(heldout))]
 
 
 @torch.no_grad()
 def teacher_fidelity(teacher_head: Head, heldout: Sequence[ScoredRollout]) -> Fidelity:
     """Measure the teacher itself: no distance, and its own perplexity."""
     teacher_head = teacher_head.float()
-    sums = torch.zeros(4, dtype=torch.float64)
+    rows: list[Tensor] = []
     for scored in heldout:
         hidden = teacher_states([scored], teacher_head.device).float()
-        sums[3] += chunked_token_nll(hidden, teacher_head, _targets([scored], hidden.device)).double().sum().item()
-    sums[2] = sum(s.rollout.num_loss_tokens for s in heldout)
-    return _mean(sums, heldout)
+        nll = chunked_token_nll(hidden, teacher_head, _targets([scored], hidden.device)).double().cpu()
+        rows.append(torch.stack([torch.zeros_like(nll), torch.zeros_like(nll), torch.ones_like(nll), nll], dim=1))
+    return mean_fidelity(rows)
 
 
-def _sums(hidden: Tensor, head: Head, teacher: Tensor, teacher_head: Head, targets: Tensor) -> Tensor:
-    """Sum over the tokens: KL, total variation, agreement of the likeliest ids, negative log-likelihood; [4]."""
+def mean_fidelity(rows: Sequence[Tensor]) -> Fidelity:
+    """Take the means of what `compare_tokens` returns of each row."""
+    sums = torch.stack([row.sum(0) for row in rows])
+    num_tokens = sum(map(len, rows))
+    kl, distance, agrees, nll = (sums.sum(0) / num_tokens).tolist()
+    return Fidelity(
+        kl_to_teacher=kl,
+        total_variation=distance,
+        top1_agreement=agrees,
+        perplexity=math.exp(nll),
+        num_tokens=num_tokens,
+        by_row=ByRow(
+            num_tokens=tuple(map(len, rows)),
+            kl=_rounded(sums[:, 0]),
+            agrees=tuple(int(number) for number in sums[:, 2].tolist()),
+            nll=_rounded(sums[:, 3]),
+        ),
+    )
+
+
+def _rounded(sums: Tensor) -> tuple[float, ...]:
+    return tuple(round(value, _DECIMALS) for value in sums.tolist())
+
+
+def _compare(hidden: Tensor, head: Head, teacher: Tensor, teacher_head: Head, targets: Tensor) -> Tensor:
     common = min(len(head), len(teacher_head))  # heads of one tokenizer may be padded to different sizes
-    sums = torch.zeros(4, dtype=torch.float64)
+    parts: list[Tensor] = []
     for rows in slices(len(hidden), chunk_size(None, len(head), _BYTES_PER_ID, head.device)):
         logits, teacher_logits = logits_of(hidden[rows], head), logits_of(teacher[rows], teacher_head[:common])
         for block in row_blocks(len(logits), len(head), head.device):
-            sums += _block_sums(logits[block], teacher_logits[block], targets[rows][block])
-    return sums
+            parts.append(_compare_block(logits[block], teacher_logits[block], targets[rows][block]))
+    return torch.cat(parts).cpu()
 
 
-def _block_sums(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum over rows that fit a core's cache, whose softmaxes serve all four metrics; [4]."""
+def _compare_block(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+    """Compare at rows that fit a core's cache, whose softmaxes serve all four metrics; [rows, 4]."""
     student, teacher = scale_logits(logits, 1.0), scale_logits(teacher_logits, 1.0)
     at_target = student.gather(1, targets[:, None])[:, 0]
     nll = None
@@ -83,19 +117,7 @@ def _block_sums(logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tens
     if nll is None:
         nll = -p.amax(-1).log() - at_target  # the probability of a logit of 0 is 1 / sum exp
     distance = q.sub_(p).abs_().sum(-1).mul_(0.5).clamp_(max=1.0)
-    return torch.stack([metric.double().sum().cpu() for metric in (kl, distance, agrees, nll)])
-
-
-def _mean(sums: Tensor, heldout: Sequence[ScoredRollout]) -> Fidelity:
-    num_tokens = sum(s.rollout.num_loss_tokens for s in heldout)
-    kl, distance, agrees, nll = (sums / num_tokens).tolist()
-    return Fidelity(
-        kl_to_teacher=kl,
-        total_variation=distance,
-        top1_agreement=agrees,
-        perplexity=math.exp(nll),
-        num_tokens=num_tokens,
-    )
+    return torch.stack([metric.double() for metric in (kl, distance, agrees, nll)], dim=1)
 
 
 def _targets(batch: Sequence[ScoredRollout], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ _WIDTH, _HEIGHT = 400, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 390, 10, 176  # the edges of the plot
 _MAX_DRAWN = 240  # points; a step narrower than that is not to be seen
 _MAX_READ = 500  # points that the pointer can read
+_MOST_ABOVE = 1.0  # heights of the curves, that a level may lie above them; what is higher stands in the legend alone
 _MIN_SMOOTHED = 60  # points from which on a curve is drawn smoothed, over the raw one
 
 
@@ -91,6 +92,7 @@ class Line:
     colour: int = 0  # 0 to 5
     level: bool = False  # drawn dashed from edge to edge, at the last point's height
     smoothed: bool = False  # noisy enough that a mean over neighbours says more
+    between: Sequence[tuple[float, float, float]] = ()  # x, and the ends of a value's interval there
 
 
 def draw_line_chart(
@@ -116,18 +118,29 @@ def draw_line_chart(
     caption = Markup('<figcaption><strong>{}</strong>{}<span class="legend">{}</span></figcaption>').format(
         title,
         Markup('<span class="unit">{}</span>').format(unit) if unit else EMPTY,
-        joined([*(_legend_key(line, form) for line in lines), Markup('<span class="at"></span>')]),
+        joined([*(_legend_key(line, form, plot) for line in lines), Markup('<span class="at"></span>')]),
     )
     return Markup('<figure data-lines="{}">{}{}</figure>').format(_pointer_data(curves, plot, form), caption, svg)
 
 
 def _plot(lines: Sequence[Line], curves: Sequence[Line], *, from_zero: bool, steps: tuple[float, float] | None) -> Plot:
     xs = [x for line in curves for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    ys = _heights(lines, curves)
     low, high = steps or ((min(xs), max(xs)) if xs else (0.0, 1.0))
     levels = round_ticks(min(ys, default=0.0), max(ys, default=1.0), from_zero=from_zero)
     up = linear_axis(levels[0], levels[-1], levels)
     return Plot(left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM, across=_step_axis(low, high), up=up)
+
+
+def _heights(lines: Sequence[Line], curves: Sequence[Line]) -> list[float]:
+    """Return what must lie on the chart: the curves, and the levels that do not press them flat."""
+    ys = [y for line in curves for _, y in line.points]
+    ys += [end for line in curves for _, *ends in line.between for end in ends]
+    levels = [line.points[-1][1] for line in lines if line.level]
+    if not ys:
+        return levels
+    most = max(ys) + _MOST_ABOVE * (max(ys) - min(ys) or abs(max(ys)))
+    return ys + [level for level in levels if level <= most]
 
 
 def _step_axis(low: float, high: float) -> Axis:
@@ -141,15 +154,25 @@ def _step_axis(low: float, high: float) -> Axis:
 def _draw_line(line: Line, plot: Plot) -> Markup:
     path = Markup('<path class="{} k{}" d="{}"/>')
     if line.level:
+        if line.points[-1][1] > plot.up.high:
+            return EMPTY
         y = plot.y(line.points[-1][1])
         return path.format("line dashed", line.colour, f"M{_LEFT} {y}H{_RIGHT}")
     smoothed = line.smoothed and len(line.points) >= _MIN_SMOOTHED
     curve = _thin(_running_mean(line.points, max(2, len(line.points) // 30)) if smoothed else line.points)
     parts = [path.format("raw", line.colour, plot.path(_thin(line.points)))] if smoothed else []
+    parts += [_draw_whisker(line, plot, *ends) for ends in line.between]
     parts.append(path.format("line", line.colour, plot.path(curve)))
     x, y = curve[-1]
     parts.append(Markup('<circle class="k{}" cx="{}" cy="{}" r="3.5"/>').format(line.colour, plot.x(x), plot.y(y)))
     return joined(parts)
+
+
+def _draw_whisker(line: Line, plot: Plot, x: float, low: float, high: float) -> Markup:
+    """Draw an interval as an upright line with short ends."""
+    across, bottom, top = plot.x(x), plot.y(low), plot.y(high)
+    ends = f"M{across - 3:g} {bottom}h6M{across} {bottom}V{top}M{across - 3:g} {top}h6"
+    return Markup('<path class="whisker k{}" d="{}"/>').format(line.colour, ends)
 
 
 def _thin(points: Sequence[Point]) -> Sequence[Point]:
@@ -175,10 +198,11 @@ def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
     return means
 
 
-def _legend_key(line: Line, form: str) -> Markup:
+def _legend_key(line: Line, form: str, plot: Plot) -> Markup:
     """Return a line's legend; what page.js changes while the pointer is over the chart is an <output>."""
     value = f"{line.points[-1][1]:{form}}"
-    shown = value if line.level else Markup("<output>{}</output>").format(value)
+    above = " ↑" if line.level and line.points[-1][1] > plot.up.high else ""
+    shown = f"{value}{above}" if line.level else Markup("<output>{}</output>").format(value)
     name = f"{line.name} " if line.name else ""
     return Markup('<span class="key k{}{}">{}{}</span>').format(
         line.colour, " dashed" if line.level else "", name, shown

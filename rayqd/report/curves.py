@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from rayqd.events import RecordedEvent, StepEvent, samples
+from rayqd.events import EvalEvent, RecordedEvent, StepEvent, samples
 from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric
 from rayqd.report.chart import Line, Point, draw_line_chart
+from rayqd.runs.verdict import estimate_kl
 
 _COLOUR = {"learner": 0, "rollout": 1, "teacher": 2, STUDENT: 0}
 _OF_LEVELS = (5, 4, 3)
+_MOST_WHISKERS = 40
 
 
 def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
@@ -22,7 +24,7 @@ def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
         return []
     drawn = [
         _chart(metric("loss"), values, smoothed=True),
-        _of_evaluations(values, num_steps),
+        _of_evaluations(events, values, num_steps),
         _chart(metric("tokens_per_second"), values, from_zero=True, smoothed=True),
         _seconds(values),
         _chart(metric("learning_rate"), values, from_zero=True),
@@ -58,18 +60,23 @@ def _chart(shown: Metric, values: Values, *, from_zero: bool = False, smoothed: 
     return draw_line_chart(shown.title, lines, unit=shown.unit, form=shown.form, from_zero=from_zero)
 
 
-def _of_evaluations(values: Values, num_steps: int) -> Markup:
-    """Draw the student from where its training starts, beside the arms that are not trained."""
+def _of_evaluations(events: Sequence[RecordedEvent], values: Values, num_steps: int) -> Markup:
+    """Draw the student from where its training starts, with intervals, beside the arms that are not trained."""
     shown = metric("kl_to_teacher")
     arms = {arm: points for (name, arm), points in values.items() if name == shown.name and arm != STUDENT}
     start = [list(arms.values())[-1][-1]] if arms else []  # training starts from the last of them
     student = [*start, *values.get((shown.name, STUDENT), [])]
-    lines = [Line(name=STUDENT, points=student, colour=_COLOUR[STUDENT])]
+    between = [
+        (event.step, interval.low, interval.high)
+        for event in events
+        if isinstance(event, EvalEvent) and event.arm.series == STUDENT
+        if (interval := estimate_kl(event.fidelity).interval)
+    ]
+    shown_ends = between if len(between) <= _MOST_WHISKERS else between[:: -(-len(between) // _MOST_WHISKERS)]
+    lines = [Line(name=STUDENT, points=student, colour=_COLOUR[STUDENT], between=shown_ends)]
     for (arm, points), colour in zip(arms.items(), _OF_LEVELS, strict=False):
         lines.append(Line(name=arm, points=points, colour=colour, level=True))
-    return draw_line_chart(
-        f"{shown.title}, held out", lines, unit=shown.unit, form=shown.form, from_zero=True, steps=(0, num_steps)
-    )
+    return draw_line_chart(f"{shown.title}, held out", lines, unit=shown.unit, form=shown.form, steps=(0, num_steps))
 
 
 def _seconds(values: Values) -> Markup:

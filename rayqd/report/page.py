@@ -13,6 +13,7 @@ from importlib.resources import files
 from markupsafe import Markup
 
 EMPTY = Markup("")
+_COLOURS = 6  # of page.css
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,14 @@ def page(title: str, body: Iterable[Markup], footer: str = "", *, styles: str = 
     )
 
 
-def header(kicker: str, title: str, lead: str | Markup, notice: str | Markup = "") -> Markup:
-    """Return the head of a page; `notice` stands out, where there is one."""
+def header(
+    kicker: str, title: str, lead: str | Markup, notice: str | Markup = "", *, about: str | Markup = ""
+) -> Markup:
+    """Return the head of a page; `about` is a smaller line under `lead`, `notice` stands out, where there are any."""
+    below = Markup('<p class="about">{}</p>\n').format(about) if about else EMPTY
     warned = Markup('<p class="notice">{}</p>').format(notice) if notice else EMPTY
-    return Markup('<header>\n<p class="kicker">{}</p>\n<h1>{}</h1>\n<p class="lead">{}</p>\n{}</header>').format(
-        kicker, title, lead, warned
+    return Markup('<header>\n<p class="kicker">{}</p>\n<h1>{}</h1>\n<p class="lead">{}</p>\n{}{}</header>').format(
+        kicker, title, lead, below, warned
     )
 
 
@@ -105,6 +109,22 @@ def bars(rows: Sequence[tuple[str, Sequence[float], str | Markup]], total: float
             )
         )
     return Markup('<div class="bars">{}</div>').format(joined(cells, "\n"))
+
+
+def parts_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
+    """Draw one bar of all `parts`, each a name, its size, and the size as text, and a line for each with its share."""
+    total = sum(size for _, size, _ in parts) or 1.0
+    drawn = joined(
+        Markup('<span class="k{}" style="width:{}%"></span>').format(i % _COLOURS, f"{100 * size / total:.2f}")
+        for i, (_, size, _) in enumerate(parts)
+    )
+    names = joined(
+        Markup('<li class="key k{}">{} <strong>{}</strong> · {} %</li>').format(
+            i % _COLOURS, name, text, f"{100 * size / total:.0f}"
+        )
+        for i, (name, size, text) in enumerate(parts)
+    )
+    return Markup('<div class="parts"><span class="stack">{}</span><ul>{}</ul></div>').format(drawn, names)
 
 
 def columns(*parts: Markup) -> Markup:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from markupsafe import Markup
 
 from rayqd.console.progress import duration
 from rayqd.console.result_table import describe_bits, format_bits
 from rayqd.events import ArmResult
+from rayqd.metrics.bootstrap import LEAST_ROWS, estimate, perplexity, ratio
 from rayqd.report import page
 from rayqd.report.page import Column, Figure
 from rayqd.runs.environment import ClusterSize, Environment
 from rayqd.runs.result_file import RunResult
+from rayqd.runs.verdict import compare_kl
 
 
 def figures(result: RunResult, environment: Environment) -> Markup:
@@ -40,14 +43,24 @@ def figures(result: RunResult, environment: Environment) -> Markup:
 
 
 def _against(student: ArmResult, others: Sequence[ArmResult]) -> str | Markup:
-    """Compare with the best arm without training."""
+    """Compare with the best arm without training; in colour only where the rows decide which of both is closer."""
     best = min(others, key=lambda row: row.fidelity.kl_to_teacher, default=None)
-    if best is None or best.fidelity.kl_to_teacher == 0:
+    found = compare_kl(best.fidelity, student.fidelity) if best else None
+    if best is None or found is None:
         return ""
-    change = student.fidelity.kl_to_teacher / best.fidelity.kl_to_teacher - 1
-    return Markup('<span class="{}">{} %</span> against {}').format(
-        "good" if change < 0 else "bad", f"{100 * change:+.0f}".replace("-", "−"), best.arm.name
+    interval = found.interval
+    decided = interval is not None and interval.excludes(0.0)
+    kind = "" if not decided else "good" if found.value < 0 else "bad"
+    ends = f" ({_signed(interval.low)} to {_signed(interval.high)} %)" if interval else ""
+    undecided = "" if decided or interval is None else ": not decided"
+    few = "" if interval else f", {len(student.fidelity.by_row.num_tokens)} rows" if student.fidelity.by_row else ""
+    return Markup('<span class="{}">{} %</span>{} against {}{}{}').format(
+        kind, _signed(found.value), ends, best.arm.name, undecided, few
     )
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.0f}".replace("-", "−")
 
 
 def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
@@ -58,10 +71,10 @@ def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
     cells = [
         [
             row.arm.name,
-            f"{row.fidelity.kl_to_teacher:.4f}",
+            _with_interval(f"{row.fidelity.kl_to_teacher:.4f}", row, ratio, "kl", ".3f"),
             row.fidelity.kl_to_teacher / (widest or 1.0),
-            f"{row.fidelity.top1_agreement:.1%}",
-            f"{row.fidelity.perplexity:.3f}",
+            _with_interval(f"{row.fidelity.top1_agreement:.1%}", row, ratio, "agrees", ".1%"),
+            _with_interval(f"{row.fidelity.perplexity:.3f}", row, perplexity, "nll", ".2f"),
         ]
         for row in rows
     ]
@@ -70,13 +83,36 @@ def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
         for line, row in zip(cells, rows, strict=True):
             line += [format_bits(row), size_text(row.size_bytes or 0)]
     tokens = rows[0].fidelity.num_tokens
+    rows_text = _rows_text(rows[0])
     note = (
-        f"{tokens:,} held-out tokens. KL(teacher‖student) is in nats a token, over the full vocabulary; "
+        f"{tokens:,} held-out tokens{rows_text}. KL(teacher‖student) is in nats a token, over the full vocabulary; "
         "same top-1 says how often the likeliest token is the teacher's."
     )
     if bits := describe_bits(rows[-1]):
         note += f" Bits a weight are over the whole model: {bits}."
     return page.section("Result", page.table(titles, cells, chosen=len(rows) - 1), note=note)
+
+
+def _with_interval(
+    text: str, row: ArmResult, statistic: Callable[..., Any], column: Literal["kl", "agrees", "nll"], form: str
+) -> Markup | str:
+    """Return the number with its 95 % interval under it; alone where there is none, or it is exact."""
+    rows = row.fidelity.by_row
+    interval = estimate(statistic, getattr(rows, column), rows.num_tokens).interval if rows else None
+    if interval is None or interval.low == interval.high:
+        return text
+    return Markup("{}<small>{}–{}</small>").format(text, f"{interval.low:{form}}", f"{interval.high:{form}}")
+
+
+def _rows_text(row: ArmResult) -> str:
+    """Format ` in 40 rows; under each number its 95 % interval`, as far as that is known."""
+    rows = row.fidelity.by_row
+    if rows is None:
+        return ""
+    num_rows = len(rows.num_tokens)
+    if num_rows < LEAST_ROWS:
+        return f" in {num_rows} row{'' if num_rows == 1 else 's'}, too few for intervals"
+    return f" in {num_rows:,} rows; under a number its 95 % interval, by bootstrap over the rows"
 
 
 def size_text(num_bytes: int) -> str:

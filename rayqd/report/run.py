@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from rayqd.report.data import data_section
 from rayqd.report.page import Column
 from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
-from rayqd.report.time import busy
+from rayqd.report.time import all_of_it, busy
 from rayqd.runs.benchmarks import BenchmarkRow
 from rayqd.runs.data_file import RunData
 from rayqd.runs.environment import Environment
 from rayqd.runs.paths import CONFIG, EXPORT
 from rayqd.runs.result_file import Command, RunResult
+from rayqd.runs.time_parts import DESCRIPTIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +84,16 @@ def _header(run: Run) -> Markup:
     form = f"{config.quant.format.upper()} in groups of {config.quant.group_size}"
     when = f"{run.made.day} {run.made:%B %Y, %H:%M}"
     if run.command == "quantize":
-        lead = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
-        return page.header(f"rayqd quantize · {when}", config.name, lead)
+        about = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
+        return _titled(run, f"rayqd quantize · {when}", about)
     teacher = Path(config.teacher.name).name if config.teacher.name else f"its own self in {config.model.dtype}"
-    lead = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequences, {}.").format(
+    about = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequence{}, {}.").format(
         _model(config),
         form,
         teacher,
         f"{config.learner.steps:,}",
         config.learner.batch_size,
+        "" if config.learner.batch_size == 1 else "s",
         _written_by(config),
     )
     notice = ""
@@ -100,7 +102,16 @@ def _header(run: Run) -> Markup:
             f"Not finished: step {run.num_done:,} of {config.learner.steps:,} when this page was written. "
             "It is written again at every evaluation and at the end."
         )
-    return page.header(f"rayqd distill · {when}", config.name, lead, notice)
+    return _titled(run, f"rayqd distill · {when}", about, notice)
+
+
+def _titled(run: Run, kicker: str, about: Markup, notice: str = "") -> Markup:
+    """Begin with the verdict in a sentence; while there is none, with what the run is."""
+    verdict = run.result.verdict if run.result else None
+    if verdict is None:
+        return page.header(kicker, run.config.name, about, notice)
+    lead = Markup("<strong>{}</strong> {} {}").format(verdict.cost, verdict.comparison, verdict.evidence)
+    return page.header(kicker, run.config.name, lead, notice, about=about)
 
 
 def _written_by(config: Config) -> str:
@@ -127,10 +138,22 @@ def _time(run: Run) -> Markup:
     steps = [event for event in run.events if isinstance(event, StepEvent)]
     retries = max((step.roles.num_retries for step in steps), default=0)
     total = sum(step.learner.wait_seconds + step.learner.learner_seconds for step in steps)
+    parts = run.result.parts if run.result else None
     note = f"Of the {duration(total)} that the steps took, how long a worker of each role was busy."
+    if parts:
+        assert run.result
+        note = (
+            f"The {duration(run.result.seconds['total'])} of the last start: {_explained(parts)}. Under it, of "
+            f"{duration(total)} that all steps took, how long a worker of each role was busy, which overlaps."
+        )
     if retries:
         note += f" {retries} calls were asked for again because a worker died."
-    return page.section("Where the time went", busy(steps, run.config), note=note)
+    drawn = [all_of_it(parts)] if parts else []
+    return page.section("Where the time went", *drawn, busy(steps, run.config), note=note)
+
+
+def _explained(parts: Mapping[str, float]) -> str:
+    return "; ".join(f"{name}, {DESCRIPTIONS[name]}" for name in parts if name in DESCRIPTIONS)
 
 
 def _commands(run: Run) -> Markup:

@@ -1,15 +1,20 @@
-"""Where the time of the steps went: how busy a worker of each role was."""
+"""Where the time went: all of it in parts, and of the steps how busy a worker of each role was."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
 from rayqd.config import Config
 from rayqd.console.progress import duration
 from rayqd.events import StepEvent
-from rayqd.report.page import bars
+from rayqd.report.page import bars, parts_bar
+
+
+def all_of_it(parts: Mapping[str, float]) -> Markup:
+    """Draw the parts of a run's time, which add up to all of it."""
+    return parts_bar([(name, seconds, duration(seconds)) for name, seconds in parts.items()])
 
 
 def busy(steps: Sequence[StepEvent], config: Config) -> Markup:

@@ -1,4 +1,4 @@
-"""report.html in a run's directory, from what lies there."""
+"""report.html in a run's directory, from what lies there, and what lies beside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rayqd.config import Config, load_config
 from rayqd.files import write_text
+from rayqd.report.beside import list_figures, result_markdown
 from rayqd.report.run import Run, run_page
 from rayqd.runs.benchmarks import read_benchmarks
 from rayqd.runs.data_file import read_data
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
-from rayqd.runs.paths import CONFIG, REPORT, RESULT
+from rayqd.runs.paths import CONFIG, FIGURES, REPORT, RESULT, RESULT_TABLE
 from rayqd.runs.result_file import Command, RunResult, read_result
 
 
@@ -34,12 +35,34 @@ class Report:
                 events=read_events(directory),
                 result=result,
                 environment=self._environment,
-                made=datetime.datetime.now().astimezone(),
+                made=self._made(result),
                 benchmarks=read_benchmarks(directory),
                 data=read_data(directory),
             )
         )
         write_text(directory / REPORT, page)
+        if result:
+            self._write_beside(page, result)
+
+    def _write_beside(self, page: str, result: RunResult) -> None:
+        """Write the table as Markdown, and each figure as a file of its own."""
+        directory = self._config.run_dir
+        write_text(directory / RESULT_TABLE, result_markdown(result))
+        (directory / FIGURES).mkdir(exist_ok=True)
+        for name, text in list_figures(page):
+            write_text(directory / FIGURES / name, text)
+
+    def _made(self, result: RunResult | None) -> datetime.datetime:
+        """Return when the run ended, however late its page is written; of one that goes on, now."""
+        if result is None:
+            return datetime.datetime.now().astimezone()
+        file = self._config.run_dir / RESULT
+        finished = result.finished or (file.stat().st_mtime if file.exists() else None)
+        return datetime.datetime.now().astimezone() if finished is None else _local_time(finished)
+
+
+def _local_time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds).astimezone()
 
 
 def write_report(config: Config, result: RunResult) -> None:

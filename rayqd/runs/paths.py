@@ -11,6 +11,8 @@ COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, befo
 DATA = "data.json"  # what the run reads, what was left out, the first rows as the model sees them
 RESULT = "result.json"  # once the run has finished
 REPORT = "report.html"
+RESULT_TABLE = "result.md"  # verdict and table, beside the page
+FIGURES = "figures"  # the page's drawings, an SVG each
 ENDED = "ended.json"  # why a run ended before its last step
 
 START = "start"  # where training starts: the untrained arms, and the weights if GPTQ or AWQ moved them

@@ -14,6 +14,7 @@ from rayqd.checksums import DamagedError, from_checked_json
 from rayqd.events import ArmResult
 from rayqd.runs.environment import Environment
 from rayqd.runs.startup import Startup
+from rayqd.runs.verdict import Verdict, make_verdict
 
 Command = Literal["distill", "quantize"]
 
@@ -30,6 +31,13 @@ class RunResult:
     export: str | None = None  # where the student's files are; None in a trial that was stopped early
     environment: Environment | None = None  # None in runs from before it was kept, like `startup`
     startup: Startup | None = None
+    finished: float | None = None  # seconds since the epoch
+    parts: Mapping[str, float] | None = None  # seconds that add up to the total, by what they went to, in their order
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Return what the run came to; None where nothing was rounded to nearest."""
+        return make_verdict(self.rows)
 
     @property
     def teacher(self) -> ArmResult:
@@ -46,12 +54,15 @@ class RunResult:
         fields: dict[str, object] = {
             "name": self.name,
             "command": self.command,
+            "verdict": verdict.to_json() if (verdict := self.verdict) else None,
             "rows": [row.to_json() for row in self.rows],
             "seconds": dict(self.seconds),
             **self._own_fields(),
             "export": self.export,
             "environment": self.environment.to_json() if self.environment else None,
             "startup": self.startup.to_json() if self.startup else None,
+            "finished": self.finished,
+            "parts": dict(self.parts) if self.parts else None,
         }
         return {name: value for name, value in fields.items() if value is not None}
 

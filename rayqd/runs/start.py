@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
-from pydantic import TypeAdapter
+from pydantic import JsonValue
 
 from rayqd.checksums import from_checked_json, to_checked_json
 from rayqd.errors import RunError
-from rayqd.events import Arm, Fidelity
+from rayqd.events import Arm
+from rayqd.metrics.fidelity import Fidelity, parse_fidelity
 
 _FILE_NAME = "arms.json"
 
 
 def write_arms(directory: Path, arms: Mapping[Arm, Fidelity]) -> None:
     """Write the untrained arms to `directory`. Raises OSError."""
-    (directory / _FILE_NAME).write_text(to_checked_json({arm.name: asdict(f) for arm, f in arms.items()}))
+    (directory / _FILE_NAME).write_text(to_checked_json({arm.name: f.to_json() for arm, f in arms.items()}))
 
 
 def read_arms(directory: Path) -> dict[Arm, Fidelity]:
     """Return what `write_arms` wrote, in its order. Raises RunError where it is damaged."""
     try:
         rows = from_checked_json((directory / _FILE_NAME).read_bytes())
-        return {Arm.from_name(name): _FIDELITY.validate_python(row) for name, row in rows.items()}
+        return {Arm.from_name(name): parse_fidelity(cast("Mapping[str, JsonValue]", row)) for name, row in rows.items()}
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RunError(
             f"{directory / _FILE_NAME} is damaged ({reason}): remove {directory}, and the same command makes it again"
         ) from error
-
-
-_FIDELITY = TypeAdapter(Fidelity)

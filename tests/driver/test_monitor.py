@@ -129,6 +129,8 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     assert (startup.first_step, startup.last_step) == (15.0, 19.0)  # events number 5 and 9, a second each from 100 on
     assert [(s.role, s.start, s.end) for s in startup.spans] == [("learner", 5.0, 9.5)]
     assert result.seconds == {"total": 9.0, "rollout": 1.2, "teacher": 0.0, "learner": 5.0}
+    assert result.parts is not None
+    assert result.parts["learner"] == 5.0
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,12 @@ def test_all_four_means_are_those_of_float64_softmaxes(
     assert measured.total_variation == pytest.approx((p.exp() - q.exp()).abs().sum(-1).mean().item() / 2, rel=1e-5)
     assert measured.top1_agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
     assert measured.perplexity == pytest.approx(math.exp(nll), rel=1e-5)
+
+    lengths = [len(row.completion_ids) for row in rows]
+    by_row = measured.by_row
+    assert by_row
+    assert by_row.num_tokens == tuple(lengths)
+    kl = [part.sum().item() for part in (q.exp() * (q - p)).sum(-1).split(lengths)]
+    assert by_row.kl == pytest.approx(kl, rel=1e-5)
+    assert by_row.agrees == tuple(part.sum().item() for part in (p.argmax(-1) == q.argmax(-1)).split(lengths))
+    assert sum(by_row.nll) == pytest.approx(nll * len(ids), rel=1e-5)

@@ -101,6 +101,9 @@ def test_time_of_the_roles_is_a_share_of_the_steps() -> None:
     assert "Of the 0:16 that the steps took" in text
     assert "rollout 0:02 · 12 %" in text
     assert "learner 0:12 · 75 %, waiting 25 %" in text
+    parts = {"start": 100.0, "learner": 12.0, "waiting": 4.0, "between steps": 0.0, "end": 335.0}  # of 451
+    text = said(report(result=RESULT | {"parts": parts}))
+    assert "start 1:40 · 22 % learner 0:12 · 3 % waiting 0:04 · 1 % between steps 0:00 · 0 % end 5:35 · 74 %" in text
     two = CONFIG.model_copy(update={"rollout": CONFIG.rollout.model_copy(update={"num_workers": 2})})
     assert "rollout 0:01 · 6 %" in said(report(config=two))
 
