@@ -64,10 +64,13 @@ def _estimate(statistic: Callable[..., Any], *columns: tuple[float, ...]) -> Est
 def _interval(statistic: Callable[..., Any], rows: Sequence[Sums], value: float) -> Interval | None:
     if len(rows[0]) < LEAST_ROWS or not np.isfinite(value):
         return None
-    from scipy.stats import bootstrap
+    import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
+
+    bootstrap: Any = scipy.stats.bootstrap  # pyright: ignore[reportUnknownMemberType]
 
     def of_rows(*drawn: Sums, axis: int) -> Any:
-        return statistic(*(each.sum(axis=axis) for each in drawn))
+        sums: list[Any] = [each.sum(axis=axis) for each in drawn]
+        return statistic(*sums)
 
     settings: dict[str, Any] = {"paired": True, "vectorized": True, "n_resamples": _RESAMPLES, "rng": 0}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
