@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,9 @@ def _estimate(statistic: Callable[..., Any], *columns: tuple[float, ...]) -> Est
 def _interval(statistic: Callable[..., Any], rows: Sequence[Sums], value: float) -> Interval | None:
     if len(rows[0]) < LEAST_ROWS or not np.isfinite(value):
         return None
-    import scipy.stats  # pyright: ignore[reportMissingTypeStubs]
+    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
 
-    bootstrap: Any = scipy.stats.bootstrap  # pyright: ignore[reportUnknownMemberType]
+    bootstrap = cast("Callable[..., Any]", stats.bootstrap)  # pyright: ignore[reportUnknownMemberType]
 
     def of_rows(*drawn: Sums, axis: int) -> Any:
         sums: list[Any] = [each.sum(axis=axis) for each in drawn]
