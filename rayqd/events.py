@@ -256,7 +256,7 @@ def to_json(event: RecordedEvent, time: float) -> dict[str, JsonValue]:
             row = {"event": "eval", "step": event.step, "arm": event.arm.name, **event.fidelity.to_json()}
         case QuarantineEvent():
             row = {"event": "quarantine", **asdict(event)}
-    return {**row, "time": time}
+    return cast("dict[str, JsonValue]", {**row, "time": time})
 
 
 def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
