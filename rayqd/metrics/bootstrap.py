@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # `rayqd runs` reads results, and has no numbers to compute
+    import numpy as np
+    from numpy.typing import NDArray
 
-Sums = NDArray[np.float64]
+    Sums: TypeAlias = NDArray[np.float64]
+
 LEAST_ROWS = 10  # with fewer, bootstrap intervals are far too narrow
 CONFIDENCE = 0.95
 _RESAMPLES = 4999
@@ -56,12 +58,16 @@ def estimate(statistic: Callable[..., Any], *columns: Sequence[float]) -> Estima
 
 @lru_cache(maxsize=4096)  # a run's page is written again and again
 def _estimate(statistic: Callable[..., Any], *columns: tuple[float, ...]) -> Estimate:
+    import numpy as np
+
     rows = [np.asarray(column) for column in columns]
     value = float(statistic(*(row.sum() for row in rows)))
     return Estimate(value=value, interval=_interval(statistic, rows, value))
 
 
 def _interval(statistic: Callable[..., Any], rows: Sequence[Sums], value: float) -> Interval | None:
+    import numpy as np
+
     if len(rows[0]) < LEAST_ROWS or not np.isfinite(value):
         return None
     from scipy import stats  # pyright: ignore[reportMissingTypeStubs]
@@ -89,6 +95,8 @@ def ratio(total: Any, num: Any) -> Any:
 
 def perplexity(nll: Any, num: Any) -> Any:
     """Return exp of the mean negative log-likelihood."""
+    import numpy as np
+
     return np.exp(nll / num)
 
 
