@@ -56,7 +56,8 @@ COMMAND = Command(
     details="""\
 The answers to the prompts of data.source, as a data set that data.source reads. rollout.* says how they are sampled
 (rollout.max_new_tokens cuts them), rollout.num_workers over how many engines they are spread.
-The same command again goes on where FILE ends, and a larger N adds to it.""",
+The same command again goes on where FILE ends, and a larger N adds to it. Of several data.sources each gets a file of
+its own, NAME-WHO.jsonl, and N prompts of each are answered.""",
     when_stopped="the same command goes on where this one ended",
     first_settings=(
         "model.name",

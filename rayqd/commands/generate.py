@@ -5,7 +5,8 @@ prompts of data.source that lack an answer ─► BatchGenerator: engines over t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -60,41 +61,46 @@ def generate(
     command: str = "",
     console: Console | None = None,
     make_engine: MakeEngine | None = None,
-) -> Summary:
-    """Let `model` answer the first `num_rows` prompts of `config.data`, in `out`; what is there already stays.
+) -> list[Summary]:
+    """Let `model` answer the first `num_rows` prompts of each source; return what each file holds, one a source.
 
-    `model` is teacher, student, a run's directory, or any model; `command` is for the file beside `out`; `make_engine`
-    is called in every worker, without it the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
+    What is in a file already stays. Of several sources each has a file of its own, and `out` is left out. `model` is
+    teacher, student, a run's directory, or any model; `command` is for the file beside `out`; `make_engine` is called
+    in every worker, without it the engine is vLLM. Raises a RayqdError that says in one line what is wrong.
     """
     console = console or Console()
     config = with_frozen_settings(with_absolute_paths(config))
     check_machine(config, runs_vllm=make_engine is None)
-    _check_one_source(config)
     resolved = resolve_model(model, config)
     trusts_code = config.model.trust_remote_code
     directory = local_directory(resolved.name, resolved.revision, trusts_code=trusts_code)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, and answers are written by compressed-tensors or 16-bit models alone")
-    out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
+    outs = name_files(config, resolved, out)
     config = with_model_sampling(config, directory)
     tokenizer = load_tokenizer(directory)
     chat = chat_settings(config.data)
     check_variables(tokenizer, chat)
     ends = end_token_ids(tokenizer, directory, chat)
-    prompts = Prompts(tokenizer, config, context_length(directory))
-    with CompletionFile(out, settings=_settings(resolved, directory, config), command=command) as file:
-        file.read(prompts)
-        job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)
+    with ExitStack() as stack:
+        jobs: list[AnswerJob] = []
+        for source, path in zip(config.data.each_source, outs, strict=True):
+            own = config.model_copy(update={"data": config.data.of_source(source)})
+            prompts = Prompts(tokenizer, own, context_length(directory))
+            settings = _settings(resolved, directory, own)
+            file = stack.enter_context(CompletionFile(path, settings=settings, command=command))
+            file.read(prompts)
+            jobs.append(AnswerJob(own, tokenizer, ends, prompts, file, num_rows))
         with Progress(console, num_steps=0) as progress:
-            if job.is_done:
-                progress.say(f"{out} is finished already")
-            else:
-                _run(job, resolved, out, config, progress, make_engine)
-        file.finish(prompts.order)
-        _print_summary(console, file, prompts, config)
-    return file.summary
+            for job in jobs:
+                if job.is_done:
+                    progress.say(f"{job.file.path} is finished already")
+            if left := [job for job in jobs if not job.is_done]:
+                _run(left, resolved, config, progress, make_engine)
+        for job in jobs:
+            job.file.finish(job.prompts.order)
+            _print_summary(console, job)
+    return [job.file.summary for job in jobs]
 
 
 def resolve_model(model: str, config: Config) -> ResolvedModel:
@@ -124,10 +130,11 @@ class AnswerJob:
         num_rows: int | None,
     ) -> None:
         """Choose the prompts; raises DataError if the data has none at all."""
-        self._config = config
+        self.config = config
         self._end_ids = end_ids
         self._detokenizer = Detokenizer(tokenizer, end_ids, chat_settings(config.data), config.rollout.stop)
-        self._file = file
+        self.file = file
+        self.prompts = prompts
         self._waiting: dict[int, Prompt] = {}
         self.num_prompts = min(num_rows or len(prompts), len(prompts))
         self.num_before = len(file.done)
@@ -138,44 +145,63 @@ class AnswerJob:
         self.is_done = first is None
         self._left = chain([first], left) if first else left
 
-    def run(self, generator: CompletionSource, writing: GenerationProgress) -> None:
-        """Generate the answers; each row is in the file as soon as its completion is there."""
+    def keep(self, row: int, completion: IntArray) -> None:
+        """Put the completion of row `row` into the file."""
+        answer_row = self._detokenizer.to_row(self._waiting.pop(row), completion)
+        if answer_row is None:
+            self.file.leave_out(row)
+        else:
+            self.file.append(answer_row)
 
-        def keep(row: int, completion: IntArray) -> None:
-            answer_row = self._detokenizer.to_row(self._waiting.pop(row), completion)
-            if answer_row is None:
-                self._file.leave_out(row)
-            else:
-                self._file.append(answer_row)
-            writing.written(len(completion))
-
-        generator.generate(self._requests(), self.num_prompts - self.num_before, keep)
-
-    def _requests(self) -> Iterator[tuple[int, SamplingRequest]]:
+    def requests(self) -> Iterator[tuple[int, SamplingRequest]]:
+        """Yield what the file lacks, each with its row."""
         for prompt in self._left:
             self._waiting[prompt.row] = prompt
-            yield prompt.row, generation_request(self._config, prompt.row, prompt.token_ids, self._end_ids)
+            yield prompt.row, generation_request(self.config, prompt.row, prompt.token_ids, self._end_ids)
+
+
+def run_together(jobs: Sequence[AnswerJob], generator: CompletionSource, writing: GenerationProgress) -> None:
+    """Generate the answers of one source after the other, with no engine idle in between; each row is in its file as
+    soon as its completion is there."""
+    waiting: dict[int, tuple[AnswerJob, int]] = {}
+
+    def requests() -> Iterator[tuple[int, SamplingRequest]]:
+        num_before = 0  # rows of the sources before
+        for job in jobs:
+            for row, request in job.requests():
+                waiting[num_before + row] = job, row
+                yield num_before + row, request
+            num_before += len(job.prompts)
+
+    def keep(key: int, completion: IntArray) -> None:
+        job, row = waiting.pop(key)
+        job.keep(row, completion)
+        writing.written(len(completion))
+
+    generator.generate(requests(), sum(job.num_prompts - job.num_before for job in jobs), keep)
 
 
 def _run(
-    job: AnswerJob,
+    jobs: Sequence[AnswerJob],
     resolved: ResolvedModel,
-    out: Path,
     config: Config,
     progress: Progress,
     make_engine: MakeEngine | None,
 ) -> None:
-    resumed = f", {job.num_before:,} of them there already" if job.num_before else ""
-    progress.say(f"{resolved.label} answers {job.num_prompts:,} prompts of {config.data.source}{resumed}")
+    for job in jobs:
+        resumed = f", {job.num_before:,} of them there already" if job.num_before else ""
+        progress.say(f"{resolved.label} answers {job.num_prompts:,} prompts of {job.config.data.source}{resumed}")
+    num_prompts, num_before = sum(job.num_prompts for job in jobs), sum(job.num_before for job in jobs)
     progress.status("starting Ray")
     with connect(config, progress.say) as cluster:
-        renamed = config.model_copy(update={"name": out.stem})  # what logs and Ray's dashboard call the workers
+        name = jobs[0].file.path.stem  # what logs and Ray's dashboard call the workers
+        renamed = config.model_copy(update={"name": name})
         options = {"model": resolved.name, "revision": resolved.revision, "make_engine": make_engine}
         with BatchGenerator(renamed, cluster, **options) as generator:
             progress.status(f"starting {config.rollout.num_workers} engine(s)")
             progress.say(f"engines ready after {generator.wait_until_ready():.0f} s")
-            writing = GenerationProgress(progress, job.num_prompts, job.num_before)
-            job.run(generator, writing)
+            writing = GenerationProgress(progress, num_prompts, num_before)
+            run_together(jobs, generator, writing)
     rate = writing.num_tokens / writing.seconds
     progress.say(f"wrote {writing.num_written:,} answers in {duration(writing.seconds)}, {rate:,.0f} tok/s")
 
@@ -188,7 +214,8 @@ def _settings(resolved: ResolvedModel, directory: Path, config: Config) -> dict[
     return settings | {key: setting_value(config, key) for key in settings_with(ChangesCompletions)}
 
 
-def _print_summary(console: Console, file: CompletionFile, prompts: Prompts, config: Config) -> None:
+def _print_summary(console: Console, job: AnswerJob) -> None:
+    config, file, prompts = job.config, job.file, job.prompts
     summary = file.summary
     lines = [
         f"{file.path}: {summary.num_rows:,} answers, {summary.num_tokens:,} tokens, {summary.num_cut:,} cut at "
@@ -218,13 +245,19 @@ def _no_prompts(prompts: Prompts, config: Config) -> str:
     )
 
 
-def _check_one_source(config: Config) -> None:
-    """Raise ConfigError where the data is of several sources: each has a file of answers of its own."""
-    if sources := config.data.sources:
+def name_files(config: Config, resolved: ResolvedModel, out: Path | None) -> list[Path]:
+    """Return a file of answers for each source. Raises ConfigError for one that cannot be what --out says."""
+    sources = config.data.sources
+    if sources and out is not None:
         raise ConfigError(
-            f"rayqd generate answers one data set at a time, and data.sources names {len(sources)}: give it as "
-            f"--data.source {sources[0].source}, and its split, subset and columns likewise"
+            f"--out {out}: data.sources names {len(sources)}, each with a file of its own: leave --out out"
         )
+    if sources:
+        return [Path(f"{name}-{resolved.label}.jsonl") for name in config.data.source_names]
+    out = (out or Path(f"{_stem(config.data.source)}-{resolved.label}.jsonl")).expanduser()
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out {out}: must end with .jsonl, by which data.source tells a file")
+    return [out]
 
 
 def _stem(source: str) -> str:

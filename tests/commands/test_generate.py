@@ -1,5 +1,6 @@
 """A data set that a model writes: interrupted anywhere it goes on, and what comes out is what would have come out."""
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rayqd.commands.generate import AnswerJob, generate, resolve_model
+from rayqd.commands.generate import AnswerJob, generate, resolve_model, run_together
 from rayqd.config import Config
 from rayqd.console.generation_progress import GenerationProgress
 from rayqd.console.progress import Progress
@@ -63,7 +64,7 @@ def answer(tiny_config: Any, tiny_model: Path, tmp_path: Path) -> Any:
             job = AnswerJob(config, tokenizer, ends, prompts, file, num_rows)
             progress = Progress(Console(file=io.StringIO()), 0)
             if not job.is_done:
-                job.run(generator, GenerationProgress(progress, job.num_prompts, job.num_before))
+                run_together([job], generator, GenerationProgress(progress, job.num_prompts, job.num_before))
             file.finish(prompts.order)
         return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
@@ -106,6 +107,34 @@ def test_a_larger_number_of_rows_adds_to_the_file_and_a_smaller_one_leaves_it(an
     none = OneProcess()
     assert len(answer(none, num_rows=3)) == 10
     assert none.asked == []
+
+
+def test_several_sources_have_a_file_each_that_is_what_each_alone_would_have(
+    tiny_config: Any, tiny_model: Path, tiny_data: Path, tmp_path: Path, answer: Any
+) -> None:
+    lines = tiny_data.read_text().splitlines(keepends=True)
+    names = ["few", "many"]
+    for name, rows in zip(names, (lines[:7], lines[7:]), strict=True):
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    tokenizer = load_tokenizer(tiny_model)
+    with contextlib.ExitStack() as stack:
+        jobs: list[AnswerJob] = []
+        for name in names:
+            own = tiny_config(data={"source": str(tmp_path / f"{name}.jsonl")})
+            file = CompletionFile(tmp_path / f"{name}-together.jsonl", settings={}, command="")
+            prompts = Prompts(tokenizer, own, 512)
+            ends = end_token_ids(tokenizer, tiny_model)
+            jobs.append(AnswerJob(own, tokenizer, ends, prompts, stack.enter_context(file), 5))
+        writing = GenerationProgress(Progress(Console(file=io.StringIO()), 0), 10, 0)
+        generator = OneProcess()
+        run_together(jobs, generator, writing)
+        for job in jobs:
+            job.file.finish(job.prompts.order)
+    assert (len(generator.asked), writing.num_written) == (10, 10)
+    for name in names:
+        alone = answer(OneProcess(), f"{name}-alone.jsonl", 5, data={"source": str(tmp_path / f"{name}.jsonl")})
+        together = (tmp_path / f"{name}-together.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in together] == alone
 
 
 def test_an_empty_answer_is_left_out_counted_and_not_asked_for_again(answer: Any, tmp_path: Path) -> None:

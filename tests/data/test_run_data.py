@@ -179,13 +179,13 @@ def test_what_is_said_of_both_is_said_once(make_config: Any, tokenizer: PreTrain
     assert re.fullmatch(f"data: {parts}", first)
 
 
-def test_answers_are_generated_to_one_source_at_a_time(make_config: Any) -> None:
-    from rayqd.commands.generate import generate
+def test_answers_to_each_source_go_to_a_file_of_its_own(make_config: Any) -> None:
+    from rayqd.commands.generate import ResolvedModel, name_files
 
-    with pytest.raises(
-        ConfigError, match=r"one data set at a time, and data\.sources names 2: give it as --data\.source "
-    ):
-        generate(make_config())
+    resolved = ResolvedModel(label="teacher", name="x")
+    assert name_files(make_config(), resolved, None) == [Path("a-teacher.jsonl"), Path("b-teacher.jsonl")]
+    with pytest.raises(ConfigError, match=r"--out c.jsonl: data.sources names 2, each with a file of its own"):
+        name_files(make_config(), resolved, Path("c.jsonl"))
 
 
 def test_held_out_rows_may_have_columns_of_their_own(
