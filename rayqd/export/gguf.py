@@ -27,6 +27,7 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.destination import export_directory
 from rayqd.export.gguf_architectures import ARCHITECTURES, GGUFArchitecture
+from rayqd.export.gguf_experts import is_router, stack_experts
 from rayqd.export.gguf_metadata import add_metadata, rope_factors
 from rayqd.export.gguf_tokenizer import add_tokenizer
 from rayqd.export.quantized_model import QuantizedModel
@@ -54,6 +55,7 @@ class GGUFTensor:
     shape: tuple[int, ...]  # of its bytes
     type: GGMLQuantizationType
     layer: str  # its name in the original model; empty for what only GGUF has
+    parts: tuple[str, ...] = ()  # the quantized layers that it is: one, or those of all experts
 
 
 def check_gguf(quant: QuantConfig, model_type: str) -> None:
@@ -164,14 +166,24 @@ def _tensors(model: QuantizedModel, dense: dict[str, Tensor], architecture: GGUF
     if (factors := rope_factors(model.config)) is not None:
         yield GGUFTensor(name=ROPE_FREQS, shape=(factors.nbytes,), type=GGMLQuantizationType.F32, layer="")
     for layer, tensor in dense.items():
-        dtype = model.dtype if tensor.dim() > 1 else torch.float32  # llama.cpp wants norms and biases in F32
+        name = find(layer)
+        is_matrix = tensor.dim() > 1 and not is_router(name)
+        dtype = model.dtype if is_matrix else torch.float32  # llama.cpp wants norms and biases in F32
         shape = (*tensor.shape[:-1], tensor.shape[-1] * dtype.itemsize)
-        yield GGUFTensor(name=find(layer), shape=tuple(shape), type=_TYPES[dtype], layer=layer)
-    for layer, weight in {**model.quantized, **model.head_layers}.items():
+        yield GGUFTensor(name=name, shape=tuple(shape), type=_TYPES[dtype], layer=layer)
+    layers = _layers(model)
+    for layer, parts in stack_experts(layers).items():
+        weight = layers[parts[0]]
         num_rows, num_blocks = weight.scales.shape
         shape = (num_rows, num_blocks * (BLOCK_BYTES if weight.bits == 4 else BLOCK_BYTES_8))
+        if parts != (layer,):
+            shape = (len(parts), *shape)
         kind = GGMLQuantizationType.Q4_0 if weight.bits == 4 else GGMLQuantizationType.Q8_0
-        yield GGUFTensor(name=find(f"{layer}.weight"), shape=shape, type=kind, layer=layer)
+        yield GGUFTensor(name=find(f"{layer}.weight"), shape=shape, type=kind, layer=layer, parts=parts)
+
+
+def _layers(model: QuantizedModel) -> dict[str, Quantized]:
+    return {**model.quantized, **model.head_layers}
 
 
 def _bytes(
@@ -181,13 +193,13 @@ def _bytes(
         factors = rope_factors(model.config)
         assert factors is not None
         return factors.view(np.uint8)
-    if tensor.type == GGMLQuantizationType.Q4_0:
-        rows = pack_q4_0({**model.quantized, **model.head_layers}[tensor.layer], name=tensor.layer)
-    elif tensor.type == GGMLQuantizationType.Q8_0:
-        rows = pack_q8_0(model.head_layers[tensor.layer], name=tensor.layer)
+    if tensor.parts:
+        layers, pack = _layers(model), pack_q4_0 if tensor.type == GGMLQuantizationType.Q4_0 else pack_q8_0
+        rows = np.stack([pack(layers[part], name=part) for part in tensor.parts]).reshape(tensor.shape)
     else:
         values = dense[tensor.layer].detach().cpu().to(model.dtype)  # F32 holds what the other formats store
-        values = values.float() + norm_shift(architecture, tensor.layer) if values.dim() == 1 else values
+        if tensor.type == GGMLQuantizationType.F32:
+            values = values.float() + norm_shift(architecture, tensor.layer)
         rows = values.contiguous().view(torch.uint8).numpy().reshape(tensor.shape)
     if (num_heads := rotated_heads(architecture, model.config, tensor.name)) is not None:
         flat = rows if rows.ndim == 2 else rows.reshape(-1, 4)  # a bias: a float32 a row

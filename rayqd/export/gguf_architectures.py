@@ -169,8 +169,26 @@ def _add_cohere(writer: GGUFWriter, config: Any) -> None:
     writer.add_logit_scale(config.logit_scale)
 
 
+def _add_experts(writer: GGUFWriter, config: Any) -> None:
+    writer.add_expert_count(getattr(config, "num_experts", None) or config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    if size := getattr(config, "moe_intermediate_size", None):
+        writer.add_expert_feed_forward_length(size)
+    if size := getattr(config, "shared_expert_intermediate_size", None):
+        writer.add_expert_shared_feed_forward_length(size)
+
+
 _MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
 _GELU = ("gelu_pytorch_tanh",)
+_EXPERT_SIZES = ("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
+_EXPERTS: Mapping[str, Callable[[Any], bool]] = {  # the rest of them concerns training alone
+    **dict.fromkeys((*_EXPERT_SIZES, "shared_expert_intermediate_size"), _any),
+    **dict.fromkeys(("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"), _any),
+}
+_EVERY_LAYER: Mapping[str, Callable[[Any], bool]] = {
+    "decoder_sparse_step": lambda config: config.decoder_sparse_step == 1,
+    "mlp_only_layers": _is_false("mlp_only_layers"),
+}
 _TIED: Mapping[str, Callable[[Any], bool]] = {"tie_word_embeddings": _is_true("tie_word_embeddings")}
 
 ARCHITECTURES: Mapping[str, GGUFArchitecture] = {
@@ -180,6 +198,22 @@ ARCHITECTURES: Mapping[str, GGUFArchitecture] = {
     "mistral": GGUFArchitecture(arch=MODEL_ARCH.LLAMA, rotates_neighbours=True),
     "qwen2": GGUFArchitecture(arch=MODEL_ARCH.QWEN2),
     "qwen3": GGUFArchitecture(arch=MODEL_ARCH.QWEN3),
+    "mixtral": GGUFArchitecture(arch=MODEL_ARCH.LLAMA, rotates_neighbours=True, settings=_EXPERTS, add=_add_experts),
+    "qwen2_moe": GGUFArchitecture(
+        arch=MODEL_ARCH.QWEN2MOE,
+        settings={**_EXPERTS, **_EVERY_LAYER, "norm_topk_prob": _is_false("norm_topk_prob")},
+        add=_add_experts,
+    ),
+    "qwen3_moe": GGUFArchitecture(
+        arch=MODEL_ARCH.QWEN3MOE,
+        settings={**_EXPERTS, **_EVERY_LAYER, "norm_topk_prob": _is_true("norm_topk_prob")},
+        add=_add_experts,
+    ),
+    "olmoe": GGUFArchitecture(
+        arch=MODEL_ARCH.OLMOE,
+        settings={**_EXPERTS, "norm_topk_prob": _is_false("norm_topk_prob")},
+        add=_add_experts,
+    ),
     "smollm3": GGUFArchitecture(
         arch=MODEL_ARCH.SMOLLM3,
         rotates_neighbours=True,

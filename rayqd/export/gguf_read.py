@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor
 
 from rayqd.errors import ModelError
 from rayqd.export.gguf import gguf_name, norm_shift, rotated_heads, swap_halves
 from rayqd.export.gguf_architectures import ARCHITECTURES
+from rayqd.export.gguf_experts import read_experts
 from rayqd.export.gguf_metadata import CONFIG_KEY
+from rayqd.model.fused_experts import find_fused_experts
 from rayqd.model.model_class import auto_class
 
 if TYPE_CHECKING:
@@ -66,17 +69,26 @@ def _read_values(reader: GGUFReader, plain: PreTrainedModel, dtype: torch.dtype)
     config: Any = plain.config
     architecture = ARCHITECTURES[config.model_type]
     stored = {tensor.name: tensor for tensor in reader.tensors}
+    fused = find_fused_experts(plain)
     tied: dict[str, str] = getattr(plain, "all_tied_weights_keys", None) or {}
+
+    def find(name: str) -> str:
+        return gguf_name(architecture, config.num_hidden_layers, name) or ""
+
+    def read(name: str) -> NDArray[np.float32]:
+        if (in_file := find(name)) not in stored:
+            raise ModelError(f"the GGUF file lacks {name}; write it again")
+        return dequantize(stored[in_file].data, stored[in_file].tensor_type)
+
     found: dict[str, Tensor] = {}
     for name, parameter in plain.named_parameters(remove_duplicate=False):
-        in_file = gguf_name(architecture, config.num_hidden_layers, name)
-        if in_file not in stored:
-            if name in tied:
-                continue
-            raise ModelError(f"the GGUF file lacks {name}; write it again")
-        tensor = stored[in_file]
-        values = dequantize(tensor.data, tensor.tensor_type).reshape(parameter.shape)
-        if (num_heads := rotated_heads(architecture, config, in_file)) is not None:
+        if name in fused:
+            values = read_experts(fused[name], lambda matrix: read(f"{matrix}.weight"))
+        elif name in tied and find(name) not in stored:
+            continue
+        else:
+            values = read(name).reshape(parameter.shape)
+        if (num_heads := rotated_heads(architecture, config, find(name))) is not None:
             values = swap_halves(values, num_heads, back=True)
         values = np.ascontiguousarray(values - np.float32(norm_shift(architecture, name)))
         found[name] = torch.from_numpy(values).to(dtype)

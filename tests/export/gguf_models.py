@@ -12,6 +12,10 @@ from tests.tiny_models import tiny_causal_model, tiny_config
 # What makes a configuration of an architecture one of those that llama.cpp computes, as published models are.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
+    "mixtral": {"sliding_window": None},
+    "qwen2_moe": {"norm_topk_prob": False},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "olmoe": {"norm_topk_prob": False},
     "starcoder2": {"sliding_window": None},
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 4096},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
@@ -38,6 +42,8 @@ REFUSED = [
     ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, r"GGUF has no smollm3 with no_rope_layers \[1, 0, 1, 0\]"),
     ("starcoder2", {"use_bias": False}, "GGUF has no starcoder2 with use_bias False"),
     ("qwen3", {"attention_bias": True}, "GGUF export does not know attention_bias True of qwen3"),
+    ("qwen3_moe", {"norm_topk_prob": False}, "GGUF has no qwen3_moe with norm_topk_prob False"),
+    ("qwen2_moe", {"mlp_only_layers": [0]}, r"GGUF has no qwen2_moe with mlp_only_layers \[0\]"),
     ("gemma", {"tie_word_embeddings": False}, "GGUF has no gemma with tie_word_embeddings False"),
 ]
 

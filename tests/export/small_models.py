@@ -20,6 +20,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from rayqd.config.sections import QuantConfig
 from rayqd.export.quantized_model import QuantizedModel
+from rayqd.model.fused_experts import quantizable_experts
 from rayqd.quant import make_grid, quantizable_layers
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -86,11 +87,15 @@ def byte_tokenizer(*, split: str = "gpt-2") -> PreTrainedTokenizerFast:
 def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = None, card: str = "") -> QuantizedModel:
     """`model`, rounded to nearest."""
     grid = make_grid(quant, model.dtype)
+    quantized = {name: grid.quantize(linear.weight) for name, linear in quantizable_layers(model, quant).items()}
+    fused = quantizable_experts(model, quant)
+    for name, experts in fused.items():
+        quantized |= experts.split(grid.quantize(model.get_parameter(name).flatten(0, 1)))
     return QuantizedModel(
         config=model.config,
         generation_config=model.generation_config,
-        dense=model.state_dict(),
-        quantized={name: grid.quantize(linear.weight) for name, linear in quantizable_layers(model, quant).items()},
+        dense={name: tensor for name, tensor in model.state_dict().items() if name not in fused},
+        quantized=quantized,
         quant=quant,
         dtype=model.dtype,
         tokenizer=tokenizer or byte_tokenizer(),
@@ -102,7 +107,15 @@ def taken_apart(model: PreTrainedModel, quant: QuantConfig, *, tokenizer: Any = 
 def rounded(model: PreTrainedModel, parts: QuantizedModel) -> PreTrainedModel:
     """`model` with the values of its codes for weights."""
     grid = make_grid(parts.quant, parts.dtype)
+    rows = {
+        matrix.name: model.get_parameter(name).flatten(0, 1)[matrix.rows]
+        for name, experts in quantizable_experts(model, parts.quant).items()
+        for matrix in experts.matrices
+    }
     for name, weight in parts.quantized.items():
+        if name in rows:
+            rows[name].copy_(grid.dequantize(weight))
+            continue
         model.get_parameter(f"{name}.weight").copy_(grid.dequantize(weight))
     return model
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_models import REFUSED, tiny_gguf_model
-from small_models import assert_same_tensors, rounded, taken_apart
+from small_models import assert_same_tensors, byte_tokenizer, rounded, taken_apart
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -20,6 +20,7 @@ from rayqd.export.gguf import FILE_NAME, swap_halves, write_gguf
 from rayqd.export.gguf_architectures import ARCHITECTURES
 from rayqd.export.gguf_metadata import rope_factors
 from rayqd.export.load import load_export
+from rayqd.export.quantized_model import QuantizedModel
 
 Q4_0 = QuantConfig(group_size=32)
 LLAMA3 = {
@@ -38,6 +39,29 @@ def test_what_is_read_back_is_what_was_trained(tmp_path: Path, model_type: str) 
     parts = taken_apart(model, Q4_0)
     write_gguf(parts, tmp_path / "export")
     assert_same_tensors(load_export(tmp_path / "export", "bfloat16"), rounded(model, parts))
+
+
+def test_experts_are_found_by_the_names_that_the_source_s_files_have(tmp_path: Path) -> None:
+    """Mixtral's have `block_sparse_moe.experts.3.w1`, where transformers' model has `mlp.experts.gate_up_proj`."""
+    model = tiny_gguf_model("mixtral")
+    model.save_pretrained(tmp_path / "source")
+    byte_tokenizer().save_pretrained(tmp_path / "source")
+    plain = taken_apart(model, Q4_0)
+    parts = QuantizedModel.from_model(
+        model, tmp_path / "source", Q4_0, dense=plain.dense, quantized=plain.quantized, dtype=plain.dtype
+    )
+    assert any(".block_sparse_moe.experts.3.w1" in name for name in parts.quantized)
+    write_gguf(parts, tmp_path / "export")
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "export" / FILE_NAME).tensors}
+    assert stored["blk.0.ffn_gate_inp.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    # of each expert [N, K] in the file's order, which is the reverse
+    config = model.config
+    assert stored["blk.0.ffn_gate_exps.weight"].shape.tolist() == [
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_local_experts,
+    ]
+    assert_same_tensors(load_export(tmp_path / "export", "bfloat16"), rounded(model, plain))
 
 
 @pytest.mark.parametrize("model_type", ["starcoder2", "nemotron"])
