@@ -24,7 +24,7 @@ DOWNLOADS_MB = 600  # that pip unpacks at a time, in TMPDIR
 COMPILED = 1.25  # of the packages' size: with what Python compiles of them
 MACHINES = ("x86_64", "aarch64")
 PROGRAMS = (  # which leave compiled what a run needs; two at a time, which share most of what they import
-    "import rayqd.commands.distill, rayqd.actors.learner, rayqd.learner.worker\n"
+    "import rayqd.commands.distill, rayqd.actors.learner, rayqd.learner.worker, rayqd.model.qat_lora\n"
     "import transformers.models.llama.modeling_llama\n" + (ROOT / "requirements" / "compile_kernels.py").read_text(),
     "import vllm.entrypoints.llm, vllm.model_executor.models.llama",
 )
