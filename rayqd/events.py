@@ -88,6 +88,8 @@ class ArmRow(TypedDict):
     perplexity: float
     num_tokens: int
     by_row: NotRequired[dict[str, list[float]]]  # sums over each held-out row: num_tokens, kl, agrees, nll
+    text_perplexity: NotRequired[float]
+    num_text_tokens: NotRequired[int]
     bits_per_weight: NotRequired[float]
     bits_by_kind: NotRequired[dict[str, float]]
     size_bytes: NotRequired[int]

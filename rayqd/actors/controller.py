@@ -27,6 +27,7 @@ from rayqd.actors.workers import RolloutHandle, TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.data import ExampleSet, calibration_sequences, make_plan
+from rayqd.data.example_set import RunningText
 from rayqd.data.run_data import examples_by_weight, weights_of
 from rayqd.data.shares import count_drawn
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
@@ -60,6 +61,7 @@ class Controller:
         self._training: ExampleSet | None = None
         self._pipeline: Pipeline | None = None
         self._heldout: Sequence[Example] = []
+        self._text: RunningText | None = None
         self._scored_heldout: asyncio.Task[list[ScoredRef]] | None = None
 
     def __repr__(self) -> str:
@@ -99,7 +101,7 @@ class Controller:
             put=put,
             quarantine=self._quarantine.add,
         )
-        self._heldout = heldout.examples
+        self._heldout, self._text = heldout.examples, heldout.text
         self._scored_heldout = asyncio.create_task(self._pipeline.heldout(self._heldout))
         self._training = training
         self._has_data.set()
@@ -112,6 +114,12 @@ class Controller:
             return await pipeline.heldout(self._heldout)
         assert self._scored_heldout is not None
         return await self._scored_heldout
+
+    @ray.method
+    async def text(self) -> RunningText | None:
+        """Return the text whose perplexity is measured beside the held-out rows; None without one."""
+        await self._has_data.wait()
+        return self._text
 
     @ray.method
     async def calibration(self) -> list[IntArray]:

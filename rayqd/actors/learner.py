@@ -26,6 +26,7 @@ from rayqd.actors.trainer import LocalTrainer
 from rayqd.audit import SequenceAudit, StepAudit, audit_step
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
+from rayqd.data.example_set import RunningText
 from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.model.compile_cache import keep_compiled_code
@@ -73,6 +74,10 @@ class ControllerFeed:
             if scored is not None:
                 return scored
         raise WorkerError(lost_for_good("the teacher's view of the held-out rows"))
+
+    def text(self) -> RunningText | None:
+        """Return the text whose perplexity is measured beside the held-out rows; None without one."""
+        return ray.get(self._controller.text.remote())
 
     def calibration(self) -> list[IntArray]:
         """Return token ids of training rows, for what needs to see data before the first step."""

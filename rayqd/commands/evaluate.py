@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,16 @@ from rayqd.config.sections.markers import ChangesBenchmarks
 from rayqd.config.settings import settings_with
 from rayqd.console.benchmark_table import print_benchmarks
 from rayqd.console.say import say
+from rayqd.data import ExampleSet
 from rayqd.data.chat_settings import chat_settings
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
-from rayqd.evals.fidelity import score, student_fidelity, teacher_fidelity
+from rayqd.evals.fidelity import score
 from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.evals.heldout import Heldout
 from rayqd.events import Fidelity
 from rayqd.export.load import is_export, load_export
 from rayqd.export.model_card import CARD_NAME
@@ -39,9 +41,9 @@ from rayqd.report.write import rewrite_report
 from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
+from rayqd.runs.verdict import between, estimate_kl
 from rayqd.teacher.cache import weights_digest
 from rayqd.teacher.forward import Teacher
-from rayqd.types import Example, ScoredRollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,13 +92,21 @@ class _Evaluation:
     def run(self) -> Evaluation:
         path, config = self._path, self._config
         _, heldout = load_data(self._checked, config)
-        rows, teacher_head, teacher = self._teacher(heldout.examples)
+        for remark in heldout.remarks:
+            self._say(remark)
+        measured, teacher_head, teacher = self._teacher(heldout)
         model = load_student(path, config)
-        fidelity = student_fidelity(model, output_head(model), teacher_head, rows, config.learner.microbatch_tokens)
+        fidelity = measured.evaluate_model(model, output_head(model), teacher_head)
         self._say(
-            f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f} "
-            f"(teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} held-out tokens"
+            f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}{between(estimate_kl(fidelity))}, "
+            f"perplexity {fidelity.perplexity:.3f} (teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} "
+            "held-out tokens"
         )
+        if fidelity.text_perplexity is not None and teacher.text_perplexity is not None:
+            self._say(
+                f"{config.eval.text}: perplexity {fidelity.text_perplexity:.4f} (teacher "
+                f"{teacher.text_perplexity:.4f}) over {fidelity.num_text_tokens:,} tokens"
+            )
         benchmarks = self._run_benchmarks(self._runner, model) if self._runner else []
         evaluation = Evaluation(path=str(path), model=fidelity, teacher=teacher, benchmarks=benchmarks)
         self._keep(evaluation)
@@ -111,16 +121,17 @@ class _Evaluation:
         print_benchmarks(self._console, rows)
         return rows
 
-    def _teacher(self, examples: Sequence[Example]) -> tuple[list[ScoredRollout], Head, Fidelity]:
+    def _teacher(self, heldout: ExampleSet) -> tuple[Heldout, Head, Fidelity]:
         """Score the held-out rows; returns them, its head, and its own fidelity. Its benchmarks are in `_arms` then."""
         config = self._config
         directory = teacher_directory(config)
         teacher = load_model(directory, config.model.dtype)
-        rows = score(examples, Teacher(teacher, config.teacher.max_batch_tokens))
+        rows = score(heldout.examples, Teacher(teacher, config.teacher.max_batch_tokens))
         if self._runner:
             self._arms[TEACHER] = self._runner.score(TEACHER, lambda: teacher, self._identity(directory))
         head = output_head(teacher)
-        return rows, head, teacher_fidelity(head, rows)
+        measured = Heldout(rows, head, config.learner.microbatch_tokens, heldout.text)
+        return measured, head, measured.with_text(measured.evaluate_teacher(head), teacher, head)
 
     def _rounded(self, runner: BenchmarkRunner) -> None:
         config, directory = self._config, self._checked.directory

@@ -6,7 +6,7 @@ check ─► score the held-out rows with the teacher ─► round to nearest, m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.data import ExampleSet
 from rayqd.data.calibration import calibration_sequences
 from rayqd.data.run_data import examples_by_weight
 from rayqd.data.summary import summarize_data
@@ -49,7 +50,7 @@ from rayqd.runs.startup import make_startup
 from rayqd.runs.time_parts import round_parts
 from rayqd.spans import span, start_clock, take_spans
 from rayqd.teacher.forward import Teacher
-from rayqd.types import Example, IntArray
+from rayqd.types import IntArray
 
 
 def quantize(config: Config, console: Console | None = None, *, began: float | None = None) -> QuantizeResult:
@@ -107,7 +108,7 @@ class _Quantizing:
             write_data(self._run_dir.path, data)
             for line in first_row_lines(data, progress.console.width):
                 progress.say(line)
-            heldout, teacher_row = self._teacher(checked, heldout_rows.examples)
+            heldout, teacher_row = self._teacher(heldout_rows)
             student = self._student(checked)
             arms = {untrained_arm("rtn", quant): self._measured("rtn", student, heldout)}
             if quant.method != "rtn":
@@ -136,16 +137,16 @@ class _Quantizing:
             startup=make_startup(began, [], take_spans("driver"), ended),
         )
 
-    def _teacher(self, checked: Checked, examples: Sequence[Example]) -> tuple[Heldout, ArmResult]:
+    def _teacher(self, heldout_rows: ExampleSet) -> tuple[Heldout, ArmResult]:
         """Score the held-out rows; returns them and the teacher's own row of the result."""
         config = self._config
         directory = teacher_directory(config)
         with self._timed("teacher", "the teacher reads the held-out rows"):
             model = load_model(directory, config.model.dtype)
-            rows = score(examples, Teacher(model, config.teacher.max_batch_tokens))
+            rows = score(heldout_rows.examples, Teacher(model, config.teacher.max_batch_tokens))
             head = output_head(model)
-            heldout = Heldout(rows, head, config.learner.microbatch_tokens)
-            fidelity = heldout.evaluate_teacher(head)
+            heldout = Heldout(rows, head, config.learner.microbatch_tokens, heldout_rows.text)
+            fidelity = heldout.with_text(heldout.evaluate_teacher(head), model, head)
         bits, size = dense_bits(directory), weight_bytes(directory)
         return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 

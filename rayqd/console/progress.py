@@ -112,7 +112,8 @@ def headline(config: Config) -> str:
 def eval_line(event: EvalEvent) -> str:
     """Format `GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
     fidelity = event.fidelity
-    return f"{event.arm.name}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}"
+    text = "" if fidelity.text_perplexity is None else f", of eval.text {fidelity.text_perplexity:.3f}"
+    return f"{event.arm.name}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}{text}"
 
 
 def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:

@@ -81,6 +81,7 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         f"{result.teacher.fidelity.num_tokens:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's"
     )
+    yield from _text_lines(result)
     if bits := describe_bits(result.student):
         yield f"bits      {bits}; bits/weight is over the whole model"
     yield f"time      {duration(result.seconds['total'])}{_parts(result)}"
@@ -106,6 +107,18 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
 def _parts(result: RunResult) -> str:
     """Format ` = start 120 s + learner 300 s`; empty in runs from before it was kept."""
     return f" = {' + '.join(f'{name} {value:,.0f} s' for name, value in result.parts.items())}" if result.parts else ""
+
+
+def _text_lines(result: RunResult) -> Iterator[str]:
+    """Yield `text      perplexity 18.471 teacher, ... over 16,320 tokens of eval.text`; nothing without one."""
+    shown = [
+        f"{row.arm.name} {row.fidelity.text_perplexity:.3f}"
+        for row in result.rows
+        if row.fidelity.text_perplexity is not None
+    ]
+    if shown:
+        number = result.student.fidelity.num_text_tokens or 0
+        yield f"text      perplexity over {number:,} tokens of eval.text: {', '.join(shown)}"
 
 
 def _startup_lines(startup: Startup) -> Iterator[str]:

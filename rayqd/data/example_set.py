@@ -9,9 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayqd.data.left_out import LeftOut, Reason
-from rayqd.types import Example
+from rayqd.types import Example, IntArray
 
 Keys = NDArray[np.uint64]  # of rows, by `row_key`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningText:
+    """A text whose perplexity is measured, and how."""
+
+    token_ids: IntArray  # [N]
+    window: int  # tokens that a model sees at a time
+    stride: int  # by which the window moves on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +35,7 @@ class ExampleSet:
     remarks: tuple[str, ...] = ()  # what the user should know of it besides, a line each
     shapes: tuple[str, ...] = ()  # as what the rows were read
     joined: tuple[ExampleSet, ...] = ()  # of several sources: what was kept of each, in their order
+    text: RunningText | None = None  # eval.text, beside the rows that are held out
 
     @property
     def parts(self) -> tuple[ExampleSet, ...]:

@@ -20,6 +20,7 @@ from rayqd.config.sections.sources import SourceConfig
 from rayqd.data.example_set import ExampleSet
 from rayqd.data.examples import load_examples, load_in_order
 from rayqd.data.mixture import by_weight, join
+from rayqd.data.running_text import with_text
 from rayqd.data.select import OnTokenized
 from rayqd.data.shares import count_drawn
 from rayqd.errors import ConfigError, DataError
@@ -68,7 +69,7 @@ def load_run_data(
     training = join(parts)
     remarks = (*training.remarks, *_remarks(config, training), *_remarks_of_mixture(config, training, drawn))
     heldout = replace(heldout, remarks=(*heldout.remarks, *_heldout_remarks(heldout.examples)))
-    return replace(training, remarks=remarks), heldout
+    return replace(training, remarks=remarks), with_text(heldout, tokenizer, config.eval, context_length)
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:

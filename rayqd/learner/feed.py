@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from rayqd.data.example_set import RunningText
 from rayqd.events import ReportedEvent
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
@@ -18,6 +19,10 @@ class Feed(Protocol):
 
     def heldout(self) -> list[ScoredRollout]:
         """Return the held-out rows with the teacher's hidden states."""
+        ...
+
+    def text(self) -> RunningText | None:
+        """Return the text whose perplexity is measured beside the held-out rows; None without `eval.text`."""
         ...
 
     def calibration(self) -> list[IntArray]:

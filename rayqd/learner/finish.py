@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rayqd.config import Config
@@ -12,6 +13,7 @@ from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
 from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.learner import Learner
+from rayqd.metrics.fidelity import TextFields
 from rayqd.model.source import teacher_directory
 from rayqd.model.weight_bits import mean_bits
 from rayqd.runs.paths import EXPORT
@@ -19,9 +21,16 @@ from rayqd.spans import span
 
 
 def finish(
-    learner: Learner, heldout: Heldout, untrained: Mapping[Arm, Fidelity], source: Path, config: Config
+    learner: Learner,
+    heldout: Heldout,
+    untrained: Mapping[Arm, Fidelity],
+    source: Path,
+    config: Config,
+    of_teacher: TextFields | None = None,
 ) -> tuple[ArmResult, ...]:
     """Export the student, with the tokenizer of `source`; return the teacher's row, the `untrained` arms', its own.
+
+    `of_teacher` is the teacher's perplexity of `eval.text`.
 
     On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError, and
     ModelError where the files compute another thing than the student.
@@ -37,6 +46,7 @@ def finish(
     teachers = teacher_directory(config)
     with span("evaluate teacher"):
         teacher = heldout.evaluate_teacher(learner.teacher_head)
+        teacher = replace(teacher, **of_teacher) if of_teacher else teacher
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
     with span(f"evaluate {student.name}"):
         students = {**untrained, student: heldout.evaluate(learner.student)}

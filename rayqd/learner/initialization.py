@@ -20,12 +20,14 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, NoticeEvent, StatusEvent
 from rayqd.files import replace_directory, set_aside
+from rayqd.losses.output_head import Head
+from rayqd.metrics.fidelity import TextFields
 from rayqd.model.calibration import calibrate
-from rayqd.model.load import load_model, torch_dtype
+from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.runs.paths import START
-from rayqd.runs.start import read_arms, write_arms
+from rayqd.runs.start import read_arms, read_teacher_text, write_arms
 from rayqd.spans import span
 from rayqd.types import IntArray
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Evaluate = Callable[[Student], Fidelity]
+MeasureText = Callable[["PreTrainedModel", Head], TextFields]
 Report = Callable[[EvalEvent | NoticeEvent | StatusEvent], None]
 
 
@@ -60,8 +63,17 @@ class Initialization:
         aside = set_aside(self._directory, "damaged")
         return [f"{self._directory} is damaged: {fault}; it is made again, and the old one is now {aside.name}"]
 
-    def make(self, source: Path, sequences: Sequence[IntArray], evaluate: Evaluate, report: Report) -> None:
+    def make(
+        self,
+        source: Path,
+        sequences: Sequence[IntArray],
+        evaluate: Evaluate,
+        report: Report,
+        measure_text: MeasureText | None = None,
+    ) -> None:
         """Measure round-to-nearest and, if `quant.init` is another, calibrate on `sequences` and measure that too.
+
+        `measure_text`: of the model as it is, the teacher, which is nowhere else beside the text.
 
         Does nothing where that was done before. Each arm is reported as soon as it is measured. Raises StorageError
         when the result cannot be kept.
@@ -77,14 +89,20 @@ class Initialization:
                 arms[arm] = evaluate(Student(model, self._config, trainable=False))
             report(EvalEvent(step=0, arm=arm, fidelity=arms[arm]))
 
-        measure("rtn", self._load(source))
+        model = self._load(source)
+        of_teacher: TextFields | None = None
+        if measure_text is not None:
+            with span("evaluate teacher's text"):
+                of_teacher = measure_text(model, output_head(model))
+        measure("rtn", model)
+        del model
         weights: dict[str, Tensor] = {}
         if quant.init != "rtn":
             model = self._load(source)
             with span("calibrate"):
                 weights = self._calibrate(model, sequences, report)
             measure(quant.init, model)
-        self._save(arms, weights)
+        self._save(arms, weights, of_teacher)
 
     def load_student(self, source: Path, mesh: DeviceMesh | None = None) -> Student:
         """Load the untrained student with the weights that `make` left, sharded over `mesh` if one is given."""
@@ -97,6 +115,11 @@ class Initialization:
     def arms(self) -> dict[Arm, Fidelity]:
         """Return the fidelity of the untrained students."""
         return read_arms(self._directory)
+
+    @property
+    def teacher_text(self) -> TextFields | None:
+        """Return the teacher's perplexity of `eval.text`; None where it was not measured."""
+        return read_teacher_text(self._directory)
 
     def _load(self, source: Path) -> PreTrainedModel:
         with span("load model"):
@@ -126,10 +149,10 @@ class Initialization:
         for name, tensor in weights.items():
             own[name].copy_(tensor)
 
-    def _save(self, arms: Mapping[Arm, Fidelity], weights: dict[str, Tensor]) -> None:
+    def _save(self, arms: Mapping[Arm, Fidelity], weights: dict[str, Tensor], of_teacher: TextFields | None) -> None:
         try:
             with replace_directory(self._directory) as partial:
-                write_arms(partial, arms)
+                write_arms(partial, arms, of_teacher)
                 if weights:
                     save_file(weights, partial / "weights.safetensors")
                 seal(partial)

@@ -106,10 +106,13 @@ class LearnerWorker:
     def _get_heldout(self, teacher_head: Head | None) -> Heldout:
         with span("wait for held-out rows"):
             rows = self._feed.heldout() if self._group.joins_collectives else []
-        return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens)
+        text = self._feed.text() if self._config.eval.text and self._group.joins_collectives else None
+        return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens, text)
 
     def _initialize(self, heldout: Heldout) -> None:
-        self._initialization.make(self._source, self._feed.calibration(), heldout.evaluate, self._feed.report)
+        measure_text = None if self._config.teacher.name or not heldout.has_text else heldout.measure_text
+        calibration = self._feed.calibration()
+        self._initialization.make(self._source, calibration, heldout.evaluate, self._feed.report, measure_text)
         if self._uploader:
             self._uploader.update()
 
@@ -123,7 +126,8 @@ class LearnerWorker:
     def _finish(self, learner: Learner, heldout: Heldout) -> None:
         if self._group.is_rank0:
             self._feed.report(StatusEvent(text="evaluating and exporting"))
-            rows = finish(learner, heldout, self._initialization.arms, self._source, self._config)
+            untrained, of_teacher = self._initialization.arms, self._initialization.teacher_text
+            rows = finish(learner, heldout, untrained, self._source, self._config, of_teacher)
             if self._uploader:
                 with span("upload"):
                     self._uploader.finish()

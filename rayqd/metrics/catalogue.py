@@ -119,6 +119,17 @@ METRICS = (
         form=".3f",
     ),
     Metric(
+        name="text_perplexity",
+        title="Perplexity of eval.text",
+        unit="",
+        help="Perplexity of eval.text, by a window that slides over it.",
+        group="Quality",
+        fields=_learner_field("text_perplexity"),
+        event="eval",
+        by_arm=True,
+        form=".3f",
+    ),
+    Metric(
         name="learning_rate",
         title="Learning rate",
         unit="",

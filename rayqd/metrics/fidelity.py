@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TypedDict
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -28,10 +29,19 @@ class Fidelity:
     perplexity: float  # of the reference completions
     num_tokens: int
     by_row: ByRow | None = None  # None in runs from before it was kept
+    text_perplexity: float | None = None  # of eval.text; None without one
+    num_text_tokens: int | None = None  # of it, that were scored
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return its fields; what is None is left out of them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class TextFields(TypedDict):
+    """Those of its fields that are about `eval.text`."""
+
+    text_perplexity: float
+    num_text_tokens: int
 
 
 def parse_fidelity(row: Mapping[str, JsonValue]) -> Fidelity:

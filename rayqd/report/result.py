@@ -78,6 +78,11 @@ def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
         ]
         for row in rows
     ]
+    if any(row.fidelity.text_perplexity is not None for row in rows):
+        titles.append(Column(title="perplexity of eval.text", kind="number"))
+        for line, row in zip(cells, rows, strict=True):
+            found = row.fidelity.text_perplexity
+            line.append("–" if found is None else f"{found:.3f}")
     if sizes:
         titles += [Column(title=Markup("bits/<wbr>weight"), kind="number"), Column(title="size", kind="number")]
         for line, row in zip(cells, rows, strict=True):
@@ -88,6 +93,8 @@ def arms(rows: Sequence[ArmResult], *, sizes: bool) -> Markup:
         f"{tokens:,} held-out tokens{rows_text}. KL(teacher‖student) is in nats a token, over the full vocabulary; "
         "same top-1 says how often the likeliest token is the teacher's."
     )
+    if scored := rows[-1].fidelity.num_text_tokens:
+        note += f" The perplexity of eval.text is over {scored:,} tokens."
     if bits := describe_bits(rows[-1]):
         note += f" Bits a weight are over the whole model: {bits}."
     return page.section("Result", page.table(titles, cells, chosen=len(rows) - 1), note=note)

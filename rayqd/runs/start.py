@@ -6,19 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 
 from rayqd.checksums import from_checked_json, to_checked_json
 from rayqd.errors import RunError
 from rayqd.events import Arm
-from rayqd.metrics.fidelity import Fidelity, parse_fidelity
+from rayqd.metrics.fidelity import Fidelity, TextFields, parse_fidelity
 
 _FILE_NAME = "arms.json"
+_TEXT_NAME = "teacher-text.json"
 
 
-def write_arms(directory: Path, arms: Mapping[Arm, Fidelity]) -> None:
-    """Write the untrained arms to `directory`. Raises OSError."""
+def write_arms(directory: Path, arms: Mapping[Arm, Fidelity], of_teacher: TextFields | None = None) -> None:
+    """Write the untrained arms to `directory`, and the teacher's perplexity of `eval.text`. Raises OSError."""
+    if of_teacher is not None:
+        (directory / _TEXT_NAME).write_text(to_checked_json(of_teacher))
     (directory / _FILE_NAME).write_text(to_checked_json({arm.name: f.to_json() for arm, f in arms.items()}))
+
+
+def read_teacher_text(directory: Path) -> TextFields | None:
+    """Return the teacher's perplexity of `eval.text`; None where it was not written, or is damaged."""
+    try:
+        row = from_checked_json((directory / _TEXT_NAME).read_bytes())
+        return _TEXT.validate_python({name: row[name] for name in TextFields.__annotations__})
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def read_arms(directory: Path) -> dict[Arm, Fidelity]:
@@ -31,3 +43,6 @@ def read_arms(directory: Path) -> dict[Arm, Fidelity]:
         raise RunError(
             f"{directory / _FILE_NAME} is damaged ({reason}): remove {directory}, and the same command makes it again"
         ) from error
+
+
+_TEXT = TypeAdapter(TextFields)

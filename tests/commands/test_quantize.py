@@ -72,11 +72,17 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert again == result
 
 
-def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any) -> None:
+def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words of a running text " * 20, encoding="utf-8")
     config = tiny_config(quant={"method": "rtn"})
-    result, _ = run(config)
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"text": str(text), "window": 32})})
+    result, output = run(config)
     assert [row.arm.name for row in result.rows] == ["teacher", "round-to-nearest INT4"]
     measured = evaluate(config.run_dir, config, Console(file=io.StringIO()))
+    assert measured.teacher.text_perplexity == pytest.approx(result.teacher.fidelity.text_perplexity, rel=1e-6)
+    assert measured.model.text_perplexity == pytest.approx(result.student.fidelity.text_perplexity, rel=1e-3)
+    assert f"{result.student.fidelity.num_text_tokens:,} tokens of eval.text" in output
     assert measured.model.kl_to_teacher == pytest.approx(result.rows[1].fidelity.kl_to_teacher, rel=1e-3)
 
 

@@ -47,7 +47,7 @@ EXPECTED: dict[type[Marker], str] = {
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.*",
     Housekeeping: "checkpoint.*",
-    HubIdOrPath: "model.name teacher.name data.source data.sources eval.source",
+    HubIdOrPath: "model.name teacher.name data.source data.sources eval.source eval.text",
     AbsolutePath: "runs_dir storage teacher.cache_dir eval.tasks_dir",
     IgnoredBy: "quant.method quant.init adapter.* distill.* rollout.* learner.*",
 }
@@ -87,7 +87,7 @@ def test_what_every_source_goes_through_changes_the_held_out_rows_of_eval_source
 
 def test_only_files_are_data_sets() -> None:
     only_files = {key for key, setting in settings().items() if HubIdOrPath(only_files=True) in setting.markers}
-    assert only_files == {"data.source", "data.sources", "eval.source"}
+    assert only_files == {"data.source", "data.sources", "eval.source", "eval.text"}
 
 
 def test_results_outlive_the_directory_of_a_job() -> None:

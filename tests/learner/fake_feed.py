@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from rayqd.data.example_set import RunningText
 from rayqd.events import (
     ArmResult,
     CheckpointEvent,
@@ -53,6 +54,9 @@ class FakeFeed:
     def heldout(self) -> list[ScoredRollout]:
         self.log.append("heldout")
         return self._scored
+
+    def text(self) -> RunningText | None:
+        return None
 
     def calibration(self) -> list[IntArray]:
         self.log.append("calibration")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,24 @@ class EvalConfig(Section):
     """Held-out rows."""
     every: Annotated[int, SameResult()] = Field(default=0, ge=0)
     """Steps between evaluations; 0 evaluates before the first and after the last step alone."""
+    text: Annotated[str | None, HubIdOrPath(only_files=True)] = None
+    """A running text whose perplexity is measured wherever the held-out rows are: a text file, taken as it stands, or a
+    data set as data.source, whose rows' `text` is joined by empty lines. The hub's WikiText-2 is Salesforce/wikitext
+    with text_subset wikitext-2-raw-v1."""
+    text_split: str = "test"
+    """Split of a data set."""
+    text_subset: str | None = None
+    """Subset of a hub data set."""
+    text_tokens: int | None = Field(default=None, ge=2)
+    """The first so many tokens of it; none takes all."""
+    detokenize: Literal["none", "wikitext"] = "none"
+    """wikitext: undo the spaces and the @-@ of tokenized WikiText, as Megatron-LM does; perplexities with and without
+    do not compare."""
+    window: int | None = Field(default=None, ge=2)
+    """Tokens that the model sees of it at a time; none: as many as it takes, at most 2048."""
+    stride: int | None = Field(default=None, ge=1)
+    """Tokens by which the window moves on; each token is scored once, with at least window - stride before it. none:
+    the window, so that windows are disjoint, as those of llama.cpp and of GPTQ's code."""
     tasks: Annotated[list[str], SameResult(), ChangesBenchmarks()] = Field(default=[])
     """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network."""
     tasks_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
