@@ -28,7 +28,8 @@ def read_teacher_text(directory: Path) -> TextFields | None:
     """Return the teacher's perplexity of `eval.text`; None where it was not written, or is damaged."""
     try:
         row = from_checked_json((directory / _TEXT_NAME).read_bytes())
-        return _TEXT.validate_python({name: row[name] for name in TextFields.__annotations__})
+        perplexity, number = _NUMBER.validate_python(row["text_perplexity"]), row["num_text_tokens"]
+        return {"text_perplexity": perplexity, "num_text_tokens": int(_NUMBER.validate_python(number))}
     except (OSError, ValueError, KeyError):
         return None
 
@@ -45,4 +46,4 @@ def read_arms(directory: Path) -> dict[Arm, Fidelity]:
         ) from error
 
 
-_TEXT = TypeAdapter(TextFields)
+_NUMBER = TypeAdapter(float)
