@@ -41,7 +41,8 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
     assert set(settings()) - written == {
         "adapter.alpha", "data.chat_template", "data.date", "data.filter", "data.reader", "data.subset",
         "eval.num_fewshot", "eval.source", "eval.subset", "eval.task_limit",
-        "eval.stride", "eval.tasks_dir", "eval.text", "eval.text_subset", "eval.text_tokens", "eval.window", "model.revision",
+        "eval.stride", "eval.tasks_dir", "eval.text", "eval.text_subset", "eval.text_tokens", "eval.window",
+        "model.revision",
         "ray.address", "ray.cluster_file", "rollout.gpu_memory_utilization", "storage", "teacher.cache_dir",
         "teacher.name",
     }  # fmt: skip
