@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN = ChatSettings()
-_TEKKEN = "tekken.json"  # Mistral's own format, whose template is code in mistral-common
+_TEKKEN = "tekken.json"  # Mistral's own format, whose template mistral-common makes
 
 
 def tokenize_example(
@@ -188,8 +188,8 @@ def _render_plain(
 def _plain_prompt(tokenizer: PreTrainedTokenizerBase, before: Conversation) -> str:
     if (Path(tokenizer.name_or_path) / _TEKKEN).is_file():
         raise ModelError(
-            f"{name_of(tokenizer)} has {_TEKKEN}, whose chat template is code of mistral-common's, and no template of "
-            "its own: give it a tokenizer.json and data.chat_template, or rows of text"
+            f"{name_of(tokenizer)} has {_TEKKEN} and no chat template: install mistral-common, which makes one of it, "
+            "or give data.chat_template, or rows of text"
         )
     if [message["role"] for message in before] != ["user"] or before.tools:
         raise ModelError(

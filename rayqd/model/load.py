@@ -15,6 +15,7 @@ from rayqd.model.model_class import auto_class
 from rayqd.model.remote_code import is_trusted
 from rayqd.model.source_weights import match_names, read_stored_tensors
 from rayqd.model.spread import DeviceMap
+from rayqd.model.tekken import TEKKEN, convert_tekken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,11 +65,14 @@ def load_meta_model(directory: Path) -> PreTrainedModel:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Load the fast tokenizer of a checkpoint, chat template included."""
+    """Load the fast tokenizer of a checkpoint, chat template included. Raises ModelError for one that gives no text."""
     from transformers import AutoTokenizer
 
     with quiet_libraries():
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=is_trusted(directory))
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=is_trusted(directory))
+        if hasattr(tokenizer, "is_fast") or not (directory / TEKKEN).is_file():
+            return tokenizer
+        return convert_tekken(directory, tokenizer)
 
 
 def context_length(directory: Path) -> int:

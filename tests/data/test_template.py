@@ -334,7 +334,7 @@ def test_a_start_token_that_a_text_has_already_is_not_doubled(make_tokenizer: Ma
 def test_a_tokenizer_of_mistrals_own_without_a_template_is_a_model_error(make_tokenizer: Make, tmp_path: Path) -> None:
     (tmp_path / "tekken.json").touch()
     tokenizer = make_tokenizer(None, name_or_path=str(tmp_path))
-    with pytest.raises(ModelError, match=r"tekken.json, whose chat template is code .* or rows of text"):
+    with pytest.raises(ModelError, match=r"tekken.json and no chat template: install mistral-common, .* rows of text"):
         tokenize_example(tokenizer, _chat("Hi", "No"), row=0)
     assert tokenize_example(tokenizer, parse_row({"text": "Hi"}), row=0).prompt_ids.tolist()
 
