@@ -8,7 +8,8 @@ RayqdError
 ├── StorageError
 ├── PlacementError
 └── WorkerError
-    └── StallError
+    ├── StallError
+    └── DeathError
 
 Every class takes its message alone, so that it survives the trip between processes.
 """
@@ -58,3 +59,7 @@ class WorkerError(RayqdError):
 
 class StallError(WorkerError):
     """A role is there, and does not go on."""
+
+
+class DeathError(WorkerError):
+    """Learner or controller is gone, and can be started again from the last checkpoint."""

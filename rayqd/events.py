@@ -201,6 +201,7 @@ class NoticeEvent:
     """Something that the user should read, and that does not end the run."""
 
     text: str
+    died: str = ""  # the worker whose death it tells of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

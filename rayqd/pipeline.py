@@ -44,6 +44,7 @@ class Weights:
 
     version: int  # optimizer steps behind them
     tensors: Ref[Mapping[str, WireTensor]]
+    lineage: int = 0  # of a learner that was started again, whose versions are not the first one's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

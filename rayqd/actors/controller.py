@@ -46,6 +46,7 @@ class Controller:
         record_span("process", process_start(), time.time())
         faulthandler.register(signal.SIGUSR1)  # where it does not answer, the driver asks for its stacks
         self._config = config
+        self._lineage = time.time_ns()
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
         self._log = EventLog(self._series)
@@ -154,7 +155,8 @@ class Controller:
 
         `tensors` is a reference inside a list, so that Ray hands over the reference and not the bytes.
         """
-        (await self._wait_for_pipeline()).publish(Weights(version=version, tensors=tensors[0]))
+        weights = Weights(version=version, tensors=tensors[0], lineage=self._lineage)
+        (await self._wait_for_pipeline()).publish(weights)
 
     @ray.method
     async def report(self, reported: ReportedEvent) -> None:
@@ -186,8 +188,8 @@ class Controller:
         """Return what the controller's process did, and what the first calls of rollout workers and teachers took."""
         return [*take_spans("controller"), *self._rollout_clock.spans, *self._teacher_clock.spans]
 
-    async def _notice(self, text: str) -> None:
-        await self._log.add(NoticeEvent(text=text))
+    async def _notice(self, text: str, died: str = "") -> None:
+        await self._log.add(NoticeEvent(text=text, died=died))
 
     async def _wait_for_pipeline(self) -> Pipeline:
         await self._has_data.wait()

@@ -8,7 +8,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from ray import ObjectRef
 from ray.actor import ActorProxy
@@ -34,10 +34,16 @@ Report = TypeVar("Report")
 Value = TypeVar("Value")
 Request = TypeVar("Request")
 
-Notice = Callable[[str], Awaitable[None]]
+
+class Notice(Protocol):
+    """Tells the user of `text`; `died` is the worker whose death that is."""
+
+    def __call__(self, text: str, died: str = "") -> Awaitable[None]:
+        """Tell it."""
+        ...
 
 
-async def _ignore_notice(text: str) -> None:
+async def _ignore_notice(text: str, died: str = "") -> None:
     pass
 
 
@@ -151,7 +157,8 @@ class Pool(Generic[A]):
     async def _wait_for_restart(self, index: int, error: Exception) -> None:
         """Poll until it is back: of a call that Ray itself repeats, the user's screen would tell every time."""
         died = time.monotonic()
-        await self._notice(f"{self._name(index)} died ({_shorten(error)}); it is started again, its work is done again")
+        name = self._name(index)
+        await self._notice(f"{name} died ({_shorten(error)}); it is started again, its work is done again", died=name)
         while not await self._is_alive(index):
             await asyncio.sleep(_POLL_SECONDS)
         await self._tell_of_stall(index)

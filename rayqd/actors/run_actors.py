@@ -5,27 +5,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from typing import TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util import list_named_actors
 
 from rayqd.actors.connection import Cluster
+from rayqd.actors.deaths import describe_death, find_own_error, is_death, last_words
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
 from rayqd.actors.stalls import dump_stacks, explain_stall
-from rayqd.actors.topology import anything_waits_for_room
+from rayqd.actors.topology import anything_waits_for_room, remove_placement_groups
 from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.data.plan import first_on_policy_step
-from rayqd.errors import RunError, StallError
+from rayqd.errors import DeathError, RayqdError, RunError, StallError
 from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
 from rayqd.spans import Span
@@ -39,6 +41,8 @@ T = TypeVar("T")
 
 class RunActors:
     """Rollout workers, teachers, controller and learner of one run; each loads its model while the others do."""
+
+    _is_stopping = False
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class RunActors:
         Runs beside each other are given their `placement`, and the `teachers` that they share and that outlive them. A
         run that is `alone` has a Ray of this machine that ends with it.
         """
-        _wait_until_name_is_free(config.name)
+        _wait_until_free(f"rayqd/{config.name}/", _explain_taken(config.name))
         placement = placement or place(config, cluster.nodes)
         rollouts = start_rollouts(config, placement, make_engine)
         own_teachers = start_teachers(config, placement) if teachers is None else []
@@ -69,16 +73,36 @@ class RunActors:
         self._unstarted = dict(zip(actors, rollouts, strict=False)) if waits else {}
         self._starting = {actor.start.remote(): name for name, actor in actors.items() if name not in self._unstarted}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
-        self.controller = start_controller(config, cluster.node_id, rollouts, teachers)
-        self._controller_pid = ray.get(self.controller.process_id.remote())
+        self._rows: tuple[ExampleSet, ExampleSet] | None = None
         self._patience_seconds = config.ray.stall_seconds
         self._config = config
-        self._training = self.controller.train.remote(placement, alone)
-        self._own = [self.controller, *rollouts, *own_teachers]
+        self._placement = placement
+        self._node_id = cluster.node_id
+        self._rollouts, self._teachers = rollouts, teachers
+        self._own = [*rollouts, *own_teachers]
+        self._alone = alone
+        self._start_controller()
 
     def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
         """Give the run its rows."""
-        ray.get(self.controller.set_data.remote(training, heldout))
+        self._rows = (training, heldout)
+        with contextlib.suppress(RayActorError):  # the next question for events finds out, and `restart` sends them
+            ray.get(self.controller.set_data.remote(training, heldout))
+
+    def restart(self) -> None:
+        """Start controller and learner again, which goes on from the last checkpoint; the others stay as they are.
+
+        Nothing that the old ones made is used any more: what belongs to a step is a function of seed and step.
+        Events are numbered from 0 again.
+        """
+        kill(self.controller)  # and with it Ray Train's controller and its workers, which it owns
+        if self._alone:
+            remove_placement_groups()  # Ray keeps those of an actor that died; on a cluster Ray Train's own actor frees them
+        name = f"rayqd/{self._config.name}/controller"
+        _wait_until_free(name, f"the controller of {self._config.name} does not end: the same command goes on")
+        self._start_controller()
+        if self._rows:
+            self.set_data(*self._rows)
 
     def start_engines(self) -> None:
         """Have those rollout workers make their engines that have waited until the learner is at work."""
@@ -111,7 +135,10 @@ class RunActors:
         return anything_waits_for_room()
 
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
-        """Return the run's events from number `after` on; raises why the learner ended, if it did."""
+        """Return the run's events from number `after` on; raises why the learner ended, if it did.
+
+        DeathError where `restart` may help.
+        """
         events = self._get(self.controller.events.remote(after, timeout_seconds))
         if not events and _list_done([self._training]):
             self._raise_learner_failure()
@@ -123,17 +150,22 @@ class RunActors:
 
     def role_seconds(self) -> dict[str, float]:
         """Return the seconds of work so far of rollout workers and teachers."""
-        return ray.get(self.controller.role_seconds.remote())
+        with contextlib.suppress(RayError):  # all that the run is for is done by then
+            return ray.get(self.controller.role_seconds.remote(), timeout=self._patience_seconds)
+        return {}
 
     def role_spans(self) -> list[Span]:
         """Return what the controller's process did, and what the first calls of rollout workers and teachers took."""
-        return ray.get(self.controller.role_spans.remote())
+        with contextlib.suppress(RayError):
+            return ray.get(self.controller.role_spans.remote(), timeout=self._patience_seconds)
+        return []
 
     def stop(self) -> None:
         """Ask the learner to save its last step; a `stopped` event follows.
 
         Raises WorkerError if the controller is gone, StallError if it does not answer, for which nobody waits long now.
         """
+        self._is_stopping = True
         self._patience_seconds = min(self._patience_seconds, _STOP_SECONDS)
         self._get(self.controller.stop.remote())
 
@@ -143,8 +175,13 @@ class RunActors:
 
     def kill(self) -> None:
         """End the processes of this run, where Ray lives on; Ray Train's end with the controller, which owns them."""
-        for actor in self._own:
+        for actor in (self.controller, *self._own):
             kill(actor)
+
+    def _start_controller(self) -> None:
+        self.controller = start_controller(self._config, self._node_id, self._rollouts, self._teachers)
+        self._asked_pid = self.controller.process_id.remote()
+        self._training = self.controller.train.remote(self._placement, self._alone)
 
     def _raise_learner_failure(self) -> None:
         try:
@@ -152,36 +189,54 @@ class RunActors:
         except RayError as error:
             if stall := explain_stall(self._config):
                 raise StallError(stall) from None
-            raise unwrap_error(error, "learner") from None
+            raise _make_error(error, "learner") from None
 
     def _get(self, ref: ObjectRef[T]) -> T:
-        """Return what the controller answers; WorkerError if it died, StallError if it stands still."""
+        """Return what the controller answers; DeathError if it died or stands still."""
         try:
+            if not self._is_stopping:
+                ray.get(self._asked_pid)  # its start may take longer than it may stand still
             return ray.get(ref, timeout=self._patience_seconds)
         except GetTimeoutError:
-            dump_stacks(self._controller_pid)
-            raise StallError(
-                f"the controller did not answer for {self._patience_seconds:g} s: its stacks are in Ray's logs; the "
-                "same command goes on from the last checkpoint"
-            ) from None
+            dump_stacks(_value_of(self._asked_pid))
+            text = f"the controller did not answer for {self._patience_seconds:g} s: its stacks are in Ray's logs"
+            raise StallError(text) if self._is_stopping else DeathError(text) from None
         except RayError as error:
-            raise unwrap_error(error, "controller") from None
+            raise _make_error(error, "controller") from None
+
+
+def _make_error(error: RayError, who: str) -> RayqdError:
+    """Return why `who` ended; DeathError where it was lost."""
+    if not is_death(error):
+        return find_own_error(error) or unwrap_error(error, who)
+    death = DeathError(f"the {who} died: {describe_death(error)}")
+    if said := last_words(error):
+        death.add_note(said)
+    return death
+
+
+def _value_of(ref: ObjectRef[T]) -> T | None:
+    """Return the value of `ref`; None where it is not there."""
+    with contextlib.suppress(RayError):
+        return ray.get(ref, timeout=0)
+    return None
 
 
 def _list_done(refs: Iterable[ObjectRef[T]]) -> list[ObjectRef[T]]:
     return wait([*refs], timeout_seconds=0)[0]
 
 
-def _wait_until_name_is_free(run: str, timeout_seconds: float = _NAME_TIMEOUT_SECONDS) -> None:
-    """Wait until no actor of a run of this name is left on the cluster.
+def _explain_taken(run: str) -> str:
+    return (
+        f"a run named {run} is going on on this cluster: stop it (`ray job list`, `ray job stop`), "
+        "wait for its end, or give this one another name"
+    )
 
-    Raises RunError when they stay, because then that run goes on.
-    """
+
+def _wait_until_free(prefix: str, otherwise: str, timeout_seconds: float = _NAME_TIMEOUT_SECONDS) -> None:
+    """Wait until no actor whose name begins so is left on the cluster; raises RunError(otherwise) when they stay."""
     deadline = time.monotonic() + timeout_seconds
-    while any(name.startswith(f"rayqd/{run}/") for name in list_named_actors()):
+    while any(name.startswith(prefix) for name in list_named_actors()):
         if time.monotonic() > deadline:
-            raise RunError(
-                f"a run named {run} is going on on this cluster: stop it (`ray job list`, `ray job stop`), "
-                "wait for its end, or give this one another name"
-            )
+            raise RunError(otherwise)
         time.sleep(_POLL_SECONDS)

@@ -42,6 +42,9 @@ def _carries_package(settled: Set[str]) -> bool:
     return "working_dir" in settled and _PACKAGE.parent == Path.cwd()
 
 
+_GRACE_SECONDS = 5.0
+
+
 def _train_environment(config: Config, *, is_cluster: bool) -> dict[str, str]:
     return {
         # An actor that looks for nodes about to be taken away; the only node of this machine's own Ray never is.
@@ -49,6 +52,8 @@ def _train_environment(config: Config, *, is_cluster: bool) -> dict[str, str]:
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(is_cluster))
         ),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.ray.placement_timeout_seconds),
+        # Of a worker whose process stands still as a whole; one that only makes no progress ends itself before.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(config.ray.stall_seconds + _GRACE_SECONDS),
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.ray.dashboard else "0",
         # How often Ray Train looks whether its workers have ended; the run ends when it has seen that.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25"),

@@ -14,8 +14,10 @@ from typing import Any, TypedDict, cast
 
 import psutil
 import ray
+from ray import PlacementGroupID
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from rayqd.cluster.files import ClusterFile, parse_nodes, read_cluster_file
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes
@@ -79,6 +81,14 @@ def find_log_dir() -> Path:
 def stall_file(name: str) -> Path:
     """Return where the actor or worker of that name, `mine/rollout-0`, leaves word of where it stood still."""
     return find_log_dir() / f"rayqd-{name.replace('/', '-')}-stall.txt"
+
+
+def remove_placement_groups() -> None:
+    """Free all that is reserved on a Ray that is this run's alone; what runs there ends."""
+    table = cast("dict[str, dict[str, str]]", placement_group_table())
+    for group, described in table.items():
+        if described["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def anything_waits_for_room() -> bool:

@@ -68,7 +68,7 @@ def distill(
     began = start_clock(began)
     asked = with_absolute_paths(config)
     config = with_frozen_settings(asked)
-    run_dir = RunDirectory(config)
+    run_dir = RunDirectory(config, on_wait=partial(say, console))
     try:
         if remark := run_dir.set_damaged_result_aside():
             say(console, remark)

@@ -9,14 +9,14 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from rayqd.checksums import find_damage
-from rayqd.config import Config, load_config
+from rayqd.config import Config
 from rayqd.data.plan import Plan
 from rayqd.doctor.audit import Expected, Tally, find_faults
 from rayqd.errors import RunError
 from rayqd.learner.audit_trail import digest_weights
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.runs.audit_file import read_audit
-from rayqd.runs.directory import command_of
+from rayqd.runs.config_file import command_of, load_run_config
 from rayqd.runs.lines import read_lines
 from rayqd.runs.paths import AUDIT, CHECKPOINTS, CONFIG, QUARANTINE
 from rayqd.runs.record import is_running, read_run
@@ -32,7 +32,7 @@ def examine_run(path: Path) -> int:
     """
     if (command := command_of(path / CONFIG)) != "distill":
         raise RunError(f"{path} is a run of rayqd {command}, which trains nothing: there is nothing to check")
-    config = load_config([f"@{path / CONFIG}"])
+    config = load_run_config(path / CONFIG)
     rows = read_audit(path / AUDIT)
     first = next(rows, None)
     if first is None and not (path / AUDIT).exists():

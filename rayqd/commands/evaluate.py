@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rayqd.config import Config, load_config
+from rayqd.config import Config
 from rayqd.config.resolved import setting_value
 from rayqd.config.sections.markers import ChangesBenchmarks
 from rayqd.config.settings import settings_with
@@ -39,6 +39,7 @@ from rayqd.model.source import local_directory, student_directory, teacher_direc
 from rayqd.model.student import Student
 from rayqd.report.write import rewrite_report
 from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
+from rayqd.runs.config_file import load_run_config
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 from rayqd.runs.verdict import between, estimate_kl
@@ -222,7 +223,7 @@ def _publish_benchmarks(run_dir: Path) -> None:
     rewrite_report(run_dir)
     result, export = read_result(run_dir / RESULT), run_dir / EXPORT
     if result and (export / CARD_NAME).exists():
-        config, benchmarks = load_config([f"@{run_dir / CONFIG}"]), read_benchmarks(run_dir)
+        config, benchmarks = load_run_config(run_dir / CONFIG), read_benchmarks(run_dir)
         update_card(export, config, result.rows, benchmarks=benchmarks, command=result.command)
 
 

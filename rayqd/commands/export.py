@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rayqd.config import Config, differences, load_config
+from rayqd.config import Config, differences
 from rayqd.config.sections.markers import ChangesEvaluationOnly
 from rayqd.console.say import say
 from rayqd.data import load_run_data
@@ -42,6 +42,7 @@ from rayqd.model.source import student_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.rollout.parity import explain_missing_vllm, measure_logprob_change, measure_vllm_change
+from rayqd.runs.config_file import load_run_config
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 from rayqd.types import IntArray, Rollout
@@ -184,7 +185,7 @@ def _of_run(run_dir: Path, config: Config) -> Config:
     saved = run_dir / CONFIG
     if not saved.is_file():
         raise ConfigError(f"{run_dir} is no run's directory: it has no {CONFIG}")
-    changed = differences(load_config([f"@{saved}"]), config, without=[ChangesEvaluationOnly])
+    changed = differences(load_run_config(saved), config, without=[ChangesEvaluationOnly])
     if changed:
         raise ConfigError(f"export takes the run as it is, and this would change it: {'; '.join(changed)}")
     whole = run_dir.absolute()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rayqd.config import load_config
 from rayqd.console.progress import duration
 from rayqd.console.say import say
 from rayqd.console.tables import Column, print_table
 from rayqd.events import ArmResult
+from rayqd.runs.config_file import load_run_config
 from rayqd.runs.paths import CONFIG, EXPORT, METRICS, REPORT, RESULT
-from rayqd.runs.result_file import RunResult
+from rayqd.runs.result_file import DistillResult, RunResult
 from rayqd.runs.startup import Startup, list_innermost
 from rayqd.runs.storage.folder import redact
 from rayqd.spans import Span
@@ -76,7 +76,7 @@ def format_size(row: ArmResult) -> str:
 
 
 def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
-    config = load_config([f"@{run_dir / CONFIG}"])
+    config = load_run_config(run_dir / CONFIG)
     yield (
         f"{result.teacher.fidelity.num_tokens:,} held-out tokens; KL in nats a token, over the full vocabulary; "
         "same top-1: the likeliest token is the teacher's"
@@ -90,6 +90,9 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         yield f"work      {roles}"
     if result.startup:
         yield from _startup_lines(result.startup)
+    if isinstance(result, DistillResult) and result.deaths:
+        deaths = ", ".join(f"{worker} {count}" for worker, count in result.deaths.items())
+        yield f"deaths    {sum(result.deaths.values())} survived: {deaths}"
     local = run_dir / EXPORT
     export = str(short_path(local)) if local.is_dir() else result.export
     if export:

@@ -11,7 +11,8 @@ from rayqd.actors.run_actors import RunActors
 from rayqd.audit import AuditEvent
 from rayqd.config import Config
 from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
-from rayqd.errors import PlacementError, StallError, StorageError, WorkerError
+from rayqd.driver.restarts import Restarts
+from rayqd.errors import DeathError, PlacementError, StallError, StorageError, WorkerError
 from rayqd.events import (
     STOPPING,
     ArmResult,
@@ -53,10 +54,11 @@ class Monitor:
         self._report = report
         self._run_dir = run_dir
         self._progress = progress
-        self._began = time.monotonic()
+        self._began = time.monotonic()  # the start of the processes, or of those that were started again
+        self._restarts = Restarts(config.ray.max_restarts)
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
-        self._training = self._stopped = self._finished = False
+        self._training = self._stopped = self._finished = self._is_restarted = False
         self._step = 0
         self._inactivity = InactivityTimer()
         self._slow_start = InactivityTimer()
@@ -71,11 +73,14 @@ class Monitor:
         """Return the next event of one of `kinds`, once everything before it is shown and kept."""
         try:
             while True:
-                self._check_starting_roles()
-                for event in self._new_events(_POLL_SECONDS):
-                    if isinstance(event, kinds):
-                        return event
-                self._report_inactivity()
+                try:
+                    self._check_starting_roles()
+                    for event in self._new_events(_POLL_SECONDS):
+                        if isinstance(event, kinds):
+                            return event
+                    self._report_inactivity()
+                except DeathError as death:
+                    self._restart(death)
         except KeyboardInterrupt:  # Ctrl-C, SIGTERM, or nobody reads what is printed
             self._stop()
             raise
@@ -93,6 +98,7 @@ class Monitor:
             engines=self._engines,
             finished=round(ended, 1),
             parts=self._steps.split(ended - total_seconds, ended),
+            deaths=dict(sorted(self._restarts.deaths.items())),
         )
 
     def startup(self, began: float, own_spans: Sequence[Span]) -> Startup:
@@ -103,6 +109,16 @@ class Monitor:
     def collect_spans(self) -> None:
         """Ask for what only the controller knows, which must still be there."""
         self._spans += self._actors.role_spans()
+
+    def _restart(self, death: DeathError) -> None:
+        """Have learner and controller start again, if that may still help; raises WorkerError if not."""
+        self._restarts.allow(death, self._step)
+        self._progress.say(f"{death}; it is started again and goes on from the last checkpoint")
+        self._actors.restart()
+        self._num_seen = 0
+        self._began = time.monotonic()
+        self._training = self._learner_ready = False
+        self._is_restarted = True
 
     def _stop(self) -> None:
         """Let the learner keep the last step it has done, and hear of all steps up to that: they are not done again."""
@@ -163,7 +179,10 @@ class Monitor:
                 self._learner_ready = True
                 if step > 0:  # it goes on from a checkpoint, perhaps where the student writes already
                     self._actors.start_engines()
-                self._progress.say(_ready(role, time.monotonic() - self._began, node))
+                seconds = time.monotonic() - self._began
+                self._progress.say(
+                    f"{role} is back after {seconds:.0f} s" if self._is_restarted else _ready(role, seconds, node)
+                )
             case StartEvent(step=step):
                 self._begin_training(step)
             case StepEvent(learner=learner):
@@ -181,7 +200,9 @@ class Monitor:
                 self._progress.say(f"step {step}: sequence {index} is left out: {reason}")
             case StatusEvent(text=text):
                 self._progress.status(text)
-            case NoticeEvent(text=text):
+            case NoticeEvent(text=text, died=worker):
+                if worker:
+                    self._restarts.count(worker)
                 self._progress.say(text)
             case StoppedEvent(step=step):
                 self._end_early(step)
@@ -197,7 +218,7 @@ class Monitor:
             self._progress.say(cut_line(self._config.rollout.max_new_tokens))
 
     def _begin_training(self, step: int) -> None:
-        if step:
+        if step or self._is_restarted:
             self._progress.say(f"resuming after step {step}")
         self._training = True
         self._step = step

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from rayqd.config import Config, load_config
+from rayqd.config import Config
 from rayqd.files import write_text
 from rayqd.report.beside import list_figures, result_markdown
 from rayqd.report.run import Run, run_page
 from rayqd.runs.benchmarks import read_benchmarks
+from rayqd.runs.config_file import load_run_config
 from rayqd.runs.data_file import read_data
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
@@ -73,7 +74,7 @@ def write_report(config: Config, result: RunResult) -> None:
 
 def rewrite_report(run_dir: Path) -> None:
     """Write the page of a run that has finished anew, with what was found out since; does nothing where it has none."""
-    config = load_config([f"@{run_dir / CONFIG}"])
+    config = load_run_config(run_dir / CONFIG)
     result = read_result(run_dir / RESULT)
     if config.run_dir == run_dir and result and (run_dir / REPORT).exists():
         write_report(config, result)

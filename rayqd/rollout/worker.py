@@ -58,6 +58,7 @@ class RolloutWorker:
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
+        self._lineage = 0
 
     def __repr__(self) -> str:
         return f"RolloutWorker(rank={self._rank}, version={self._version})"
@@ -96,12 +97,12 @@ class RolloutWorker:
         assert self._engine is not None
         began = time.perf_counter()
         is_first = self._version < 0
-        if weights.version != self._version:
+        if (weights.version, weights.lineage) != (self._version, self._lineage):
             with span("first weights") if is_first else nullcontext():
                 tensors = self._fetch(weights.tensors)
                 with self._working():
                     self._engine.load_weights(tensors)
-                    self._version = weights.version
+                    self._version, self._lineage = weights.version, weights.lineage
                     if is_first:
                         self._probe = self._make_probe(self._engine, prompts[0])
         requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]

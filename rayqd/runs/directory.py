@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +12,13 @@ from pydantic import JsonValue
 
 from rayqd.checksums import to_checked_json
 from rayqd.config import Config
-from rayqd.config.load import load_config
-from rayqd.config.resolved import differences, to_toml
+from rayqd.config.resolved import differences
 from rayqd.errors import RayqdError, RunError, StorageError
 from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
 from rayqd.runs.audit_file import AuditFile
+from rayqd.runs.config_file import check_config, command_of, load_run_config, write_config
+from rayqd.runs.lease import LEASE, Disk, Lease, Place
 from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
     AUDIT,
@@ -37,8 +38,21 @@ from rayqd.runs.paths import (
 from rayqd.runs.result_file import RunResult, find_damaged_result, read_result
 from rayqd.runs.storage.stored_run import StoredRun
 
-_NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED, DATA}  # a run that left no more has not begun
-_HEAD = "# rayqd "  # how config.toml begins; the command's name follows
+_NO_PROGRESS = {
+    CONFIG,
+    LOCK,
+    RUN_ID,
+    LOGS,
+    RAY_TRAIN,
+    FETCH_LOCK,
+    ENDED,
+    DATA,
+    LEASE,
+}  # a run that left no more has not begun
+
+
+def _ignore(text: str) -> None:
+    pass
 
 
 class Result(Protocol):
@@ -52,16 +66,26 @@ class Result(Protocol):
 class RunDirectory:
     """The driver's view of a run's directory, where it alone writes, checkpoints and export excepted."""
 
-    def __init__(self, config: Config, command: str = "distill", *, patience_seconds: float = 0.2) -> None:
+    def __init__(
+        self,
+        config: Config,
+        command: str = "distill",
+        *,
+        patience_seconds: float = 0.2,
+        on_wait: Callable[[str], None] = _ignore,
+    ) -> None:
         """Lock the directory; raises RunError where another process, configuration or command has it.
 
         A process that is about to end is waited for, up to `patience_seconds`; by default only as long as somebody who
-        lists the runs may be touching the lock.
+        lists the runs may be touching the lock. Where another machine may have the run, `on_wait` is told so, and its
+        lease is waited for.
         """
         self.path = config.run_dir
         self._command = command
         self._patience_seconds = patience_seconds
+        self._on_wait = on_wait
         self._stored: StoredRun | None = None
+        self._leases: list[Lease] = []
         self.audit = AuditFile(self.path / AUDIT)
         self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
         self._lock = self._open(config)
@@ -81,6 +105,7 @@ class RunDirectory:
 
         Returns a line for the user where the file cannot be written, or can again.
         """
+        self.check_lease()
         file = QUARANTINE if isinstance(event, QuarantineEvent) else METRICS
         return self._lines[file].append(to_json(event, time))
 
@@ -131,7 +156,23 @@ class RunDirectory:
 
     def close(self) -> None:
         """Unlock the directory."""
-        self._lock.release()
+        self._release(self._lock)
+
+    def check_lease(self) -> None:
+        """Raise RunError where another machine has taken the run over, because this one stood still."""
+        for lease in self._leases:
+            lease.check()
+
+    def _release(self, lock: FileLock) -> None:
+        for lease in self._leases:
+            lease.release()
+        self._leases.clear()
+        lock.release()
+
+    def _take_lease(self, place: Place) -> None:
+        lease = Lease(place)
+        lease.take(self._on_wait)
+        self._leases.append(lease)
 
     def _open(self, config: Config) -> FileLock:
         saved = self.path / CONFIG
@@ -147,16 +188,18 @@ class RunDirectory:
             if saved.exists():
                 begun = any(path.name not in _NO_PROGRESS for path in self.path.iterdir())
                 self._refuse_other(str(self.path), saved, begun, config)
-            elif any(path.name != LOCK for path in self.path.iterdir()):
+            elif any(path.name not in (LOCK, LEASE) for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
+            self._take_lease(Disk(self.path))
             self._stored = StoredRun.of(config)
             if self._stored:
+                self._take_lease(self._stored.folder)
                 self._stored.join(self.path, lambda uri, file, begun: self._refuse_other(uri, file, begun, config))
-            write_text(saved, f"{_HEAD}{self._command}\n\n{to_toml(config)}")
+            write_config(saved, self._command, config)
             if self._stored:
                 self._stored.begin(self.path)
         except RayqdError:
-            lock.release()
+            self._release(lock)
             raise
         return lock
 
@@ -164,7 +207,7 @@ class RunDirectory:
         """Compare with `saved`, the config.toml at `location`; the settings of what has not `begun` may change."""
         _refuse_other_command(location, saved, self._command)
         if begun:
-            _refuse_other_settings(location, load_config([f"@{saved}"]), config)
+            _refuse_other_settings(location, load_run_config(saved), config)
 
 
 def describe_run_dir(config: Config, command: str = "distill") -> str:
@@ -175,23 +218,18 @@ def describe_run_dir(config: Config, command: str = "distill") -> str:
         raise StorageError(f"run directory {path} cannot be made: {parent} is not a directory that may be written")
     saved = path / CONFIG
     if not saved.exists():
-        if path.exists() and any(file.name != LOCK for file in path.iterdir()):
+        if path.exists() and any(file.name not in (LOCK, LEASE) for file in path.iterdir()):
             raise RunError(f"{path} is not empty and not a run's directory; choose another name")
         return "a new run"
     _refuse_other_command(str(path), saved, command)
     if all(file.name in _NO_PROGRESS for file in path.iterdir()):
         return "a run that has not begun"
-    _refuse_other_settings(str(path), load_config([f"@{saved}"]), config)
+    _refuse_other_settings(str(path), load_run_config(saved), config)
     return "a run that has finished" if (path / RESULT).exists() else "a run that would go on where it ended"
 
 
-def command_of(config_file: Path) -> str:
-    """Return the command whose run has this config.toml: distill, quantize or sweep."""
-    first = config_file.read_text(errors="replace").partition("\n")[0]
-    return first.removeprefix(_HEAD) if first.startswith(_HEAD) else "distill"
-
-
 def _refuse_other_command(location: str, saved: Path, command: str) -> None:
+    check_config(saved)
     old = command_of(saved)
     if old != command:
         raise RunError(

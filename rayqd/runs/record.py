@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rayqd.config import Config, load_config
+from rayqd.config import Config
 from rayqd.config.hints import nearest_word
 from rayqd.errors import ConfigError, RunError
 from rayqd.events import TEACHER, ArmResult, EvalEvent, RecordedEvent, StepEvent
-from rayqd.runs.directory import command_of
+from rayqd.runs.config_file import command_of, load_run_config
 from rayqd.runs.ended import AbnormalExit, read_abnormal_exit
 from rayqd.runs.metrics_file import MetricsTail
 from rayqd.runs.paths import CONFIG, ENDED, LOCK, METRICS, RESULT
@@ -151,8 +151,11 @@ def _exit_code(state: State, abnormal_exit: AbnormalExit | None) -> int | None:
 
 def _read_config(file: Path) -> tuple[Config | None, str]:
     try:
-        return load_config([f"@{file}"]), ""
-    except ConfigError as error:  # another version's, or damaged: the rest of the directory still tells something
+        return load_run_config(file), ""
+    except (
+        ConfigError,
+        RunError,
+    ) as error:  # another version's, or damaged: the rest of the directory still tells something
         return None, str(error)
 
 

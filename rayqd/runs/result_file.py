@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -89,6 +89,7 @@ class DistillResult(RunResult):
     num_steps: int  # optimizer steps done
     stopped_early: StoppedEarly | None = None
     engines: Mapping[str, str] | None = None  # what each rollout worker computes with; None in runs from before
+    deaths: Mapping[str, int] = field(default_factory=dict[str, int])  # of processes, that the run survived, by worker
 
     def _own_fields(self) -> dict[str, object]:
         early = asdict(self.stopped_early) if self.stopped_early else None
@@ -97,6 +98,7 @@ class DistillResult(RunResult):
             "num_steps": self.num_steps,
             "stopped_early": early,
             "engines": dict(self.engines) if self.engines else None,
+            "deaths": dict(self.deaths) or None,
         }
 
 

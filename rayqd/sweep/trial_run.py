@@ -16,7 +16,7 @@ from rayqd.actors.connection import Cluster
 from rayqd.actors.run_actors import RunActors
 from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
-from rayqd.config import Config, load_config
+from rayqd.config import Config
 from rayqd.console.progress import Progress
 from rayqd.data.plan import make_plan
 from rayqd.driver.monitor import Monitor
@@ -24,6 +24,7 @@ from rayqd.events import ArmResult, EvalEvent, Fidelity, FinishedEvent, ReadyEve
 from rayqd.files import replace_directory
 from rayqd.report.write import Report
 from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.config_file import load_run_config
 from rayqd.runs.data_file import RunData, write_data
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.environment import Environment
@@ -78,7 +79,7 @@ def reuse_start(config: Config, run_dir: RunDirectory) -> None:
     if own.exists():
         return
     for other in sorted(run_dir.path.parent.glob(f"*/{START}")):
-        if _start_key(load_config([f"@{other.parent / CONFIG}"])) == _start_key(config):
+        if _start_key(load_run_config(other.parent / CONFIG)) == _start_key(config):
             _link_directory(other, own)
             _record_start(own, run_dir)
             return

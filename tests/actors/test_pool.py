@@ -74,7 +74,7 @@ def pool(count: int = 1, *, max_restarts: int = -1, heard: list[str] | None = No
     actor: Any = ray.remote(Worker)
     actors = [actor.options(num_cpus=0, max_restarts=max_restarts).remote() for _ in range(count)]
 
-    async def notice(text: str) -> None:
+    async def notice(text: str, died: str = "") -> None:
         if heard is not None:
             heard.append(text)
 

@@ -53,7 +53,7 @@ def pool(times: int, marker: Path, heard: list[str]) -> Pool[RolloutActor]:
         time.sleep(2 * STALL_SECONDS)  # starting does not count
         return Standing(vocab_size=50)
 
-    async def notice(text: str) -> None:
+    async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
     settings = RolloutConfig(min_new_tokens=2, max_new_tokens=4)
@@ -106,7 +106,7 @@ def teachers(times: int, marker: Path, heard: list[str]) -> Pool[TeacherActor]:
         spec: Any = None  # asked for by nobody without a cache
         return LoadedTeacher(scorer=Standing(), spec=spec, cache=None)
 
-    async def notice(text: str) -> None:
+    async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
     worker = TeacherWorker(0, load, STALL_SECONDS)

@@ -90,7 +90,11 @@ class RayConfig(Section):
     stall_seconds: float = Field(default=300, gt=0)
     """How long a rollout worker at work may make no token, a teacher read no batch, a learner end no microbatch, the
     controller not answer: it is ended, and the run tells where it stood. Rollout workers and teachers are started once
-    more; the second time, and for the others at once, the run ends. Starting, compiling and waiting do not count."""
+    more, and the controller as `max_restarts` says; the second time, and for a learner at once, the run ends. Starting,
+    compiling and waiting do not count."""
+    max_restarts: Annotated[int, SameResult()] = Field(default=3, ge=0)
+    """How often learner or controller may die with no new step between; they are started again, and go on from the
+    last checkpoint. Rollout workers and teachers always are."""
     cluster_file: Path | None = None
     """How far the cluster can grow: its cluster.yaml, or its RayJob or RayCluster of KubeRay. None: what its autoscaler
     reads, where that runs on this machine, and otherwise only the nodes that run."""

@@ -1,0 +1,32 @@
+"""How often a run may be started again from its last checkpoint, while nobody looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rayqd.errors import DeathError, WorkerError
+
+
+class Restarts:
+    """Counts deaths; those of learner and controller in a row, with no new step between, are limited."""
+
+    def __init__(self, max_in_a_row: int) -> None:
+        self.deaths: Counter[str] = Counter()  # that were survived, by worker: "rollout-0", "learner"
+        self._max_in_a_row = max_in_a_row
+        self._in_a_row = 0
+        self._step = -1  # the furthest of any life before
+
+    def count(self, worker: str) -> None:
+        """Count the death of a rollout worker or teacher, which its pool starts again."""
+        self.deaths[worker] += 1
+
+    def allow(self, death: DeathError, step: int) -> None:
+        """Count a death after `step` steps; raises WorkerError, with what the process said last, at one too many."""
+        self._in_a_row = self._in_a_row + 1 if step <= self._step else 1
+        self._step = max(step, self._step)
+        if self._in_a_row > self._max_in_a_row:
+            again = f", {self._in_a_row} times with no new step between" if self._in_a_row > 1 else ""
+            notes = getattr(death, "__notes__", [])
+            said = f"; its last words: {' / '.join(notes)}" if notes else ""
+            raise WorkerError(f"{death}{again}{said}; the same command goes on from the last checkpoint")
+        self.deaths["controller" if str(death).startswith("the controller") else "learner"] += 1

@@ -1,0 +1,68 @@
+"""Whatever of a run dies, it trains on what was planned, once, and comes to the same bits."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chaos_config import make_config
+from disturbed_run import DisturbedRun, disturb
+from safetensors.torch import load_file
+
+from rayqd.commands.doctor_run import examine_run
+from rayqd.runs.audit_file import read_audit
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+KILLS = ["rollout"] * 7 + ["teacher"] * 7 + ["learner"] * 3 + ["train", "controller", "driver"]
+STEPS_BETWEEN = 5
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_model: Path, tiny_data: Path) -> Iterator[Any]:
+    runs: list[DisturbedRun] = []
+
+    def start(name: str, **sections: Any) -> DisturbedRun:
+        runs.append(DisturbedRun(make_config(tiny_model, tiny_data, tmp_path, name, **sections), tmp_path))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.runs:
+            run.end()
+
+
+def trained(run: DisturbedRun) -> list[Any]:
+    rows = [row for row in read_audit(run.config.run_dir / "audit.jsonl") if row and "step" in row]
+    return [[row[name] for name in ("step", "drawn", "tokens", "weights")] for row in rows]
+
+
+def test_twenty_kills_over_all_roles_change_nothing(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(20)
+    kills = draw.sample(KILLS, len(KILLS))
+    settings = {"rollout": {"max_staleness": 2}, "learner": {"steps": STEPS_BETWEEN * (len(KILLS) + 1)}}
+    whole = start("whole", **settings)
+    assert whole.wait_for_end(240) == 0, whole.output
+
+    run = start("disturbed", **settings)
+    faults = []
+    for number, role in enumerate(kills):
+        assert run.wait(lambda: run.step >= STEPS_BETWEEN * (number + 1)), run.output  # noqa: B023
+        fault = disturb(run, "kill", role, draw)
+        assert fault, f"no process is called {role}"
+        assert fault.seconds is not None, run.output
+        faults.append(fault)
+    assert run.wait_for_end() == 0, run.output
+    assert len(faults) == len(KILLS)
+    assert "Traceback" not in run.output
+    survived = sum(json.loads((run.config.run_dir / "result.json").read_text())["deaths"].values())
+    assert survived > 0
+    for each in (whole, run):
+        assert examine_run(each.config.run_dir) == 0, capsys.readouterr().out
+    assert trained(run) == trained(whole)
+    left, right = (load_file(each.config.run_dir / "export" / "model.safetensors") for each in (whole, run))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
