@@ -2,6 +2,7 @@
 # make quickstart   distil a real 135M model on this machine
 # make test         all tests                    make test-fast   those that take no second each
 #                   CHANGED=1 only those that the change since main touches, CHANGED=HEAD~3 the last three commits
+# make chaos        kill, stop and damage a run's processes and files; ARGS="--faults 200 --engine vllm" for the long form
 # make check        what CI runs: lint, types, import contracts, all tests
 # make requirements write requirements/run.txt and dev.txt again from what .venv holds
 # make docs         write docs/configuration.md again from the settings
@@ -21,7 +22,7 @@ MANY_PROCESSES := ray or vllm
 FEW_AT_ONCE := $(if $(filter-out 0 1,$(shell expr $(CORES) / 4)),-n $(shell expr $(CORES) / 4) --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quickstart test test-fast check lint types contracts requirements docs clean
+.PHONY: help setup setup-dev quickstart test test-fast chaos check lint types contracts requirements docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -53,6 +54,9 @@ endif
 
 test-fast: setup-dev
 	$(BIN)/pytest $(PARALLEL) -m "$(FAST)"
+
+chaos: setup-dev
+	PYTHONPATH=. $(BIN)/python tests/chaos/storm.py $(ARGS)
 
 check: lint contracts
 	+$(MAKE) --no-print-directory types test

@@ -25,7 +25,7 @@ from rayqd.actors.topology import list_cluster_nodes, list_local_nodes
 from rayqd.cluster.check import load_valid_cluster_file
 from rayqd.cluster.nodes import Nodes
 from rayqd.config import Config
-from rayqd.console.quiet import silence_stderr
+from rayqd.console.quiet import quiet_ray_reports, silence_stderr
 from rayqd.errors import ConfigError
 from rayqd.runs.environment import ClusterSize
 from rayqd.spans import span
@@ -81,6 +81,7 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             runtime_env={**make_runtime_env(config, ships_package=address is not None)},
         )
 
+    quiet_ray_reports()
     with span("start Ray"), _keep_stop_signal(), nullcontext() if address else listen_on_loopback():
         context = start_ray(init, address, notice)
     try:

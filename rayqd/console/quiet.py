@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -55,6 +56,16 @@ def quiet_env_vars() -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "VLLM_NO_USAGE_STATS": "1",
     }
+
+
+def quiet_ray_reports() -> None:
+    """Keep Ray's pages about each process that died in its logs; the run tells of it in a line of its own.
+
+    Ray prints them in the driver even where it was told to print nothing of its workers.
+    """
+    worker = importlib.import_module("ray._private.worker")  # nothing public says so
+    if hasattr(worker, "_worker_logs_enabled"):
+        worker._worker_logs_enabled = False
 
 
 def quiet_driver() -> None:

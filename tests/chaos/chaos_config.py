@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rayqd.config import Config
+from tests import conftest
+
+
+class _Directory:
+    """Where the fixtures make what they make."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def mktemp(self, name: str) -> Path:
+        (self._path / name).mkdir(exist_ok=True)
+        return self._path / name
+
+
+def make_model(directory: Path) -> Path:
+    """The tests' tiny model, outside of a test."""
+    return cast(Any, conftest.tiny_model).__wrapped__(_Directory(directory))
+
+
+def make_data(directory: Path) -> Path:
+    """The tests' rows."""
+    return cast(Any, conftest.tiny_data).__wrapped__(_Directory(directory))
 
 
 def make_config(model: Path, data: Path, directory: Path, name: str, **sections: Any) -> Config:

@@ -22,6 +22,7 @@ import psutil
 
 from rayqd.config import Config
 from rayqd.config.resolved import to_toml
+from rayqd.runs.audit_file import read_audit
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 200.0  # for the next step, after which a fault was not survived
@@ -179,3 +180,9 @@ def flip(file: Path, draw: random.Random) -> None:
     content = bytearray(file.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     file.write_bytes(content)
+
+
+def trained(run: DisturbedRun) -> list[Any]:
+    """Return of each step the rows, the tokens, and the weights after it."""
+    rows = [row for row in read_audit(run.config.run_dir / "audit.jsonl") if row and "step" in row]
+    return [[row[name] for name in ("step", "drawn", "tokens", "weights")] for row in rows]

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from chaos_config import make_config
-from disturbed_run import DisturbedRun, disturb
+from disturbed_run import DisturbedRun, disturb, trained
 from safetensors.torch import load_file
 
 from rayqd.commands.doctor_run import examine_run
-from rayqd.runs.audit_file import read_audit
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -33,11 +32,6 @@ def start(tmp_path: Path, tiny_model: Path, tiny_data: Path) -> Iterator[Any]:
     for run in runs:
         if run.runs:
             run.end()
-
-
-def trained(run: DisturbedRun) -> list[Any]:
-    rows = [row for row in read_audit(run.config.run_dir / "audit.jsonl") if row and "step" in row]
-    return [[row[name] for name in ("step", "drawn", "tokens", "weights")] for row in rows]
 
 
 def test_twenty_kills_over_all_roles_change_nothing(start: Any, capsys: pytest.CaptureFixture[str]) -> None:

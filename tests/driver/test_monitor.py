@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rayqd.console.progress import Progress
 from rayqd.driver.monitor import Monitor
-from rayqd.errors import PlacementError
+from rayqd.errors import DeathError, PlacementError, WorkerError
 from rayqd.events import (
     CheckpointEvent,
     EvalEvent,
@@ -215,3 +215,55 @@ def test_what_has_its_place_and_is_slow_is_waited_for(tiny_config: Any, monkeypa
 def test_what_finds_no_room_ends_the_run(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlacementError, match="the cluster made no room for rollout-0 within"):
         starting(SlowActors(waits_for_room=True), tiny_config, monkeypatch)
+
+
+class DyingActors(RecordedActors):
+    """Their learner dies after the events of its first life."""
+
+    num_restarts = 0
+
+    def __init__(self, *lives: Sequence[Event]) -> None:
+        super().__init__(lives[0])
+        self._lives = list(lives[1:])
+
+    def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
+        if events := super().events(after, timeout_seconds):
+            return events
+        raise DeathError("the learner died: its process is gone")
+
+    def restart(self) -> None:
+        self.num_restarts += 1
+        RecordedActors.__init__(self, self._lives.pop(0))
+
+
+def test_a_learner_that_dies_is_started_again_and_steps_done_twice_are_kept_once(monitored: Any) -> None:
+    first = [
+        ReadyEvent(role="learner", step=-1, node=""),
+        StartEvent(step=0),
+        *(step_event(step) for step in (1, 2, 3)),
+    ]
+    second = [
+        ReadyEvent(role="learner", step=2, node=""),
+        StartEvent(step=2),
+        *(step_event(step) for step in (3, 4)),
+        RUN[-1],
+    ]
+    died = NoticeEvent(text="rollout-1 died (it is gone)", died="rollout-1")
+    actors = DyingActors([*first, died], second)
+    monitor, output, run_dir = monitored(actors)
+    assert monitor.until(FinishedEvent) == RUN[-1]
+    assert actors.num_restarts == 1
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    told = output.getvalue()
+    assert "the learner died: its process is gone; it is started again and goes on from the last checkpoint" in told
+    assert "learner is back after 0 s" in told
+    assert "resuming after step 2" in told
+    assert monitor.result(RUN[-1].rows, 4, 1.0).deaths == {"learner": 1, "rollout-1": 1}
+
+
+def test_a_learner_that_dies_again_and_again_with_no_new_step_ends_the_run(monitored: Any) -> None:
+    life = [ReadyEvent(role="learner", step=-1, node=""), StartEvent(step=0), step_event(1)]
+    monitor, _, _ = monitored(DyingActors(*([life] * 4)))  # ray.max_restarts is 3
+    with pytest.raises(WorkerError, match=r"^the learner died: its process is gone, 4 times with no new step between"):
+        monitor.until(FinishedEvent)
