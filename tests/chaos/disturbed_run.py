@@ -26,6 +26,13 @@ from rayqd.runs.audit_file import read_audit
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 200.0  # for the next step, after which a fault was not survived
+CANARIES = {  # secrets of a user's environment, which must be in no file that a run leaves
+    "HF_TOKEN": "hf_canary7Qd1",
+    "AWS_ACCESS_KEY_ID": "AKIACANARY7QD2",
+    "AWS_SECRET_ACCESS_KEY": "canary7Qd3/secret",
+    "GOOGLE_API_KEY": "canary7Qd4",
+    "WANDB_API_KEY": "canary7Qd5",
+}
 
 _DRIVER = """
 import functools, signal, sys, time
@@ -59,7 +66,7 @@ class DisturbedRun:
         self.config = config
         self._file = directory / f"{config.name}.toml"
         self._file.write_text(to_toml(config))
-        self._output = directory / f"{config.name}.txt"
+        self.screen = directory / f"{config.name}.txt"
         self._engine = engine
         self.num_starts = 0
         self.start()
@@ -69,8 +76,8 @@ class DisturbedRun:
         self.num_starts += 1
         self._process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER, self._engine, f"@{self._file}"],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=self._output.open("a"),
+            env=os.environ | CANARIES | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=self.screen.open("a"),
             stderr=subprocess.STDOUT,
         )
 
@@ -80,7 +87,7 @@ class DisturbedRun:
 
     @property
     def output(self) -> str:
-        return self._output.read_text()
+        return self.screen.read_text()
 
     @property
     def step(self) -> int:
@@ -180,6 +187,15 @@ def flip(file: Path, draw: random.Random) -> None:
     content = bytearray(file.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     file.write_bytes(content)
+
+
+def files_with_secrets(run: DisturbedRun) -> list[str]:
+    """Return the files of the run's directory, of Ray's session and of the screen that hold a canary."""
+    session = (run.config.run_dir / "logs").readlink().parent
+    folders = [run.config.run_dir, session]
+    files = [run.screen, *(file for folder in folders for file in folder.rglob("*") if file.is_file())]
+    secrets = [secret.encode() for secret in CANARIES.values()]
+    return [str(file) for file in files if any(secret in file.read_bytes() for secret in secrets)]
 
 
 def trained(run: DisturbedRun) -> list[Any]:

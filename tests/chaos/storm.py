@@ -121,7 +121,8 @@ def table(faults: list[Fault], options: argparse.Namespace, whole: DisturbedRun,
         by_itself = sum(fault.by_itself and fault.seconds is not None for fault in own)
         median, worst = (f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("-", "-")
         lines.append(f"| {' '.join(key)} | {len(own)} | {by_itself} | {median} | {worst} |")
-    machine = f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, load {psutil.getloadavg()[2]:.1f}"
+    memory = psutil.virtual_memory().total / 2**30
+    machine = f"{psutil.cpu_count()} cores, {memory:.0f} GiB, load {psutil.getloadavg()[2]:.1f}"
     lines += [
         "",
         f"`storm.py --faults {options.faults} --seed {options.seed} --workers {options.workers} --staleness "

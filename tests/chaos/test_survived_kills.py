@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from chaos_config import make_config
-from disturbed_run import DisturbedRun, disturb, trained
+from disturbed_run import DisturbedRun, disturb, files_with_secrets, trained
 from safetensors.torch import load_file
 
 from rayqd.commands.doctor_run import examine_run
@@ -52,6 +52,8 @@ def test_twenty_kills_over_all_roles_change_nothing(start: Any, capsys: pytest.C
     assert run.wait_for_end() == 0, run.output
     assert len(faults) == len(KILLS)
     assert "Traceback" not in run.output
+    assert "(raylet)" not in run.output  # Ray's own pages
+    assert [files_with_secrets(each) for each in (whole, run)] == [[], []]
     survived = sum(json.loads((run.config.run_dir / "result.json").read_text())["deaths"].values())
     assert survived > 0
     for each in (whole, run):
