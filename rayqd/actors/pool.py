@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import textwrap
 import time
 from collections import Counter
@@ -68,6 +67,7 @@ class Pool(Generic[A]):
         self._in_flight: Counter[int] = Counter()
         self._restarting: dict[int, asyncio.Task[None]] = {}  # by index; each ends when its actor is back
         self._starting: set[asyncio.Task[None]] = set()  # of actors that are back; each ends when its actor can work
+        self._loading: set[int] = set()  # those actors
 
     @property
     def busy_workers(self) -> list[str]:
@@ -143,7 +143,8 @@ class Pool(Generic[A]):
         present = [index for index in range(len(self.actors)) if index not in self._restarting]
         if not present:
             raise WorkerError(self._explain_absence())
-        return min(present, key=self._in_flight.__getitem__)
+        loaded = [index for index in present if index not in self._loading]  # even a busy one is sooner done
+        return min(loaded or present, key=self._in_flight.__getitem__)
 
     def _handle_death(self, chosen: int, attempt: int, error: Exception) -> None:
         """Do without the actor until it is back; WorkerError when that was the last attempt."""
@@ -162,6 +163,7 @@ class Pool(Generic[A]):
         while not await self._is_alive(index):
             await asyncio.sleep(_POLL_SECONDS)
         await self._tell_of_stall(index)
+        self._loading.add(index)
         starting = asyncio.create_task(self._wait_for_start(index, self.actors[index].load.remote(), died))
         self._starting.add(starting)
         starting.add_done_callback(self._starting.discard)
@@ -194,9 +196,13 @@ class Pool(Generic[A]):
 
     async def _wait_for_start(self, index: int, loaded: ObjectRef[float], died: float) -> None:
         """Tell when it can work, long after its process is there. What fails here fails again at its next work."""
-        with contextlib.suppress(RayError):
+        try:
             await loaded
-            await self._notice(f"{self._name(index)} is back after {time.monotonic() - died:.0f} s")
+        except RayError:
+            return
+        finally:
+            self._loading.discard(index)
+        await self._notice(f"{self._name(index)} is back after {time.monotonic() - died:.0f} s")
 
     def _name(self, index: int) -> str:
         return f"{self.role}-{index}"

@@ -123,6 +123,16 @@ async def test_an_actor_that_stays_away_is_asked_for_nothing_more(tmp_path: Path
     assert workers.num_retries == 1
 
 
+async def test_an_actor_that_still_loads_gets_no_work_while_another_can_do_it(tmp_path: Path) -> None:
+    heard: list[str] = []
+    workers = pool(2, heard=heard)
+    await workers.call(Worker.die_until, 1, str(tmp_path / "marker"), 1)  # rollout-0 dies of it, rollout-1 does not
+    while not any("is back" in line for line in heard):
+        _, _, who = await workers.call(Worker.echo, 1, 1)
+        assert who.worker == "rollout-1"
+        await asyncio.sleep(0.05)
+
+
 async def test_work_that_nobody_comes_back_for_ends_with_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="every rollout worker has died for good: "):
         await pool(max_restarts=0).call(Worker.die_until, 1, str(tmp_path / "marker"), 99)
