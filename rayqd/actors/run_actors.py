@@ -96,8 +96,8 @@ class RunActors:
         Events are numbered from 0 again.
         """
         kill(self.controller)  # and with it Ray Train's controller and its workers, which it owns
-        if self._alone:
-            remove_placement_groups()  # Ray keeps those of an actor that died; on a cluster Ray Train's own actor frees them
+        if self._alone:  # on a cluster an actor of Ray Train's does it
+            remove_placement_groups()  # which outlive the actor that made them
         name = f"rayqd/{self._config.name}/controller"
         _wait_until_free(name, f"the controller of {self._config.name} does not end: the same command goes on")
         self._start_controller()
