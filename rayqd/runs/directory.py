@@ -193,6 +193,7 @@ class RunDirectory:
             self._take_lease(Disk(self.path))
             self._stored = StoredRun.of(config)
             if self._stored:
+                self._stored.folder.check_rights()
                 self._take_lease(self._stored.folder)
                 self._stored.join(self.path, lambda uri, file, begun: self._refuse_other(uri, file, begun, config))
             write_config(saved, self._command, config)

@@ -45,10 +45,8 @@ class StoredRun:
         """Bring `run_dir` up to what the storage has, before anything is started.
 
         `refuse(location, file, begun)` raises where the config.toml found there is not this run's; `begun` if that is
-        not all there is. Raises RunError when `run_dir` and the storage are different runs, StorageError when it may
-        not be written.
+        not all there is. Raises RunError when `run_dir` and the storage are different runs.
         """
-        self.folder.check_rights()
         stored = self.run_id
         if stored is None:
             return
