@@ -23,6 +23,9 @@ from ray.exceptions import (
 from rayqd.actors.topology import find_log_dir
 from rayqd.errors import RayqdError
 
+MEMORY_IS_FULL = "its machine ran out of memory"
+NODE_IS_GONE = "its node is gone"
+
 _LOST = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 _LOST_IN_TRAIN = {"WorkerHealthCheckFailedError", "WorkerHealthCheckTimeoutError", "PreemptionError"}
 _LOST_PEER = re.compile(  # how Gloo and NCCL say that another worker of theirs is gone
@@ -50,11 +53,11 @@ def describe_death(error: BaseException) -> str:
     """Return in a few words what became of the process."""
     text = " ".join(str(part) for part in _parts(error))
     if "running low on memory" in text or any(isinstance(part, OutOfMemoryError) for part in _parts(error)):
-        return "its machine ran out of memory"
+        return MEMORY_IS_FULL
     if any(type(part).__name__ == "WorkerHealthCheckTimeoutError" for part in _parts(error)):
         return "it did not answer any more"
     if "node" in text and ("preempt" in text or "node has died" in text or "was terminated" in text):
-        return "its node is gone"
+        return NODE_IS_GONE
     return "its process is gone"
 
 

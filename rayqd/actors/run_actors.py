@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, LocalRayletDiedError, RayActorError, RayError
 from ray.util import list_named_actors
 
 from rayqd.actors.connection import Cluster
-from rayqd.actors.deaths import describe_death, find_own_error, is_death, last_words
+from rayqd.actors.deaths import MEMORY_IS_FULL, NODE_IS_GONE, describe_death, find_own_error, is_death, last_words
 from rayqd.actors.failures import unwrap_error
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
@@ -191,11 +191,22 @@ class RunActors:
                 raise StallError(stall) from None
             raise _make_error(error, "learner") from None
 
+    def _wait_for_controller(self) -> None:
+        """Wait until it has a process, which may take longer than it may stand still later."""
+        seconds = self._patience_seconds + self._config.ray.placement_timeout_seconds
+        try:
+            ray.get(self._asked_pid, timeout=seconds)
+        except GetTimeoutError:
+            raise StallError(
+                f"the controller did not start within {seconds:g} s: see Ray's logs; the same command goes on from the "
+                "last checkpoint"
+            ) from None
+
     def _get(self, ref: ObjectRef[T]) -> T:
         """Return what the controller answers; DeathError if it died or stands still."""
         try:
             if not self._is_stopping:
-                ray.get(self._asked_pid)  # its start may take longer than it may stand still
+                self._wait_for_controller()
             return ray.get(ref, timeout=self._patience_seconds)
         except GetTimeoutError:
             dump_stacks(_value_of(self._asked_pid))
@@ -209,7 +220,11 @@ def _make_error(error: RayError, who: str) -> RayqdError:
     """Return why `who` ended; DeathError where it was lost."""
     if not is_death(error):
         return find_own_error(error) or unwrap_error(error, who)
-    death = DeathError(f"the {who} died: {describe_death(error)}")
+    how = describe_death(error)
+    if who == "controller" and how == NODE_IS_GONE:  # which is the driver's own
+        return unwrap_error(LocalRayletDiedError(), who)
+    known = unwrap_error(error, who)
+    death = DeathError(str(known) if how == MEMORY_IS_FULL else f"the {who} died: {how}")
     if said := last_words(error):
         death.add_note(said)
     return death

@@ -29,4 +29,4 @@ class Restarts:
             notes = getattr(death, "__notes__", [])
             said = f"; its last words: {' / '.join(notes)}" if notes else ""
             raise WorkerError(f"{death}{again}{said}; the same command goes on from the last checkpoint")
-        self.deaths["controller" if str(death).startswith("the controller") else "learner"] += 1
+        self.deaths["controller" if "controller" in str(death).split()[:2] else "learner"] += 1
