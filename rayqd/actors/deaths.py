@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import cast
 
 from ray.exceptions import (
     NodeDiedError,
@@ -86,7 +87,9 @@ def _parts(error: BaseException) -> Iterator[BaseException]:
     """Yield `error` and every error inside it; those of Ray Train by what they hold, as its import takes seconds."""
     yield error
     failures: dict[int, object] = getattr(error, "worker_failures", {})
-    inner = [error.cause] if isinstance(error, RayTaskError) else [getattr(error, name, None) for name in _HOLDERS]
+    inner: list[object] = [getattr(error, name, None) for name in _HOLDERS]
+    if isinstance(error, RayTaskError):
+        inner = [cast("object", error.cause)]
     for part in (*inner, *failures.values()):
         if isinstance(part, BaseException) and part is not error:
             yield from _parts(part)

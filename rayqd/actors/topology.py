@@ -17,7 +17,8 @@ import ray
 from ray import PlacementGroupID
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util import placement_group_table  # pyright: ignore[reportUnknownVariableType]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rayqd.cluster.files import ClusterFile, parse_nodes, read_cluster_file
 from rayqd.cluster.nodes import MARKET, NodeGroup, Nodes

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -63,7 +64,7 @@ def quiet_ray_reports() -> None:
 
     Ray prints them in the driver even where it was told to print nothing of its workers.
     """
-    worker = importlib.import_module("ray._private.worker")  # nothing public says so
+    worker: Any = importlib.import_module("ray._private.worker")  # nothing public says so
     if hasattr(worker, "_worker_logs_enabled"):
         worker._worker_logs_enabled = False
 

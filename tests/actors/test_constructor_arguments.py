@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import cloudpickle
+from ray.cloudpickle import dumps  # pyright: ignore[reportPrivateImportUsage]
 
 from rayqd.actors import remote
 
@@ -24,7 +24,7 @@ class Recorder:
         self.sizes: list[int] = []
 
     def remote(self, *args: Any) -> None:
-        self.sizes += [len(cloudpickle.dumps(arg)) for arg in args]
+        self.sizes += [len(dumps(arg)) for arg in args]
 
 
 def test_they_are_small_even_with_a_long_chat_template(
@@ -40,4 +40,4 @@ def test_they_are_small_even_with_a_long_chat_template(
     remote.start_teachers(config, placement)
     assert len(recorder.sizes) == 2
     assert max(recorder.sizes) < KEPT_BYTES / 2
-    assert len(cloudpickle.dumps(config)) < KEPT_BYTES / 2  # of which the controller is made
+    assert len(dumps(config)) < KEPT_BYTES / 2  # of which the controller is made
