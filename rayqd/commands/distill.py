@@ -43,6 +43,8 @@ from rayqd.runs.paths import EXPORT
 from rayqd.runs.result import Result
 from rayqd.runs.result_file import DistillResult
 from rayqd.spans import span, start_clock, take_spans
+from rayqd.trackers.outcome import outcome_of, track
+from rayqd.trackers.trackers import Trackers
 
 _GOODBYE_SECONDS = 10.0
 
@@ -74,11 +76,12 @@ def distill(
             say(console, remark)
         result = run_dir.result
         if not isinstance(result, DistillResult) or result.stopped_early:
-            with record_abnormal_exit(run_dir.path):
+            with record_abnormal_exit(run_dir.path), track(config, partial(say, console)) as trackers:
                 remarks = [describe_dtype(asked, config), describe_date(asked, config)]
-                result = _run(config, remarks, run_dir, console, make_engine, make_teacher_engine, began)
+                result = _run(config, remarks, run_dir, console, make_engine, make_teacher_engine, began, trackers)
                 run_dir.finish(result)
-            write_report(config, result)
+                write_report(config, result)
+                trackers.finish(outcome_of(result, run_dir.path))
         else:
             say(console, f"{run_dir.path} has finished already; this is its result")
         cost = f"what {config.quant.format.upper()} cost, and how much of it came back"
@@ -98,6 +101,7 @@ def _run(
     make_engine: MakeEngine | None,
     make_teacher_engine: MakeEngine | None,
     began: float,
+    trackers: Trackers,
 ) -> DistillResult:
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
@@ -142,7 +146,8 @@ def _run(
             if actors.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
             actors.set_data(training, heldout)
-            monitor = Monitor(actors, config, run_dir, progress, Report(config, "distill", environment))
+            report = Report(config, "distill", environment)
+            monitor = Monitor(actors, config, run_dir, progress, report, trackers)
             finished = monitor.until(FinishedEvent)
             with span("end Ray Train"):
                 actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)

@@ -35,6 +35,7 @@ from rayqd.runs.result_file import DistillResult
 from rayqd.runs.startup import Startup, make_startup
 from rayqd.runs.time_parts import StepTimes
 from rayqd.spans import Span, SpansEvent
+from rayqd.trackers.trackers import Trackers
 
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 6.0  # for the learner to hear that it is to stop; a process must be gone 10 s after a SIGTERM
@@ -47,8 +48,16 @@ class Monitor:
     """Shows and keeps what happens in a run."""
 
     def __init__(
-        self, actors: RunActors, config: Config, run_dir: RunDirectory, progress: Progress, report: Report
+        self,
+        actors: RunActors,
+        config: Config,
+        run_dir: RunDirectory,
+        progress: Progress,
+        report: Report,
+        trackers: Trackers | None = None,
     ) -> None:
+        """Follow `actors`; `trackers` are told every step and evaluation."""
+        self._trackers = trackers
         self._actors = actors
         self._config = config
         self._report = report
@@ -157,6 +166,8 @@ class Monitor:
         match timed.event:
             case StepEvent() | EvalEvent() | QuarantineEvent() as event:
                 self._say(self._run_dir.append(event, timed.time))
+                if self._trackers and not isinstance(event, QuarantineEvent):
+                    self._trackers.record(event)
                 if isinstance(event, StepEvent):
                     self._steps.add(timed.time, event.learner.learner_seconds, event.learner.wait_seconds)
             case SpansEvent(spans=spans):

@@ -35,6 +35,7 @@ from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_
 from rayqd.rollout.parallel import check_tensor_parallel
 from rayqd.rollout.sampling import describe_sampling, with_model_sampling
 from rayqd.teacher.check import check_payload
+from rayqd.trackers.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     Raises what is wrong. What `trains` writes checkpoints, anything else an export alone.
     """
     if trains:
+        check_trackers(config.track)
         check_loss(config)
     check_user_code(config.data)
     chat = chat_settings(config.data)

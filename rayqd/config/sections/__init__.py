@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,6 +73,25 @@ class Config(Section):
     storage: Annotated[str | None, AbsolutePath(lasting=True), SameResult()] = None
     """Where a run is kept beside its directory, as storage/name: s3://bucket/runs, gs://..., file:///..., or a path.
     From there it resumes on any machine, and no node needs a disk that others share."""
+    track: Annotated[
+        list[Literal["tensorboard", "wandb", "mlflow", "trackio"]],
+        SameResult(),
+        MachineSpecific(),
+        Housekeeping(),
+        NotSwept("trials are not tracked; the sweep's own page has all of them"),
+        IgnoredBy("quantize"),
+    ] = Field(default=[])
+    """`rayqd distill`: trackers that get every metric, all settings, the result and the report, each by its own library
+    (pip install "rayqd[wandb]"): tensorboard, wandb, mlflow, trackio. One that fails never ends the run."""
+    track_project: Annotated[
+        str,
+        SameResult(),
+        MachineSpecific(),
+        Housekeeping(),
+        NotSwept("trials are not tracked; the sweep's own page has all of them"),
+        IgnoredBy("quantize"),
+    ] = Field(default="rayqd", min_length=1)
+    """Project (mlflow: experiment) of the run in its trackers."""
     seed: Annotated[int, ChangesHeldOut(), ChangesCompletions()] = Field(default=42, ge=0)
     """Decides the order of the data, every completion's sampling, and the adapters' first values."""
     model: ModelConfig = ModelConfig()
