@@ -55,11 +55,9 @@ def test_metrics_are_called_as_in_the_one_table() -> None:
 
 @pytest.mark.slow
 def test_tensorboard_reads_its_event_files(config: Config) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    library: Any = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert track_a_run(config, "tensorboard") == []
-    events: Any = EventAccumulator(str(config.run_dir / "tensorboard"))
+    events: Any = library.EventAccumulator(str(config.run_dir / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.75), (2, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("kl_to_teacher/student")] == [(1, 0.375)]
