@@ -189,7 +189,7 @@ class RunActors:
         except RayError as error:
             if stall := explain_stall(self._config):
                 raise StallError(stall) from None
-            raise _make_error(error, "learner") from None
+            raise make_error(error, "learner") from None
 
     def _wait_for_controller(self) -> None:
         """Wait until it has a process, which may take longer than it may stand still later."""
@@ -213,10 +213,10 @@ class RunActors:
             text = f"the controller did not answer for {self._patience_seconds:g} s: its stacks are in Ray's logs"
             raise StallError(text) if self._is_stopping else DeathError(text) from None
         except RayError as error:
-            raise _make_error(error, "controller") from None
+            raise make_error(error, "controller") from None
 
 
-def _make_error(error: RayError, who: str) -> RayqdError:
+def make_error(error: RayError, who: str) -> RayqdError:
     """Return why `who` ended; DeathError where it was lost."""
     if not is_death(error):
         return find_own_error(error) or unwrap_error(error, who)

@@ -11,7 +11,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 
 from rayqd.actors import deaths
 from rayqd.actors.deaths import describe_death, find_own_error, is_death, last_words
-from rayqd.errors import ModelError
+from rayqd.actors.run_actors import make_error
+from rayqd.errors import DeathError, ModelError
 
 DIED = RayActorError(error_msg="The actor died unexpectedly before finishing this task.\n\tpid: 4711\n")
 CHECK = WorkerHealthCheckFailedError("A worker health check failed.", failure=DIED)
@@ -56,3 +57,20 @@ def test_the_end_of_its_log_is_what_it_said_last(tmp_path: Path, monkeypatch: py
     (tmp_path / "worker-abc-01000000-4711.err").write_text(":job_id:01\n:actor_name:X\na\nb\n\nc\nFatal Python error\n")
     (tmp_path / "worker-abc-01000000-4712.err").write_text("another's\n")
     assert last_words(group(CHECK)) == "b / c / Fatal Python error"
+
+
+def test_a_controller_whose_node_died_is_not_started_again_since_that_is_the_drivers_own() -> None:
+    node = RayActorError(error_msg="The actor died because its node has died. Node Id: 17")
+    assert not isinstance(own := make_error(node, "controller"), DeathError)
+    assert "(raylet) has died" in str(own)
+    assert str(make_error(group(WorkerHealthCheckFailedError("", failure=node)), "learner")) == (
+        "the learner died: its node is gone"
+    )
+
+
+def test_what_to_do_where_memory_ran_out_stays_in_the_line() -> None:
+    memory = RayActorError(error_msg="Task was killed due to the node running low on memory. was 9.5GB / 10.0GB")
+    death = make_error(memory, "learner")
+    assert isinstance(death, DeathError)
+    assert "its machine ran out of memory" in str(death)
+    assert "learner.microbatch_tokens" in str(death)

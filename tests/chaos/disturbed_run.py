@@ -163,9 +163,11 @@ def disturb(run: DisturbedRun, kind: str, role: str, draw: random.Random) -> Fau
         file = draw.choice(checkpoint_files(run))
         flip(file, draw)
     with contextlib.suppress(psutil.Error):
+        run.wait(lambda: bool(run.processes(role)))  # one that was killed before may not be back
         found = run.processes(role)
         if not found:
             return None
+        step, began = run.step, time.time()
         victim = draw.choice(found)
         victim.send_signal(signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
     by_itself = role != "driver"
