@@ -63,7 +63,7 @@ async def test_any_of_its_processes_may_die(tiny_model: Path, tmp_path: Path, mo
     config = Config.model_validate(sections)
     heard: list[str] = []
 
-    async def notice(text: str) -> None:
+    async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
     worker = RolloutWorker(0, config.rollout, vllm_engine_maker(config, 1.0), fetch)
