@@ -27,10 +27,10 @@ from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.destination import export_directory
 from rayqd.export.gguf_architectures import ARCHITECTURES, GGUFArchitecture
-from rayqd.export.gguf_experts import is_router, stack_experts
 from rayqd.export.gguf_metadata import add_metadata, rope_factors
 from rayqd.export.gguf_tokenizer import add_tokenizer
 from rayqd.export.quantized_model import QuantizedModel
+from rayqd.export.stacked_experts import is_router, stack_experts
 from rayqd.files import directory_bytes
 from rayqd.quant import Quantized
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from rayqd.errors import ModelError
 from rayqd.export.gguf import gguf_name, norm_shift, rotated_heads, swap_halves
 from rayqd.export.gguf_architectures import ARCHITECTURES
-from rayqd.export.gguf_experts import read_experts
 from rayqd.export.gguf_metadata import CONFIG_KEY
+from rayqd.export.stacked_experts import read_experts
 from rayqd.model.fused_experts import find_fused_experts
 from rayqd.model.model_class import auto_class
 

@@ -23,9 +23,11 @@ from rayqd.export.layouts import LAYOUTS, LayoutKind, check_layers
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.export.source_files import read_config, write_config
+from rayqd.export.stacked_experts import group_for_mlx, name_mlx_experts
 from rayqd.files import directory_bytes
 from rayqd.model.load import load_meta_model
 from rayqd.model.source_weights import weight_files
+from rayqd.quant import Quantized
 from rayqd.quant.int4 import dequantize_codes
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
         if missing:
             raise ModelError(f"{directory} is incomplete: {layer} lacks {', '.join(missing)}; write it again")
         tensors = {part: dense.pop(f"{layer}.{part}") for part in layout.parts}
+        stacked = len(tensors["scales"]) if tensors["scales"].dim() == 3 else 1  # experts, as rows one below the other
+        tensors = {part: tensor.flatten(0, 1) if tensor.dim() == 3 else tensor for part, tensor in tensors.items()}
         try:
             own = described.get(layer)  # MLX: of a module that has others than the model
             weight = layout.unpack(tensors, {**described, **own} if isinstance(own, dict) else described)
@@ -111,7 +115,10 @@ def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
             raise ModelError(f"{directory} is {kind} that rayqd does not read: {layer}: {error}") from error
         if weight.quant_group_size != described["group_size"]:
             raise ModelError(f"{directory}: {layer} has groups of {weight.quant_group_size}, not those of config.json")
-        dense[f"{layer}.weight"] = dequantize_codes(weight.codes, weight.scales, weight.zero_points)
+        values = dequantize_codes(weight.codes, weight.scales, weight.zero_points)
+        experts = name_mlx_experts(layer, stacked) if kind == "mlx" else None
+        parts = values.chunk(stacked) if experts else [values]
+        dense |= {f"{name}.weight": part for name, part in zip(experts or [layer], parts, strict=True)}
     return dense
 
 
@@ -129,13 +136,21 @@ def _tensors(kind: LayoutKind, dense: Mapping[str, Tensor], model: QuantizedMode
     """Yield everything to write, made one at a time."""
     for name, tensor in dense.items():
         yield name, model.to_stored(tensor)
-    for layer, weight in {**model.quantized, **model.head_layers}.items():
-        if kind == "gptq" and model.quant.rule == "asymmetric" and weight.zero_points is None:
-            weight = replace(weight, zero_points=torch.zeros_like(weight.scales, dtype=torch.int8))
-        try:
-            tensors = LAYOUTS[kind].pack(weight)
-        except ValueError as error:
-            raise ModelError(f"{kind} cannot hold {layer}: {error}; use --as compressed-tensors") from error
-        for part, tensor in tensors.items():
-            yield f"{layer}.{part}", tensor.cpu().contiguous()
+    layers = {**model.quantized, **model.head_layers}
+    groups = group_for_mlx(layers) if kind == "mlx" else {layer: (layer,) for layer in layers}
+    for name, members in groups.items():
+        packed = [_pack(kind, layer, layers[layer], model) for layer in members]
+        for part in packed[0]:
+            tensors = [each[part].cpu() for each in packed]
+            yield f"{name}.{part}", (tensors[0] if members == (name,) else torch.stack(tensors)).contiguous()
     yield from model.carried_tensors()
+
+
+def _pack(kind: LayoutKind, layer: str, weight: Quantized, model: QuantizedModel) -> Mapping[str, Tensor]:
+    """Return the parts of a layer. Raises ModelError, naming it, where the layout cannot hold it."""
+    if kind == "gptq" and model.quant.rule == "asymmetric" and weight.zero_points is None:
+        weight = replace(weight, zero_points=torch.zeros_like(weight.scales, dtype=torch.int8))
+    try:
+        return LAYOUTS[kind].pack(weight)
+    except ValueError as error:
+        raise ModelError(f"{kind} cannot hold {layer}: {error}; use --as compressed-tensors") from error

@@ -1,4 +1,4 @@
-"""Experts in a GGUF file: a matrix of all experts of a layer is one tensor [E, N, K], where other files have E of them.
+"""Experts in files of GGUF and MLX: a matrix of all experts of a layer is one tensor, where other files have E of them.
 
 Shapes: E experts, N outputs, K inputs.
 """
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from rayqd.model.fused_experts import FusedExperts
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)")
+# What mlx-lm calls the experts of every model that has them as `mlp.experts`. It stacks others itself, by their names.
+_MLX = re.compile(r"(.*\.mlp)\.experts\.(gate_proj|up_proj|down_proj)")
+_MLX_STACKED = re.compile(r"(.*\.mlp)\.switch_mlp\.(\w+)")
 
 
 def stack_experts(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -32,6 +35,23 @@ def locate_expert(layer: str) -> tuple[str, int] | None:
     """Split `mlp.experts.3.up_proj` into `mlp.experts.up_proj` and 3; None where it is no expert's."""
     match = _EXPERT.fullmatch(layer)
     return (f"{match[1]}.{match[3]}", int(match[2])) if match else None
+
+
+def group_for_mlx(layers: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the layers of each tensor by the name that MLX's files have; where that is one layer, its own name."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for name, parts in stack_experts(layers).items():
+        if found := _MLX.fullmatch(name):
+            groups[f"{found[1]}.switch_mlp.{found[2]}"] = parts
+        else:
+            groups |= {part: (part,) for part in parts}
+    return groups
+
+
+def name_mlx_experts(layer: str, num_experts: int) -> list[str] | None:
+    """Return what the matrices of a tensor of MLX's are called one by one; None where `layer` is no such tensor."""
+    found = _MLX_STACKED.fullmatch(layer)
+    return [f"{found[1]}.experts.{i}.{found[2]}" for i in range(num_experts)] if found else None
 
 
 def is_router(name: str) -> bool:
