@@ -14,7 +14,9 @@ from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_l
 from rayqd.losses.output_head import Head, logits_of
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.metrics.fidelity import ByRow, Fidelity
-from rayqd.model.hidden_states import batch_by_tokens, completion_states, teacher_states
+from rayqd.model.hidden_states import completion_states, teacher_states
+from rayqd.model.sharding import is_sharded
+from rayqd.model.token_limit import TokenLimit, run_batches
 from rayqd.teacher.forward import Teacher
 from rayqd.types import Example, Rollout, ScoredRollout
 
@@ -47,13 +49,23 @@ def compare_tokens(
     """Return of each row, at each of its C trained tokens, what METRICS names; float64 on the CPU, [C, 4]."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
     head, teacher_head = head.float(), teacher_head.float()
-    rows: dict[int, Tensor] = {}
-    for indices in batch_by_tokens(model, [s.rollout for s in heldout], max_tokens):
+    limit = TokenLimit(
+        tokens=max_tokens,
+        setting="learner.microbatch_tokens",
+        advice="lower data.max_length, or measure where more memory is free",
+        can_be_lowered=not is_sharded(model),
+    )
+
+    def measure(indices: list[int]) -> tuple[Tensor, ...]:
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
         teacher = teacher_states(batch, hidden.device).float()
         metrics = _compare(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
-        rows |= zip(indices, metrics.split([s.rollout.num_loss_tokens for s in batch]), strict=True)
+        return torch.split(metrics, [s.rollout.num_loss_tokens for s in batch])
+
+    rows: dict[int, Tensor] = {}
+    for indices, part in run_batches(model, [s.rollout for s in heldout], limit, measure):
+        rows |= zip(indices, part, strict=True)
     return [rows[i] for i in range(len(heldout))]
 
 

@@ -20,8 +20,10 @@ from rayqd.learner.schedule import learning_rate
 from rayqd.losses.output_head import Head
 from rayqd.model.decoder_layers import compile_layers
 from rayqd.model.hidden_states import batch_by_tokens, completion_states
+from rayqd.model.out_of_memory import release_memory
 from rayqd.model.sharding import full_tensor, shard_like
 from rayqd.model.student import Student
+from rayqd.model.token_limit import TokenLimit
 from rayqd.types import Rollout, ScoredRollout
 
 _NOBODYS = np.zeros(1, dtype=np.int32)  # a prompt or completion of the token that every vocabulary has
@@ -64,6 +66,7 @@ class Learner:
         self._num_skipped = 0
         self._objective = Objective(config.distill, student.head, teacher_head)
         self.group = group or SingleProcess()
+        self.limit = _token_limit(config, can_be_lowered=not self.group.is_sharded)
         if config.compiles_layers and student.head.is_cuda and not self.group.is_sharded:
             compile_layers(student.model)
         self._parameters = list(student.parameters().values())
@@ -76,14 +79,8 @@ class Learner:
 
     def step(self, step: int, share: Sequence[ScoredRollout], num_loss_tokens: int) -> StepResult:
         """Step number `step`, on this worker's `share` of a batch that trains `num_loss_tokens` over all workers."""
-        self.optimizer.zero_grad(set_to_none=False)
-        loss = torch.zeros((), device=self.student.head.device)
-        microbatches = batch_by_tokens(self.student.model, [s.rollout for s in share], self.settings.microbatch_tokens)
-        num_rounds = self._num_rounds(len(microbatches))
-        for indices in microbatches:
-            loss += self._backward([share[i] for i in indices], num_loss_tokens)
-        for _ in range(len(microbatches), num_rounds):
-            self._run_idle_microbatch()
+        while (loss := self._accumulate(share, num_loss_tokens)) is None:
+            release_memory()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         self.group.all_reduce_sum([loss, *([] if self.group.is_sharded else gradients)])
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -99,6 +96,27 @@ class Learner:
                 param_group["lr"] = lr
             self.optimizer.step()
         return StepResult(loss=loss.item(), grad_norm=norm.item(), lr=lr, is_skipped=not is_finite)
+
+    def _accumulate(self, share: Sequence[ScoredRollout], num_loss_tokens: int) -> Tensor | None:
+        """Return the loss, and leave its gradient in the parameters, of this worker's share of a step.
+
+        None where memory ran out, and the microbatches are smaller from now on: a backward pass may have ended half
+        way, so that all of it is to be done again, which gives the same gradient.
+        """
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = torch.zeros((), device=self.student.head.device)
+        rollouts = [scored.rollout for scored in share]
+        microbatches = batch_by_tokens(self.student.model, rollouts, self.limit.tokens)
+        num_rounds = self._num_rounds(len(microbatches))
+        for indices in microbatches:
+            try:
+                loss += self._backward([share[i] for i in indices], num_loss_tokens)
+            except RuntimeError as error:  # torch's are
+                self.limit.lower_after(error, [rollouts[i].num_tokens for i in indices])
+                return None
+        for _ in range(len(microbatches), num_rounds):
+            self._run_idle_microbatch()
+        return loss
 
     def _count_skipped(self, step: int, loss: float) -> None:
         self._num_skipped += 1
@@ -148,3 +166,14 @@ class Learner:
     def _placed(self, parameter: Tensor, key: str, value: Tensor) -> Tensor:
         """Moments are where their parameter is; the step count too, as the optimizer is fused."""
         return value.to(parameter.device) if key == "step" else shard_like(parameter, value)
+
+
+def _token_limit(config: Config, *, can_be_lowered: bool) -> TokenLimit:
+    room = "" if config.learner.gradient_checkpointing else "set learner.gradient_checkpointing, "
+    return TokenLimit(
+        tokens=config.learner.microbatch_tokens,
+        setting="learner.microbatch_tokens",
+        advice=f"{room}lower data.max_length or rollout.max_new_tokens, or give the learner a GPU of its own; "
+        "learner.microbatch_tokens decides only how many rows go together",
+        can_be_lowered=can_be_lowered,
+    )

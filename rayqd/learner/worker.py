@@ -20,6 +20,7 @@ from rayqd.learner.finish import finish, finish_on_other_rank
 from rayqd.learner.initialization import Initialization
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
+from rayqd.learner.memory_fit import fit_limit
 from rayqd.learner.upload import CheckpointUploader
 from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_head
@@ -65,6 +66,9 @@ class LearnerWorker:
             self._uploader.fetch(is_rank0=False)
         with span("load student"):
             learner = self._make_learner(teacher_head)
+        learner.limit.tell = self._notice
+        with span("measure memory"):
+            fit_limit(learner.student, learner.limit)
         self._report_spans()
         evaluate = partial(heldout.evaluate, learner.student)
         working = nullcontext

@@ -55,6 +55,11 @@ def shard(model: PreTrainedModel, layers: Mapping[str, nn.Module], mesh: DeviceM
     return {name: trained[name] for name in weights}
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether some of the weights of `model` lie on other workers, who then join each of its calls."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def check_can_be_sharded(model: nn.Module, names: Iterable[str], config: Config) -> None:
     """Check that none of the layers to train is one whose weight the module around it reads, past what gathers it.
 

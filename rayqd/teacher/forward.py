@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from rayqd.errors import ModelError
-from rayqd.model.hidden_states import batch_by_tokens, completion_states
+from rayqd.model.hidden_states import completion_states
 from rayqd.model.load import output_head
+from rayqd.model.token_limit import TokenLimit, run_batches
 from rayqd.teacher.payloads import HiddenSpec, PayloadSpec
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
 
@@ -22,12 +23,19 @@ def _do_nothing() -> None:
 
 
 class Teacher:
-    """Reads rollouts, at most `max_batch_tokens` at once, and computes a payload of each completion."""
+    """Reads rollouts, at most `max_batch_tokens` at once, and computes a payload of each completion.
+
+    Fewer at once where memory does not suffice; raises WorkerError for a row that does not fit in it.
+    """
 
     def __init__(self, model: PreTrainedModel, max_batch_tokens: int, spec: PayloadSpec | None = None) -> None:
         """Score with the payloads of `spec`, or without one with hidden states."""
         self._model = model
-        self._max_batch_tokens = max_batch_tokens
+        self._limit = TokenLimit(
+            tokens=max_batch_tokens,
+            setting="teacher.max_batch_tokens",
+            advice="the teacher needs more GPU memory of its own, or lower data.max_length or rollout.max_new_tokens",
+        )
         self._spec = spec or HiddenSpec()
         self.on_progress: Callable[[], None] = _do_nothing
 
@@ -53,11 +61,14 @@ class Teacher:
     def _compute(self, rollouts: Sequence[Rollout], spec: PayloadSpec) -> list[TeacherPayload | None]:
         head = output_head(self._model)
         payloads: dict[int, TeacherPayload | None] = {}
-        for indices in batch_by_tokens(self._model, rollouts, self._max_batch_tokens):
+
+        def compute(indices: list[int]) -> list[TeacherPayload | None]:
             batch = [rollouts[i] for i in indices]
             states = completion_states(self._model, batch).to(head.device)  # whose GPU may be another one
             parts = torch.split(states, [rollout.num_loss_tokens for rollout in batch])
-            for i, completion in zip(indices, parts, strict=True):
-                payloads[i] = spec.compute(completion, head, rollouts[i])
+            return [spec.compute(own, head, rollout) for own, rollout in zip(parts, batch, strict=True)]
+
+        for indices, computed in run_batches(self._model, rollouts, self._limit, compute):
+            payloads |= zip(indices, computed, strict=True)
             self.on_progress()
         return [payloads[i] for i in range(len(rollouts))]
