@@ -154,7 +154,7 @@ def test_a_teacher_reads_what_does_not_fit_in_parts_with_the_same_states(model_t
 
 def test_an_evaluation_in_parts_measures_the_same(tiny_model: Path, batch: list[ScoredRollout]) -> None:
     model = load_model(tiny_model, "float32")
-    head = output_head(model)
+    head: Any = output_head(model)
     expected = student_fidelity(model, head * 1.1, head, batch, 8192)
     narrow_forward(model, 50)
     assert student_fidelity(model, head * 1.1, head, batch, 8192).kl_to_teacher == pytest.approx(expected.kl_to_teacher)
