@@ -85,7 +85,7 @@ class RowParser:
             return f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}"
         return (
             f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(fields)}: "
-            f"{suggest_column(tuple(map(str, fields)))}say in data.columns which of them are"
+            f"{suggest_column(tuple(map(str, fields)))}{_suggest_array(fields)}say in data.columns which of them are"
         )
 
 
@@ -116,6 +116,13 @@ def _check_object(row: object) -> dict[str, object]:
     if not isinstance(row, dict):
         raise DataError(f"a row must be an object, got {describe_type(row)}")
     return cast("dict[str, object]", row)
+
+
+def _suggest_array(fields: Mapping[str, object]) -> str:
+    """Format `if data holds the rows, write them as an array; `, for the one column of a row; else empty."""
+    name, value = next(iter(fields.items()), ("", None))
+    holds_rows = len(fields) == 1 and isinstance(value, list) and value and isinstance(value[0], dict)
+    return f"if {name} holds the rows, write them as an array; " if holds_rows else ""
 
 
 def _describe_keys(fields: Mapping[str, object]) -> str:

@@ -144,6 +144,8 @@ def _too_long(num_prompt: int, num_tokens: int, data: DataConfig) -> str:
 
 
 def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long: Counter[int], exclude: int) -> str:
+    if not len(rows):
+        return f"{rows.name} has no rows: give other data"
     fate = (
         f"of its {len(rows)} rows {rows.num_left_out(Reason.BROKEN)} are broken, {too_long.total()} do not fit "
         f"data.max_length={data.max_length} with data.min_room={data.min_room}"
@@ -162,5 +164,6 @@ def _explain_nothing_kept(rows: Rows, data: DataConfig, num_kept: int, too_long:
             f"(eval.num_rows={exclude}); lower eval.num_rows, name an eval.source, or give more data"
         )
     first = next((f" (first: {part.first[0]})" for part in rows.left_out if part.reason is Reason.BROKEN), "")
-    way_out = "give data that eval.source does not hold" if num_heldout else "raise data.max_length or give other data"
+    way_out = "raise data.max_length or give other data" if too_long else "give other data"
+    way_out = "give data that eval.source does not hold" if num_heldout else way_out
     return f"{rows.name} leaves no examples: {fate}{first}; {way_out}"

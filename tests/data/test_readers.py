@@ -17,6 +17,7 @@ import pytest
 
 from rayqd.config.sections import DataConfig
 from rayqd.data import read_rows
+from rayqd.data.examples import load_examples
 from rayqd.data.readers import json_array, read_file
 from rayqd.data.readers.files import cached_path
 from rayqd.errors import DataError
@@ -298,3 +299,40 @@ def test_an_array_is_not_read_whole(tmp_path: Path, monkeypatch: Any) -> None:
         tracemalloc.stop()
     assert table.num_rows == 8000
     assert peak < path.stat().st_size / 8  # pieces of 1/128 of the file, and 16 bytes a row
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("rows.csv", "prompt;completion\nq;a\n", "has ';' between its columns and not ',': write ',' between them"),
+        ("rows.csv", "prompt\tcompletion\nq\ta\n", r"has '\\t' between its columns and not ',': call it .tsv"),
+        ("rows.json", '{\n "data": []\n}', "is one JSON object over several lines, and no rows: write its rows as an"),
+        (
+            "rows.json",
+            '{"data": [{"prompt": "q"}]}',
+            "the keys data: if data holds the rows, write them as an array",
+        ),
+    ],
+)
+def test_a_file_of_rows_in_another_form_is_told_as_what_it_is(name: str, text: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=what):
+        read_rows(DataConfig(source=str(tmp_path / name)))
+
+
+def test_a_directory_of_several_kinds_says_which_is_read(tmp_path: Path) -> None:
+    directory = tmp_path / "mixed"
+    directory.mkdir()
+    (directory / "a.jsonl").write_text(TEXT)
+    assert read_rows(DataConfig(source=str(directory))).remarks == ()
+    _csv(directory / "b.csv")
+    (remark,) = read_rows(DataConfig(source=str(directory))).remarks
+    assert remark.endswith("mixed: has files of several kinds, and its .jsonl alone are read, none of .csv")
+
+
+def test_a_file_without_rows_is_told_as_that(tmp_path: Path, make_tokenizer: Any) -> None:
+    (tmp_path / "rows.json").write_text("[]")
+    with pytest.raises(DataError, match=r"rows.json has no rows: give other data"):
+        load_examples(
+            make_tokenizer(), DataConfig(source=str(tmp_path / "rows.json")), seed=0, num_needed=1, context_length=4096
+        )

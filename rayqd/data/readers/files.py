@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import logging
 import lzma
 import shutil
 import zlib
@@ -114,6 +115,7 @@ def _read_table(path: Path, name: str, kind: Kind) -> Table:
         options = {"features": datasets.Features(text), "sep": separator, "keep_default_na": False}
         options |= {"encoding": "utf-8-sig"}
     builder = {Kind.PARQUET: "parquet", Kind.ARROW: "arrow"}.get(kind, "csv")
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it logs what it raises, which is told once
     try:
         rows = datasets.load_dataset(builder, data_files={"train": [str(path)]}, split="train", **options)
     except Exception as error:  # pyarrow's, pandas' and the library's own have no base class of theirs in common
@@ -123,7 +125,9 @@ def _read_table(path: Path, name: str, kind: Kind) -> Table:
     return table_of_dataset(rows, name, identity=lambda: f"{kind} {identify_file(path)}")
 
 
-def table_of_dataset(rows: Any, name: str, *, identity: Callable[[], str] | None) -> Table:
+def table_of_dataset(
+    rows: Any, name: str, *, identity: Callable[[], str] | None, remarks: tuple[str, ...] = ()
+) -> Table:
     """Return a `datasets.Dataset`, which is memory-mapped, as a table; `identity` says what it holds."""
 
     def fetch_many(indices: Sequence[int]) -> list[object]:
@@ -135,6 +139,7 @@ def table_of_dataset(rows: Any, name: str, *, identity: Callable[[], str] | None
         num_rows=len(rows),
         fetch=lambda index: rows[index],
         location=lambda index: f"{name}, row {index}",
+        remarks=remarks,
         identity=identity,
         fetch_many=fetch_many,
     )
@@ -148,4 +153,8 @@ def _header(path: Path, name: str, separator: str) -> list[str]:
         raise DataError(f"{name}: is not UTF-8 (byte {error.start})") from error
     if not columns:
         raise DataError(f"{name}: is empty: its first line must name the columns")
+    other = next((mark for mark in ";\t|" if mark != separator and mark in columns[0]), None)
+    if len(columns) == 1 and other is not None:
+        way_out = "call it .tsv" if other == "\t" else f"write {separator!r} between them, as any spreadsheet can"
+        raise DataError(f"{name}: has {other!r} between its columns and not {separator!r}: {way_out}")
     return columns

@@ -13,6 +13,7 @@ from rayqd.data.readers.identity import identify_file
 from rayqd.data.readers.table import Table, select_split
 from rayqd.errors import DataError
 
+_SUFFIXES = {"json": (".jsonl", ".json"), "csv": (".csv", ".tsv"), "parquet": (".parquet",), "arrow": (".arrow",)}
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`, of several splits and of one
 
 
@@ -41,8 +42,24 @@ def read_hub(source: str, split: str, subset: str | None) -> Table:
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(_explain(source, split, subset, error)) from error
     part = split if subset is None else f"{subset}, {split}"
+    remarks = _other_kinds(Path(source), str(rows.info.builder_name)) if Path(source).is_dir() else ()
     # What the library read, or took of its own cache: the digest of the files' revisions or times, and of the split.
-    return table_of_dataset(rows, f"{source} ({part})", identity=lambda: str(rows._fingerprint))
+    return table_of_dataset(rows, f"{source} ({part})", identity=lambda: str(rows._fingerprint), remarks=remarks)
+
+
+def _other_kinds(path: Path, builder: str) -> tuple[str, ...]:
+    """Say which files of a directory the library passes over: it reads those of one kind alone."""
+    suffixes = {
+        suffix: builder_of
+        for builder_of, names in _SUFFIXES.items()
+        for suffix in names
+        if any(path.rglob(f"*{suffix}"))
+    }
+    others = sorted(suffix for suffix, builder_of in suffixes.items() if builder_of != builder)
+    if builder not in suffixes.values() or not others:
+        return ()
+    read = " and ".join(sorted(suffix for suffix, builder_of in suffixes.items() if builder_of == builder))
+    return (f"{path}: has files of several kinds, and its {read} alone are read, none of {', '.join(others)}",)
 
 
 def _read_saved(path: Path, split: str, subset: str | None) -> Table:

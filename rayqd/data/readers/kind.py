@@ -83,7 +83,7 @@ def kind_of(path: Path, name: str) -> Kind:
         raise DataError(
             f"{name}: its first bytes ({head[:4].hex(' ')}) are of no kind that rayqd reads: give {READABLE}"
         )
-    found = binary or _kind_of_text(head, named)
+    found = binary or _kind_of_text(head, named, name)
     if found is None:
         raise DataError(f"{name}: is text, but neither JSON nor of a name that says what: call it .txt or .csv")
     if named is not None and found is not named and not (found in _JSON and named in (*_JSON, Kind.TEXT)):
@@ -92,12 +92,17 @@ def kind_of(path: Path, name: str) -> Kind:
     return found
 
 
-def _kind_of_text(head: bytes, named: Kind | None) -> Kind | None:
-    """Return None for text that is no JSON, under a name that says nothing."""
+def _kind_of_text(head: bytes, named: Kind | None, name: str) -> Kind | None:
+    """Return None for text that is no JSON, under a name that says nothing. Raises DataError for JSON of no rows."""
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     is_json = text[:1] in (b"{", b"[") and (named is not Kind.TEXT or _is_json(text))
     if named in (Kind.CSV, Kind.TSV):
         return Kind.JSON_LINES if text[:1] == b"{" and _is_json(text) else named
+    if is_json and named is Kind.JSON_ARRAY and _goes_on(text):
+        raise DataError(
+            f"{name}: is one JSON object over several lines, and no rows: write its rows as an array, "
+            "or an object a line"
+        )
     if is_json:
         return Kind.JSON_LINES if text[:1] == b"{" else Kind.JSON_ARRAY
     if named in (Kind.PARQUET, Kind.ARROW):
@@ -105,6 +110,12 @@ def _kind_of_text(head: bytes, named: Kind | None) -> Kind | None:
     if named is Kind.JSON_ARRAY:
         return Kind.JSON_LINES  # whose reader says what is wrong with which line
     return named or (None if text else Kind.JSON_LINES)
+
+
+def _goes_on(text: bytes) -> bool:
+    """Return whether the first line begins an object that later ones end."""
+    line, line_break, _ = text.partition(b"\n")
+    return text[:1] == b"{" and bool(line_break) and not line.rstrip().endswith(b"}")
 
 
 def _is_json(text: bytes) -> bool:
