@@ -21,7 +21,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 from rayqd.config.sections import QuantConfig
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.model.fused_experts import quantizable_experts
-from rayqd.quant import make_grid, quantizable_layers
+from rayqd.quant import Quantized, make_grid, quantizable_layers
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 VOCABULARY_SIZE = 288
@@ -118,6 +118,12 @@ def rounded(model: PreTrainedModel, parts: QuantizedModel) -> PreTrainedModel:
             continue
         model.get_parameter(f"{name}.weight").copy_(grid.dequantize(weight))
     return model
+
+
+def of_few_digits(weight: Quantized) -> Quantized:
+    """Give scales four binary digits: a code times one is a bfloat16, so that no reader rounds it."""
+    digits, exponents = torch.frexp(weight.scales.float())
+    return Quantized(weight.codes, torch.ldexp((digits * 16).round() / 16, exponents).to(weight.scales.dtype))
 
 
 def assert_same_tensors(loaded: PreTrainedModel, expected: PreTrainedModel) -> None:

@@ -17,13 +17,12 @@ import pytest
 import torch
 from gguf_models import tiny_gguf_model
 from sentencepiece_tokenizers import sentencepiece_tokenizer
-from small_models import byte_tokenizer, rounded, small_model, taken_apart
+from small_models import byte_tokenizer, of_few_digits, rounded, small_model, taken_apart
 from transformers import PreTrainedTokenizerFast
 
 from rayqd.config.sections import QuantConfig
 from rayqd.export.gguf import FILE_NAME, write_gguf
 from rayqd.export.gguf_architectures import ARCHITECTURES
-from rayqd.quant import Quantized
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -78,12 +77,6 @@ def test_llama_cpp_gives_the_ids_of_the_tokenizer(tmp_path: Path, tokenizer: Pre
     for text in TEXTS:
         ids = vocabulary.tokenize(text.encode(), add_bos=False, special=False)
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"], text
-
-
-def of_few_digits(weight: Quantized) -> Quantized:
-    """Give scales four binary digits: a code times one is a bfloat16, so training and llama.cpp have one weight."""
-    digits, exponents = torch.frexp(weight.scales.float())
-    return Quantized(weight.codes, torch.ldexp((digits * 16).round() / 16, exponents).to(weight.scales.dtype))
 
 
 def write_float32(source: Path, target: Path) -> None:
