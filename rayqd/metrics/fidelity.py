@@ -33,8 +33,11 @@ class Fidelity:
     num_text_tokens: int | None = None  # of it, that were scored
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return its fields; what is None is left out of them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Return its fields as a file has them; what is None is left out of them."""
+        fields: dict[str, JsonValue] = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.by_row:
+            fields["by_row"] = {name: [*values] for name, values in asdict(self.by_row).items()}
+        return fields
 
 
 class TextFields(TypedDict):

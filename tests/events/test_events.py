@@ -22,6 +22,7 @@ from rayqd.events import (
     from_json,
     to_json,
 )
+from rayqd.metrics.fidelity import ByRow
 from tests.example_events import eval_event, fidelity, step_event
 
 # As the version before typed events left them.
@@ -107,6 +108,15 @@ def test_what_is_no_event_is_refused(row: dict[str, Any]) -> None:
 def test_the_name_of_an_arm_is_made_from_its_kind_and_read_back(arm: Arm, name: str) -> None:
     assert arm.name == name
     assert Arm.from_name(name) == arm
+
+
+def test_a_row_of_a_result_is_what_a_file_gives_back() -> None:
+    """`Result.rows` of a run that has just ended is that of one read from its directory."""
+    rows = ByRow(num_tokens=(20, 30), kl=(5.0, 7.5), agrees=(15, 22), nll=(40.0, 80.0))
+    arm = Arm(kind=ArmKind.DISTILLED, format="int4")
+    result = ArmResult(arm=arm, fidelity=replace(fidelity(0.25), by_row=rows), bits_by_kind={"linear": 4.25})
+    assert json.loads(json.dumps(result.to_json())) == result.to_json()
+    assert ArmResult.from_json(result.to_json()) == result
 
 
 def test_a_row_of_a_result_has_the_keys_of_earlier_versions_and_its_kind() -> None:
