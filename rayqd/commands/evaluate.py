@@ -174,7 +174,9 @@ def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benc
     if not config.eval.tasks:
         return []
     tokenizer = _tokenizer(checked, config)
-    benchmarks = open_benchmarks(config.eval, tokenizer, chat_settings(config.data))
+    benchmarks = open_benchmarks(
+        config.eval, tokenizer, chat_settings(config.data), lambda why: say(console, f"skipped: {why}")
+    )
     answering = [each.name for each in benchmarks if each.generates]
     if answering and tokenizer.chat_template and not config.eval.apply_chat_template:
         say(

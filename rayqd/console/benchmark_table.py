@@ -31,7 +31,7 @@ def print_benchmarks(console: Console, rows: Sequence[BenchmarkRow]) -> None:
         rows_of_cells.append([])
     console.print()
     print_table(console, _COLUMNS, rows_of_cells, title="benchmarks: what 4 bits cost")
-    for line in (*NOTES, *chance(shown)):
+    for line in (*NOTES, *chance(shown), *cut_answers(shown)):
         say(console, line)
 
 
@@ -52,6 +52,21 @@ def chance(rows: Sequence[BenchmarkRow]) -> list[str]:
     return (
         [f"of {compared} comparisons, about {compared / 20:.0f} are beyond noise by chance"] if compared >= 20 else []
     )
+
+
+def cut_answers(rows: Sequence[BenchmarkRow]) -> list[str]:
+    """Return a line for each benchmark in which the limit of tokens cut answers: they may have been right."""
+    lines: dict[str, str] = {}
+    for row in rows:
+        counts = [
+            f"{arm.get('num_cut', 0):,} of {arm.get('num_answers', 0):,} of {name}" for name, arm in row["arms"].items()
+        ]
+        if any(arm.get("num_cut") for arm in row["arms"].values()):
+            lines[row["benchmark"]] = (
+                f"{row['benchmark']}: answers cut at the task's limit of tokens, and scored as they stand: "
+                f"{', '.join(counts)}"
+            )
+    return list(lines.values())
 
 
 def heading_of(row: BenchmarkRow) -> str:

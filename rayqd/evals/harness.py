@@ -11,6 +11,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
@@ -24,13 +25,16 @@ from rayqd.config.sections import EvalConfig
 from rayqd.console.quiet import quiet_libraries
 from rayqd.data.chat_settings import ChatSettings
 from rayqd.errors import ConfigError, DataError, ModelError
-from rayqd.evals.scores import GroupScore, Scores, TaskScore
+from rayqd.evals.answers import AnswerCount, counting_model
+from rayqd.evals.results import read_scores
+from rayqd.evals.scores import Scores
 from rayqd.model.forward.of_model import mode_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _OWN_TASKS = Path(__file__).parent / "tasks"
+_MOST_HINTS = 3  # names near one that there is not
 _MOST_EXAMPLES = 10_000  # of the few-shot examples, that a fingerprint reads
 
 
@@ -80,13 +84,13 @@ class Benchmark:
     def run(self, model: PreTrainedModel, tokenizer: Any) -> Scores:
         """Score the model, document by document, as `lm_eval run --model hf` does. Raises ModelError."""
         from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
 
         settings = self._settings
         template = settings.apply_chat_template
         with _quiet(), _own_attention(model):
-            make: Any = HFLM  # lm-eval's registry hides its parameters
-            language_model = make(
+            answers = AnswerCount()
+            language_model = counting_model(
+                answers,
                 pretrained=model,
                 tokenizer=tokenizer,
                 batch_size=settings.task_batch_size,
@@ -104,14 +108,19 @@ class Benchmark:
             except (AssertionError, ValueError) as error:  # of its own checks: lengths, templates, splits
                 raise ModelError(f"lm-eval cannot run task {self.name}: {_first_line(error)}") from error
         assert results is not None  # on rank 0
-        return _scores(results, self._loaded)
+        return replace(read_scores(results, self._loaded), num_answers=answers.num_all, num_cut=answers.num_cut)
 
 
-def open_benchmarks(settings: EvalConfig, tokenizer: Any, chat: ChatSettings | None = None) -> list[Benchmark]:
+def open_benchmarks(
+    settings: EvalConfig,
+    tokenizer: Any,
+    chat: ChatSettings | None = None,
+    on_skipped: Callable[[str], None] | None = None,
+) -> list[Benchmark]:
     """Load the tasks of `settings.tasks`, with their documents; `chat` has the variables of the chat template.
 
-    Raises ConfigError at a name that there is not, a missing template or package, DataError at documents that cannot be
-    had.
+    Of several tasks those whose documents cannot be had are left out, and `on_skipped` told why. Raises ConfigError at
+    a name that there is not, a missing template or package, DataError where no documents at all can be had.
     """
     if find_spec("lm_eval") is None:
         raise ConfigError('eval.tasks needs lm-evaluation-harness: pip install "rayqd[eval]"')
@@ -121,7 +130,19 @@ def open_benchmarks(settings: EvalConfig, tokenizer: Any, chat: ChatSettings | N
         raise ConfigError(f"eval.tasks_dir={settings.tasks_dir} is no directory")
     with _quiet():
         manager = _manager(settings)
-        return [_open(name, manager, settings, chat or ChatSettings()) for name in dict.fromkeys(settings.tasks)]
+        opened: list[Benchmark] = []
+        skipped: list[DataError] = []
+        for name in dict.fromkeys(settings.tasks):
+            try:
+                opened.append(_open(name, manager, settings, chat or ChatSettings()))
+            except DataError as error:
+                skipped.append(error)
+    if skipped and (not opened or on_skipped is None):
+        raise skipped[0]
+    for error in skipped:
+        assert on_skipped is not None
+        on_skipped(str(error))
+    return opened
 
 
 def _manager(settings: EvalConfig) -> Any:
@@ -136,8 +157,8 @@ def _manager(settings: EvalConfig) -> Any:
     manager = TaskManager(include_path=paths)
     for name in settings.tasks:
         if name not in manager.task_index:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists lm-eval's"
+            near = difflib.get_close_matches(name, manager.all_tasks, n=_MOST_HINTS)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists lm-eval's"
             raise ConfigError(f'eval.tasks: there is no task "{name}"; {hint}')
     return manager
 
@@ -213,74 +234,6 @@ def _quiet() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     with quiet_libraries(progress=sys.stderr.isatty()), contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _scores(results: Any, loaded: Any) -> Scores:
-    tasks = [
-        score
-        for name, samples in results["samples"].items()
-        for score in _task_scores(name, samples, results["results"][name], results["higher_is_better"][name])
-    ]
-    groups = [
-        score
-        for name, group in loaded["groups"].items()
-        for score in _group_scores(group, results["results"].get(name, {}), results["results"])
-    ]
-    return Scores(tasks=tuple(tasks), groups=tuple(groups))
-
-
-def _task_scores(
-    name: str, samples: Sequence[Any], aggregated: Any, higher_is_better: dict[str, bool]
-) -> Iterator[TaskScore]:
-    values: dict[tuple[str, str], list[tuple[int, Any]]] = {}
-    for sample in samples:
-        for metric in sample["metrics"]:
-            values.setdefault((metric, sample["filter"]), []).append((sample["doc_id"], _to_json_value(sample[metric])))
-    for (metric, filtered), documents in values.items():
-        if f"{metric},{filtered}" in aggregated:
-            yield TaskScore(
-                task=name,
-                metric=metric,
-                filter=filtered,
-                value=float(aggregated[f"{metric},{filtered}"]),
-                stderr=_stderr(aggregated, metric, filtered),
-                higher_is_better=higher_is_better.get(metric) is not False,
-                document_ids=tuple(i for i, _ in documents),
-                document_values=tuple(value for _, value in documents),
-            )
-
-
-def _group_scores(group: Any, aggregated: Any, results: Any) -> Iterator[GroupScore]:
-    """Yield the group's metrics, with the weights that lm-eval gives its tasks: by their size, or all the same."""
-    for setting in group.aggregate_metric_list or []:
-        filters = [key.partition(",")[2] for key in aggregated if key.startswith(f"{setting.metric},")]
-        for filtered in filters:
-            key = f"{setting.metric},{filtered}"
-            names = [task.task_name for task in group.get_all_tasks() if key in results.get(task.task_name, {})]
-            sizes = [results[name]["sample_len"] if setting.weight_by_size else 1 for name in names]
-            yield GroupScore(
-                task=group.name,
-                metric=setting.metric,
-                filter=filtered,
-                value=float(aggregated[key]),
-                stderr=_stderr(aggregated, setting.metric, filtered),
-                parts=tuple(names),
-                weights=tuple(size / sum(sizes) for size in sizes),
-            )
-
-
-def _stderr(aggregated: Any, metric: str, filtered: str) -> float | None:
-    value = aggregated.get(f"{metric}_stderr,{filtered}", "N/A")
-    return None if value == "N/A" else float(value)
-
-
-def _to_json_value(value: Any) -> Any:
-    """Return `value` as JSON keeps it."""
-    if isinstance(value, (list, tuple)):
-        return [_to_json_value(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, (bool, int, float, np.number, np.bool_)):
-        return float(value)
-    return value if value is None or isinstance(value, str) else str(value)
 
 
 def _name_of(value: object) -> str:

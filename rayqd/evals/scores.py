@@ -39,6 +39,8 @@ class Scores:
 
     tasks: tuple[TaskScore, ...]
     groups: tuple[GroupScore, ...]
+    num_answers: int = 0  # that it wrote in its own words
+    num_cut: int = 0  # of those, that the task's limit of tokens ended before they came to an end
 
     def find(self, task: str, metric: str, filtered: str) -> TaskScore:
         """Return the score of a task's metric after a filter. Raises KeyError where there is none."""
@@ -56,7 +58,12 @@ class Scores:
         """Read what `to_json` returned. Raises KeyError or TypeError where `fields` are something else."""
         tasks = [{key: _freeze(value) for key, value in score.items()} for score in fields["tasks"]]
         groups = [{key: _freeze(value) for key, value in score.items()} for score in fields["groups"]]
-        return cls(tasks=tuple(TaskScore(**t) for t in tasks), groups=tuple(GroupScore(**g) for g in groups))
+        return cls(
+            tasks=tuple(TaskScore(**t) for t in tasks),
+            groups=tuple(GroupScore(**g) for g in groups),
+            num_answers=fields["num_answers"],
+            num_cut=fields["num_cut"],
+        )
 
 
 def _freeze(value: Any) -> Any:

@@ -13,7 +13,15 @@ from rayqd.config.recipe import command_line, given_settings
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.sections.sources import SourceConfig
 from rayqd.config.settings import settings_with, value_text
-from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
+from rayqd.console.benchmark_table import (
+    NOTES,
+    chance,
+    cut_answers,
+    difference_text,
+    drop_group_members,
+    heading_of,
+    score_text,
+)
 from rayqd.console.result_table import describe_bits, format_bits, format_size
 from rayqd.events import ArmResult
 from rayqd.files import write_text
@@ -191,11 +199,12 @@ def _benchmarks(rows: Sequence[BenchmarkRow]) -> str:
     arms = list(shown[0]["arms"])
     head = [f"| | {' | '.join(arms)} | student against teacher | |", f"| --- |{' ---: |' * (len(arms) + 1)} --- |"]
     lines = [
-        f"| {heading_of(row)} | {' | '.join(score_text(row['arms'][arm]) for arm in arms)} | "
+        f"| {heading_of(row)} ({row['num_documents']:,} documents) | "
+        f"{' | '.join(score_text(row['arms'][arm]) for arm in arms)} | "
         f"{difference_text(row['arms']['student'])} | {row['arms']['student'].get('verdict') or ''} |"
         for row in shown
     ]
-    notes = [f"{note}." for note in (*NOTES, *chance(shown))]
+    notes = [f"{note}." for note in (*NOTES, *chance(shown), *cut_answers(shown))]
     return "\n".join(["## Benchmarks", "", " ".join(["lm-evaluation-harness;", *notes]), "", *head, *lines])
 
 

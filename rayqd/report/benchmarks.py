@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from rayqd.console.benchmark_table import NOTES, chance, difference_text, drop_group_members, heading_of, score_text
+from rayqd.console.benchmark_table import (
+    NOTES,
+    chance,
+    cut_answers,
+    difference_text,
+    drop_group_members,
+    heading_of,
+    score_text,
+)
 from rayqd.report import page
 from rayqd.report.page import Column
 from rayqd.runs.benchmarks import BenchmarkRow
@@ -19,11 +27,13 @@ def benchmarks(rows: Sequence[BenchmarkRow]) -> Markup:
     titles += [Column(title="student against teacher", kind="number"), Column(title="")]
     lines = [
         [
-            heading_of(row),
+            Markup("{}<small>{} documents</small>").format(heading_of(row), f"{row['num_documents']:,}"),
             *(score_text(arm) for arm in row["arms"].values()),
             difference_text(row["arms"]["student"]),
             row["arms"]["student"].get("verdict") or "",
         ]
         for row in shown
     ]
-    return page.section("Benchmarks", page.table(titles, lines), note=". ".join([*NOTES, *chance(shown)]) + ".")
+    return page.section(
+        "Benchmarks", page.table(titles, lines), note=". ".join([*NOTES, *chance(shown), *cut_answers(shown)]) + "."
+    )

@@ -16,6 +16,8 @@ class BenchmarkScore(TypedDict):
     stderr: float | None  # of this model alone; None where lm-eval has none
     difference: NotRequired[float]  # model - teacher
     difference_stderr: NotRequired[float | None]  # paired, over the same documents
+    num_answers: NotRequired[int]  # that it wrote in its own words on the whole benchmark
+    num_cut: NotRequired[int]  # of those, that the limit of tokens ended; they are scored as they stand
     verdict: NotRequired[str | None]  # same, within noise, better or worse; None without an error to judge by
 
 
