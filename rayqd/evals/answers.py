@@ -18,7 +18,9 @@ def counting_model(answers: AnswerCount, **arguments: Any) -> Any:
     """Return lm-eval's model of transformers, made with `arguments`, that counts its `answers`."""
     from lm_eval.models.huggingface import HFLM
 
-    class CountingHFLM(HFLM):
+    base: Any = HFLM  # lm-eval's registry hides its parameters, and its attributes have no types
+
+    class CountingHFLM(base):
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **kwargs: Any) -> Any:
             written = super()._model_generate(context, max_length, stop, **kwargs)
             ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
@@ -30,8 +32,7 @@ def counting_model(answers: AnswerCount, **arguments: Any) -> Any:
                 answers.num_cut += is_long and not is_ended
             return written
 
-    make: Any = CountingHFLM  # lm-eval's registry hides its parameters
-    return make(**arguments)
+    return CountingHFLM(**arguments)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

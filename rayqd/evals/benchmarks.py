@@ -120,7 +120,7 @@ def _with_differences(
     for name, score in same.items():
         arms[name] = {"value": score.value, "stderr": score.stderr}
         if scores[name].num_answers:
-            arms[name] |= {"num_answers": scores[name].num_answers, "num_cut": scores[name].num_cut}
+            arms[name]["num_answers"], arms[name]["num_cut"] = scores[name].num_answers, scores[name].num_cut
         if name != TEACHER:
             paired = difference(scores[name])
             arms[name]["difference"] = paired.value
