@@ -18,6 +18,7 @@ from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.files import replace_directory
 from rayqd.model.remote_code import admit_remote_code
+from rayqd.spans import span
 
 EMBEDDED_NAME = "smollm2-135m"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -95,7 +96,7 @@ def _convert_once(gguf: Path) -> Path:
     target = cache_dir() / "models" / f"{EMBEDDED_NAME}-{gguf.stat().st_size}"
     if target.exists():
         return _check_complete(target)
-    with replace_directory(target, concurrent=True) as partial:
+    with span("unpack the model"), replace_directory(target, concurrent=True) as partial:
         _convert(gguf, partial)
     return target
 

@@ -8,6 +8,7 @@ on using the first one.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -79,6 +80,9 @@ class VLLMEngine:
         self._context_length = context_length
         self.description = description
         self.on_progress: Callable[[], None] = ignore_progress
+        if tensor_parallel == 1:
+            with span("import the model's class"):
+                _import_model_class(checkpoint)
         with span("vLLM"), record_engine_spans():
             self._llm = LLM(
                 model=str(checkpoint),
@@ -221,6 +225,20 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
+
+
+def _import_model_class(checkpoint: Path) -> None:
+    """Import vLLM's class of the model, which this process is to run.
+
+    vLLM would start another process to look at it, 15 to 20 s long, so that this one does not touch CUDA: but it does.
+    """
+    from vllm import ModelRegistry
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    for name in cast("list[str]", config.get("architectures") or []):
+        known = ModelRegistry.models.get(name)
+        if known is not None:
+            ModelRegistry.register_model(name, cast(Any, known).load_model_cls())
 
 
 def _show_llvmlite_to_vllm() -> None:

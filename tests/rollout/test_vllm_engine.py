@@ -28,6 +28,8 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYQD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm")))
+        patch.setattr("vllm.model_executor.models.registry._run_in_subprocess", start_no_process)
         config = Config.model_validate({"quant": {"group_size": 64, "init": "awq"}, "adapter": {"rank": 4}})
         engine = VLLMEngine(
             make_initial_checkpoint(tiny_model, config),
@@ -47,6 +49,11 @@ def published(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
                 tensor.mul_(1 + torch.rand(tensor.shape, generator=generator))
         engine.load_weights(collect_rollout_weights(student, config))
         yield engine, student, before
+
+
+def start_no_process(*_: object) -> None:
+    """Stand where vLLM would start another process to look at the class of the model, which takes 15 s of a start."""
+    raise AssertionError("vLLM looks at the model's class in another process")
 
 
 def request(**changes: Any) -> SamplingRequest:
