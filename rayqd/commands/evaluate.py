@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +16,17 @@ from rayqd.config.resolved import setting_value
 from rayqd.config.sections.markers import ChangesBenchmarks
 from rayqd.config.settings import settings_with
 from rayqd.console.benchmark_table import print_benchmarks
+from rayqd.console.continuations import continuation_lines
 from rayqd.console.say import say
 from rayqd.data import ExampleSet
 from rayqd.data.chat_settings import chat_settings
+from rayqd.data.stops import end_token_ids
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
+from rayqd.evals.continuations import Writing, measure_continuations
 from rayqd.evals.fidelity import score
 from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.evals.heldout import Heldout
@@ -40,11 +43,13 @@ from rayqd.model.student import Student
 from rayqd.report.write import rewrite_report
 from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
 from rayqd.runs.config_file import load_run_config
+from rayqd.runs.continuations import continuations_file, write_continuations
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 from rayqd.runs.verdict import between, estimate_kl
 from rayqd.teacher.cache import weights_digest
 from rayqd.teacher.forward import Teacher
+from rayqd.types import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,10 +113,37 @@ class _Evaluation:
                 f"{config.eval.text}: perplexity {fidelity.text_perplexity:.4f} (teacher "
                 f"{teacher.text_perplexity:.4f}) over {fidelity.num_text_tokens:,} tokens"
             )
+        if config.eval.continuations:
+            self._continue(measured.rollouts[: config.eval.continuations], model)
         benchmarks = self._run_benchmarks(self._runner, model) if self._runner else []
         evaluation = Evaluation(path=str(path), model=fidelity, teacher=teacher, benchmarks=benchmarks)
         self._keep(evaluation)
         return evaluation
+
+    def _continue(self, rows: Sequence[Rollout], model: PreTrainedModel) -> None:
+        """Measure the student where it goes on by itself; kept beside the run, and put into its page."""
+        config, checked = self._config, self._checked
+        tokenizer = _tokenizer(checked, config)
+        writing = Writing(
+            ends=end_token_ids(tokenizer, checked.directory, chat_settings(config.data)),
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=config.seed,
+            max_tokens=config.learner.microbatch_tokens,
+        )
+        others = {untrained_arm("rtn", config.quant).name: self._load_rounded} if config.eval.rtn else {}
+        found = measure_continuations(
+            rows,
+            model,
+            lambda: load_model(teacher_directory(config), config.model.dtype),
+            others,
+            tokenizer.decode,
+            writing,
+        )
+        for line in continuation_lines(found):
+            self._say(line)
+        if run_dir := _run_directory(self._path):
+            write_continuations(continuations_file(run_dir, self._path.resolve().name), found)
+            rewrite_report(run_dir)
 
     def _run_benchmarks(self, runner: BenchmarkRunner, model: PreTrainedModel) -> list[BenchmarkRow]:
         student = runner.score("student", lambda: model)
@@ -136,13 +168,15 @@ class _Evaluation:
 
     def _rounded(self, runner: BenchmarkRunner) -> None:
         config, directory = self._config, self._checked.directory
-        plain = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
-
-        def load() -> PreTrainedModel:
-            return Student(load_model(directory, config.model.dtype), plain, trainable=False).to_plain_model()
-
         name = untrained_arm("rtn", config.quant).name
-        self._arms[name] = runner.score(name, load, [*self._identity(directory), config.quant.model_dump_json()])
+        identity = [*self._identity(directory), config.quant.model_dump_json()]
+        self._arms[name] = runner.score(name, self._load_rounded, identity)
+
+    def _load_rounded(self) -> PreTrainedModel:
+        config = self._config
+        plain = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
+        model = load_model(self._checked.directory, config.model.dtype)
+        return Student(model, plain, trainable=False).to_plain_model()
 
     def _identity(self, directory: Path) -> list[str]:
         """Return what a model's answers depend on, besides the question."""

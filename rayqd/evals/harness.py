@@ -87,7 +87,7 @@ class Benchmark:
 
         settings = self._settings
         template = settings.apply_chat_template
-        with _quiet(), _own_attention(model):
+        with _quiet(), own_attention(model):
             answers = AnswerCount()
             language_model = counting_model(
                 answers,
@@ -217,7 +217,7 @@ def _defaults() -> Any:
 
 
 @contextlib.contextmanager
-def _own_attention(model: Any) -> Iterator[None]:
+def own_attention(model: Any) -> Iterator[None]:
     """Switch to transformers' own: lm-eval pads its batches and generates with a cache, which packed rows do not."""
     before = model.config._attn_implementation
     model.set_attn_implementation(mode_of(model).own_attention)

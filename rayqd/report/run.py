@@ -19,6 +19,7 @@ from rayqd.events import ArmKind, ArmResult, EvalEvent, RecordedEvent, StepEvent
 from rayqd.report import page
 from rayqd.report.benchmarks import benchmarks
 from rayqd.report.chart import arrange_charts
+from rayqd.report.continuations import continuations_section
 from rayqd.report.curves import run_charts
 from rayqd.report.data import data_section
 from rayqd.report.page import Column
@@ -26,6 +27,7 @@ from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
 from rayqd.report.time import all_of_it, busy
 from rayqd.runs.benchmarks import BenchmarkRow
+from rayqd.runs.continuations import Continuations
 from rayqd.runs.data_file import RunData
 from rayqd.runs.environment import Environment
 from rayqd.runs.paths import CONFIG, EXPORT
@@ -45,6 +47,7 @@ class Run:
     made: datetime.datetime
     benchmarks: Sequence[BenchmarkRow] = ()  # of the export
     data: RunData | None = None  # None in runs from before it was kept
+    continuations: Continuations | None = None  # of the export
 
     @property
     def num_done(self) -> int:
@@ -68,6 +71,8 @@ def run_page(run: Run) -> str:
         body.append(arms(run.rows, sizes=run.result is not None))
     if run.benchmarks:
         body.append(benchmarks(run.benchmarks))
+    if run.continuations:
+        body.append(continuations_section(run.continuations))
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", arrange_charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))

@@ -11,6 +11,7 @@ from rayqd.report.beside import list_figures, result_markdown
 from rayqd.report.run import Run, run_page
 from rayqd.runs.benchmarks import read_benchmarks
 from rayqd.runs.config_file import load_run_config
+from rayqd.runs.continuations import read_continuations
 from rayqd.runs.data_file import read_data
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
@@ -39,6 +40,7 @@ class Report:
                 made=self._made(result),
                 benchmarks=read_benchmarks(directory),
                 data=read_data(directory),
+                continuations=read_continuations(directory),
             )
         )
         write_text(directory / REPORT, page)

@@ -23,6 +23,7 @@ from rayqd.errors import ConfigError, RunError, StorageError
 from rayqd.model.load import load_meta_model
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
+from rayqd.runs.continuations import read_continuations
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.result_file import QuantizeResult
 from tests.example_events import eval_event
@@ -83,6 +84,15 @@ def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any, tm
     assert measured.teacher.text_perplexity == pytest.approx(result.teacher.fidelity.text_perplexity, rel=1e-6)
     assert measured.model.text_perplexity == pytest.approx(result.student.fidelity.text_perplexity, rel=1e-3)
     assert f"{result.student.fidelity.num_text_tokens:,} tokens of eval.text" in output
+    some = config.model_copy(update={"eval": config.eval.model_copy(update={"continuations": 2})})
+    stream = io.StringIO()
+    evaluate(config.run_dir, some, Console(file=stream, width=160))
+    found = read_continuations(config.run_dir)
+    assert found
+    assert found.agreement in stream.getvalue()
+    assert list(found.samples[0].texts) == ["teacher", "round-to-nearest INT4", "student"]
+    assert found.samples[0].texts["student"] == found.samples[0].texts["round-to-nearest INT4"]  # it is that one
+    assert "Where the student goes on by itself" in (config.run_dir / "report.html").read_text()
     assert measured.model.kl_to_teacher == pytest.approx(result.rows[1].fidelity.kl_to_teacher, rel=1e-3)
 
 

@@ -31,7 +31,7 @@ EXPECTED: dict[type[Marker], str] = {
         teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
-        eval.apply_chat_template eval.rtn ray.* checkpoint.* track track_project""",
+        eval.apply_chat_template eval.continuations eval.rtn ray.* checkpoint.* track track_project""",
     NotSwept: "name runs_dir data.date eval.* ray.* track track_project",
     ChangesHeldOut: """
         seed data.source data.split data.subset data.sources data.on_bad_row data.max_length data.min_room

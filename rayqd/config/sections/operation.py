@@ -59,6 +59,10 @@ class EvalConfig(Section):
     apply_chat_template: Annotated[bool, SameResult(), ChangesBenchmarks()] = False
     """`rayqd eval`: put the benchmarks' questions into the model's chat template, which an instruction-tuned model
     needs for tasks that it completes freely."""
+    continuations: Annotated[int, SameResult()] = Field(default=0, ge=0)
+    """`rayqd eval`: so many prompts of held-out rows are continued by teacher, rounded model and student, of at most
+    rollout.max_new_tokens tokens: KL and agreement by position along the data's and the student's own completions, and
+    texts side by side. 0: none."""
     rtn: Annotated[bool, SameResult()] = True
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
