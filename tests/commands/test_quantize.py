@@ -73,6 +73,7 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
     assert again == result
 
 
+@pytest.mark.slow
 def test_rounding_alone_is_one_arm_and_needs_no_calibration(tiny_config: Any, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words of a running text " * 20, encoding="utf-8")
