@@ -77,9 +77,10 @@ def explain_missing_int4_kernel(config: Config) -> str:
     return ""
 
 
-def choose_weight_form(source: Path, config: Config) -> WeightForm:
+def choose_weight_form(source: Path, config: Config, *, experts_as_codes: bool = False) -> WeightForm:
     """Ask the vLLM of this process for a kernel for every quantized layer of the model in `source`.
 
+    `experts_as_codes`: experts are in the checkpoint as they are exported, and vLLM is left to say what it thinks of that.
     Reads the model's configuration, and no weights. Raises ConfigError where vLLM itself cannot work.
     """
     dtype = config.model.dtype
@@ -88,7 +89,7 @@ def choose_weight_form(source: Path, config: Config) -> WeightForm:
     model = load_meta_model(source)
     if reason := explain_split_fusion(model, config.quant):
         return WeightForm(reason=reason, dtype=dtype)
-    if quantizable_experts(model, config.quant):
+    if quantizable_experts(model, config.quant) and not experts_as_codes:
         return WeightForm(reason="experts are handed over as the values of their codes", dtype=dtype)
     names: dict[str, None] = {}
     for whole, layer in find_layer_shapes(model, config.quant).items():

@@ -41,9 +41,10 @@ def explain_missing_vllm(kind: str, directory: Path, config: Config) -> str:
         return "not asked: vLLM has no nvfp4 kernel for CPUs"
     if reason := _explain_missing_head_kernel(config):
         return reason
-    if config.quant.format == "int4" and (reason := choose_weight_form(directory, config).reason):
-        return f"not asked: {reason}"
-    return ""
+    if config.quant.format != "int4":
+        return ""
+    form = choose_weight_form(directory, config, experts_as_codes=torch.cuda.is_available())  # Marlin's are for GPUs
+    return f"not asked: {form.reason}" if form.is_dense else ""
 
 
 def _explain_missing_head_kernel(config: Config) -> str:

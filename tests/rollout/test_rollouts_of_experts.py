@@ -15,6 +15,7 @@ from rayqd.config import Config
 from rayqd.learner.engine_check import engine_error
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
+from rayqd.rollout.kernels import choose_weight_form
 from rayqd.rollout.vllm import VLLMEngine
 from rayqd.rollout.weights import choose_weight_loader
 from rayqd.types import EngineProbe, IntArray
@@ -44,6 +45,13 @@ def error_of(engine: VLLMEngine, student: Student) -> float:
         logprobs=prediction.logprobs,
     )
     return engine_error(student, probe)
+
+
+def test_an_export_s_experts_are_no_reason_not_to_ask_vllm(tmp_path: Path) -> None:
+    tiny_causal_model(tiny_config("qwen3_moe", **WIDE)).save_pretrained(tmp_path)
+    config = Config.model_validate({"quant": {"group_size": 64}})
+    assert "experts" in choose_weight_form(tmp_path, config).reason
+    assert "experts" not in choose_weight_form(tmp_path, config, experts_as_codes=True).reason
 
 
 def test_every_publish_of_experts_reaches_what_the_engine_computes_with(tmp_path: Path, tiny_model: Path) -> None:
