@@ -80,7 +80,7 @@ def explain_missing_int4_kernel(config: Config) -> str:
 def choose_weight_form(source: Path, config: Config, *, experts_as_codes: bool = False) -> WeightForm:
     """Ask the vLLM of this process for a kernel for every quantized layer of the model in `source`.
 
-    `experts_as_codes`: experts are in the checkpoint as they are exported, and vLLM is left to say what it thinks of that.
+    `experts_as_codes`: experts are in the checkpoint as they are exported, of which vLLM is left to say what it thinks.
     Reads the model's configuration, and no weights. Raises ConfigError where vLLM itself cannot work.
     """
     dtype = config.model.dtype
