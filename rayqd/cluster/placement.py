@@ -68,7 +68,7 @@ def place_rollout_workers(config: Config, nodes: Nodes) -> Placement:
     """
     count = config.rollout.num_workers
     requests = [RoleRequest(role="rollout", num_workers=count, selector=config.ray.selector("rollout"))]
-    plan = _largest_shares(requests, _whole_gpus(config, {"rollout"}), nodes)
+    plan = _largest_shares(requests, _whole_gpus(config, set()), nodes)
     if plan.unplaced:
         raise PlacementError(
             f"the cluster has {nodes.cpus:g} CPUs and {nodes.gpus:g} GPUs, too few for {count} rollout workers"
