@@ -2,7 +2,7 @@
 # make quickstart   distil a real 135M model on this machine
 # make test         all tests                    make test-fast   those that take no second each
 #                   CHANGED=1 only those that the change since main touches, CHANGED=HEAD~3 the last three commits
-# make chaos        kill, stop and damage a run's processes and files; ARGS="--faults 200 --engine vllm" for the long form
+# make chaos        kill, stop and damage a run's processes and files; ARGS="--faults 200" for the long form
 # make check        what CI runs: lint, types, import contracts, all tests
 # make requirements write requirements/run.txt and dev.txt again from what .venv holds
 # make docs         write docs/configuration.md again from the settings
