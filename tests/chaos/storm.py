@@ -21,11 +21,11 @@ from typing import Any
 
 import psutil
 import torch
-from chaos_config import make_config, make_data, make_model
-from disturbed_run import DisturbedRun, Fault, disturb, trained
 from safetensors.torch import load_file
 
 from rayqd.commands.doctor_run import examine_run
+from tests.chaos.chaos_config import make_config, make_data, make_model
+from tests.chaos.disturbed_run import DisturbedRun, Fault, disturb, trained
 
 STEPS_BETWEEN = 6
 STALL_SECONDS = 30

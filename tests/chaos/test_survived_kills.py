@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from chaos_config import make_config
-from disturbed_run import DisturbedRun, disturb, files_with_secrets, trained
 from safetensors.torch import load_file
 
 from rayqd.commands.doctor_run import examine_run
+from tests.chaos.chaos_config import make_config
+from tests.chaos.disturbed_run import DisturbedRun, disturb, files_with_secrets, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -52,7 +52,7 @@ def test_twenty_kills_over_all_roles_change_nothing(start: Any, capsys: pytest.C
     assert run.wait_for_end(600) == 0, run.output
     assert len(faults) == len(KILLS)
     assert "Traceback" not in run.output
-    assert "(raylet)" not in run.output  # Ray's own pages
+    assert "(raylet)" not in run.output  # what Ray itself prints
     assert [files_with_secrets(each) for each in (whole, run)] == [[], []]
     survived = sum(json.loads((run.config.run_dir / "result.json").read_text())["deaths"].values())
     assert survived > 0
