@@ -98,6 +98,8 @@ def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
     files = [tmp_path_factory.mktemp("sources") / name for name in ("many.jsonl", "few.jsonl")]
     for file, part in zip(files, (rows[:20], rows[20:]), strict=True):
         file.write_text("".join(part))
+    text = files[0].with_name("text.txt")
+    text.write_text("Say what you see, and see what you say! " * 4)
     sources = [{"source": str(file), "weight": weight} for file, weight in zip(files, (3, 1), strict=True)]
     return Config.model_validate(
         {
@@ -107,7 +109,7 @@ def tiny_run_config(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, 
             "quant": {"group_size": 64, "init": "rtn"},
             "adapter": {"rank": 4},
             "data": {"sources": sources, "max_length": 128, "min_room": 8},
-            "eval": {"num_rows": 4, "every": 8},
+            "eval": {"num_rows": 4, "every": 8, "text": str(text), "window": 64},
             "distill": {"lmbda": 0.5, "beta": 0.5},
             "rollout": {"min_new_tokens": 4, "max_new_tokens": 12, "max_concurrent": 8},
             "learner": {"steps": 24, "batch_size": 4, "lr": 1e-3},
