@@ -32,6 +32,7 @@ from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
 from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
+from rayqd.rollout.own_code import check_own_code
 from rayqd.rollout.parallel import check_tensor_parallel
 from rayqd.rollout.sampling import describe_sampling, with_model_sampling
 from rayqd.teacher.check import check_payload
@@ -74,6 +75,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     modes = {"student": find_mode(model.config)}
     check_export(model.config, config.quant)
     if trains:
+        check_own_code(model, modes["student"].head, directory, config)
         check_can_be_sharded(model, quantizable_layers(model, config.quant), config)
         check_layer_by_layer(model.config, config.quant.init)
     teacher = teacher_directory(config)

@@ -86,6 +86,7 @@ class VLLMEngine:
         with span("vLLM"), record_engine_spans():
             self._llm = LLM(
                 model=str(checkpoint),
+                runner="generate",  # else a class of somebody's own, called SomethingModel, is taken for an embedding
                 dtype=dtype,  # pyright: ignore[reportArgumentType]
                 max_model_len=context_length,
                 max_num_seqs=max_concurrent,

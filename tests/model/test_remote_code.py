@@ -106,7 +106,33 @@ def test_with_trust_its_own_code_is_what_runs(source: Path, tiny_config: Any) ->
     assert type(model).__name__ == "TheirModel"
     assert mode_of(model).head.scale == pytest.approx(0.25)
     assert is_trusted(source)
-    assert check(config).forward == {"student": "packed"}
+    off_policy = config_of(tiny_config, source, trusts=True, distill={"lmbda": 0.0})
+    assert check(off_policy).forward == {"student": "packed"}
+
+
+BASE = """
+from transformers import LlamaModel
+
+
+class TheirBase(LlamaModel):
+    config_class = TheirConfig
+"""
+
+
+def test_vllm_is_asked_before_the_run_whether_it_can_write_with_that_code(source: Path, tiny_config: Any) -> None:
+    config = config_of(tiny_config, source, trusts=True)
+    for code, auto_map, reason in (
+        (CODE, AUTO_MAP, "auto_map in config.json names no AutoModel"),
+        (CODE + BASE, AUTO_MAP | {"AutoModel": "modeling_theirs.TheirBase"}, r"\(scaled by 0\.25\), which vLLM does"),
+    ):
+        (source / "modeling_theirs.py").write_text(code)
+        values = json.loads((source / "config.json").read_text()) | {"auto_map": auto_map}
+        (source / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ModelError, match=reason) as caught:
+            check(config)
+        assert str(caught.value).startswith("vLLM, which writes the rollouts, cannot run the code in ")
+        assert "distil off-policy (distill.lmbda = 0)" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_code_that_does_not_load_is_one_line(source: Path, tiny_config: Any) -> None:
