@@ -19,7 +19,9 @@ import torch
 
 from rayqd.losses import chunked_token_nll
 from rayqd.losses.output_head import Head
-from rayqd.model.hidden_states import batch_by_tokens, completion_states
+from rayqd.model.hidden_states import completion_states
+from rayqd.model.sharding import is_sharded
+from rayqd.model.token_limit import TokenLimit, run_batches
 from rayqd.types import IntArray, Rollout
 
 if TYPE_CHECKING:
@@ -61,11 +63,20 @@ def text_perplexity(model: PreTrainedModel, head: Head, rows: Sequence[Rollout],
     `max_tokens` run at a time.
     """
     head = head.float()  # products rounded to 16 bits would move it in the fourth digit
-    total, number = 0.0, 0
-    for indices in batch_by_tokens(model, rows, max_tokens):
+    limit = TokenLimit(
+        tokens=max_tokens,
+        setting="learner.microbatch_tokens",
+        advice="lower eval.window, or measure where more memory is free",
+        can_be_lowered=not is_sharded(model),
+    )
+
+    def measure(indices: list[int]) -> tuple[float, int]:
         batch = [rows[i] for i in indices]
         hidden = completion_states(model, batch).float()
         targets = torch.cat([torch.from_numpy(row.completion_ids.astype("int64")) for row in batch])
-        total += chunked_token_nll(hidden, head, targets.to(hidden.device)).double().sum().item()
-        number += len(targets)
-    return math.exp(total / number), number
+        nll = chunked_token_nll(hidden, head, targets.to(hidden.device))
+        return nll.double().sum().item(), len(targets)
+
+    parts = [part for _, part in run_batches(model, rows, limit, measure)]
+    number = sum(num_tokens for _, num_tokens in parts)
+    return math.exp(sum(total for total, _ in parts) / number), number

@@ -10,6 +10,7 @@ import logging
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rayqd.errors import WorkerError
@@ -27,6 +28,13 @@ _MAX_ERROR_CHARACTERS = 120
 def log_warning(text: str) -> None:
     """Warn in this process's log."""
     logging.getLogger(__name__).warning(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """What was computed, which may be None."""
+
+    result: T
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,15 +60,22 @@ class TokenLimit:
             raise WorkerError(f"{rows} did not fit in memory ({words}): {self.advice}")
         self.lower_to(sum(lengths) // 2, f"{sum(lengths):,} tokens did not fit in memory ({words})")
 
+    def attempt(self, run: Callable[[], T], lengths: Sequence[int]) -> Done[T] | None:
+        """Return what `run` returns; None where it ended without memory, and the limit is lower now.
+
+        `lengths` are those of the rows that went together when it ended. Raises as `lower_after`.
+        """
+        try:
+            return Done(run())
+        except RuntimeError as error:  # torch's are
+            self.lower_after(error, lengths)
+        release_memory()  # which the error's traceback no longer holds
+        return None
+
     def lower_to(self, tokens: int, reason: str) -> None:
         """Take fewer tokens at a time from now on, and say so."""
         self.tokens = max(1, tokens)
         self.tell(f"{reason}: from now on {self.tokens:,} at a time, without a change of any result ({self.setting})")
-
-
-@dataclass(frozen=True, slots=True)
-class _Done(Generic[T]):
-    result: T
 
 
 def run_batches(
@@ -72,21 +87,10 @@ def run_batches(
     """
     waiting = batch_by_tokens(model, rollouts, limit.tokens)
     while waiting:
-        done = _attempt(run, waiting[0], rollouts, limit)
+        batch = waiting[0]
+        done = limit.attempt(partial(run, batch), [rollouts[i].num_tokens for i in batch])
         if done is not None:
             yield waiting.pop(0), done.result
             continue
-        release_memory()
         rest = [i for batch in waiting for i in batch]
         waiting = [[rest[i] for i in b] for b in batch_by_tokens(model, [rollouts[i] for i in rest], limit.tokens)]
-
-
-def _attempt(
-    run: Callable[[list[int]], T], batch: list[int], rollouts: Sequence[Rollout], limit: TokenLimit
-) -> _Done[T] | None:
-    """Return None where memory ran out; what the error's traceback held is then free."""
-    try:
-        return _Done(run(batch))
-    except RuntimeError as error:  # torch's are
-        limit.lower_after(error, [rollouts[i].num_tokens for i in batch])
-    return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rayqd.errors import WorkerError
 from rayqd.evals.fidelity import student_fidelity
+from rayqd.evals.text import text_perplexity
 from rayqd.learner.learner import Learner
 from rayqd.learner.memory_fit import lower_to_fit
 from rayqd.model.load import load_model, output_head
@@ -113,6 +114,33 @@ def test_a_step_that_ran_out_of_memory_half_way_comes_to_the_same_gradient(
     assert len(told) == 1
 
 
+def test_a_later_microbatch_that_runs_out_of_memory_leaves_nothing_of_the_earlier_ones_twice(
+    make_learner: Callable[..., Learner], batch: list[ScoredRollout]
+) -> None:
+    """Of 37 and 60 tokens the second one fails, once, in its forward pass; both are done again."""
+    whole, other = make_learner(microbatch_tokens=64), make_learner(microbatch_tokens=64)
+    told: list[str] = []
+    other.limit.tell = told.append
+    calls: list[int] = []
+
+    def fail_at_the_second(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls.append(args[0].shape[:-1].numel())
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    other.student.model.get_submodule("model.layers.1").register_forward_pre_hook(fail_at_the_second)
+    expected, result = (learner.step(0, batch, NUM_LOSS_TOKENS) for learner in (whole, other))
+    assert calls == [37, 60, 14, 20 + 3, 44, 16]  # the limit is 30 from the second on
+    assert len(told) == 1
+    assert (result.loss, result.grad_norm) == (
+        pytest.approx(expected.loss, rel=1e-5),
+        pytest.approx(expected.grad_norm, rel=1e-4),
+    )
+    own = gradients(other)
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_a_row_that_does_not_fit_alone_ends_with_what_makes_room(
     make_learner: Callable[..., Learner], batch: list[ScoredRollout]
 ) -> None:
@@ -158,6 +186,16 @@ def test_an_evaluation_in_parts_measures_the_same(tiny_model: Path, batch: list[
     expected = student_fidelity(model, head * 1.1, head, batch, 8192)
     narrow_forward(model, 50)
     assert student_fidelity(model, head * 1.1, head, batch, 8192).kl_to_teacher == pytest.approx(expected.kl_to_teacher)
+
+
+def test_a_text_in_parts_has_the_same_perplexity(tiny_model: Path, make_rollouts: Any) -> None:
+    model = load_model(tiny_model, "float32")
+    head: Any = output_head(model)
+    rows = make_rollouts(*LENGTHS)
+    expected = text_perplexity(model, head, rows, 8192)
+    calls = narrow_forward(model, 50)
+    assert text_perplexity(model, head, rows, 8192) == pytest.approx(expected)
+    assert max(calls) <= 50
 
 
 MIB, GIB = 2**20, 2**30

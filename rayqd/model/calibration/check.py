@@ -20,6 +20,7 @@ from rayqd.model.forward.call import inputs_of_rows
 from rayqd.model.forward.head_form import TOLERANCE, distance
 from rayqd.model.forward.of_model import mode_of
 from rayqd.model.forward.probe import make_random, random_rows
+from rayqd.model.token_limit import TokenLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -48,7 +49,8 @@ def check_layer_by_layer(config: PreTrainedConfig, method: str) -> None:
 def layer_by_layer_error(model: PreTrainedModel, layers: nn.ModuleList) -> float:
     """Return how far the last layer's outputs are from those in the whole model, as a share of their size."""
     rows = random_rows(model)
-    inputs = LayerInputs(model, layers, [row.int().numpy() for row in rows], _MOST_TOKENS)
+    limit = TokenLimit(tokens=_MOST_TOKENS, setting="", advice="this machine has no memory for a tiny model")
+    inputs = LayerInputs(model, layers, [row.int().numpy() for row in rows], limit)
     for index in range(len(layers)):
         inputs.advance(index)
     expected: list[Tensor] = []

@@ -1,11 +1,15 @@
-"""The calibration sequences' hidden states before one decoder layer after the other, several sequences end to end."""
+"""The calibration sequences' hidden states before one decoder layer after the other, several sequences end to end.
+
+Where memory does not suffice for a call, its sequences go in smaller ones from then on, which changes no result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,10 +19,13 @@ from rayqd.model.forward.batches import batch_rows
 from rayqd.model.forward.call import inputs_of_rows
 from rayqd.model.forward.of_model import mode_of
 from rayqd.model.forward.rotary import reset_frequencies
+from rayqd.model.token_limit import TokenLimit
 from rayqd.types import IntArray
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 # Share of the GPU's free memory that the hidden states may take; more of them wait in the host's.
 SHARE_OF_GPU = 0.25
@@ -39,9 +46,15 @@ class _LayerCall:
 class _Batch:
     """Some sequences in one call: the hidden states that enter the next decoder layer, and each layer's keywords."""
 
+    sequences: list[IntArray]
     hidden: Tensor  # [1, T, d], or [sequences, L, d]
     positions: list[Any]  # a tuple a layer
     keywords: list[Any]  # a dictionary a layer
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return each sequence's."""
+        return _lengths(self.sequences)
 
 
 class LayerInputs:
@@ -52,15 +65,31 @@ class LayerInputs:
     """
 
     def __init__(
-        self, model: PreTrainedModel, layers: nn.ModuleList, sequences: Sequence[IntArray], max_batch_tokens: int
+        self,
+        model: PreTrainedModel,
+        layers: nn.ModuleList,
+        sequences: Sequence[IntArray],
+        limit: TokenLimit,
+        embedding: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._layers = layers
+        """Embed `sequences`, at most `limit` at a time, in the context that `embedding` makes.
+
+        Raises WorkerError, here and later, where a sequence alone does not fit in memory.
+        """
+        self._model, self._layers, self._limit, self._embedding = model, layers, limit, embedding
         self._device = next(model.parameters()).device
         num_tokens = sum(len(ids) for ids in sequences)
         self._storage = choose_storage(self._device, num_tokens * _bytes_per_token(model))
-        # No padding, which would count as inputs of the layers: what is not packed shares a batch at equal lengths.
-        batches = batch_rows(model, [len(ids) for ids in sequences], max_batch_tokens, allow_padding=False)
-        self._batches = [self._embed(model, [sequences[i] for i in batch]) for batch in batches]
+        self._under_way: list[int] = []  # lengths of the sequences in the call under way
+        self._batches: list[_Batch] = []
+        waiting = self._split(sequences)
+        while waiting:
+            done = limit.attempt(partial(self._embed, waiting[0]), _lengths(waiting[0]))
+            if done is None:
+                waiting = [part for batch in waiting for part in self._split(batch)]
+            else:
+                self._batches.append(done.result)
+                waiting.pop(0)
 
     @property
     def hidden(self) -> list[Tensor]:
@@ -72,6 +101,15 @@ class LayerInputs:
         for batch in self._batches:
             self._forward(index, batch)
 
+    def collect(self, record: Callable[[], T]) -> T:
+        """Return what `record` returns, which calls `run` once.
+
+        It is called anew where memory ran out half way, as its hooks have counted some of that call's tokens.
+        """
+        while (done := self._limit.attempt(record, self._under_way)) is None:
+            self._batches = [part for batch in self._batches for part in self._divide(batch)]
+        return done.result
+
     def compute_change(self, index: int) -> Tensor:
         """Return what layer `index` adds to one batch, [1, T, d], in float32."""
         batch = min(self._batches, key=lambda each: each.hidden.numel())
@@ -79,24 +117,59 @@ class LayerInputs:
 
     def advance(self, index: int) -> None:
         """Replace the inputs of layer `index` by its outputs."""
-        for batch in self._batches:
-            batch.hidden = self._forward(index, batch).to(self._storage)
+        num_done = 0
+        while num_done < len(self._batches):
+            batch = self._batches[num_done]
+            outputs = self._limit.attempt(partial(self._outputs, index, batch), batch.lengths)
+            if outputs is None:
+                parts = [self._divide(each) for each in self._batches]
+                num_done = sum(map(len, parts[:num_done]))
+                self._batches = [part for each in parts for part in each]
+            else:
+                batch.hidden = outputs.result
+                num_done += 1
+
+    def _outputs(self, index: int, batch: _Batch) -> Tensor:
+        return self._forward(index, batch).to(self._storage)
 
     def _forward(self, index: int, batch: _Batch) -> Tensor:
+        self._under_way[:] = batch.lengths
         positions, keywords = move_to((batch.positions[index], batch.keywords[index]), self._device, {})
         output = self._layers[index](batch.hidden.to(self._device), *positions, **keywords)
         return output[0] if isinstance(output, tuple) else output
 
-    def _embed(self, model: PreTrainedModel, sequences: Sequence[IntArray]) -> _Batch:
+    def _split(self, sequences: Sequence[IntArray]) -> list[list[IntArray]]:
+        """Split into calls. No padding, which would count as inputs: what is not packed goes at equal lengths."""
+        batches = batch_rows(self._model, _lengths(sequences), self._limit.tokens, allow_padding=False)
+        return [[sequences[i] for i in batch] for batch in batches]
+
+    def _divide(self, batch: _Batch) -> list[_Batch]:
+        """Return the batch as several, with the same hidden states; as it is where the limit takes it."""
+        if len(batch.sequences) == 1 or sum(batch.lengths) <= self._limit.tokens:
+            return [batch]
+        states = batch.hidden.flatten(0, 1).split(batch.lengths)
+        parts: list[_Batch] = []
+        for indices in batch_rows(self._model, batch.lengths, self._limit.tokens, allow_padding=False):
+            part = self._embed([batch.sequences[i] for i in indices])
+            part.hidden = torch.cat([states[i] for i in indices]).reshape(part.hidden.shape)
+            parts.append(part)
+        return parts
+
+    def _embed(self, sequences: Sequence[IntArray]) -> _Batch:
         """Record what the model calls its decoder layers with; between embedding and final norm nothing is computed."""
         rows = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
-        reset_frequencies(model)
-        with _record_layer_calls(self._layers) as calls:
-            model.base_model(use_cache=False, **inputs_of_rows(model, rows, mode_of(model)))
+        reset_frequencies(self._model)
+        with self._embedding(), _record_layer_calls(self._layers) as calls:
+            self._model.base_model(use_cache=False, **inputs_of_rows(self._model, rows, mode_of(self._model)))
         positions, keywords = move_to(
             ([call.positions for call in calls], [call.keywords for call in calls]), self._storage, {}
         )
-        return _Batch(hidden=calls[0].hidden.to(self._storage), positions=positions, keywords=keywords)
+        hidden = calls[0].hidden.to(self._storage)
+        return _Batch(sequences=list(sequences), hidden=hidden, positions=positions, keywords=keywords)
+
+
+def _lengths(sequences: Sequence[IntArray]) -> list[int]:
+    return [len(ids) for ids in sequences]
 
 
 def choose_storage(device: torch.device, num_bytes: int) -> torch.device:

@@ -8,6 +8,7 @@ Held are the hidden states between two layers, T·d of them, and one layer's inp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,12 +17,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.model.calibration.expert_statistics import record_experts
+from rayqd.model.calibration.expert_statistics import ExpertStatistics, record_experts
 from rayqd.model.calibration.layer_inputs import LayerInputs
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
-from rayqd.model.calibration.statistics import collect_input_statistics
+from rayqd.model.calibration.statistics import InputStatistics, collect_input_statistics
 from rayqd.model.fused_experts import FusedExperts, quantizable_experts
 from rayqd.model.rounded_head import with_rounded_head
+from rayqd.model.token_limit import TokenLimit
 from rayqd.quant import Grid, quantizable_layers
 from rayqd.quant.int4 import Int4Grid
 from rayqd.quant.towers import text_tower
@@ -58,7 +60,7 @@ def calibrate(
     the model's state dict, of the tensors that have changed.
 
     Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
-    list of decoder layers.
+    list of decoder layers, WorkerError when memory does not suffice for one sequence alone.
     """
     calibrate_layer = _make_method(method, quant, grid, on_remark, clips)
     if not any(len(ids) for ids in sequences):
@@ -68,15 +70,19 @@ def calibrate(
     quantizable = quantizable_layers(model, quant)
     fused = quantizable_experts(model, quant)
     unseen: list[str] = []
-    with with_rounded_head(model, quant, grid.dtype):
-        inputs = LayerInputs(model, layers, sequences, max_batch_tokens)
+    limit = TokenLimit(
+        tokens=max_batch_tokens,
+        setting="learner.microbatch_tokens",
+        advice='lower data.max_length, or round to nearest (quant.init = "rtn")',
+        tell=on_remark,
+    )
+    inputs = LayerInputs(model, layers, sequences, limit, partial(with_rounded_head, model, quant, grid.dtype))
     changed: set[str] = set()
     for i, layer in enumerate(layers):
         linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
         before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
         experts = [name for name in fused if name.startswith(f"{names[layer]}.")]
-        with record_experts(model, experts) as expert_statistics:
-            statistics = collect_input_statistics(layer, names, lambda i=i: inputs.run(i))
+        statistics, expert_statistics = inputs.collect(partial(_collect, model, layer, names, experts, inputs, i))
         calibrate_layer(layer, linears, statistics, lambda i=i: inputs.compute_change(i))
         for each in expert_statistics:
             calibrate_layer.change_experts(each)
@@ -91,6 +97,20 @@ def calibrate(
     if unseen:
         on_remark(_describe_unseen(unseen, fused))
     return changed
+
+
+def _collect(
+    model: PreTrainedModel,
+    layer: nn.Module,
+    names: Mapping[nn.Module, str],
+    experts: Sequence[str],
+    inputs: LayerInputs,
+    index: int,
+) -> tuple[list[InputStatistics], list[ExpertStatistics]]:
+    """Return the statistics of all that decoder layer `index` is made of."""
+    with record_experts(model, experts) as of_experts:
+        of_linears = collect_input_statistics(layer, names, partial(inputs.run, index))
+    return of_linears, of_experts
 
 
 def _describe_unseen(unseen: Sequence[str], fused: Mapping[str, FusedExperts]) -> str:
