@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rayqd.data.fast_tokenizer import FastTokenizer, calls_backend
 from rayqd.data.render import name_of
 from rayqd.errors import ModelError
 
@@ -92,23 +93,24 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     _endings: list[_Ending] = field(default_factory=list[_Ending], init=False)
     _has_endings: bool = field(init=False)
-    _tokenizes_fast: bool = field(init=False)
+    _fast: FastTokenizer | None = field(init=False)  # where it gives what a call of the tokenizer gives
 
     def __post_init__(self) -> None:
         self._has_endings = bool(self.tokenizer.is_fast)
-        self._tokenizes_fast = calls_backend(self.tokenizer)
+        self._fast = FastTokenizer(self.tokenizer) if calls_backend(self.tokenizer) else None
 
     def encode(self, rows: Sequence[RenderedRow]) -> list[EncodedRow]:
         """Return the tokens of every row. Raises ModelError for spans where the tokenizer does not tell of tokens."""
         endings = [self._ending_of(row) for row in rows]
         known = [i for i, ending in enumerate(endings) if ending is not None and ending.num_checked >= _NUM_CHECKED]
-        if len(known) == len(rows) and self._tokenizes_fast:
-            return self._encode_known(rows, [ending for ending in endings if ending is not None])
+        if len(known) == len(rows) and self._fast:
+            return self._encode_known(rows, [ending for ending in endings if ending is not None], self._fast)
         alone = sorted(set(range(len(rows))) - set(known))
         texts = tokenize(self.tokenizer, [*(r.prompt + r.completion for r in rows), *(rows[i].prompt for i in alone)])
-        if self._tokenizes_fast and any(endings):
-            bare = tokenize_fast(self.tokenizer, [r.prompt + r.completion for r in rows])
-            self._tokenizes_fast = all(ids == text.ids for ids, text in zip(bare, texts, strict=False))
+        if self._fast and any(endings):
+            bare = self._fast([r.prompt + r.completion for r in rows])
+            if any(ids != text.ids for ids, text in zip(bare, texts, strict=False)):
+                self._fast = None
         prompts = dict(zip(alone, texts[len(rows) :], strict=True))
         encoded: list[EncodedRow] = []
         for index, (row, ending) in enumerate(zip(rows, endings, strict=True)):
@@ -128,10 +130,12 @@ class Encoder:
             encoded.append(self._join(row, both, prompt_ids, prompt))
         return encoded
 
-    def _encode_known(self, rows: Sequence[RenderedRow], endings: Sequence[_Ending]) -> list[EncodedRow]:
+    def _encode_known(
+        self, rows: Sequence[RenderedRow], endings: Sequence[_Ending], fast: FastTokenizer
+    ) -> list[EncodedRow]:
         """Return the tokens of rows whose endings were tokenized in both ways often enough."""
         encoded: list[EncodedRow] = []
-        every_ids = tokenize_fast(self.tokenizer, [row.prompt + row.completion for row in rows])
+        every_ids = fast([row.prompt + row.completion for row in rows])
         for row, ending, ids in zip(rows, endings, every_ids, strict=True):
             prompt_ids = ending.prompt_ids(row, ids)
             if prompt_ids is None:
@@ -171,25 +175,6 @@ class Encoder:
             earlier = mark_tokens(self.tokenizer, prompt.encoding, row.spans)
         trained = np.concatenate([earlier, np.full(len(completion_ids), row.has_answer)])
         return EncodedRow(prompt_ids=prompt_ids, completion_ids=completion_ids, trained=trained)
-
-
-def calls_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a call of the tokenizer is one of the `tokenizers` library, with no code of its own before it."""
-    from transformers import PreTrainedTokenizerFast
-
-    kind = type(tokenizer)
-    return issubclass(kind, PreTrainedTokenizerFast) and all(
-        getattr(kind, name) is getattr(PreTrainedTokenizerFast, name) for name in ("__call__", "_encode_plus")
-    )
-
-
-def tokenize_fast(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of every text as `tokenize` does, of a tokenizer that `calls_backend`."""
-    backend = cast(Any, tokenizer).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = cast(Any, tokenizer).split_special_tokens
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = False) -> list[_Text]:

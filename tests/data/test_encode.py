@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rayqd.data import encode
+from rayqd.data import encode, fast_tokenizer
 from rayqd.data.chat_settings import ChatSettings
 from rayqd.data.encode import Encoder, RenderedRow
 from rayqd.data.messages import Conversation
@@ -59,8 +59,8 @@ def test_after_the_first_rows_prompts_are_not_tokenized_by_themselves(
     original = encode.tokenize
     monkeypatch.setattr(encode, "tokenize", lambda tokenizer, given: texts.extend(given) or original(tokenizer, given))
     bare: list[str] = []
-    fast = encode.tokenize_fast
-    monkeypatch.setattr(encode, "tokenize_fast", lambda tokenizer, given: bare.extend(given) or fast(tokenizer, given))
+    fast = fast_tokenizer.tokenize_fast
+    monkeypatch.setattr(fast_tokenizer, "tokenize_fast", lambda own, given: bare.extend(given) or fast(own, given))
     encoder = Encoder(make_tokenizer())
     rows = [RenderedRow(prompt=f"<|im_start|>{i}<|im_end|>:", completion="x<|im_end|>") for i in range(300)]
     for start in range(0, 300, 60):
