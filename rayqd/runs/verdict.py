@@ -35,6 +35,7 @@ class Verdict:
     change: Estimate | None  # of KL against that one, relative
     num_rows: int | None  # None in runs from before rows were kept
     num_tokens: int
+    unchanged: str = ""  # the method whose rows the run's own has to the last digit
 
     @property
     def sentence(self) -> str:
@@ -65,6 +66,12 @@ class Verdict:
     @property
     def comparison(self) -> str:
         """Return how the run's own method compares with the best one without training; empty where there is none."""
+        if self.unchanged:
+            return (
+                f"{_capital(self.left[-1].method)} computes what {self.unchanged} does, to the last digit of every "
+                "row: no weight that matters has come as far as another code, which takes more steps (learner.steps) "
+                "or longer ones (learner.lr)."
+            )
         if self.change is None or self.against is None:
             return ""
         own, other, interval = _capital(self.left[-1].method), self.against.method, self.change.interval
@@ -109,6 +116,7 @@ def make_verdict(rows: Sequence[ArmResult]) -> Verdict | None:
     left = tuple(Left(method=_METHODS[row.arm.kind], kl=estimate_kl(row.fidelity)) for row in others)
     own = others[-1] if others else None
     against = _best_without_training(others[:-1])
+    before = {_METHODS.get(arm.arm.kind, "rounding to nearest"): arm for arm in (rounded, *others[:-1])}
     return Verdict(
         rounding=estimate_kl(rounded.fidelity),
         left=left,
@@ -117,6 +125,7 @@ def make_verdict(rows: Sequence[ArmResult]) -> Verdict | None:
         change=_compare(change, against, own) if own and against else None,
         num_rows=len(rounded.fidelity.by_row.num_tokens) if rounded.fidelity.by_row else None,
         num_tokens=rounded.fidelity.num_tokens,
+        unchanged=next((name for name, arm in before.items() if own and _are_same(own, arm)), ""),
     )
 
 
@@ -125,6 +134,11 @@ def estimate_kl(fidelity: Fidelity) -> Estimate:
     rows = fidelity.by_row
     interval = estimate(ratio, rows.kl, rows.num_tokens).interval if rows else None
     return Estimate(value=fidelity.kl_to_teacher, interval=interval)
+
+
+def _are_same(own: ArmResult, other: ArmResult) -> bool:
+    rows = own.fidelity.by_row
+    return own.arm.kind is ArmKind.DISTILLED and rows is not None and rows == other.fidelity.by_row
 
 
 def compare_kl(before: Fidelity, after: Fidelity) -> Estimate | None:

@@ -63,10 +63,22 @@ def test_a_directory_of_a_newer_version_says_which(written: tuple[Any, Path], mo
     config, file = written
     with monkeypatch.context() as newer:
         newer.setattr(config_file, "FORM", 2)
-        newer.setattr(config_file, "version", lambda _: "9.1.0")
+        newer.setattr(config_file, "installed_version", lambda _: "9.1.0")
         write_config(file, "distill", config)
     pattern = r"was written by rayqd 9\.1\.0, whose run directories have form 2, and this is rayqd .* knows form 1"
     for look in (RunDirectory, describe_run_dir):
         with pytest.raises(RunError, match=pattern):
             look(config)
     assert "9.1.0" in read_run(config.run_dir).problem
+
+
+def test_a_checkout_that_is_not_installed_writes_what_it_reads(
+    written: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, file = written
+    monkeypatch.setattr(config_file, "installed_version", lambda _: None)
+    write_config(file, "distill", config)
+    assert load_run_config(file) == config
+    file.write_text(file.read_text().replace("directories of form 1", "directories of form 2"))
+    with pytest.raises(RunError, match=r"was written by rayqd uninstalled, whose run directories have form 2"):
+        load_run_config(file)

@@ -72,3 +72,15 @@ def test_rounding_alone_is_told_alone() -> None:
 def test_rounding_without_damage_has_nothing_to_bring_back() -> None:
     found = verdict(("round-to-nearest INT4", [0.0] * 12), ("GPTQ INT4", [0.0] * 12))
     assert "rounding costs nothing that they could bring back" in found.cost
+
+
+def test_training_that_reached_no_other_code_is_said() -> None:
+    half = [0.5 * kl for kl in DAMAGE]
+    found = verdict(("round-to-nearest INT4", DAMAGE), ("GPTQ INT4", half), ("distilled INT4", half))
+    assert found.comparison.startswith("Distilling computes what GPTQ does, to the last digit of every row: ")
+    assert "learner.steps" in found.comparison
+    found = verdict(("round-to-nearest INT4", DAMAGE), ("distilled INT4", DAMAGE))
+    assert found.comparison.startswith("Distilling computes what rounding to nearest does, ")
+    almost = [*half[:-1], half[-1] + 1e-7]
+    found = verdict(("round-to-nearest INT4", DAMAGE), ("GPTQ INT4", half), ("distilled INT4", almost))
+    assert "computes what" not in found.comparison
