@@ -172,6 +172,7 @@ class ReadyEvent:
     role: str
     step: int  # of the last checkpoint; 0 without one, -1 where the untrained arms are not measured yet either
     node: str  # "" where nodes have no names
+    measures_again: bool = False  # what the weights of that step come to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +217,9 @@ class FinishedEvent:
     """The run has come to its end; always its last event."""
 
     rows: tuple[ArmResult, ...]  # the teacher first, the distilled student last
+    num_steps: int  # optimizer steps done
+    exported_step: int  # whose weights are exported
+    reason: str | None = None  # why training ended before its last step; None where it did not
 
 
 RecordedEvent = StepEvent | EvalEvent | QuarantineEvent  # those that files keep

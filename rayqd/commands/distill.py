@@ -152,7 +152,7 @@ def _run(
             with span("end Ray Train"):
                 actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
             monitor.collect_spans()
-            result = monitor.result(finished.rows, config.learner.steps, time.time() - began)
+            result = monitor.result(finished, time.time() - began)
     return replace(
         result,
         seconds={**result.seconds, **{part: round(value, 1) for part, value in seconds.items()}},

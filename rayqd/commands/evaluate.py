@@ -44,6 +44,7 @@ from rayqd.report.write import rewrite_report
 from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.continuations import continuations_file, write_continuations
+from rayqd.runs.ending import ending_of
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 from rayqd.runs.verdict import between, estimate_kl
@@ -260,7 +261,9 @@ def _publish_benchmarks(run_dir: Path) -> None:
     result, export = read_result(run_dir / RESULT), run_dir / EXPORT
     if result and (export / CARD_NAME).exists():
         config, benchmarks = load_run_config(run_dir / CONFIG), read_benchmarks(run_dir)
-        update_card(export, config, result.rows, benchmarks=benchmarks, command=result.command)
+        update_card(
+            export, config, result.rows, benchmarks=benchmarks, command=result.command, ending=ending_of(config, result)
+        )
 
 
 def _write(file: Path, content: Mapping[str, object]) -> None:

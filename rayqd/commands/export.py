@@ -53,7 +53,7 @@ NUM_SEQUENCES, MAX_SEQUENCE_TOKENS = 4, 512  # what kernels are asked about
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a run's newest checkpoint holds."""
+    """What a run's newest checkpoint holds, or the best one where `checkpoint.best` is set."""
 
     student: Student
     source: Path
@@ -118,16 +118,18 @@ def export_run(
 
 
 def load_trained(run_dir: Path, config: Config) -> Trained | None:
-    """Load the student of the run's newest checkpoint; None where there is no checkpoint."""
+    """Load the student that the run exports, of its best or its newest checkpoint; None where there is none."""
     checkpoints = Checkpoints(run_dir / CHECKPOINTS, config.checkpoint.keep)
     steps = checkpoints.steps()
     if not steps:
         return None
+    best = checkpoints.best_steps() if config.checkpoint.best else []
+    step = (best or steps)[-1]
     source = student_directory(config)
     student = Initialization(config).load_student(source)
-    checkpoint = load_checkpoint(checkpoints.path(steps[-1]))
+    checkpoint = load_checkpoint(checkpoints.best_path(step) if best else checkpoints.path(step))
     student.load_state_dict(checkpoint["student"])
-    return Trained(student=student, source=source, step=steps[-1], digests=checkpoint.get(DIGESTS, {}))
+    return Trained(student=student, source=source, step=step, digests=checkpoint.get(DIGESTS, {}))
 
 
 def verify_export(run_dir: Path, config: Config, trained: Trained | None, directory: Path) -> Verdict:

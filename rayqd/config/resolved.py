@@ -46,12 +46,22 @@ def differences(old: Config, new: Config, without: Sequence[type[Marker]] = ()) 
 
     Those that carry a marker of a kind in `without` are left out.
     """
-    left_out = settings_with(SameResult, *without)
+    left_out = settings_with(*without)
     return [
         f"{key}: {value_text(before)} -> {value_text(after)}"
         for key in settings()
-        if key not in left_out and (before := setting_value(old, key)) != (after := setting_value(new, key))
+        if key not in left_out
+        and not _is_same_result(key, old, new)
+        and (before := setting_value(old, key)) != (after := setting_value(new, key))
     ]
+
+
+def _is_same_result(key: str, *configs: Config) -> bool:
+    """Return whether the setting changes nothing of the result in either of `configs`."""
+    marker = settings()[key].marker(SameResult)
+    return marker is not None and all(
+        setting_value(config, other) == settings()[other].default for other in marker.unless for config in configs
+    )
 
 
 def with_absolute_paths(config: Config) -> Config:

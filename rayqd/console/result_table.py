@@ -13,6 +13,7 @@ from rayqd.console.say import say
 from rayqd.console.tables import Column, print_table
 from rayqd.events import ArmResult
 from rayqd.runs.config_file import load_run_config
+from rayqd.runs.ending import ending_of
 from rayqd.runs.paths import CONFIG, EXPORT, METRICS, REPORT, RESULT
 from rayqd.runs.result_file import DistillResult, RunResult
 from rayqd.runs.startup import Startup, list_innermost
@@ -84,6 +85,8 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
     yield from _text_lines(result)
     if bits := describe_bits(result.student):
         yield f"bits      {bits}; bits/weight is over the whole model"
+    for line in textwrap.wrap(ending_of(config, result), 110):
+        yield f"ending    {line}"
     yield f"time      {duration(result.seconds['total'])}{_parts(result)}"
     roles = "  ".join(f"{role} {value:,.0f} s" for role, value in result.seconds.items() if role != "total")
     if roles and result.command == "distill":

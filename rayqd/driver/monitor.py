@@ -15,7 +15,6 @@ from rayqd.driver.restarts import Restarts
 from rayqd.errors import DeathError, PlacementError, StallError, StorageError, WorkerError
 from rayqd.events import (
     STOPPING,
-    ArmResult,
     CheckpointEvent,
     EvalEvent,
     Event,
@@ -94,16 +93,18 @@ class Monitor:
             self._stop()
             raise
 
-    def result(self, rows: Sequence[ArmResult], num_steps: int, total_seconds: float) -> DistillResult:
-        """Return what a run of `num_steps` leaves: the arms, and the seconds of each role's work and start."""
+    def result(self, finished: FinishedEvent, total_seconds: float) -> DistillResult:
+        """Return what a run leaves that ended so: the arms, and the seconds of each role's work and start."""
         seconds = {"total": total_seconds, **self._actors.role_seconds(), "learner": self._steps.work}
         ended = time.time()
         return DistillResult(
             name=self._config.name,
-            rows=tuple(rows),
+            rows=tuple(finished.rows),
             seconds={role: round(value, 1) for role, value in seconds.items()},
             start_seconds={role: round(value, 1) for role, value in self._start_seconds.items()},
-            num_steps=num_steps,
+            num_steps=finished.num_steps,
+            exported_step=finished.exported_step,
+            reason=finished.reason,
             engines=self._engines,
             finished=round(ended, 1),
             parts=self._steps.split(ended - total_seconds, ended),
@@ -174,8 +175,8 @@ class Monitor:
                 self._spans += spans
             case AuditEvent(steps=steps):
                 self._say(self._run_dir.audit.append(steps))
-            case ReadyEvent(step=step):
-                self._say(self._run_dir.forget_metrics_after(step))
+            case ReadyEvent(step=step, measures_again=again):
+                self._say(self._run_dir.forget_metrics_after(step, and_evaluation=again))
                 self._run_dir.audit.forget_after(step)
             case _:
                 pass
@@ -219,8 +220,10 @@ class Monitor:
                 self._end_early(step)
             case SpansEvent() | AuditEvent():
                 pass
-            case FinishedEvent():  # its rows are shown when all is done
+            case FinishedEvent(num_steps=num_steps, reason=reason):  # its rows are shown when all is done
                 self._finished = True
+                if reason:
+                    self._progress.say(f"training ended after step {num_steps}: {reason}")
 
     def _explain_cut(self, share: float | None) -> None:
         """Say what `cut` in a step's line means, the first time that there is something of it."""

@@ -67,8 +67,12 @@ def make_model_card(
     rows: Sequence[ArmResult] = (),
     benchmarks: Sequence[BenchmarkRow] = (),
     command: str = "distill",
+    ending: str = "",
 ) -> str:
-    """Return Markdown with the hub's front matter; `rows` are result.json's, `benchmarks` those of `rayqd eval`."""
+    """Return Markdown with the hub's front matter; `rows` are result.json's, `benchmarks` those of `rayqd eval`.
+
+    `ending` says of which step the weights are, where that is not the last one planned.
+    """
     base = base_model_name(config.model.name)
     own = f"its own self in {config.model.dtype}"
     teacher = base_model_name(config.teacher_name) if config.teacher.name else own
@@ -84,6 +88,7 @@ def make_model_card(
         f"A 4-bit version of {base}: {_grid(config)}. {how}{_dense_part(config, kind)}",
         f"## Recipe\n\nSettings that differ from rayqd's defaults:\n\n```toml\n{_recipe(config, command)}\n```",
         _data(config, command),
+        ending,
         _results(rows),
         _benchmarks(benchmarks),
         f"## Reproduce\n\n```bash\n{command_line(_given(config, command).items(), command)}\n```",

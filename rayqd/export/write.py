@@ -71,10 +71,15 @@ def update_card(
     *,
     benchmarks: Sequence[BenchmarkRow] = (),
     command: Literal["distill", "quantize"] = "distill",
+    ending: str = "",
 ) -> None:
-    """Put the results, known only after the export was measured, into the card of a run's usual export."""
+    """Put the results, known only after the export was measured, into the card of a run's usual export.
+
+    `ending`: see `rayqd.runs.ending`.
+    """
     kind = default_kind(config.quant)
-    write_card(directory, make_model_card(config, kind=kind, rows=rows, benchmarks=benchmarks, command=command))
+    card = make_model_card(config, kind=kind, rows=rows, benchmarks=benchmarks, command=command, ending=ending)
+    write_card(directory, card)
 
 
 def write(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,11 +19,11 @@ from torch import Tensor
 from rayqd.checksums import find_damage, seal
 from rayqd.errors import RunError, StorageError
 from rayqd.files import free_bytes, replace_directory, set_aside
-from rayqd.runs.paths import AUDIT
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 
 _NAME = re.compile(r"step-(\d{6,})$")
+_BEST_NAME = re.compile(r"best-(\d{6,})$")
 
 
 def step_of(name: str) -> int | None:
@@ -32,8 +32,17 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def best_step_of(name: str) -> int | None:
+    """Return the number in the name of weights that were the best, `best-000100`; None for any other name."""
+    match = _BEST_NAME.match(name)
+    return int(match[1]) if match else None
+
+
 class Checkpoints:
-    """The directories `step-000100` of a run; each holds one safetensors file for each set of tensors."""
+    """The directories `step-000100` of a run; each holds one safetensors file for each set of tensors.
+
+    `best-000100` has the weights alone, of steps that were the best until then: each is better than those before it.
+    """
 
     on_saved: Callable[[], None] | None = None  # called after a checkpoint was written and older ones removed
 
@@ -43,46 +52,97 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, oldest first."""
+        return self._list(step_of)
+
+    def best_steps(self) -> list[int]:
+        """Return the steps whose weights were the best and are kept, the best last."""
+        return self._list(best_step_of)
+
+    def _list(self, parse: Callable[[str], int | None]) -> list[int]:
         if not self.directory.is_dir():
             return []
-        return sorted(step for path in self.directory.iterdir() if (step := step_of(path.name)) is not None)
+        return sorted(step for path in self.directory.iterdir() if (step := parse(path.name)) is not None)
 
     def path(self, step: int) -> Path:
         """Return the directory of the checkpoint after `step` steps, whether it is there or not."""
         return self.directory / f"step-{step:06d}"
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], audit: str = "") -> Path:
+    def best_path(self, step: int) -> Path:
+        """Return the directory of the weights after `step` steps that were the best, whether it is there or not."""
+        return self.directory / f"best-{step:06d}"
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], texts: Mapping[str, str] | None = None) -> Path:
         """Write a checkpoint and forget all but the newest `keep`; StorageError leaves the older ones as they were.
 
-        `audit`: see `AuditTrail`.
+        `texts`: the content of further files, by name; an empty one is not written.
         """
+        path = self._write(self.path(step), tensors, texts or {})
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+        self._forget_superseded()
+        if self.on_saved:
+            self.on_saved()
+        return path
+
+    def save_best(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
+        """Write the weights after `step`, the best so far; StorageError leaves the earlier ones as they were."""
+        path = self._write(self.best_path(step), tensors, {})
+        self._forget_superseded()
+        if self.on_saved:
+            self.on_saved()
+        return path
+
+    def forget_best_after(self, step: int) -> None:
+        """Remove best weights of later steps, which will be done again."""
+        for later in self.best_steps():
+            if later > step:
+                shutil.rmtree(self.best_path(later), ignore_errors=True)
+
+    def set_damaged_aside(self) -> list[str]:
+        """Put every newest checkpoint aside until one is whole; return a line for each, which says what is wrong.
+
+        Of the best weights all that are damaged go.
+        """
+        lines: list[str] = []
+        for step in reversed(self.steps()):
+            if (line := _set_aside_if_damaged(self.path(step))) is None:
+                break
+            lines.append(line)
+        best = [_set_aside_if_damaged(self.best_path(step)) for step in self.best_steps()]
+        return [*lines, *filter(None, best)]
+
+    def _write(self, path: Path, tensors: dict[str, dict[str, Tensor]], texts: Mapping[str, str]) -> Path:
         needed = sum(t.nbytes for group in tensors.values() for t in group.values())
         try:
-            with replace_directory(self.path(step)) as partial:
+            with replace_directory(path) as partial:
                 for name, group in tensors.items():
                     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
                     save_file(contiguous, partial / f"{name}.safetensors")
-                if audit:
-                    (partial / AUDIT).write_text(audit, encoding="utf-8")
+                for name, text in texts.items():
+                    if text:
+                        (partial / name).write_text(text, encoding="utf-8")
                 seal(partial)
         except (OSError, SafetensorError) as error:
-            raise StorageError(_storage_message(self.path(step), needed, error)) from error
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
-        if self.on_saved:
-            self.on_saved()
-        return self.path(step)
+            raise StorageError(_storage_message(path, needed, error)) from error
+        return path
 
-    def set_damaged_aside(self) -> list[str]:
-        """Put every newest checkpoint aside until one is whole; return a line for each, which says what is wrong."""
-        lines: list[str] = []
-        for step in reversed(self.steps()):
-            fault = find_damage(self.path(step))
-            if fault is None:
-                break
-            aside = set_aside(self.path(step), "damaged")
-            lines.append(f"checkpoint {self.path(step)} is damaged: {fault}; it is now {aside.name}")
-        return lines
+    def _forget_superseded(self) -> None:
+        """Remove best weights that nobody can come back to: the newest, and those as of each checkpoint, stay.
+
+        A checkpoint may have been written before its own step was measured, or after.
+        """
+        best = self.best_steps()
+        needed = set(best[-1:])
+        for step in self.steps():
+            needed |= {*[each for each in best if each <= step][-1:], *[each for each in best if each < step][-1:]}
+        for step in set(best) - needed:
+            shutil.rmtree(self.best_path(step), ignore_errors=True)
+
+
+def _set_aside_if_damaged(path: Path) -> str | None:
+    if (fault := find_damage(path)) is None:
+        return None
+    return f"checkpoint {path} is damaged: {fault}; it is now {set_aside(path, 'damaged').name}"
 
 
 def load_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:

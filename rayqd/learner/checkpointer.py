@@ -21,20 +21,27 @@ from torch import Tensor
 from rayqd.export.digest import digest_layers
 from rayqd.learner.audit_trail import AuditTrail
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
+from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.learner import Learner, do_nothing
+from rayqd.metrics.fidelity import Fidelity
+from rayqd.runs.paths import AUDIT, EVALUATIONS
+
+STUDENT = "student"  # the set of tensors that is trained
 
 _POLL_SECONDS = 0.1
+_EMPTY = torch.empty(0)
 
 
 class Checkpointer:
     """Writes the checkpoints of a learner, and has it go on from the newest."""
 
-    def __init__(self, learner: Learner, checkpoints: Checkpoints) -> None:
+    def __init__(self, learner: Learner, checkpoints: Checkpoints, evaluations: Evaluations) -> None:
         self._learner = learner
         self._checkpoints = checkpoints
+        self.evaluations = evaluations
         self.trail = AuditTrail()  # of the steps that are done, this process's and those of the checkpoint
         self._num_steps = 0  # done
-        self._remark: str | None = None
+        self.remarks: list[str] = []  # for the user, of what was resumed
         self._weights_lock = threading.Lock()  # held from the update of the weights to the end of `step`
         learner.before_update = self._lock_weights
 
@@ -45,13 +52,11 @@ class Checkpointer:
             state = load_checkpoint(self._checkpoints.path(self._num_steps))
             self._learner.load_state_dict(state)
             self.trail.load(self._checkpoints.path(self._num_steps))
-            self._remark = self._compare(state[DIGESTS])
+            self.evaluations.load(self._checkpoints.path(self._num_steps))
+            self.remarks += filter(None, [self._compare(state[DIGESTS])])
+        if self._learner.group.is_rank0:
+            self.remarks += filter(None, [self._find_best()])
         return self._num_steps
-
-    @property
-    def remark(self) -> str | None:
-        """Return a line for the user where what was resumed rounds to other weights than those that were trained."""
-        return self._remark
 
     @contextmanager
     def step(self, number: int) -> Generator[None]:
@@ -60,10 +65,56 @@ class Checkpointer:
         self._num_steps = number
         self._weights_lock.release()
 
+    def save_between_steps(self) -> Path | None:
+        """Write a checkpoint where no step is being done; collective, and rank 0 writes."""
+        self._lock_weights()
+        try:
+            return self.save(self._num_steps)
+        finally:
+            self._weights_lock.release()
+
     def save(self, step: int) -> Path | None:
         """Write a checkpoint of the learner as it is after `step`; collective, and rank 0 writes."""
         state = self._learner.group.gather_full(self._learner.state_dict())
         return self._write(step, state, digest_layers(self._learner.student))
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps done."""
+        return self._num_steps
+
+    def lacks_evaluation(self) -> bool:
+        """Return, to every worker the same, whether a decision waits for what the weights as they are now come to."""
+        return self._agree(self.evaluations.lack(self._num_steps))
+
+    def is_to_end(self) -> bool:
+        """Return, to every worker the same, whether the evaluations say that training should end."""
+        return self._agree(self.evaluations.reason_to_end is not None)
+
+    def add_evaluation(self, fidelity: Fidelity | None) -> None:
+        """Take what the weights as they are now came to, and keep them where they are the best so far; collective.
+
+        `fidelity`: None on workers that have not measured.
+        """
+        group = self._learner.group
+        is_best = fidelity is not None and self.evaluations.add(self._num_steps, fidelity)
+        if not self._agree(is_best and self.evaluations.keep_best) or not group.joins_collectives:
+            return
+        state = group.gather_full({STUDENT: self._learner.student.state_dict()})
+        fingerprints = digest_layers(self._learner.student)
+        if group.is_rank0:
+            self._checkpoints.save_best(self._num_steps, {**state, DIGESTS: fingerprints})
+
+    def load_best(self) -> int:
+        """Let the student have the best weights, if those are kept; return the step that its weights are of.
+
+        Of all workers that join collectives.
+        """
+        best = self.evaluations.best if self.evaluations.keep_best else None
+        step = self._learner.group.from_rank0(best.step if best else self._num_steps)
+        if step != self._num_steps:
+            self._learner.student.load_state_dict(self._read_best(step))
+        return step
 
     def stop(self, on_held: Callable[[], None] = do_nothing) -> int:
         """Save the last step that was done, from any thread, and let no further one change the weights.
@@ -98,6 +149,29 @@ class Checkpointer:
             f"({differing[0]} first): another device, version or starting point; training goes on from these"
         )
 
+    def _find_best(self) -> str | None:
+        """Forget best weights of later steps; return a line for the user where those that count are not there."""
+        self._checkpoints.forget_best_after(self.evaluations.last_step)
+        best = self.evaluations.best if self.evaluations.keep_best else None
+        if best is None or best.step in self._checkpoints.best_steps():
+            return None
+        self.evaluations.forget()
+        self._checkpoints.forget_best_after(0)
+        return f"{self._checkpoints.best_path(best.step)} is not there: which weights are the best is found out anew"
+
+    def _read_best(self, step: int) -> dict[str, Tensor]:
+        """Return the best weights, full tensors, which rank 0 reads from its disk."""
+        group = self._learner.group
+        state = load_checkpoint(self._checkpoints.best_path(step))[STUDENT] if group.is_rank0 else {}
+        return {name: group.from_rank0(state.get(name, _EMPTY)) for name in group.from_rank0([*state])}
+
+    def _agree(self, flag: bool) -> bool:
+        """Return what rank 0 says, where any decision is made by evaluations; False elsewhere, and nobody is asked."""
+        if not self.evaluations.decide:
+            return False
+        group = self._learner.group
+        return group.all_reduce_max(flag and group.is_rank0) == 1
+
     def _hold_back(self) -> None:
         """Keep the lock for good, on every worker before the same step, which any of them may have begun."""
         while True:
@@ -112,8 +186,9 @@ class Checkpointer:
     def _write(self, step: int, state: Mapping[str, dict[str, Tensor]], fingerprints: dict[str, Tensor]) -> Path | None:
         if not self._learner.group.is_rank0:
             return None
-        self.trail.add_weights(step, state["student"])
-        return self._checkpoints.save(step, {**state, DIGESTS: fingerprints}, self.trail.to_text())
+        self.trail.add_weights(step, state[STUDENT])
+        texts = {AUDIT: self.trail.to_text(), EVALUATIONS: self.evaluations.to_text()}
+        return self._checkpoints.save(step, {**state, DIGESTS: fingerprints}, texts)
 
     def _lock_weights(self) -> None:
         self._weights_lock.acquire()

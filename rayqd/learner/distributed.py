@@ -66,6 +66,10 @@ class SingleProcess:
         """Return every worker's value by rank, over the side group."""
         return [value]
 
+    def from_rank0(self, value: Value) -> Value:
+        """Return rank 0's value to every worker that holds a shard; where nothing is sharded, its own to each."""
+        return value
+
 
 class DistributedGroup(SingleProcess):
     """The default process group of torch.distributed; where weights are sharded, with a side group on gloo."""
@@ -123,3 +127,12 @@ class DistributedGroup(SingleProcess):
         values: list[Value] = [value] * distributed.get_world_size()
         distributed.all_gather_object(values, value, group=self._side_group)
         return values
+
+    def from_rank0(self, value: Value) -> Value:
+        """Send it over gloo."""
+        if not self.is_sharded:
+            return value
+        values: list[Value] = [value]
+        assert isinstance(self._side_group, distributed.ProcessGroup)
+        distributed.broadcast_object_list(values, src=0, group=self._side_group)
+        return values[0]

@@ -27,10 +27,11 @@ def finish(
     source: Path,
     config: Config,
     of_teacher: TextFields | None = None,
+    ending: str = "",
 ) -> tuple[ArmResult, ...]:
     """Export the student, with the tokenizer of `source`; return the teacher's row, the `untrained` arms', its own.
 
-    `of_teacher` is the teacher's perplexity of `eval.text`.
+    `of_teacher` is the teacher's perplexity of `eval.text`, `ending` what the card says of the last step.
 
     On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError, and
     ModelError where the files compute another thing than the student.
@@ -61,7 +62,7 @@ def finish(
             for a, f in students.items()
         ),
     )
-    update_card(directory, config, rows)
+    update_card(directory, config, rows, ending=ending)
     return rows
 
 

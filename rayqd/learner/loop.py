@@ -44,7 +44,7 @@ def train(
     evaluate: Callable[[], Fidelity],
     working: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Train from the last checkpoint, if there is one, to the last step.
+    """Train from the last checkpoint, if there is one, to the last step, or to where the evaluations end it.
 
     Only rank 0 writes, publishes and evaluates; where the student is sharded, the others join its collectives.
     `working` surrounds the computation of every step but the first, which may compile.
@@ -56,12 +56,18 @@ def train(
     feed.report(StartEvent(step=start))
     if checkpointer.trail.all.steps:
         feed.report(checkpointer.trail.all)
-    if checkpointer.remark and learner.group.is_rank0:
-        feed.report(NoticeEvent(text=checkpointer.remark))
+    if learner.group.is_rank0:
+        for remark in checkpointer.remarks:
+            feed.report(NoticeEvent(text=remark))
     if joins and config.is_on_policy:
         with span("first publication"):
             feed.publish(start, collect_rollout_weights(learner.student, config))
+    if start and is_measured(start, config) and checkpointer.lacks_evaluation():
+        _measure(feed, checkpointer, learner, evaluate)
+    is_to_end = checkpointer.is_to_end()
     for step in range(start, config.learner.steps):
+        if is_to_end:
+            break
         version = step + 1
         last = version == config.learner.steps
         with checkpointer.step(version):
@@ -71,15 +77,36 @@ def train(
             )
             if joins and not last and _is_written_with(version, config):
                 feed.publish(version, collect_rollout_weights(learner.student, config))
-            if joins and (last or version % config.checkpoint.every == 0):
+            is_saved = last or version % config.checkpoint.every == 0
+            if joins and is_saved:
                 with span("checkpoint") if last else nullcontext():
                     path = checkpointer.save(version)
                 feed.report(CheckpointEvent(step=version, path=str(path)))
             if (done := checkpointer.trail.newest) is not None and done.steps[0].step == version:
                 feed.report(done)
-        if joins and config.eval.every and version % config.eval.every == 0 and not last:
-            arm = Arm(kind=ArmKind.DISTILLED, step=version)
-            feed.report(EvalEvent(step=version, arm=arm, fidelity=evaluate()))
+        if is_measured(version, config):
+            _measure(feed, checkpointer, learner, evaluate)
+            is_to_end = checkpointer.is_to_end()
+            if joins and is_to_end and not is_saved:
+                path = checkpointer.save_between_steps()
+                feed.report(CheckpointEvent(step=version, path=str(path)))
+
+
+def is_measured(version: int, config: Config) -> bool:
+    """Return whether the weights after `version` steps are evaluated, beside what the end of the run does."""
+    if version == config.learner.steps:
+        return config.tracks_evaluations
+    return config.eval.every > 0 and version % config.eval.every == 0
+
+
+def _measure(feed: Feed, checkpointer: Checkpointer, learner: Learner, evaluate: Callable[[], Fidelity]) -> None:
+    """Evaluate the weights as they are now; they are kept where they are the best."""
+    fidelity, step = None, checkpointer.num_steps
+    if learner.group.joins_collectives:
+        fidelity = evaluate()
+        feed.report(EvalEvent(step=step, arm=Arm(kind=ArmKind.DISTILLED, step=step), fidelity=fidelity))
+    if checkpointer.evaluations.decide:
+        checkpointer.add_evaluation(fidelity)
 
 
 def _is_written_with(version: int, config: Config) -> bool:

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from rayqd.checksums import find_damage
 from rayqd.errors import DamagedStorageError, StorageError
-from rayqd.learner.checkpoint import Checkpoints, step_of
+from rayqd.learner.checkpoint import Checkpoints, best_step_of, step_of
 from rayqd.runs.paths import CHECKPOINTS, EXPORT, FETCH_LOCK, START
 from rayqd.runs.storage.folder import Folder
 
@@ -46,6 +46,7 @@ class CheckpointUploader:
             if not (self._run_dir / START).is_dir() and START in self._folder.directories():
                 self._get(self._folder, START, self._run_dir / START)
             newest = self._get_newest()
+            self._get_best()
             ahead = [step for step in self._checkpoints.steps() if step > newest]
             if ahead and is_rank0:
                 self._upload()
@@ -60,6 +61,13 @@ class CheckpointUploader:
             if path.is_dir() or self._get(self._stored, path.name, path):
                 return step
         return 0
+
+    def _get_best(self) -> None:
+        """Get the weights that were the best, where this node lacks them."""
+        for name in self._stored.directories():
+            step = best_step_of(name)
+            if step is not None and not self._checkpoints.best_path(step).is_dir():
+                self._get(self._stored, name, self._checkpoints.best_path(step))
 
     def _get(self, folder: Folder, name: str, path: Path) -> bool:
         """Download a directory; where it is damaged, put it aside in the storage, tell so, and return False."""
@@ -101,9 +109,18 @@ class CheckpointUploader:
         for step in reversed(own):
             if step not in stored:
                 self._stored.put(self._checkpoints.path(step), self._checkpoints.path(step).name)
+        self._upload_best()
         for step in stored:
             if own and step not in own and step < own[-1]:
                 self._stored.remove(self._checkpoints.path(step).name)
+
+    def _upload_best(self) -> None:
+        own = {self._checkpoints.best_path(step).name for step in self._checkpoints.best_steps()}
+        stored = {name for name in self._stored.directories() if best_step_of(name) is not None}
+        for name in own - stored:
+            self._stored.put(self._checkpoints.directory / name, name)
+        for name in stored - own if own else ():
+            self._stored.remove(name)
 
     def _stored_steps(self) -> list[int]:
         return [step for name in self._stored.directories() if (step := step_of(name)) is not None]

@@ -15,16 +15,18 @@ from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import SingleProcess
+from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.feed import Feed
 from rayqd.learner.finish import finish, finish_on_other_rank
 from rayqd.learner.initialization import Initialization
 from rayqd.learner.learner import Learner
-from rayqd.learner.loop import train
+from rayqd.learner.loop import is_measured, train
 from rayqd.learner.memory_fit import fit_limit
 from rayqd.learner.upload import CheckpointUploader
 from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_head
 from rayqd.model.source import student_directory, teacher_directory
+from rayqd.runs.ending import describe_ending
 from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.storage.stored_run import StoredRun
 from rayqd.spans import SpansEvent, span, take_spans
@@ -74,9 +76,9 @@ class LearnerWorker:
         working = nullcontext
         if self._watch:
             learner.on_progress, working = self._watch.beat, self._watch.working
-        checkpointer = Checkpointer(learner, self._checkpoints)
+        checkpointer = Checkpointer(learner, self._checkpoints, Evaluations(self._config))
         train(learner, self._feed, checkpointer, self._config, evaluate=evaluate, working=working)
-        self._finish(learner, heldout)
+        self._finish(learner, heldout, checkpointer)
 
     def _make_uploader(self) -> CheckpointUploader | None:
         stored = StoredRun.of(self._config)
@@ -105,7 +107,13 @@ class LearnerWorker:
 
     def _report_ready(self) -> None:
         step = max([-1 if self._initialization.is_new else 0, *self._checkpoints.steps()])
-        self._feed.report(ReadyEvent(role="learner", step=step, node=self._node))
+        again = step > 0 and is_measured(step, self._config) and self._lacks_evaluation(step)
+        self._feed.report(ReadyEvent(role="learner", step=step, node=self._node, measures_again=again))
+
+    def _lacks_evaluation(self, step: int) -> bool:
+        evaluations = Evaluations(self._config)
+        evaluations.load(self._checkpoints.path(step))
+        return evaluations.lack(step)
 
     def _get_heldout(self, teacher_head: Head | None) -> Heldout:
         with span("wait for held-out rows"):
@@ -127,15 +135,21 @@ class LearnerWorker:
     def _report_spans(self) -> None:
         self._feed.report(SpansEvent(spans=take_spans("learner")))
 
-    def _finish(self, learner: Learner, heldout: Heldout) -> None:
-        if self._group.is_rank0:
-            self._feed.report(StatusEvent(text="evaluating and exporting"))
-            untrained, of_teacher = self._initialization.arms, self._initialization.teacher_text
-            rows = finish(learner, heldout, untrained, self._source, self._config, of_teacher)
-            if self._uploader:
-                with span("upload"):
-                    self._uploader.finish()
-            self._report_spans()
-            self._feed.report(FinishedEvent(rows=rows))
-        elif self._group.joins_collectives:
+    def _finish(self, learner: Learner, heldout: Heldout, checkpointer: Checkpointer) -> None:
+        if not self._group.joins_collectives:
+            return
+        exported_step = checkpointer.load_best()
+        if not self._group.is_rank0:
             finish_on_other_rank(learner, heldout)
+            return
+        num_steps = checkpointer.num_steps
+        reason = checkpointer.evaluations.reason_to_end if num_steps < self._config.learner.steps else None
+        self._feed.report(StatusEvent(text="evaluating and exporting"))
+        untrained, of_teacher = self._initialization.arms, self._initialization.teacher_text
+        ending = describe_ending(self._config, num_steps, exported_step, reason)
+        rows = finish(learner, heldout, untrained, self._source, self._config, of_teacher, ending)
+        if self._uploader:
+            with span("upload"):
+                self._uploader.finish()
+        self._report_spans()
+        self._feed.report(FinishedEvent(rows=rows, num_steps=num_steps, exported_step=exported_step, reason=reason))

@@ -62,6 +62,7 @@ METRICS = (
         fields=_learner_field("kl_to_teacher"),
         event="eval",
         by_arm=True,
+        better="lower",
         form=".4f",
     ),
     Metric(
@@ -73,6 +74,7 @@ METRICS = (
         fields=_learner_field("top1_agreement"),
         event="eval",
         by_arm=True,
+        better="higher",
         form=".1%",
     ),
     Metric(
@@ -84,6 +86,7 @@ METRICS = (
         fields=_learner_field("perplexity"),
         event="eval",
         by_arm=True,
+        better="lower",
         form=".3f",
     ),
     Metric(
@@ -95,6 +98,7 @@ METRICS = (
         fields=_learner_field("text_perplexity"),
         event="eval",
         by_arm=True,
+        better="lower",
         form=".3f",
     ),
     Metric(

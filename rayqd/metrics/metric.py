@@ -23,6 +23,7 @@ class Metric:
     kind: Literal["gauge", "counter"] = "gauge"
     counts_from: Literal["step", "start"] = "step"  # a counter's field: what this step added, or all since the start
     by_arm: bool = False  # one value for each arm that is compared
+    better: Literal["", "lower", "higher"] = ""  # "" where neither is
     by_source: bool = False  # the field has a value for each source of the data, by its name
     rate: str = ""  # of a counter whose growth by the second says more: what that is
     label: str = ""  # before the value in the terminal's line; "" keeps it out

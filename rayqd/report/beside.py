@@ -59,8 +59,8 @@ def _style() -> str:
     return "\n".join([colours.strip(), *rules, own]).replace("overflow: visible;", "")
 
 
-def result_markdown(result: RunResult) -> str:
-    """Return the verdict and the table, with intervals, as Markdown."""
+def result_markdown(result: RunResult, ending: str = "") -> str:
+    """Return the verdict and the table, with intervals, as Markdown; `ending`: see `rayqd.runs.ending`."""
     head = ["", "KL to teacher", "same top-1", "perplexity", "bits/weight", "size"]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in result.rows]
@@ -68,7 +68,7 @@ def result_markdown(result: RunResult) -> str:
     tokens = f"{result.teacher.fidelity.num_tokens:,} held-out tokens; KL(teacher‖student) in nats a token."
     bits = describe_bits(result.student)
     note = f"{tokens} Bits a weight are over the whole model: {bits}." if bits else tokens
-    parts = [f"# {result.name}", verdict.sentence if verdict else "", "\n".join(lines), note]
+    parts = [f"# {result.name}", verdict.sentence if verdict else "", "\n".join(lines), ending, note]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -29,9 +29,10 @@ from rayqd.report.time import all_of_it, busy
 from rayqd.runs.benchmarks import BenchmarkRow
 from rayqd.runs.continuations import Continuations
 from rayqd.runs.data_file import RunData
+from rayqd.runs.ending import ending_of
 from rayqd.runs.environment import Environment
 from rayqd.runs.paths import CONFIG, EXPORT
-from rayqd.runs.result_file import Command, RunResult
+from rayqd.runs.result_file import Command, DistillResult, RunResult
 from rayqd.runs.time_parts import DESCRIPTIONS
 
 
@@ -107,7 +108,7 @@ def _header(run: Run) -> Markup:
             f"Not finished: step {run.num_done:,} of {config.learner.steps:,} when this page was written. "
             "It is written again at every evaluation and at the end."
         )
-    return _titled(run, f"rayqd distill · {when}", about, notice)
+    return _titled(run, f"rayqd distill · {when}", about, notice or ending_of(config, run.result))
 
 
 def _titled(run: Run, kicker: str, about: Markup, notice: str = "") -> Markup:
@@ -209,7 +210,9 @@ def _environment(run: Run) -> Markup:
 
 def _events(run: Run) -> list[RecordedEvent]:
     """With what the result says of the trained student as its last evaluation."""
-    last = run.config.learner.steps
+    last = run.result.num_steps if isinstance(run.result, DistillResult) else run.config.learner.steps
+    if any(isinstance(event, EvalEvent) and event.step == last for event in run.events):  # where the best is looked for
+        return [*run.events]
     rows = run.result.rows if run.result else ()
     trained = [row for row in rows if row.arm.kind is ArmKind.DISTILLED]
     return [*run.events, *(EvalEvent(step=last, arm=row.arm, fidelity=row.fidelity) for row in trained)]

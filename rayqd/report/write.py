@@ -13,6 +13,7 @@ from rayqd.runs.benchmarks import read_benchmarks
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.continuations import read_continuations
 from rayqd.runs.data_file import read_data
+from rayqd.runs.ending import ending_of
 from rayqd.runs.environment import Environment
 from rayqd.runs.metrics_file import read_events
 from rayqd.runs.paths import CONFIG, FIGURES, REPORT, RESULT, RESULT_TABLE
@@ -50,7 +51,7 @@ class Report:
     def _write_beside(self, page: str, result: RunResult) -> None:
         """Write the table as Markdown, and each figure as a file of its own."""
         directory = self._config.run_dir
-        write_text(directory / RESULT_TABLE, result_markdown(result))
+        write_text(directory / RESULT_TABLE, result_markdown(result, ending_of(self._config, result)))
         (directory / FIGURES).mkdir(exist_ok=True)
         for name, text in list_figures(page):
             write_text(directory / FIGURES / name, text)

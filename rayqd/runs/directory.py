@@ -109,12 +109,16 @@ class RunDirectory:
         file = QUARANTINE if isinstance(event, QuarantineEvent) else METRICS
         return self._lines[file].append(to_json(event, time))
 
-    def forget_metrics_after(self, step: int) -> str | None:
-        """Drop the rows of steps that will be done again; return a line for the user where others were damaged."""
+    def forget_metrics_after(self, step: int, *, and_evaluation: bool = False) -> str | None:
+        """Drop the rows of steps that will be done again; return a line for the user where others were damaged.
+
+        `and_evaluation`: that of `step` itself comes again.
+        """
 
         def is_done(row: Mapping[str, JsonValue]) -> bool:
             number = row.get("step")
-            return isinstance(number, int) and number <= step
+            again = and_evaluation and number == step and row.get("event") == "eval"
+            return isinstance(number, int) and number <= step and not again
 
         return keep_lines(self.metrics, is_done)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 CONFIG = "config.toml"  # as resolved; its first line names the command
 METRICS = "metrics.jsonl"  # a line for each step and each evaluation
 AUDIT = "audit.jsonl"  # what each step trained on, for `rayqd doctor RUN`
+EVALUATIONS = "evaluations.json"  # in a checkpoint: what decides which weights are the best, and when to end
 BAD_STEPS = "bad-steps"  # a file for each step that was skipped, and learner worker
 QUARANTINE = "quarantine.jsonl"  # a line for each sequence that was left out of its step
 COMPLETIONS = "teacher.jsonl"  # what the teacher wrote for distill.seq_kd, before the first step

@@ -88,6 +88,8 @@ class DistillResult(RunResult):
     start_seconds: Mapping[str, float]  # from the start of each process until its model was loaded
     num_steps: int  # optimizer steps done
     stopped_early: StoppedEarly | None = None
+    exported_step: int | None = None  # whose weights are exported; None in runs from before it was kept
+    reason: str | None = None  # why training ended before learner.steps; None where it did not
     engines: Mapping[str, str] | None = None  # what each rollout worker computes with; None in runs from before
     deaths: Mapping[str, int] = field(default_factory=dict[str, int])  # of processes, that the run survived, by worker
 
@@ -97,6 +99,8 @@ class DistillResult(RunResult):
             "start_seconds": dict(self.start_seconds),
             "num_steps": self.num_steps,
             "stopped_early": early,
+            "exported_step": self.exported_step,
+            "reason": self.reason,
             "engines": dict(self.engines) if self.engines else None,
             "deaths": dict(self.deaths) or None,
         }

@@ -116,13 +116,14 @@ def _run(
             except GeneratorExit:
                 step = evaluated[-1].step
                 rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in evaluated if e.step in (0, step)]
-                result = monitor.result(rows, step, time.monotonic() - began)
+                ended = FinishedEvent(rows=tuple(rows), num_steps=step, exported_step=step)
+                result = monitor.result(ended, time.monotonic() - began)
                 early = StoppedEarly(step=step, of=config.learner.steps)
                 run_dir.finish(replace(result, stopped_early=early, environment=resources.environment))
                 run_dir.upload()
                 raise
             actors.wait_for_end(timeout_seconds=_GOODBYE_SECONDS)
-            result = monitor.result(event.rows, config.learner.steps, time.monotonic() - began)
+            result = monitor.result(event, time.monotonic() - began)
             result = replace(result, export=run_dir.export, environment=resources.environment)
             run_dir.finish(result)
             report.write(result)

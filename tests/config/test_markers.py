@@ -31,7 +31,8 @@ EXPECTED: dict[type[Marker], str] = {
         teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
-        eval.apply_chat_template eval.continuations eval.rtn ray.* checkpoint.* track track_project""",
+        eval.apply_chat_template eval.continuations eval.rtn ray.* checkpoint.every checkpoint.keep
+        track track_project""",
     NotSwept: "name runs_dir data.date eval.* ray.* track track_project",
     ChangesHeldOut: """
         seed data.source data.split data.subset data.sources data.on_bad_row data.max_length data.min_room
@@ -46,10 +47,12 @@ EXPECTED: dict[type[Marker], str] = {
         rollout.repetition_penalty rollout.stop""",
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.* track track_project",
-    Housekeeping: "checkpoint.* track track_project",
+    Housekeeping: "checkpoint.every checkpoint.keep track track_project",
     HubIdOrPath: "model.name teacher.name data.source data.sources eval.source eval.text",
     AbsolutePath: "runs_dir storage teacher.cache_dir eval.tasks_dir",
-    IgnoredBy: "quant.method quant.init adapter.* distill.* rollout.* learner.* track track_project",
+    IgnoredBy: """
+        quant.method quant.init adapter.* distill.* rollout.* learner.* track track_project
+        eval.patience eval.min_delta checkpoint.best""",
 }
 
 
@@ -75,7 +78,10 @@ def test_a_command_ignores_its_own_settings_alone() -> None:
     }
     assert by_command == {
         "distill": {"quant.method"},
-        "quantize": keys("quant.init adapter.* distill.* rollout.* learner.* track track_project"),
+        "quantize": keys(
+            "quant.init adapter.* distill.* rollout.* learner.* track track_project "
+            "eval.patience eval.min_delta checkpoint.best"
+        ),
     }
 
 

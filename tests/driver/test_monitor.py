@@ -104,7 +104,7 @@ RUN = [
     NoticeEvent(text="teacher-0 died"),
     QUARANTINED,
     step_event(2, learner_seconds=3.0),
-    FinishedEvent(rows=(arm_result("teacher", 0.0), arm_result("distilled INT4", 0.25))),
+    FinishedEvent(rows=(arm_result("teacher", 0.0), arm_result("distilled INT4", 0.25)), num_steps=2, exported_step=2),
 ]
 
 
@@ -124,7 +124,7 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
         ("eval", 0, 102.0), ("step", 1, 105.0), ("step", 2, 109.0),
     ]  # fmt: skip
     assert json.loads((run_dir / "quarantine.jsonl").read_text())["completion_ids"] == [7, 2]
-    result = monitor.result(finished.rows, num_steps=2, total_seconds=9.04)
+    result = monitor.result(finished, total_seconds=9.04)
     startup = monitor.startup(90.0, [])
     assert (startup.first_step, startup.last_step) == (15.0, 19.0)  # events number 5 and 9, a second each from 100 on
     assert [(s.role, s.start, s.end) for s in startup.spans] == [("learner", 5.0, 9.5)]
@@ -179,7 +179,9 @@ class SlowActors(RecordedActors):
     """A learner that is ready at the third look, long after it should have been."""
 
     def __init__(self, waits_for_room: bool) -> None:
-        super().__init__([ReadyEvent(role="learner", step=0, node=""), FinishedEvent(rows=[])])
+        super().__init__(
+            [ReadyEvent(role="learner", step=0, node=""), FinishedEvent(rows=(), num_steps=1, exported_step=1)]
+        )
         self._waits_for_room = waits_for_room
         self._num_looks = 0
 
@@ -259,7 +261,7 @@ def test_a_learner_that_dies_is_started_again_and_steps_done_twice_are_kept_once
     assert "the learner died: its process is gone; it is started again and goes on from the last checkpoint" in told
     assert "learner is back after 0 s" in told
     assert "resuming after step 2" in told
-    assert monitor.result(RUN[-1].rows, 4, 1.0).deaths == {"learner": 1, "rollout-1": 1}
+    assert monitor.result(RUN[-1], 1.0).deaths == {"learner": 1, "rollout-1": 1}
 
 
 def test_a_learner_that_dies_again_and_again_with_no_new_step_ends_the_run(monitored: Any) -> None:

@@ -146,7 +146,12 @@ def test_a_row_of_a_result_has_the_keys_of_earlier_versions_and_its_kind() -> No
 
 @pytest.mark.parametrize(
     "event",
-    [step_event(3), eval_event("after step 8", 0.2, 8), StoppedEvent(step=None), FinishedEvent(rows=())],
+    [
+        step_event(3),
+        eval_event("after step 8", 0.2, 8),
+        StoppedEvent(step=None),
+        FinishedEvent(rows=(), num_steps=8, exported_step=8),
+    ],
     ids=lambda event: type(event).__name__,
 )
 def test_events_survive_the_trip_between_processes(event: Event) -> None:

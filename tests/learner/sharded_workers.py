@@ -16,13 +16,16 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from rayqd.config import Config
+from rayqd.config.sections import CheckpointConfig, EvalConfig
 from rayqd.evals.heldout import Heldout
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import DistributedGroup, SingleProcess
+from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
 from rayqd.learner.rollout_weights import pack_weights
+from rayqd.metrics.fidelity import Fidelity
 from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.types import ScoredRollout
@@ -122,6 +125,7 @@ def one_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, A
     found["resumed"] = _resumed(rank, group, given, directory)
     found["stopped"] = _stopped(rank, group, given, directory / "stopped")
     found["stopped apart"] = _stopped(rank, group, given, directory / "apart", late_seconds=0.5 * rank)
+    found["best"] = _best(rank, group, given, directory / "best")
     group.barrier()
     distributed.destroy_process_group()
     return found
@@ -158,9 +162,37 @@ def _stopped(
     learner = make(given["model"], given["configs"]["plain"], group)
     feed = Feed(given["batches"]["plain"], rank, late_seconds)
     options: dict[str, Any] = {"evaluate": lambda: None}
-    arguments = (learner, feed, Checkpointer(learner, checkpoints), given["configs"]["plain"])
+    arguments = (
+        learner,
+        feed,
+        Checkpointer(learner, checkpoints, Evaluations(given["configs"]["plain"])),
+        given["configs"]["plain"],
+    )
     training = threading.Thread(target=train, args=arguments, kwargs=options, daemon=True)
     training.start()
     assert feed.stopped.wait(60)
     group.all_gather_object(None)  # the side group is free again
     return {"kept": feed.kept, "steps": checkpoints.steps(), "published": sorted(feed.published)}
+
+
+def _best(rank: int, group: SingleProcess, given: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Each has another opinion of what is best, and a directory of its own: the first one's counts, to both."""
+    config = given["configs"]["plain"].model_copy(update={"checkpoint": CheckpointConfig(best="kl_to_teacher")})
+    config = config.model_copy(update={"eval": EvalConfig(every=1, patience=1)})
+    values = iter([0.3, 0.1, 0.2] if rank == 0 else [0.1, 0.2, 0.3])
+    checkpoints = Checkpoints(directory / str(rank), keep=2)
+    learner = make(given["model"], config, group)
+    feed = Feed(given["batches"]["plain"], rank, late_seconds=0.0)
+    feed.at_batch.clear()  # no stop
+    checkpointer = Checkpointer(learner, checkpoints, Evaluations(config))
+    train(learner, feed, checkpointer, config, evaluate=lambda: _fidelity(next(values)))
+    return {
+        "num_steps": checkpointer.num_steps,
+        "step": checkpointer.load_best(),
+        "kept": checkpoints.best_steps(),
+        "state": group.gather_full(learner.state_dict())["student"],
+    }
+
+
+def _fidelity(kl: float) -> Fidelity:
+    return Fidelity(kl_to_teacher=kl, total_variation=0.1, top1_agreement=0.5, perplexity=9.0, num_tokens=4)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
+from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.learner import Learner
 from rayqd.learner.loop import train
 from rayqd.model.load import load_model
@@ -39,7 +40,7 @@ def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
         student = Student.load(tiny_model, config)
         learner = Learner(student, student.head, config)
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-        checkpointer = Checkpointer(learner, checkpoints)
+        checkpointer = Checkpointer(learner, checkpoints, Evaluations(config))
         options: dict[str, Any] = {"evaluate": lambda: None}
         thread = threading.Thread(target=train, args=(learner, feed, checkpointer, config), kwargs=options, daemon=True)
         started.append((checkpointer, thread))

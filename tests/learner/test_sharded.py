@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rayqd.config import Config
+from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.model.load import load_model
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.teacher.forward import Teacher
@@ -128,6 +129,19 @@ def test_one_worker_goes_on_from_the_checkpoint_that_two_left_when_they_were_sto
     (resumed,) = spawn(alone_from_the_checkpoint_of_two, 1, directory, **given)
     assert resumed["num_digests"] == resumed["num_layers"]
     assert_same(resumed["state"], one["plain"]["state"])
+
+
+def test_the_first_workers_evaluations_decide_and_every_shard_is_of_the_best_weights(
+    two: list[dict[str, Any]], directory: Path
+) -> None:
+    first, second = (two[rank]["best"] for rank in (0, 1))
+    assert (first["num_steps"], first["step"], first["kept"]) == (3, 2, [2])
+    assert (second["num_steps"], second["step"], second["kept"]) == (3, 2, [])
+    kept = load_checkpoint(directory / "best" / "0" / "best-000002")["student"]
+    last = load_checkpoint(directory / "best" / "0" / "step-000003")["student"]
+    assert kept.keys() == first["state"].keys()
+    assert all(torch.equal(kept[name], first["state"][name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
 def test_workers_that_hear_of_a_stop_at_different_times_stop_at_the_same_step(two: list[dict[str, Any]]) -> None:

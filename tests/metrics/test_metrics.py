@@ -45,7 +45,9 @@ def test_a_step_is_a_sample_of_each_metric_by_role() -> None:
 def test_the_student_is_one_series_whatever_its_evaluations_are_called() -> None:
     assert {s.tags["arm"] for s in samples(eval_event("after step 8", 0.2, 8))} == {"student"}
     arms = [Arm.from_name(name) for name in ("teacher", "GPTQ INT4", "distilled INT4")]
-    finished = FinishedEvent(rows=tuple(ArmResult(arm=arm, fidelity=fidelity(0.2)) for arm in arms))
+    finished = FinishedEvent(
+        rows=tuple(ArmResult(arm=arm, fidelity=fidelity(0.2)) for arm in arms), num_steps=1, exported_step=1
+    )
     assert {s.tags["arm"] for s in samples(finished)} == {"teacher", "GPTQ INT4", "student"}
 
 

@@ -105,7 +105,7 @@ class Config(Section):
     eval: Annotated[EvalConfig, ChangesEvaluationOnly(), NotSwept("all trials must be measured on the same rows")] = (
         EvalConfig()
     )
-    checkpoint: Annotated[CheckpointConfig, SameResult(), Housekeeping()] = CheckpointConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     ray: Annotated[RayConfig, SameResult(), MachineSpecific(), NotSwept("all trials run on the sweep's cluster")] = (
         RayConfig()
     )
@@ -143,6 +143,20 @@ class Config(Section):
         if storage is not None and _PASSWORD.search(storage):
             raise ValueError("storage has a password in it, which config.toml would show: leave it to the environment")
         return self
+
+    @model_validator(mode="after")
+    def _evaluations_decide(self) -> Config:
+        asks = "checkpoint.best" if self.checkpoint.best else "eval.patience" if self.eval.patience else ""
+        if asks and not self.eval.every:
+            raise ValueError(f"eval.every is 0, and {asks} compares evaluations while training: set the steps between")
+        if self.checkpoint.best == "text_perplexity" and not self.eval.text:
+            raise ValueError("the perplexity is measured of eval.text, which is none: set it, or another metric")
+        return self
+
+    @property
+    def tracks_evaluations(self) -> bool:
+        """Whether the evaluations during training decide what is exported, or when training ends."""
+        return self.checkpoint.best is not None or self.eval.patience > 0
 
     @property
     def run_dir(self) -> Path:

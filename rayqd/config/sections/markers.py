@@ -19,6 +19,8 @@ class SameResult(Marker):
     """Changes where and how fast a run goes, and how much memory it takes, not what comes out: a run resumes with
     another value."""
 
+    unless: tuple[str, ...] = ()  # keys of settings; where one of them has not its default, it does change the result
+
 
 @dataclass(frozen=True, slots=True)
 class IgnoredBy(Marker):

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rayqd.config.sections.base import Section
-from rayqd.config.sections.markers import AbsolutePath, ChangesBenchmarks, HubIdOrPath, SameResult
+from rayqd.config.sections.markers import (
+    AbsolutePath,
+    ChangesBenchmarks,
+    Housekeeping,
+    HubIdOrPath,
+    IgnoredBy,
+    SameResult,
+)
 from rayqd.config.sections.sources import check_columns
 
 
@@ -26,8 +33,14 @@ class EvalConfig(Section):
     """As data.columns; none: those of the data where the data set is one that is trained on, or else data.columns."""
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
-    every: Annotated[int, SameResult()] = Field(default=0, ge=0)
+    every: Annotated[int, SameResult(unless=("checkpoint.best", "eval.patience"))] = Field(default=0, ge=0)
     """Steps between evaluations; 0 evaluates before the first and after the last step alone."""
+    patience: Annotated[int, IgnoredBy("quantize")] = Field(default=0, ge=0)
+    """Evaluations in a row, every `every` steps, without a better value of checkpoint.best (none: of the KL), after
+    which training ends before its last step; 0 never. A learning rate that falls to zero over learner.steps is then
+    still high: learner.schedule constant goes with it."""
+    min_delta: Annotated[float, IgnoredBy("quantize")] = Field(default=0.0, ge=0)
+    """How much better a value must be than the best one to count for `patience`."""
     text: Annotated[str | None, HubIdOrPath(only_files=True)] = None
     """A running text whose perplexity is measured wherever the held-out rows are: a text file, taken as it stands, or a
     data set as data.source, whose rows' `text` is joined by empty lines. The hub's WikiText-2 is Salesforce/wikitext
@@ -75,10 +88,15 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
 
-    every: int = Field(default=100, ge=1)
+    every: Annotated[int, SameResult(), Housekeeping()] = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
-    keep: int = Field(default=2, ge=1)
+    keep: Annotated[int, SameResult(), Housekeeping()] = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    best: Annotated[
+        Literal["kl_to_teacher", "top1_agreement", "perplexity", "text_perplexity"] | None, IgnoredBy("quantize")
+    ] = None
+    """Export the weights that were best by this, of all evaluations (eval.every, and one after the last step). They are
+    kept in checkpoints/best-..., beside the newest ones. none: those of the last step."""
 
 
 class RayConfig(Section):

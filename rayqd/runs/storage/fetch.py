@@ -30,8 +30,11 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     for name in {START, EXPORT} & set(parts) & set(complete):
         if not (run_dir / name).is_dir():
             folder.get(name, run_dir / name)
-    if CHECKPOINTS in parts and (steps := folder.inside(CHECKPOINTS).directories()):
-        newest = max(steps, key=lambda name: (len(name), name))  # step-1000000 comes after step-999999
-        if not (run_dir / CHECKPOINTS / newest).is_dir():
-            folder.inside(CHECKPOINTS).get(newest, run_dir / CHECKPOINTS / newest)
+    if CHECKPOINTS in parts:
+        stored = folder.inside(CHECKPOINTS).directories()
+        for kind in ("step-", "best-"):
+            names = [name for name in stored if name.startswith(kind)]
+            newest = max(names, key=lambda name: (len(name), name), default=None)  # 1000000 comes after 999999
+            if newest and not (run_dir / CHECKPOINTS / newest).is_dir():
+                folder.inside(CHECKPOINTS).get(newest, run_dir / CHECKPOINTS / newest)
     return run_dir
