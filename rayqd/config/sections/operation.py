@@ -34,7 +34,8 @@ class EvalConfig(Section):
     num_rows: int = Field(default=128, ge=1)
     """Held-out rows."""
     every: Annotated[int, SameResult(unless=("checkpoint.best", "eval.patience"))] = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates before the first and after the last step alone."""
+    """Steps between evaluations; 0 evaluates before the first and after the last step alone. It stays as it was where
+    checkpoint.best or eval.patience decides by them."""
     patience: Annotated[int, IgnoredBy("quantize")] = Field(default=0, ge=0)
     """Evaluations in a row, every `every` steps, without a better value of checkpoint.best (none: of the KL), after
     which training ends before its last step; 0 never. A learning rate that falls to zero over learner.steps is then
