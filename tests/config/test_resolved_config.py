@@ -39,7 +39,8 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
     written = {key for key, value in tables.items() if not isinstance(value, dict)}
     written |= {f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table}
     assert set(settings()) - written == {
-        "adapter.alpha", "checkpoint.best", "data.chat_template", "data.date", "data.filter", "data.reader", "data.subset",
+        "adapter.alpha", "checkpoint.best", "data.chat_template", "data.date", "data.filter", "data.reader",
+        "data.subset",
         "eval.num_fewshot", "eval.source", "eval.subset", "eval.task_limit",
         "eval.stride", "eval.tasks_dir", "eval.text", "eval.text_subset", "eval.text_tokens", "eval.window",
         "model.revision",
