@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
+
 from rayqd.config import Config
 from rayqd.config.resolved import to_toml, with_absolute_paths, with_values
 from rayqd.data.sources import QUICKSTART_FILES, open_table
@@ -25,6 +27,7 @@ from rayqd.errors import RunError
 from rayqd.model.source import tokenizer_directory
 
 TIMES = ("first", "second")
+_LOOK_EVERY = 0.5  # seconds
 _PROMPT_WORDS, _ANSWER_WORDS = 18, 24  # of a row that is made up
 
 
@@ -40,7 +43,7 @@ class DataTiming:
     num_examples: int
     num_tokens: int
     peak_bytes: int  # of the process itself
-    largest_child_bytes: int  # of those that tokenize; 0 where there were none
+    largest_child_bytes: int  # of those that tokenize; 0 where there were none, or the system does not tell
 
     @property
     def seconds(self) -> float:
@@ -92,7 +95,9 @@ def measure(config: Config, began: float) -> DataTiming:
     marks = [began, time.monotonic()]
     rows = read_rows(config.data, parse=row_parser(config.data, needs_answer=config.trains_on_answers))
     marks.append(time.monotonic())
-    found = select_examples(tokenizer, rows, row_order(len(rows), config.seed), config.data, len(rows))
+    children = _Children()
+    order = row_order(len(rows), config.seed)
+    found = select_examples(tokenizer, rows, order, config.data, len(rows), on_tokenized=children.look)
     marks.append(time.monotonic())
     num_tokens, _ = int(count_tokens(found.examples).sum()), found.num_duplicates
     for sequence in make_plan(config, found.sizes).step(0):
@@ -107,13 +112,40 @@ def measure(config: Config, began: float) -> DataTiming:
         num_rows=len(rows),
         num_examples=len(found.examples),
         num_tokens=num_tokens,
-        peak_bytes=_peak_bytes(resource.RUSAGE_SELF),
-        largest_child_bytes=_peak_bytes(resource.RUSAGE_CHILDREN),
+        peak_bytes=_peak_bytes(os.getpid()) or _counted_peak_bytes(),
+        largest_child_bytes=children.peak_bytes,
     )
 
 
-def _peak_bytes(who: int) -> int:
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+class _Children:
+    """The processes that tokenize, looked at now and then while they do."""
+
+    peak_bytes = 0
+
+    def __init__(self) -> None:
+        self._due = 0.0  # of the monotonic clock
+
+    def look(self, *_: int) -> None:
+        """Take down what was resident of the largest of them at its worst moment."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _LOOK_EVERY
+            peaks = [_peak_bytes(child.pid) for child in psutil.Process().children()]
+            self.peak_bytes = max([self.peak_bytes, *peaks])
+
+
+def _peak_bytes(process: int) -> int:
+    """Return what was resident at the worst moment since the process's program began; 0 where that is not told."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(peak.split()[1]) * 1024
+
+
+def _counted_peak_bytes() -> int:
+    """Return the same where there is no /proc; Linux would count what the parent had when it started this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _run(file: Path, scratch: Path) -> DataTiming:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +33,15 @@ class ChatSettings:
     @property
     def variables(self) -> dict[str, JsonValue | Callable[[str], str]]:
         """Return what the template is given by name beside messages and tools."""
-        variables: dict[str, JsonValue | Callable[[str], str]] = json.loads(self.kwargs)
+        variables: dict[str, JsonValue | Callable[[str], str]] = json.loads(self.kwargs) if self.kwargs != "{}" else {}
         if self.date is not None:
-            variables["strftime_now"] = datetime.fromisoformat(self.date).strftime
+            variables["strftime_now"] = _strftime(self.date)
         return variables
+
+
+@lru_cache(maxsize=16)  # every row asks
+def _strftime(date: str) -> Callable[[str], str]:
+    return datetime.fromisoformat(date).strftime
 
 
 def chat_settings(data: DataConfig) -> ChatSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import signal
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ def serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Connection(handle) as connection:
         tokenize = pickle.loads(connection.recv_bytes())
+        gc.freeze()  # modules and tokenizer stay, and need not be looked through again and again
         connection.send(READY)
         try:
             while True:

@@ -36,11 +36,16 @@ def test_made_up_rows_are_rows_that_a_run_takes(tmp_path: Path) -> None:
 def test_the_second_time_is_what_the_first_kept(tiny_config: Any, tmp_path: Path) -> None:
     config = tiny_config(data={"max_length": 500})
     output = io.StringIO()
+    ballast = bytearray(b"x") * 2**30
     timings = benchmark_data(config, 4096, tmp_path / "out.json", Console(file=output, width=200))
+    assert len(ballast) == 2**30
     first, second = timings
     assert (first.num_rows, first.num_examples) == (4096, 4096)
     assert (second.num_examples, second.num_tokens) == (first.num_examples, first.num_tokens)
     assert second.tokenize_seconds < first.tokenize_seconds
+    # Each is a process of its own: what this one has resident, or held by a child of it, counts in neither.
+    for timing in timings:
+        assert 2**20 < timing.peak_bytes < 2**30
     written = json.loads((tmp_path / "out.json").read_text())
     assert [time["time"] for time in written["times"]] == ["first", "second"]
     assert "data: 4,096 rows" in output.getvalue()
