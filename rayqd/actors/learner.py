@@ -30,6 +30,7 @@ from rayqd.data.example_set import RunningText
 from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.model.compile_cache import keep_compiled_code
+from rayqd.model.import_transformers import import_transformers
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.spans import process_start, record_span, span
 from rayqd.types import Batch, IntArray, Rollout, ScoredRollout, WireTensor
@@ -150,6 +151,7 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
     with span("import torch"):
         import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
     with span("import transformers"):
+        import_transformers()
         from rayqd.learner.distributed import DistributedGroup, SingleProcess
         from rayqd.learner.worker import LearnerWorker
         from rayqd.model.load import device

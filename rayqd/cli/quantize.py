@@ -6,6 +6,7 @@ from rayqd.cli.command import Command, Given
 from rayqd.cli.options import Option
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
+from rayqd.model.import_transformers import import_transformers
 from rayqd.spans import process_start, span
 
 
@@ -20,6 +21,7 @@ def _quantize(given: Given) -> int:
         return dry_run_quantize(config)
     began = process_start()
     with span("import transformers"):
+        import_transformers()
         from rayqd.commands.quantize import quantize
 
     quantize(config, began=began)

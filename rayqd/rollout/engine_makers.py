@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rayqd.config import Config
 from rayqd.errors import ConfigError, ModelError, RayqdError
 from rayqd.files import write_text
+from rayqd.model.import_transformers import import_transformers
 from rayqd.rollout.engine import Engine
 from rayqd.rollout.support import explain_unusable_vllm, installed_vllm
 from rayqd.rollout.worker import MakeEngine, num_top_ids
@@ -33,7 +34,8 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     """
 
     def make() -> Engine:
-        with span("import torch"):
+        with span("import transformers"):
+            import_transformers()
             from rayqd.model.source import student_directory
             from rayqd.rollout.kernels import WeightForm, choose_weight_form
 

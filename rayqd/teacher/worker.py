@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rayqd.config import Config
 from rayqd.errors import StorageError
+from rayqd.model.import_transformers import import_transformers
 from rayqd.spans import Span, span
 from rayqd.stall import StallWatch
 from rayqd.types import HiddenPayload, Rollout, TeacherPayload
@@ -156,6 +157,7 @@ def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], Loade
         with span("import torch"):
             import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
         with span("import transformers"):
+            import_transformers()
             from rayqd.model.decoder_layers import compile_layers
             from rayqd.model.forward.of_model import describe_forward
             from rayqd.model.load import common_vocab_size, load_model, output_head
