@@ -1,7 +1,7 @@
 """200 reloads under CUDA graphs, with the memory that each of them freed filled with garbage in between.
 
-A graph that reads what a reload freed computes something else, or waits for ever. Needs a GPU and three minutes (161 s on an H200 with vLLM 0.26):
-`pytest tests/rollout/test_reload_on_gpu.py`.
+A graph that reads what a reload freed computes something else, or waits for ever. Needs a GPU and three
+minutes (161 s on an H200 with vLLM 0.26): `pytest tests/rollout/test_reload_on_gpu.py`.
 """
 
 from __future__ import annotations
