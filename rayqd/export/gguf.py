@@ -26,7 +26,8 @@ from torch import Tensor
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export.destination import export_directory
-from rayqd.export.gguf_architectures import ARCHITECTURES, GGUFArchitecture
+from rayqd.export.gguf_architecture import GGUFArchitecture
+from rayqd.export.gguf_architectures import ARCHITECTURES
 from rayqd.export.gguf_metadata import add_metadata, rope_factors
 from rayqd.export.gguf_tokenizer import add_tokenizer
 from rayqd.export.quantized_model import QuantizedModel

@@ -17,7 +17,7 @@ from gguf import GGUFWriter, LlamaFileType, RopeScalingType
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from rayqd.export.gguf_architectures import GGUFArchitecture, head_dim_of, rope_of, rotary_dim_of
+from rayqd.export.gguf_architecture import GGUFArchitecture, head_dim_of, rope_of, rotary_dim_of
 
 CONFIG_KEY = "rayqd.config"
 

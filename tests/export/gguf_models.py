@@ -20,6 +20,17 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None, "original_max_position_embeddings": 4096},
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "gemma2": {"sliding_window": 8},
+    "cohere2": {
+        "sliding_window": 8,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    },
+    "olmo3": {
+        "sliding_window": 8,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    },
+    "exaone4": {"sliding_window": None, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
     "gemma3_text": {
         "sliding_window": 8,
         "num_hidden_layers": 6,
@@ -44,6 +55,9 @@ REFUSED = [
     ("qwen3", {"attention_bias": True}, "GGUF export does not know attention_bias True of qwen3"),
     ("qwen3_moe", {"norm_topk_prob": False}, "GGUF has no qwen3_moe with norm_topk_prob False"),
     ("qwen2_moe", {"mlp_only_layers": [0]}, r"GGUF has no qwen2_moe with mlp_only_layers \[0\]"),
+    ("stablelm", {"use_parallel_residual": True}, "GGUF has no stablelm with use_parallel_residual True"),
+    ("exaone4", {"sliding_window": 4096}, "GGUF has no exaone4 with sliding_window 4096"),
+    ("olmo3", {"layer_types": ["full_attention"] * 4}, r"GGUF has no olmo3 with layer_types \['full_attention'"),
     ("gemma", {"tie_word_embeddings": False}, "GGUF has no gemma with tie_word_embeddings False"),
 ]
 

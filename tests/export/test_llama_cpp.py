@@ -41,6 +41,7 @@ CASES = [
     *((name, {}) for name in ARCHITECTURES),
     ("llama", {"rope_parameters": LLAMA3}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("stablelm", {"use_qkv_bias": True}),
     ("qwen2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
 ]
 

@@ -24,12 +24,14 @@ _EXACT: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "packed", {}),  # a sliding window
     ("gemma2", "packed", {"attn_logit_softcapping": 0.3, "final_logit_softcapping": 3.0}),
     ("gemma3_text", "packed", {}),
+    ("gemma3", "packed", {}),  # beside towers for images
     ("phi3", "packed", {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 4096}),
     ("phi", "packed", {}),  # a head with a bias
     ("granite", "packed", {"logits_scaling": 8.0}),
     ("cohere", "packed", {"logit_scale": 0.0625}),
     ("gpt_oss", "packed", {}),  # sinks
     ("mixtral", "packed", {}),
+    ("qwen3_moe", "packed", {}),
     ("deepseek_v3", "packed", {}),  # latent attention, shared experts
     ("stablelm", "padded", {}),  # drops keyword arguments
     ("nemotron", "padded", {}),
