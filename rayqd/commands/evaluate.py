@@ -41,7 +41,7 @@ from rayqd.model.load import device, load_model, load_tokenizer, output_head
 from rayqd.model.source import local_directory, student_directory, teacher_directory
 from rayqd.model.student import Student
 from rayqd.report.write import rewrite_report
-from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, read_benchmarks
+from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, items_file, read_benchmarks
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.continuations import continuations_file, write_continuations
 from rayqd.runs.ending import ending_of
@@ -192,6 +192,8 @@ class _Evaluation:
         _write(run_dir / EVALS / f"{name}.json", evaluation.to_json())
         if self._runner:
             _write(benchmarks_file(run_dir, name), self._benchmarks_file(evaluation))
+            items = [json.dumps(each) + "\n" for each in self._runner.list_items(self._arms)]
+            items_file(run_dir, name).write_text("".join(items), encoding="utf-8")
             if self._path.resolve() in (run_dir, run_dir / EXPORT):
                 _publish_benchmarks(run_dir)
 

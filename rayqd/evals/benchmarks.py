@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rayqd.evals.paired import Difference, mean_difference, resampled_difference
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.files import replace_file
 from rayqd.model.source import cache_dir
-from rayqd.runs.benchmarks import BenchmarkRow, BenchmarkScore
+from rayqd.runs.benchmarks import BenchmarkItems, BenchmarkRow, BenchmarkScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,6 +63,22 @@ class BenchmarkRunner:
             rows += [_group_row(benchmark, index, scores) for index in range(len(teacher.groups))]
             rows += [_task_row(benchmark, score, scores) for score in teacher.tasks]
         return rows
+
+    def list_items(self, arms: Mapping[str, ModelScores]) -> Iterator[BenchmarkItems]:
+        """Yield what each model scored on each document, by which any two can be compared later."""
+        for benchmark in self._benchmarks:
+            for name, arm in arms.items():
+                for score in arm[benchmark.name].tasks:
+                    yield BenchmarkItems(
+                        model=name,
+                        benchmark=benchmark.name,
+                        fingerprint=benchmark.fingerprint,
+                        task=score.task,
+                        metric=score.metric,
+                        filter=score.filter,
+                        document_ids=list(score.document_ids),
+                        values=list(score.document_values),
+                    )
 
     def _cache_file(self, benchmark: Benchmark, identity: Sequence[str]) -> Path:
         key = json.dumps([benchmark.fingerprint, self._tokenizer.chat_template, *identity])

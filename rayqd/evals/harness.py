@@ -26,6 +26,7 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.data.chat_settings import ChatSettings
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.answers import AnswerCount, counting_model
+from rayqd.evals.local_data import expand, write_task_files
 from rayqd.evals.results import read_scores
 from rayqd.evals.scores import Scores
 from rayqd.model.forward.of_model import mode_of
@@ -70,6 +71,8 @@ class Benchmark:
             "num_fewshot": settings.num_fewshot,
             "apply_chat_template": settings.apply_chat_template,
         }
+        if settings.task_max_new_tokens or settings.think_end:
+            asked |= {"max_new_tokens": settings.task_max_new_tokens, "think_end": settings.think_end}
         if settings.apply_chat_template and (self._chat.kwargs != "{}" or self._chat.date):
             asked |= {"chat_template_kwargs": self._chat.kwargs, "date": self._chat.date}
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
@@ -95,6 +98,7 @@ class Benchmark:
                 tokenizer=tokenizer,
                 batch_size=settings.task_batch_size,
                 chat_template_args=self._chat.variables,
+                think_end_token=settings.think_end,
             )
             _set_seeds()
             try:
@@ -128,11 +132,14 @@ def open_benchmarks(
         raise ConfigError("eval.apply_chat_template: the model has no chat template; leave it out for a base model")
     if settings.tasks_dir and not settings.tasks_dir.expanduser().is_dir():
         raise ConfigError(f"eval.tasks_dir={settings.tasks_dir} is no directory")
+    settings = settings.model_copy(update={"tasks": expand(settings.tasks)})
+    if strange := [name for name in settings.local_data if name not in settings.tasks]:
+        raise ConfigError(f"eval.local_data: {strange[0]} is not among eval.tasks ({', '.join(settings.tasks)})")
     with _quiet():
         manager = _manager(settings)
         opened: list[Benchmark] = []
         skipped: list[DataError] = []
-        for name in dict.fromkeys(settings.tasks):
+        for name in settings.tasks:
             try:
                 opened.append(_open(name, manager, settings, chat or ChatSettings()))
             except DataError as error:
@@ -146,11 +153,15 @@ def open_benchmarks(
 
 
 def _manager(settings: EvalConfig) -> Any:
-    """Index rayqd's and the user's tasks; lm-eval's 14,000 files too, which take seconds, where one is asked for."""
+    """Index rayqd's and the user's tasks, those of `eval.local_data` before others of their name.
+
+    lm-eval's 14,000 files, which take seconds, too where one of them is asked for.
+    """
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Kind
 
     paths: list[str | Path] = [_OWN_TASKS, *([settings.tasks_dir.expanduser()] if settings.tasks_dir else [])]
+    paths += [write_task_files(settings.local_data)] if settings.local_data else []
     own = TaskManager(include_path=paths, include_defaults=False)
     if all(name in own.task_index and own.task_index[name].kind != Kind.GROUP for name in settings.tasks):
         return own
@@ -182,6 +193,8 @@ def _open(name: str, manager: Any, settings: EvalConfig, chat: ChatSettings) -> 
         if getattr(task, "MULTIMODAL", False):
             raise ConfigError(f"task {name} has images or sound, and rayqd's models read text")
         _set_fewshot(task, settings.num_fewshot)
+        if settings.task_max_new_tokens and task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", {"max_gen_toks": settings.task_max_new_tokens}, update=True)
     return Benchmark(name, loaded, settings, chat)
 
 

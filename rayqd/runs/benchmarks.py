@@ -35,6 +35,24 @@ class BenchmarkRow(TypedDict):
     part_of: NotRequired[str | None]  # of a task: the group whose row stands for it
 
 
+class BenchmarkItems(TypedDict):
+    """What a model scored on each document, for one metric of a task; a line of `NAME-items.jsonl`."""
+
+    model: str
+    benchmark: str  # as eval.tasks names it
+    fingerprint: str  # of documents, prompts and settings: only items of the same one compare
+    task: str
+    metric: str
+    filter: str
+    document_ids: list[int]
+    values: list[float]  # lists of numbers where the metric is no mean
+
+
+def items_file(run_dir: Path, name: str) -> Path:
+    """Return where the items of the model called `name`, and of those measured beside it, are kept."""
+    return run_dir / EVALS / f"{name}-items.jsonl"
+
+
 def benchmarks_file(run_dir: Path, name: str) -> Path:
     """Return where the benchmarks of the model called `name` are kept."""
     return run_dir / EVALS / f"{name}-benchmarks.json"

@@ -31,7 +31,8 @@ EXPECTED: dict[type[Marker], str] = {
         teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
-        eval.apply_chat_template eval.continuations eval.rtn ray.* checkpoint.every checkpoint.keep
+        eval.apply_chat_template eval.local_data eval.task_max_new_tokens eval.think_end
+        eval.continuations eval.rtn ray.* checkpoint.every checkpoint.keep
         track track_project""",
     NotSwept: "name runs_dir data.date eval.* ray.* track track_project",
     ChangesHeldOut: """
@@ -39,7 +40,9 @@ EXPECTED: dict[type[Marker], str] = {
         data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.train_on data.date""",
     ChangesEvaluationOnly: "eval.*",
-    ChangesBenchmarks: "eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template",
+    ChangesBenchmarks: """
+        eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template
+        eval.local_data eval.task_max_new_tokens eval.think_end""",
     ChangesCompletions: """
         seed model.dtype data.split data.subset data.sources data.max_length data.min_room data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.date

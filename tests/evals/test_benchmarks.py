@@ -134,6 +134,12 @@ def test_the_table_has_the_numbers_of_lm_eval_alone(
             )
     kept = json.loads((config.run_dir / "eval" / "tiny-benchmarks.json").read_text())
     assert (kept["rows"], kept["tasks"]) == (rows, tasks)
+    items = [json.loads(line) for line in (config.run_dir / "eval" / "tiny-items.jsonl").read_text().splitlines()]
+    by_task = {(item["model"], item["task"], item["metric"]): item["values"] for item in items}
+    for arm, said in lm_eval.items():
+        for task, samples in said["samples"].items():
+            for metric in {"acc", "acc_norm", "exact_match"} & samples[0].keys():
+                assert by_task[arm, task, metric] == [float(sample[metric]) for sample in samples]
     shown = f"{rows[0]['arms']['student']['value']:.4f} ± "
     assert shown in (config.run_dir / "report.html").read_text()
     assert shown in (config.run_dir / "export" / "README.md").read_text()

@@ -61,7 +61,11 @@ class EvalConfig(Section):
     """Tokens by which the window moves on; each token is scored once, with at least window - stride before it. none:
     the window, so that windows are disjoint, as those of llama.cpp and of GPTQ's code."""
     tasks: Annotated[list[str], SameResult(), ChangesBenchmarks()] = Field(default=[])
-    """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network."""
+    """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network; study
+    stands for hellaswag, arc_easy, arc_challenge, winogrande and mmlu."""
+    local_data: Annotated[dict[str, str], SameResult(), ChangesBenchmarks()] = Field(default={})
+    """`rayqd eval`: files of yours with a task's documents, in place of the hub's data set, as
+    arc_easy=arc_test.jsonl,winogrande=wino.jsonl: JSON Lines with the fields of that data set."""
     tasks_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
     """`rayqd eval`: a directory of task files (YAML) of your own, whose names `tasks` may then have."""
     num_fewshot: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=0)
@@ -73,6 +77,11 @@ class EvalConfig(Section):
     apply_chat_template: Annotated[bool, SameResult(), ChangesBenchmarks()] = False
     """`rayqd eval`: put the benchmarks' questions into the model's chat template, which an instruction-tuned model
     needs for tasks that it completes freely."""
+    task_max_new_tokens: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=1)
+    """`rayqd eval`: the longest answer to a benchmark, thoughts included; none: as its task says. A model that thinks
+    needs thousands."""
+    think_end: Annotated[str | None, SameResult(), ChangesBenchmarks()] = None
+    """`rayqd eval`: what ends the thoughts of a model that thinks, as </think>: only what follows is the answer."""
     continuations: Annotated[int, SameResult()] = Field(default=0, ge=0)
     """`rayqd eval`: so many prompts of held-out rows are continued by teacher, rounded model and student, of at most
     rollout.max_new_tokens tokens: KL and agreement by position along the data's and the student's own completions, and
