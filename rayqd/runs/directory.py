@@ -156,6 +156,7 @@ class RunDirectory:
         if self._stored:
             self._stored.upload(self.path)
         if self._stored and export:
+            self._stored.upload_figures(self.path)
             self._stored.upload_export(self.path)
 
     def close(self) -> None:

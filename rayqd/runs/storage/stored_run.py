@@ -10,11 +10,24 @@ from pathlib import Path
 
 from rayqd.config import Config
 from rayqd.errors import RunError, StorageError
-from rayqd.runs.paths import AUDIT, COMPLETIONS, CONFIG, DATA, EXPORT, METRICS, QUARANTINE, REPORT, RESULT, RUN_ID
+from rayqd.runs.paths import (
+    AUDIT,
+    COMPLETIONS,
+    CONFIG,
+    DATA,
+    EXPORT,
+    FIGURES,
+    METRICS,
+    QUARANTINE,
+    REPORT,
+    RESULT,
+    RESULT_TABLE,
+    RUN_ID,
+)
 from rayqd.runs.storage.folder import Folder
 
 _LINES = (METRICS, AUDIT, COMPLETIONS, QUARANTINE)  # files that only grow
-_FILES = (CONFIG, DATA, *_LINES, RESULT, REPORT)  # of the driver
+_FILES = (CONFIG, DATA, *_LINES, RESULT, RESULT_TABLE, REPORT)  # of the driver
 _A_RUN_ID = re.compile(rb"[0-9a-f]{12}\s*")
 
 
@@ -85,6 +98,11 @@ class StoredRun:
             if self._uploaded.get(file.name) != state:
                 self.folder.write(file.name, file.read_bytes())
                 self._uploaded[file.name] = state
+
+    def upload_figures(self, run_dir: Path) -> None:
+        """Upload the page's drawings, as they are now."""
+        for file in sorted((run_dir / FIGURES).glob("*.svg")):
+            self.folder.inside(FIGURES).write(file.name, file.read_bytes())
 
     def upload_export(self, run_dir: Path) -> None:
         """Upload the export, unless one is there."""

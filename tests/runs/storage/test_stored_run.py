@@ -38,6 +38,19 @@ def begun(config: Any, steps: int = 3) -> None:
     run_dir.close()
 
 
+def test_table_and_drawings_lie_in_the_storage_as_they_do_here(make: Any, store: Path) -> None:
+    config = make()
+    run_dir = RunDirectory(config)
+    run_dir.finish(RESULT)
+    files = {"result.md": "| teacher |", "figures/loss.svg": "<svg/>", "figures/kl.svg": "<svg></svg>"}
+    (run_dir.path / "figures").mkdir()
+    for name, text in files.items():
+        (run_dir.path / name).write_text(text)
+    run_dir.upload(export=True)
+    run_dir.close()
+    assert {name: (store / config.name / name).read_text() for name in files} == files
+
+
 def test_an_empty_machine_gets_metrics_and_result_of_the_run(make: Any) -> None:
     config = make()
     begun(config)
