@@ -5,7 +5,6 @@ import csv
 import gzip
 import json
 import lzma
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ import pytest
 
 from rayqd.config.sections import DataConfig
 from rayqd.data import read_rows
-from rayqd.data.examples import load_examples
-from rayqd.data.readers import json_array, read_file
+from rayqd.data.readers import read_file
 from rayqd.data.readers.files import cached_path
 from rayqd.errors import DataError
 
 ROWS = [{"prompt": f"Name colour {i}.", "completion": f"It is red number {i}."} for i in range(8)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
-HALF_A_GZIP = gzip.compress(TEXT.encode(), mtime=0)[:40]  # the same bytes in every process that collects tests
 
 
 @pytest.fixture(autouse=True)
@@ -148,16 +145,6 @@ def test_a_part_of_a_file_is_taken_as_datasets_takes_it(tmp_path: Path, split: s
     assert _read(str(path), split=split) == [_expected()[row] for row in rows]
 
 
-def test_a_split_expression_that_cannot_be_taken_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(TEXT)
-    with pytest.raises(
-        DataError, match=r'rows\.jsonl: the split "train\[:x\]" cannot be taken of its 8 rows'
-    ) as caught:
-        _read(str(path), split="train[:x]")
-    assert "\n" not in str(caught.value)
-
-
 def test_what_save_to_disk_wrote_is_read_and_its_splits_are_named(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": rows, "validation": rows.select([7])}).save_to_disk(tmp_path / "saved")
@@ -198,128 +185,6 @@ def test_a_url_that_storage_takes_is_fetched_once(tmp_path: Path) -> None:
         _read("file:///gone/rows.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        (
-            "rows.jsonl",
-            b"PAR1....",
-            "is a parquet file by its first bytes, and JSON Lines by its name: rename it to rows.p",
-        ),
-        ("rows.parquet", TEXT.encode(), "is JSON Lines by its first bytes, and a parquet file by its name: rename it"),
-        ("rows.csv", TEXT.encode(), "is JSON Lines by its first bytes, and comma-separated values by its name"),
-        ("rows.jsonl", b"PK\x03\x04..", "is a ZIP archive (or an office document) by its first bytes: give .jsonl, "),
-        ("rows.txt", b"\x89PNG\r\n\x1a\n", "is a PNG picture by its first bytes: give .jsonl, "),
-        ("rows", b"\x00\x01\x02\x03\x04", "its first bytes (00 01 02 03) are of no kind that rayqd reads: give .jsonl"),
-        ("rows.dat", b"some words", "is text, but neither JSON nor of a name that says what: call it .txt or .csv"),
-        ("rows.jsonl.gz", HALF_A_GZIP, "cannot be decompressed (Compressed file ended before"),
-        ("rows.json", b'[{"prompt": 1,\n}]', ":2: the array is broken here ("),
-        ("rows.csv", b"", "is empty: its first line must name the columns"),
-        ("rows.parquet", b"PAR1 and no more", "cannot be read as a parquet file: "),
-    ],
-)
-def test_a_file_that_is_something_else_is_named_by_its_first_bytes(
-    tmp_path: Path, name: str, content: bytes, said: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        read_file(path, str(path))
-    assert str(caught.value).startswith(f"{path}{'' if said.startswith(':') else ': '}{said}")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_subset_of_what_has_none_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(TEXT)
-    with pytest.raises(DataError, match=r'is no data set with subsets: leave data\.subset="main" out'):
-        _read(str(path), subset="main")
-
-
-def test_of_a_long_file_those_rows_are_checked_that_a_run_looks_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rayqd.data.sources.CHECKED_WHOLE", 8)
-    path = tmp_path / "rows.jsonl"
-    path.write_text(TEXT + "broken\n")
-    rows = read_rows(DataConfig(source=str(path)))
-    assert rows.row(7) == _expected()[7]
-    with pytest.raises(DataError, match=r"rows\.jsonl:9: the line is not one JSON object"):
-        rows.row(8)
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 64, 1 << 20])
-def test_an_array_is_found_in_pieces_of_any_size(chunk_bytes: int, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(json_array, "_CHUNK_BYTES", chunk_bytes)
-    elements = [
-        {"prompt": 'a "quoted" \\ é 漢 \U0001f600 ]},{[', "completion": "\u2028\n"}, {}, [], [[1, [2]], {"a": [{}]}],
-        12, -0.5e-7, float("-inf"), True, None, "", "]", {"deep": {"er": {"": [None, False, 1e300]}}},
-    ]  # fmt: skip
-    for number, options in enumerate([{}, {"indent": 25}, {"ensure_ascii": False}, {"separators": (",", ":")}]):
-        for values in (elements, [], elements[4:5]):
-            path = tmp_path / f"{number}.json"
-            path.write_text(json.dumps(values, **options) + " \n", encoding="utf-8-sig" if number else "utf-8")
-            table = json_array.read_json_array(path, "rows")
-            assert [table.fetch(index) for index in range(table.num_rows)] == values
-
-
-@pytest.mark.parametrize("chunk_bytes", [3, 1 << 20])
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        ('[{"a": 1},\n {"b": 2}\n {"c": 3}]', "rows:3: the array is broken here (expecting , or ], got {, column 2)"),
-        ('[{"a": 1},\n {"b": tru}]', "rows:2: the array is broken here (Expecting value, column 8)"),
-        ('[{"a": 1},\n\n]', "rows:3: the array is broken here (Expecting value, column 1)"),
-        ('[{"a": "b}]', "rows:1: the array is broken here (Unterminated string starting at, column 8)"),
-        ('[{"a": 1}]\n[]', "rows:2: the array is broken here (something stands behind it, column 1)"),
-        ('[{"a": 1}', "rows:1: the array is broken here (expecting , or ], got the end of the file, column 10)"),
-    ],
-)
-def test_a_broken_array_is_told_by_line_and_column(
-    text: str, what: str, chunk_bytes: int, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(json_array, "_CHUNK_BYTES", chunk_bytes)
-    path = tmp_path / "rows.json"
-    path.write_text(text)
-    with pytest.raises(DataError) as caught:
-        json_array.read_json_array(path, "rows")
-    assert str(caught.value).startswith(what)
-
-
-def test_an_array_is_not_read_whole(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(json_array, "_CHUNK_BYTES", 1 << 16)
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"prompt": "x" * 1000, "completion": "y"}] * 8000))
-    tracemalloc.start()
-    try:
-        table = json_array.read_json_array(path, "rows")
-        table.fetch(7999)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert table.num_rows == 8000
-    assert peak < path.stat().st_size / 8  # pieces of 1/128 of the file, and 16 bytes a row
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "what"),
-    [
-        ("rows.csv", "prompt;completion\nq;a\n", "has ';' between its columns and not ',': write ',' between them"),
-        ("rows.csv", "prompt\tcompletion\nq\ta\n", r"has '\\t' between its columns and not ',': call it .tsv"),
-        ("rows.json", '{\n "data": []\n}', "is one JSON object over several lines, and no rows: write its rows as an"),
-        (
-            "rows.json",
-            '{"data": [{"prompt": "q"}]}',
-            "the keys data: if data holds the rows, write them as an array",
-        ),
-    ],
-)
-def test_a_file_of_rows_in_another_form_is_told_as_what_it_is(name: str, text: str, what: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=what):
-        read_rows(DataConfig(source=str(tmp_path / name)))
-
-
 def test_a_directory_of_several_kinds_says_which_is_read(tmp_path: Path) -> None:
     directory = tmp_path / "mixed"
     directory.mkdir()
@@ -328,11 +193,3 @@ def test_a_directory_of_several_kinds_says_which_is_read(tmp_path: Path) -> None
     _csv(directory / "b.csv")
     (remark,) = read_rows(DataConfig(source=str(directory))).remarks
     assert remark.endswith("mixed: has files of several kinds, and its .jsonl alone are read, none of .csv")
-
-
-def test_a_file_without_rows_is_told_as_that(tmp_path: Path, make_tokenizer: Any) -> None:
-    (tmp_path / "rows.json").write_text("[]")
-    with pytest.raises(DataError, match=r"rows.json has no rows: give other data"):
-        load_examples(
-            make_tokenizer(), DataConfig(source=str(tmp_path / "rows.json")), seed=0, num_needed=1, context_length=4096
-        )

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from rayqd.errors import ModelError
-from rayqd.learner.engine_check import engine_error, engine_error_bound
+from rayqd.learner.engine_check import engine_error_bound
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.out_of_memory import is_out_of_memory
 from rayqd.model.student import Student
 from rayqd.rollout.engine_makers import vllm_engine_maker
 from rayqd.rollout.weights import DenseLoader
-from rayqd.types import EngineProbe, IntArray
+from rayqd.types import IntArray
+from tests.rollout.served_model import error_of, trained
 
 PROMPT: IntArray = np.arange(3, 35, dtype=np.int32)
 PACKS = pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="this CPU has no kernel for codes")
@@ -63,18 +64,6 @@ def dropping(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return drop
 
 
-def error_of(engine: Any, student: Student) -> float:
-    prediction = engine.predict(PROMPT, 8, 16)
-    probe = EngineProbe(
-        policy_version=0,
-        prompt_ids=PROMPT,
-        completion_ids=prediction.token_ids,
-        top_ids=prediction.top_ids,
-        logprobs=prediction.logprobs,
-    )
-    return engine_error(student, probe)
-
-
 @PACKS
 @pytest.mark.slow
 @pytest.mark.vllm
@@ -99,12 +88,10 @@ def test_a_class_that_drops_the_quantization_runs_dense_and_is_remembered(
     assert "does not take this model's codes" in engine.description
     assert any(word in engine.description for word in words.split("|")), engine.description
     student = Student.load(Path(config.model.name), config)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in student.parameters().values():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    assert error_of(engine, student) > 2 * engine_error_bound("bfloat16", 2)  # the source's own weights
+    trained(student, 1)
+    assert error_of(engine, student, PROMPT) > 2 * engine_error_bound("bfloat16", 2)  # the source's own weights
     engine.load_weights(collect_rollout_weights(student, config))
-    assert error_of(engine, student) < engine_error_bound("bfloat16", 2)
+    assert error_of(engine, student, PROMPT) < engine_error_bound("bfloat16", 2)
 
     (kept,) = (tmp_path / "initial").glob("*refused*")
     from rayqd.rollout import engine_makers

@@ -9,42 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from rayqd.config import Config
-from rayqd.learner.engine_check import engine_error
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.rollout.kernels import choose_weight_form
 from rayqd.rollout.vllm import VLLMEngine
 from rayqd.rollout.weights import choose_weight_loader
-from rayqd.types import EngineProbe, IntArray
+from rayqd.types import IntArray
+from tests.rollout.served_model import error_of, trained
 from tests.tiny_models import tiny_causal_model, tiny_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 PROMPT: IntArray = np.arange(3, 35, dtype=np.int32)
 WIDE = {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 128}  # what vLLM's kernels for CPUs take
-
-
-def trained(student: Student, seed: int) -> Student:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in student.parameters().values():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return student
-
-
-def error_of(engine: VLLMEngine, student: Student) -> float:
-    prediction = engine.predict(PROMPT, 8, 16)
-    assert prediction is not None
-    probe = EngineProbe(
-        policy_version=0,
-        prompt_ids=PROMPT,
-        completion_ids=prediction.token_ids,
-        top_ids=prediction.top_ids,
-        logprobs=prediction.logprobs,
-    )
-    return engine_error(student, probe)
 
 
 def test_an_export_s_experts_are_no_reason_not_to_ask_vllm(tmp_path: Path) -> None:
@@ -70,7 +49,7 @@ def test_every_publish_of_experts_reaches_what_the_engine_computes_with(tmp_path
         weight_loader=choose_weight_loader(config),
     )
     student = Student.load(tmp_path, config)
-    assert error_of(engine, student) > 0.01  # the engine has the source's own weights
+    assert error_of(engine, student, PROMPT) > 0.01  # the engine has the source's own weights
     for seed in (1, 2):
         engine.load_weights(collect_rollout_weights(trained(student, seed), config))
-        assert error_of(engine, student) < 1e-5
+        assert error_of(engine, student, PROMPT) < 1e-5

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rayqd.config import Config
 from rayqd.learner.engine_check import engine_error, engine_error_bound
@@ -17,18 +16,12 @@ from rayqd.rollout.engine import SamplingRequest
 from rayqd.rollout.kernels import choose_weight_form
 from rayqd.rollout.vllm import VLLMEngine
 from rayqd.rollout.weights import choose_weight_loader
-from rayqd.types import EngineProbe, IntArray
+from rayqd.types import IntArray
+from tests.rollout.served_model import probe_of, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 
 PROMPT: IntArray = np.arange(3, 35, dtype=np.int32)
-
-
-def trained(student: Student, seed: int) -> Student:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in student.parameters().values():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return student
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])  # as codes, where this CPU has the kernel, and as values
@@ -57,17 +50,9 @@ def test_every_publish_reaches_both_halves(
     written: list[IntArray] = []
     for seed in (1, 2):
         engine.load_weights(collect_rollout_weights(trained(student, seed), config))
-        prediction = engine.predict(PROMPT, 8, 16)
-        assert prediction is not None
-        probe = EngineProbe(
-            policy_version=0,
-            prompt_ids=PROMPT,
-            completion_ids=prediction.token_ids,
-            top_ids=prediction.top_ids,
-            logprobs=prediction.logprobs,
-        )
+        probe = probe_of(engine, PROMPT)
         assert engine_error(student, probe) <= engine_error_bound(dtype, num_layers=2)
         request = SamplingRequest(prompt_ids=PROMPT, seed=7, temperature=0.0, min_new_tokens=8, max_new_tokens=8)
-        assert np.array_equal(engine.generate([request])[0].token_ids, prediction.token_ids)
-        written.append(prediction.token_ids)
+        assert np.array_equal(engine.generate([request])[0].token_ids, probe.completion_ids)
+        written.append(probe.completion_ids)
     assert not np.array_equal(*written), "the versions must differ"
