@@ -112,6 +112,7 @@ def _check_message(message: object, name: str) -> dict[str, Json]:
 def _parse_message(fields: dict[str, Json], name: str) -> Message:
     if calls := fields.get("tool_calls"):
         fields["tool_calls"] = _parse_calls(calls, f"{name}.tool_calls")
+        fields.setdefault("content", None)  # which OpenAI's files may leave out, and templates ask for
     else:
         fields.pop("tool_calls", None)
     content = fields.get("content")

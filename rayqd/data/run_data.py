@@ -17,9 +17,11 @@ from rayqd.config import Config
 from rayqd.config.data_source import existing_file_of_source
 from rayqd.config.sections import DataConfig
 from rayqd.config.sections.sources import SourceConfig
+from rayqd.data.chat_settings import chat_settings
 from rayqd.data.example_set import ExampleSet
 from rayqd.data.examples import load_examples, load_in_order
 from rayqd.data.mixture import by_weight, join
+from rayqd.data.render import check_variables
 from rayqd.data.running_text import with_text
 from rayqd.data.select import OnTokenized
 from rayqd.data.shares import count_drawn
@@ -73,8 +75,12 @@ def load_run_data(
 
 
 def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_length: int) -> ExampleSet:
-    """Read the first `eval.num_rows` rows kept of `eval.source` as it stands, or else of the shuffled data."""
+    """Read the first `eval.num_rows` rows kept of `eval.source` as it stands, or else of the shuffled data.
+
+    Raises as `load_run_data` does, also for a variable that the chat template never reads.
+    """
     data = config.data
+    check_variables(tokenizer, chat_settings(data))
     _check_all_different(data.each_source)
     if config.eval.source is not None:
         try:

@@ -69,6 +69,7 @@ def test_the_page_has_the_rows_and_needs_nothing_beside_it(look: Any, tmp_path: 
         (["--data.source", "none.jsonl"], 1, "none.jsonl"),
         (["--model.name", "./nowhere"], 1, "model directory nowhere does not exist"),
         (["--data.max_length", "4096"], 2, "set data.max_length to 512 or less"),
+        (["--data.chat_template_kwargs", '{"massages": 1}'], 2, "does not read massages; did you mean messages?"),
     ],
 )
 def test_what_is_wrong_is_one_line(flags: list[str], code: int, said: str, look: Any) -> None:

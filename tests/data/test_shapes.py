@@ -93,6 +93,8 @@ def test_tools_and_the_calls_of_a_conversation_stay_with_it() -> None:
     as_text = {**CALL, "function": {**CALL["function"], "arguments": '{"a": 2, "b": 2}'}}  # as OpenAI's files have them
     given = [*turns("2+2?"), {**called, "tool_calls": [as_text], "refusal": None}, *messages[2:]]
     assert list(parse_row({"messages": given, "tools": TOOLS})) == messages
+    del given[1]["content"]  # which they may leave out
+    assert list(parse_row({"messages": given, "tools": TOOLS})) == messages
 
 
 def test_shareGPTs_calls_and_observations_are_calls_and_tools() -> None:  # noqa: N802

@@ -60,8 +60,6 @@ _UNREADABLE = (
     (b"\x7fELF", "a program"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x04\x22\x4d\x18", "compressed with lz4"),
-    (codecs.BOM_UTF16_LE, "text in UTF-16"),
-    (codecs.BOM_UTF16_BE, "text in UTF-16"),
 )
 _JSON = (Kind.JSON_LINES, Kind.JSON_ARRAY)
 
@@ -78,6 +76,8 @@ def kind_of(path: Path, name: str) -> Kind:
     for magic, what in _UNREADABLE:
         if head.startswith(magic):
             raise DataError(f"{name}: is {what} by its first bytes: give {READABLE}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (0 in head[:2] and head[2:4].count(0) == 1):
+        raise DataError(f"{name}: is text in UTF-16 by its first bytes: save it as UTF-8")
     binary = next((kind for magic, kind in _BY_BYTES if head.startswith(magic)), None)
     if binary is None and b"\x00" in head:
         raise DataError(
