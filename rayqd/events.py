@@ -203,6 +203,7 @@ class NoticeEvent:
 
     text: str
     died: str = ""  # the worker whose death it tells of
+    is_fault: bool = False  # it tells of something else that went wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from rayqd.events import (
 )
 from rayqd.report.write import Report
 from rayqd.runs.directory import RunDirectory
-from rayqd.runs.result_file import DistillResult
+from rayqd.runs.result_file import DistillResult, Fault
 from rayqd.runs.startup import Startup, make_startup
 from rayqd.runs.time_parts import StepTimes
 from rayqd.spans import Span, SpansEvent
@@ -76,6 +76,7 @@ class Monitor:
         self._engines: dict[str, str] = {}
         self._spans: list[Span] = []
         self._steps = StepTimes()
+        self._faults: list[tuple[float, int, str]] = []  # seconds since the epoch, steps done, what it was
 
     def until(self, *kinds: type[Kind]) -> Kind:
         """Return the next event of one of `kinds`, once everything before it is shown and kept."""
@@ -108,6 +109,10 @@ class Monitor:
             engines=self._engines,
             finished=round(ended, 1),
             parts=self._steps.split(ended - total_seconds, ended),
+            faults=tuple(
+                Fault(seconds=round(when - ended + total_seconds, 1), step=step, text=text)
+                for when, step, text in self._faults
+            ),
             deaths=dict(sorted(self._restarts.deaths.items())),
         )
 
@@ -123,6 +128,7 @@ class Monitor:
     def _restart(self, death: DeathError) -> None:
         """Have learner and controller start again, if that may still help; raises WorkerError if not."""
         self._restarts.allow(death, self._step)
+        self._faults.append((time.time(), self._step, str(death)))
         self._progress.say(f"{death}; it is started again and goes on from the last checkpoint")
         self._actors.restart()
         self._num_seen = 0
@@ -212,7 +218,9 @@ class Monitor:
                 self._progress.say(f"step {step}: sequence {index} is left out: {reason}")
             case StatusEvent(text=text):
                 self._progress.status(text)
-            case NoticeEvent(text=text, died=worker):
+            case NoticeEvent(text=text, died=worker, is_fault=is_fault):
+                if worker or is_fault:
+                    self._faults.append((time.time(), self._step, text))
                 if worker:
                     self._restarts.count(worker)
                 self._progress.say(text)

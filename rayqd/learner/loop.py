@@ -169,7 +169,7 @@ def _tell_skipped(learner: Learner, feed: Feed, config: Config, step: int, batch
         where = f"its sequences could not be kept in {directory} ({error.strerror})"
     if learner.group.is_rank0:
         text = f"step {step + 1}: the gradient is inf or nan; the step is skipped, nothing has changed; {where}"
-        feed.report(NoticeEvent(text=text))
+        feed.report(NoticeEvent(text=text, is_fault=True))
 
 
 def _check_staleness(batch: Batch, step: int, max_staleness: int) -> int:

@@ -25,7 +25,7 @@ from rayqd.report.data import data_section
 from rayqd.report.page import Column
 from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
-from rayqd.report.time import all_of_it, busy
+from rayqd.report.time import all_of_it, busy, faults_section
 from rayqd.runs.benchmarks import BenchmarkRow
 from rayqd.runs.continuations import Continuations
 from rayqd.runs.data_file import RunData
@@ -77,6 +77,8 @@ def run_page(run: Run) -> str:
     if drawn := run_charts(_events(run), run.config.learner.steps):
         body.append(page.section("Training", arrange_charts(drawn), note=_how_fresh(run)))
         body.append(_time(run))
+    if isinstance(run.result, DistillResult) and run.result.faults:
+        body.append(faults_section(run.result.faults))
     if run.data:
         body.append(data_section(run.data))
     if run.result and run.result.startup:

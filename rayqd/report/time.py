@@ -9,7 +9,9 @@ from markupsafe import Markup
 from rayqd.config import Config
 from rayqd.console.progress import duration
 from rayqd.events import StepEvent
-from rayqd.report.page import bars, parts_bar
+from rayqd.report import page
+from rayqd.report.page import Column, bars, parts_bar
+from rayqd.runs.result_file import Fault
 
 
 def all_of_it(parts: Mapping[str, float]) -> Markup:
@@ -37,4 +39,13 @@ def busy(steps: Sequence[StepEvent], config: Config) -> Markup:
 def _text(seconds: float, total: float) -> Markup:
     return Markup("<strong>{}</strong> · {} %").format(
         duration(seconds), f"{100 * seconds / total:.0f}" if total else 0
+    )
+
+
+def faults_section(faults: Sequence[Fault]) -> Markup:
+    """Draw a row for each fault that the run survived, by when it was."""
+    titles = [Column(title="after", kind="number"), Column(title="step", kind="number"), Column(title="what")]
+    rows = [[duration(fault.seconds), f"{fault.step:,}", fault.text] for fault in faults]
+    return page.section(
+        "What went wrong, and was survived", page.table(titles, rows, tight=True), note="Of the last start."
     )

@@ -80,6 +80,15 @@ class StoppedEarly:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something that went wrong, and that the run survived."""
+
+    seconds: float  # since the start
+    step: int  # optimizer steps done
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillResult(RunResult):
     """What `rayqd distill`, and each trial of a sweep, came to."""
 
@@ -93,6 +102,8 @@ class DistillResult(RunResult):
     engines: Mapping[str, str] | None = None  # what each rollout worker computes with; None in runs from before
     deaths: Mapping[str, int] = field(default_factory=dict[str, int])  # of processes, that the run survived, by worker
 
+    faults: tuple[Fault, ...] = ()  # of the last start, in their order
+
     def _own_fields(self) -> dict[str, object]:
         early = asdict(self.stopped_early) if self.stopped_early else None
         return {
@@ -103,6 +114,7 @@ class DistillResult(RunResult):
             "reason": self.reason,
             "engines": dict(self.engines) if self.engines else None,
             "deaths": dict(self.deaths) or None,
+            "faults": [asdict(fault) for fault in self.faults] or None,
         }
 
 

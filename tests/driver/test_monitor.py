@@ -261,7 +261,13 @@ def test_a_learner_that_dies_is_started_again_and_steps_done_twice_are_kept_once
     assert "the learner died: its process is gone; it is started again and goes on from the last checkpoint" in told
     assert "learner is back after 0 s" in told
     assert "resuming after step 2" in told
-    assert monitor.result(RUN[-1], 1.0).deaths == {"learner": 1, "rollout-1": 1}
+    result = monitor.result(RUN[-1], 3600.0)
+    assert result.deaths == {"learner": 1, "rollout-1": 1}
+    assert [(fault.step, fault.text) for fault in result.faults] == [
+        (3, "rollout-1 died (it is gone)"),
+        (3, "the learner died: its process is gone"),
+    ]
+    assert all(3500 < fault.seconds <= 3600 for fault in result.faults)  # just now, in a run that began an hour ago
 
 
 def test_a_learner_that_dies_again_and_again_with_no_new_step_ends_the_run(monitored: Any) -> None:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 
 from rayqd.config import Config, load_config
+from rayqd.config.sections import CheckpointConfig
 from rayqd.events import EvalEvent, StepEvent
 from rayqd.report.axis import format_ticks, round_ticks
 from rayqd.report.chart import Line, draw_line_chart
@@ -93,6 +94,29 @@ def test_a_finished_run_is_told_with_its_numbers() -> None:
     assert "6,011 held-out tokens" in text
     assert "vllm serve /somewhere/runs/mine/export" in text
     assert "3 nodes, 24 CPUs" in text
+
+
+def test_what_a_run_survived_stands_there_with_when_it_was() -> None:
+    fault = {"seconds": 75.0, "step": 1234, "text": "rollout-1 died (<gone>)"}
+    text = said(report(result={**RESULT, "faults": [fault]}))
+    assert (
+        "What went wrong, and was survived Of the last start. after step what 1:15 1,234 rollout-1 died (<gone>)"
+        in text
+    )
+    assert "survived" not in said(report())
+
+
+def test_a_run_that_ended_early_says_of_which_step_the_weights_are_and_draws_no_point_beyond() -> None:
+    config = CONFIG.model_copy(update={"checkpoint": CheckpointConfig(best="kl_to_teacher")})
+    best = [
+        evaluation(number, {**ROWS[3], "kl_to_teacher": kl}, f"after step {number}")
+        for number, kl in ((1, 0.15), (3, 0.17))
+    ]
+    result = {**RESULT, "num_steps": 3, "exported_step": 1, "reason": "kl_to_teacher was not better"}
+    page = report(config=config, events=[*EVENTS, *best], result=result)
+    text = said(page)
+    assert "Training ended after step 3 of 4: kl_to_teacher was not better." in text
+    assert "Exported are the weights after step 1 of 3, the best by KL to teacher." in text
 
 
 def test_time_of_the_roles_is_a_share_of_the_steps() -> None:
