@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def test_what_is_read_back_is_what_was_trained(tmp_path: Path, model_type: str) 
     parts = taken_apart(model, Q4_0)
     write_gguf(parts, tmp_path / "export")
     assert_same_tensors(load_export(tmp_path / "export", "bfloat16"), rounded(model, parts))
+
+
+def test_the_page_names_every_architecture_that_is_written_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    table = page.partition("**GGUF** is written of ")[2]
+    rows = [line for line in table.splitlines() if line.startswith(("| dense", "| experts |"))]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(ARCHITECTURES)
+    assert table.startswith(f"{len(named)} architectures")
 
 
 def test_experts_are_found_by_the_names_that_the_source_s_files_have(tmp_path: Path) -> None:
