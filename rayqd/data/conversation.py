@@ -16,6 +16,7 @@ from rayqd.data.shapes import parse_shape, rename_columns, suggest_column
 from rayqd.errors import DataError
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+LABEL = "label"  # of a prompt and its answer: whether that is a good one
 FINISH_REASON, CUT = "finish_reason", "length"  # as every serving API calls it
 
 
@@ -65,6 +66,8 @@ class RowParser:
             raise DataError(f"the last message must be the assistant's, got {last!r}")
         if last == "assistant" and len(conversation) == 1:
             raise DataError("there is an answer but nothing before it to answer")
+        if self.needs_answer and fields.get(LABEL) is False and conversation.shape.startswith("prompt and answer"):
+            raise UntrainedError(f"{LABEL} is false, which marks an answer that is not wanted, as in KTO's data")
         if self.needs_answer and not self._trains(conversation):
             raise UntrainedError(f"messages[{len(conversation) - 1}].weight is 0, so nothing of the row is trained on")
         return conversation
@@ -85,7 +88,7 @@ class RowParser:
             return f"there is nothing to answer: neither messages nor prompt, got {_describe_keys(fields)}"
         return (
             f"neither messages nor prompt with completion or response, nor text, got {_describe_keys(fields)}: "
-            f"{suggest_column(tuple(map(str, fields)))}{_suggest_array(fields)}say in data.columns which of them are"
+            f"{suggest_column(tuple(map(str, fields))) or _suggest_array(fields)}say in data.columns which of them are"
         )
 
 

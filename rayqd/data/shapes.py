@@ -7,6 +7,7 @@ beside the messages that begin with it, the rendered `text` beside the answer in
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,11 +98,22 @@ def _add_about(conversation: Conversation, row: Fields) -> None:
 
 def _parse_messages(row: Fields, columns: Sequence[str]) -> Conversation:
     (column,) = columns
-    if is_sharegpt(row[column]):
-        conversation = parse_sharegpt(row[column], column)
+    messages = _from_json(row[column], column)
+    if is_sharegpt(messages):
+        conversation = parse_sharegpt(messages, column)
         conversation.shape = f"ShareGPT ({column})"
         return conversation
-    return parse_messages(row[column], column)
+    return parse_messages(messages, column)
+
+
+def _from_json(messages: object, column: str) -> object:
+    """Return what a cell of a table holds as text, which has no other way to hold messages."""
+    if not isinstance(messages, str) or not messages.strip():
+        return messages
+    try:
+        return json.loads(messages)
+    except ValueError as error:
+        raise DataError(f"{column} is text, and not the JSON of messages ({error})") from error
 
 
 def _parse_pair(row: Fields, columns: Sequence[str]) -> Conversation:

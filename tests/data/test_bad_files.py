@@ -41,6 +41,11 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("rows.jsonl", TEXT.encode("utf-16"), "is text in UTF-16 by its first bytes: save it as UTF-8"),
         ("rows.csv", "prompt,completion\n".encode("utf-16-le"), "is text in UTF-16 by its first bytes: save it as"),
         ("rows.txt", "Once upon".encode("utf-16-be"), "is text in UTF-16 by its first bytes: save it as UTF-8"),
+        (
+            "rows.jsonl",
+            json.dumps(ROWS[0], indent=1).encode(),
+            "has JSON objects over several lines: write one a line",
+        ),
         ("rows.dat", b"some words", "is text, but neither JSON nor of a name that says what: call it .txt or .csv"),
         ("rows.jsonl.gz", HALF_A_GZIP, "cannot be decompressed (Compressed file ended before"),
         ("rows.json", b'[{"prompt": 1,\n}]', ":2: the array is broken here ("),

@@ -123,6 +123,25 @@ def test_a_developer_and_a_name_are_the_templates_business() -> None:
     assert list(parse_row({"messages": messages})) == messages
 
 
+def test_messages_may_be_the_json_that_a_cell_of_a_table_holds() -> None:
+    conversation = parse_row({"messages": json.dumps(turns("Hi", "Hello"))})
+    assert (list(conversation), conversation.shape) == (turns("Hi", "Hello"), "messages (messages)")
+    said = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert parse_row({"conversations": json.dumps(said)}).shape == "ShareGPT (conversations)"
+    with pytest.raises(DataError, match=r"messages is text, and not the JSON of messages \(Expecting value"):
+        parse_row({"messages": "Hi"})
+
+
+def test_an_answer_that_is_labelled_as_a_bad_one_is_not_trained_on() -> None:
+    row = {"prompt": "q", "completion": "a", "label": False}
+    with pytest.raises(UntrainedError, match="label is false, which marks an answer that is not wanted"):
+        parse_row(row)
+    assert list(parse_row({**row, "label": True})) == turns("q", "a")
+    assert list(parse_row({**row, "label": 0})) == turns("q", "a")  # a class, and no verdict
+    assert list(RowParser(needs_answer=False)(row)) == turns("q", "a")
+    assert list(RowParser(columns=(("prompt", "prompt"), ("completion", "completion")))(row)) == turns("q", "a")
+
+
 WEIGHTED = [*turns("2+2?", "5"), *turns("Sure?", "No: 4")]
 
 

@@ -40,7 +40,7 @@ BROKEN = [
     ('{"prompt": ["Hi"], "response": "x"}', "prompt must be text, got a list"),
     ('{"prompt": "Hi", "response": ""}', "response is empty"),
     ('{"messages": []}', "messages must be a list with something in it, got an empty list"),
-    ('{"messages": "Hi"}', "messages must be a list with something in it, got text"),
+    ('{"messages": "Hi"}', "messages is text, and not the JSON of messages"),
     (_messages("Hi"), "messages[0] must be an object with role and content, got text"),
     (_messages({"role": "human", "content": "Hi"}), "messages[0].role must be one of system, user, assistant, tool"),
     (_messages({"role": ["user"], "content": "Hi"}), "messages[0].role must be one of"),

@@ -103,6 +103,8 @@ def _kind_of_text(head: bytes, named: Kind | None, name: str) -> Kind | None:
             f"{name}: is one JSON object over several lines, and no rows: write its rows as an array, "
             "or an object a line"
         )
+    if is_json and text[:1] == b"{" and text.partition(b"\n")[0].strip() == b"{":
+        raise DataError(f"{name}: has JSON objects over several lines: write one a line, as `jq -c . {name}` does")
     if is_json:
         return Kind.JSON_LINES if text[:1] == b"{" else Kind.JSON_ARRAY
     if named in (Kind.PARQUET, Kind.ARROW):
