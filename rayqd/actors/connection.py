@@ -79,6 +79,8 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={**make_runtime_env(config, ships_package=address is not None)},
+            # A worker process for each core, of which no actor would be: theirs have environments of their own.
+            _system_config=None if address else {"prestart_worker_first_driver": False},
         )
 
     quiet_ray_reports()

@@ -1,6 +1,7 @@
 """Whether a role of a run was lost, or raised something of its own: what was lost can be started again.
 
-Learner, Ray Train's controller and the run's own controller are lost together: the first two end with the third.
+Learner, Ray Train's controller and the run's own controller are lost together: the first two end with the third, in
+whose process the second is where Ray is the run's own.
 """
 
 # pyright: reportUnknownMemberType=false

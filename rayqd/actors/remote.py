@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal, TypeVar
 
 import ray
@@ -36,6 +35,7 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
     directory = student_directory(config)
     settings = with_model_sampling(config, directory).rollout
+    num_ids = vocab_size(config)  # here, where transformers is loaded anyway
     stop_token_ids = end_token_ids(load_tokenizer(directory), directory, chat_settings(config.data))
     return [
         actor.remote(
@@ -47,7 +47,7 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
                 num_top_ids(config),
                 config.ray.stall_seconds,
                 stop_token_ids,
-                partial(vocab_size, config),
+                num_ids,
             )
         )
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))

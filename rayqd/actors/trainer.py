@@ -1,8 +1,9 @@
 """Ray Train without those of its actors that have no work in a run on this machine's own Ray.
 
 Each of them is a process that imports ray.train, seconds of the cores that the first step waits for, and the learner
-starts behind one of them: the coordinator asks an autoscaler for nodes, the cleaner frees what a lost run holds of a
-cluster that lives on, and the dataset manager deals out data sets of Ray's, of which there are none.
+starts behind two of them: the coordinator asks an autoscaler for nodes, the cleaner frees what a lost run holds of a
+cluster that lives on, and the dataset manager deals out data sets of Ray's, of which there are none. Ray Train's own
+controller is no actor either: it runs in the process that asks for the training, which is one itself.
 """
 
 # pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
@@ -10,9 +11,11 @@ cluster that lives on, and the dataset manager deals out data sets of Ray's, of 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 _IDLE_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
@@ -29,8 +32,11 @@ class LocalTrainer(TorchTrainer):
         return [each for each in callbacks if type(each).__name__ not in _IDLE_CALLBACKS]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        """Run Ray Train's controller in this process, an actor that the learner ends with, instead of in one more."""
         arguments["scaling_policy"] = _AsksForNoNodes(self.scaling_config)
-        return super()._initialize_and_run_controller(**arguments)
+        own: Any = TrainController(**arguments)
+        asyncio.run(own.run())
+        return own.get_result()
 
 
 class _AsksForNoNodes(FixedScalingPolicy):

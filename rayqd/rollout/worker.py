@@ -36,14 +36,14 @@ class RolloutWorker:
         num_top_ids: int = 0,
         stall_seconds: float = math.inf,
         stop_token_ids: tuple[int, ...] = (),
-        get_vocab_size: Callable[[], int] | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """Take what makes an engine, and what fetches weights.
 
         `settings`: without "model", see `with_model_sampling`. `stop_token_ids`: end every completion.
         `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
-        `stall_seconds`: without a token, after which the process ends itself; see `watch`. `get_vocab_size` returns how
-        many ids student and teacher know.
+        `stall_seconds`: without a token, after which the process ends itself; see `watch`. `vocab_size`: of ids that
+        student and teacher know.
         """
         self._rank = rank
         self._settings = settings
@@ -52,8 +52,7 @@ class RolloutWorker:
         self._num_top_ids = num_top_ids
         self._stop_token_ids = stop_token_ids
         self.stall_seconds = stall_seconds
-        self._get_vocab_size = get_vocab_size
-        self._vocab_size: int | None = None
+        self._vocab_size = vocab_size
         self._watch: StallWatch | None = None
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
@@ -84,7 +83,6 @@ class RolloutWorker:
         if self._engine is None:
             with span("engine"):
                 self._engine = self._make_engine()
-                self._vocab_size = self._get_vocab_size() if self._get_vocab_size else None
             if self._watch:
                 self._engine.on_progress = self._watch.beat
         return time.perf_counter() - began

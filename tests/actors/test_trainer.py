@@ -1,6 +1,7 @@
 """What of Ray Train a run on its own Ray leaves out is there, under the names by which it is left out."""
 
 import inspect
+import os
 import subprocess
 import sys
 from typing import Any
@@ -28,11 +29,25 @@ def test_only_the_callbacks_with_idle_actors_are_left_out() -> None:
     assert callbacks_of(LocalTrainer) == [name for name in rays_own if name not in idle]
 
 
-def test_the_controller_gets_a_policy_that_asks_no_autoscaler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_controller_runs_in_this_process_with_a_policy_that_asks_no_autoscaler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: given.update(arguments))
+
+    class Recorded:
+        def __init__(self, **arguments: Any) -> None:
+            given.update(arguments)
+
+        async def run(self) -> None:
+            given["process"] = os.getpid()
+
+        def get_result(self) -> str:
+            return "the result"
+
+    monkeypatch.setattr("rayqd.actors.trainer.TrainController", Recorded)
     trainer: Any = LocalTrainer(train_nothing, scaling_config=ScalingConfig(num_workers=2))
-    trainer._initialize_and_run_controller(scaling_policy=None, failure_policy="Ray's")
+    assert trainer._initialize_and_run_controller(scaling_policy=None, failure_policy="Ray's") == "the result"
+    assert given["process"] == os.getpid()  # no actor of its own
     policy = given["scaling_policy"]
     assert isinstance(policy, ScalingPolicy)
     assert given["failure_policy"] == "Ray's"

@@ -54,7 +54,6 @@ TITLES = {
     "rollout": "ray::RolloutActor",
     "teacher": "ray::TeacherActor",
     "learner": "ray::RayTrainWorker",
-    "train": "ray::TrainController",
     "controller": "ray::Controller",
 }
 

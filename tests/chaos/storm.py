@@ -30,7 +30,7 @@ from tests.chaos.disturbed_run import DisturbedRun, Fault, disturb, trained
 STEPS_BETWEEN = 6
 STALL_SECONDS = 30
 KINDS = {  # kind: the roles, by how often each is taken
-    "kill": ["rollout"] * 4 + ["teacher"] * 4 + ["learner"] * 3 + ["controller", "train", "driver"],
+    "kill": ["rollout"] * 4 + ["teacher"] * 4 + ["learner"] * 3 + ["controller"] * 2 + ["driver"],
     "stop": ["learner", "controller"],
     "damage": ["learner", "driver"],
 }

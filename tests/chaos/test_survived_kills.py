@@ -16,7 +16,7 @@ from tests.chaos.disturbed_run import DisturbedRun, disturb, files_with_secrets,
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-KILLS = ["rollout"] * 8 + ["teacher"] * 8 + ["learner"] * 2 + ["train", "controller"]
+KILLS = ["rollout"] * 10 + ["teacher"] * 7 + ["learner"] * 2 + ["controller"]
 STEPS_BETWEEN = 3
 
 
