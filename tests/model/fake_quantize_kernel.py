@@ -89,12 +89,13 @@ def test_ties_zeros_and_extreme_magnitudes_round_as_in_plain_torch(rule: str, dt
 
 @pytest.mark.parametrize("rule", RULES)
 def test_division_by_a_groups_scale_rounds_as_ieee_says(rule: str) -> None:
-    """A million quotients, in float32, where a last bit of a scale is not rounded away."""
+    """A million quotients, interpreted an eighth, in float32, where a last bit of a scale is not rounded away."""
     torch.manual_seed(2)
-    scales = torch.exp(torch.empty(8192, 1, device=DEVICE).uniform_(-40, 40))
-    halves = torch.randint(-15, 16, (8192, 128), device=DEVICE) / 2
+    rows = 8192 if DEVICE.type == "cuda" else 1024
+    scales = torch.exp(torch.empty(rows, 1, device=DEVICE).uniform_(-40, 40))
+    halves = torch.randint(-15, 16, (rows, 128), device=DEVICE) / 2
     weight = halves * scales * (1 + torch.randint(-2, 3, halves.shape, device=DEVICE) * 2.0**-24)
-    check(weight.reshape(1024, 1024), None, Int4Grid(128, torch.float32, rule))
+    check(weight.reshape(-1, 1024), None, Int4Grid(128, torch.float32, rule))
 
 
 @pytest.mark.parametrize("rule", RULES)

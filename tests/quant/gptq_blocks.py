@@ -34,9 +34,9 @@ def make_exact_block(num_columns: int, num_rows: int) -> tuple[Tensor, Tensor, T
 
 
 def make_usual_block() -> tuple[Tensor, Tensor]:
-    """128 columns of 160 random weights, and the factor of inputs that hang together a little."""
+    """128 columns of 80 random weights, and the factor of inputs that hang together a little."""
     generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(128, 160, generator=generator)
+    columns = torch.randn(128, 80, generator=generator)
     mixing = torch.eye(128) + 0.02 * torch.randn(128, 128, generator=generator)
     inputs = torch.randn(512, 128, generator=generator) @ mixing
     factor = torch.linalg.cholesky(torch.linalg.inv(inputs.double().mT @ inputs.double()), upper=True).float()

@@ -30,7 +30,7 @@ def both(columns: Tensor, factor: Tensor, targets: ColumnScales, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_columns", "num_rows"), [(8, 1), (16, 37), (64, 100), (128, 33)])
+@pytest.mark.parametrize(("num_columns", "num_rows"), [(8, 1), (16, 37), (64, 40), (128, 17)])
 def test_where_all_sums_are_exact_the_bits_are_the_same(num_columns: int, num_rows: int, dtype: torch.dtype) -> None:
     columns, scales, wide = make_exact_block(num_columns, num_rows)
     wide, factor = wide.to(DEVICE), wide.to(DEVICE)[:, :num_columns]
