@@ -37,6 +37,7 @@ def run(config: Any) -> tuple[QuantizeResult, str]:
     return result, output.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_config: Any, method: str) -> None:
     config = tiny_config(quant={**CALIBRATION, "method": method})

@@ -71,12 +71,17 @@ def _check(config: Any) -> Batching:
     return mode_of(model).batching
 
 
+def _timed(model_type: str) -> Any:
+    """Mark those whose scans take seconds without a kernel."""
+    return pytest.param(model_type, marks=pytest.mark.slow) if model_type in ("jamba", "nemotron_h") else model_type
+
+
 @pytest.mark.parametrize("model_type", [*_PACKED, *_PACKED_MOE])
 def test_rows_go_end_to_end_where_that_is_exact(model_type: str) -> None:
     assert _check(tiny_config(model_type)) is Batching.PACKED
 
 
-@pytest.mark.parametrize("model_type", [*_PADDED, *_PADDED_DENSE])
+@pytest.mark.parametrize("model_type", [_timed(name) for name in (*_PADDED, *_PADDED_DENSE)])
 def test_what_leaks_between_packed_rows_is_padded_instead(model_type: str) -> None:
     assert _check(tiny_config(model_type)) is Batching.PADDED
 

@@ -137,6 +137,7 @@ def test_calibration_sees_the_embedding_that_the_student_has(source: Path, tiny_
         assert not torch.equal(found, dense)
 
 
+@pytest.mark.slow
 def test_an_engine_of_dense_weights_starts_from_the_same_values(
     source: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
