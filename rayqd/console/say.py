@@ -7,11 +7,15 @@ import errno
 from rich.console import Console
 
 
+class ReaderGone(KeyboardInterrupt):
+    """Nobody reads what is printed any more; raised once."""
+
+
 def say(console: Console, text: str) -> None:
     """Print `text` as it is: no markup in it, no colours for its numbers, and no line breaks that it has not got.
 
-    Raises KeyboardInterrupt once nobody reads it any more, because the terminal or the pipe is closed; from then on
-    the console is silent.
+    Raises ReaderGone, a KeyboardInterrupt, once nobody reads it any more, because the terminal or the pipe is closed;
+    from then on the console is silent.
     """
     try:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -19,4 +23,4 @@ def say(console: Console, text: str) -> None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # of a file, and the run itself can go on
             return
         console.quiet = True
-        raise KeyboardInterrupt from None
+        raise ReaderGone from None

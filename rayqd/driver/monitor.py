@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from rayqd.actors.run_actors import RunActors
 from rayqd.audit import AuditEvent
 from rayqd.config import Config
 from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
+from rayqd.console.say import ReaderGone
 from rayqd.driver.restarts import Restarts
 from rayqd.errors import DeathError, PlacementError, StallError, StorageError, WorkerError
 from rayqd.events import (
@@ -145,9 +147,10 @@ class Monitor:
             self._actors.stop()
             deadline = time.monotonic() + _STOP_SECONDS
             while not (self._stopped or self._finished):
-                for event in self._new_events(_POLL_SECONDS):
-                    if isinstance(event, StatusEvent) and event.text == STOPPING:
-                        deadline = math.inf  # it is at it, and writing takes what it takes
+                with contextlib.suppress(ReaderGone):  # a terminal that closes sends a signal first
+                    for event in self._new_events(_POLL_SECONDS):
+                        if isinstance(event, StatusEvent) and event.text == STOPPING:
+                            deadline = math.inf  # it is at it, and writing takes what it takes
                 if time.monotonic() > deadline:
                     raise StallError(f"the learner did not answer within {_STOP_SECONDS:g} s")
         except StallError as error:

@@ -1,5 +1,6 @@
 """The monitor shows and keeps each event once, in order, and gives back the one that was waited for."""
 
+import errno
 import io
 import json
 from collections.abc import Sequence
@@ -173,6 +174,29 @@ def test_ctrl_c_waits_until_the_learner_has_kept_its_last_step(monitored: Any) -
     assert actors.stop_requested
     assert output.getvalue().splitlines()[-1] == "stopped after step 2, of which a checkpoint is kept"
     assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_terminal_that_closes_after_its_signal_does_not_keep_the_last_step_from_being_kept(
+    tiny_config: Any, request: pytest.FixtureRequest
+) -> None:
+    """Printing the steps that come while the learner stops fails, and only then it has stopped."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if actors.stop_requested:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    actors = RecordedActors([*RUN[:6], step_event(2), StoppedEvent(step=2), *RUN[-1:]], interrupt_at=6)
+    config, output = tiny_config(), Gone()
+    run_dir = RunDirectory(config)
+    request.addfinalizer(run_dir.close)
+    given: Any = (actors, config, run_dir, Progress(Console(file=output, width=160), 4), NoReport())
+    monitor = Monitor(*given)
+    with pytest.raises(KeyboardInterrupt):
+        monitor.until(FinishedEvent)
+    assert monitor._stopped
+    assert len((config.run_dir / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 class SlowActors(RecordedActors):
