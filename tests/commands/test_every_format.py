@@ -1,4 +1,4 @@
-"""Every format trains, exports, reloads and verifies: real actors and a real learner; one Ray for all of them."""
+"""Every kind of grid trains, exports, reloads and verifies: real actors and a real learner; one Ray for all of them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.export.small_models import byte_tokenizer, small_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
+# FP4 is NF4 with another table: test_blockwise, test_dense_rollouts, test_bitsandbytes and test_verify have both.
 FORMATS: dict[str, dict[str, Any]] = {
     "int4": {"format": "int4", "group_size": 32, "init": "rtn"},
     "nvfp4": {"format": "nvfp4", "group_size": 16},
     "nf4": {"format": "nf4", "group_size": 32, "double_quant": True},
-    "fp4": {"format": "fp4", "group_size": 32, "double_quant": True},
 }
 
 

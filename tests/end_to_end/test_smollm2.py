@@ -1,11 +1,12 @@
-"""The real thing, small: SmolLM2-135M, vLLM, real actors, interrupted and resumed from the command line."""
+"""The real thing, small: SmolLM2-135M, vLLM, real actors, from the command line.
+
+tests/commands stops runs and goes on with them: test_distill_on_ray with Ctrl-C, test_jobs with vLLM.
+"""
 
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,36 +38,15 @@ FLAGS = [
     "--checkpoint.every=1",
 ]
 
-# A shell's background jobs ignore Ctrl-C, and their children too, unless one of them takes it back.
-TAKES_CTRL_C = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
-def command(runs_dir: Path) -> list[str]:
-    return [sys.executable, "-m", "rayqd", "distill", *FLAGS, f"--runs-dir={runs_dir}"]
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run stopped by Ctrl-C after its first step, and then finished by the same command."""
+    """A run, and what it printed."""
     runs_dir = tmp_path_factory.mktemp("runs")
-    run_dir = runs_dir / "quickstart"
-    first = subprocess.Popen(
-        [sys.executable, "-c", TAKES_CTRL_C, *command(runs_dir)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    while not (run_dir / "checkpoints" / "step-000001").exists():
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.2)
-    first.send_signal(signal.SIGINT)
-    output, _ = first.communicate(timeout=60)
-    assert first.returncode == 130, output
-    second = subprocess.run(command(runs_dir), capture_output=True, text=True, timeout=600)
-    assert second.returncode == 0, second.stdout + second.stderr
-    return run_dir, second.stdout
+    command = [sys.executable, "-m", "rayqd", "distill", *FLAGS, f"--runs-dir={runs_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs_dir / "quickstart", done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +59,11 @@ def student(finished: tuple[Path, str]) -> Student:
     return student
 
 
-def test_it_goes_on_where_it_was_stopped_and_ends_with_the_table(finished: tuple[Path, str]) -> None:
+def test_it_ends_with_the_table(finished: tuple[Path, str]) -> None:
     run_dir, output = finished
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "step"] == [1, 2]
     assert [row["num_on_policy"] for row in rows if row["event"] == "step"] == [2, 2]
-    assert "resuming after step 1" in output
     for arm in ("teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"):
         assert arm in output
     assert "vllm serve" in output
