@@ -10,7 +10,8 @@
         learner ── batch(step, attempt) ─► makes the step anew, once for each attempt: some of it was lost with a node
 
 The learner's demand is the only clock. Sequences of step s are written by weights no older than s - max_staleness,
-because they start when a step no earlier than that is asked for and its weights are published.
+because they start when a step no earlier than that is asked for and its weights are published. What comes from the data
+needs no weights: it is scored `prefetch_steps` further ahead, once what the learner waited for is there.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ class Pipeline:
         examples: Sequence[Example],
         num_steps: int,
         max_staleness: int,
+        prefetch_steps: int = 0,
         rollouts: Rollouts,
         teachers: Teachers,
         put: Callable[[Rollout], Ref[Rollout]],
@@ -135,6 +137,7 @@ class Pipeline:
         self._examples = examples
         self._num_steps = num_steps
         self._max_staleness = max_staleness
+        self._prefetch_steps = prefetch_steps
         self._rollouts = rollouts
         self._teachers = teachers
         self._put = put
@@ -142,14 +145,16 @@ class Pipeline:
         self._weights: Weights | None = None  # of the newest version
         self._published = asyncio.Event()
         self._tasks: dict[int, asyncio.Task[list[ScoredRef]]] = {}
+        self._prefetched: dict[int, asyncio.Task[list[ScoredRef]]] = {}  # the data's part of steps not begun yet
         self._attempts: dict[int, int] = {}  # of the steps that were lost
 
     def publish(self, weights: Weights) -> None:
         """Start rollouts with these from now on; a learner that went back to a checkpoint gets every step made anew."""
         if weights.version <= self._version:
-            for task in self._tasks.values():
-                task.cancel()
-            self._tasks.clear()
+            for tasks in (self._tasks, self._prefetched):
+                for task in tasks.values():
+                    task.cancel()
+                tasks.clear()
         self._weights = weights
         self._published.set()
         self._published = asyncio.Event()
@@ -171,7 +176,9 @@ class Pipeline:
         for ahead in steps:
             if ahead not in self._tasks:
                 self._tasks[ahead] = asyncio.create_task(self._make(ahead, self._weights))
-        return await self._tasks[step]
+        batch = await self._tasks[step]
+        self._prefetch(range(steps.stop, min(steps.stop + self._prefetch_steps, self._num_steps)))
+        return batch
 
     async def heldout(self, examples: Sequence[Example]) -> list[ScoredRef]:
         """Return the teacher's hidden states for rows that are never trained on."""
@@ -179,6 +186,12 @@ class Pipeline:
         rollouts = [RolloutRef(summary=row.summary, ref=self._put(row)) for row in rows]
         payloads = await self._teachers.hidden(rollouts)
         return [ScoredRef(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+
+    def _prefetch(self, steps: range) -> None:
+        for step in steps:
+            if step not in self._prefetched and step not in self._tasks and (rollouts := self._from_plan(step)):
+                task = self._prefetched[step] = asyncio.create_task(self._score(rollouts))
+                task.add_done_callback(_look_at)  # a run that ends asks for it no more
 
     async def _make(self, step: int, weights: Weights | None) -> list[ScoredRef]:
         """Make the step, again where parts of it are lost with a node before it is complete."""
@@ -188,17 +201,24 @@ class Pipeline:
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     async def _make_once(self, step: int, weights: Weights | None) -> list[ScoredRef]:
-        """Write, then score: where roles share cores, the teacher and rollouts slow each other."""
-        planned = self._plan.step(step)
-        on_policy = [s for s in planned if s.on_policy]
-        rollouts = [self._from_data(step, s.index, s.example) for s in planned if not s.on_policy]
+        """Write, then score what is not scored yet: where roles share cores, teacher and rollouts slow each other."""
+        on_policy = [s for s in self._plan.step(step) if s.on_policy]
+        prefetched = self._prefetched.pop(step, None)
+        rollouts = [] if prefetched else self._from_plan(step)
         if on_policy:
             assert weights is not None, "`batch` waits for them"
             prompts = [self._examples[s.example] for s in on_policy]
             rollouts += await self._rollouts.write(on_policy, prompts, weights)
-        return await self._score(sorted(rollouts, key=lambda rollout: rollout.summary.index))
+        scored = await self._score(sorted(rollouts, key=lambda rollout: rollout.summary.index))
+        if prefetched:
+            scored = sorted([*scored, *await prefetched], key=lambda each: each.rollout.summary.index)
+        if not scored:
+            faults = [rollout.summary.fault for rollout in rollouts if rollout.summary.fault]
+            raise WorkerError(f"no sequence of step {step + 1} can be trained on: {[NO_NUMBERS, *faults][-1]}")
+        return scored
 
     async def _score(self, rollouts: list[RolloutRef]) -> list[ScoredRef]:
+        """Return those of one step that can be trained on."""
         faults = [rollout.summary.fault for rollout in rollouts]
         sound = [rollout for rollout, fault in zip(rollouts, faults, strict=True) if not fault]
         scores = iter(await self._teachers.score(sound) if sound else [])
@@ -209,10 +229,11 @@ class Pipeline:
                 await self._quarantine(rollout, fault or NO_NUMBERS)
             else:
                 scored.append(ScoredRef(rollout=rollout, payload=score.payload, scored=score.scored))
-        if not scored:
-            last = next((fault for fault in reversed(faults) if fault), NO_NUMBERS)
-            raise WorkerError(f"no sequence of step {rollouts[0].summary.step + 1} can be trained on: {last}")
         return scored
+
+    def _from_plan(self, step: int) -> list[RolloutRef]:
+        """Return what the data gives to the step."""
+        return [self._from_data(step, s.index, s.example) for s in self._plan.step(step) if not s.on_policy]
 
     def _from_data(self, step: int, index: int, example: int) -> RolloutRef:
         rollout = Rollout.from_data(self._examples[example], step=step, index=index, number=example)
@@ -226,3 +247,9 @@ class Pipeline:
         for earlier in [s for s in self._tasks if s < step]:
             del self._tasks[earlier]
             self._attempts.pop(earlier, None)
+
+
+def _look_at(task: asyncio.Task[list[ScoredRef]]) -> None:
+    """Take note of how it ended, of which asyncio would speak otherwise."""
+    if not task.cancelled():
+        task.exception()

@@ -42,10 +42,17 @@ class Controller:
 
     _step = 0  # optimizer steps done
 
-    def __init__(self, config: Config, rollouts: Sequence[RolloutHandle], teachers: Sequence[TeacherHandle]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rollouts: Sequence[RolloutHandle],
+        teachers: Sequence[TeacherHandle],
+        prefetch_steps: int = 0,
+    ) -> None:
         record_span("process", process_start(), time.time())
         faulthandler.register(signal.SIGUSR1)  # where it does not answer, the driver asks for its stacks
         self._config = config
+        self._prefetch_steps = prefetch_steps
         self._lineage = time.time_ns()
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
@@ -97,6 +104,7 @@ class Controller:
             examples=training.examples,
             num_steps=config.learner.steps,
             max_staleness=config.rollout.max_staleness,
+            prefetch_steps=self._prefetch_steps,
             rollouts=self._pooled_rollouts,
             teachers=PooledTeachers(self._teachers, self._teacher_clock, self._cache),
             put=put,

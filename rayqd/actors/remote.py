@@ -25,6 +25,7 @@ from rayqd.teacher.worker import TeacherWorker, teacher_loader
 
 A = TypeVar("A", bound=PooledActor)
 
+_PREFETCH_STEPS = 2  # one hides a teacher that is the quicker, the second a step that is longer than the others
 ANYWHERE = "DEFAULT"  # not in the placement group of a trial of Ray Tune's, which has room for its driver alone
 
 
@@ -73,9 +74,12 @@ def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:
 
 
 def start_controller(
-    config: Config, node_id: str, rollouts: list[RolloutHandle], teachers: list[TeacherHandle]
+    config: Config, node_id: str, rollouts: list[RolloutHandle], teachers: list[TeacherHandle], placement: Placement
 ) -> ControllerHandle:
     """Start the controller beside the driver; it asks for no CPU, so Ray might put it on a spot node."""
+    prefetch_steps = config.teacher.prefetch_steps
+    if prefetch_steps is None:
+        prefetch_steps = _PREFETCH_STEPS if placement.gpus_per_worker["teacher"] else 0
     return (
         ray.remote(Controller)
         .options(
@@ -85,7 +89,7 @@ def start_controller(
             label_selector={NODE_ID: node_id},
             scheduling_strategy=ANYWHERE,
         )
-        .remote(config, rollouts, teachers)
+        .remote(config, rollouts, teachers, prefetch_steps)
     )
 
 

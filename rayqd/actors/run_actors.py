@@ -179,7 +179,7 @@ class RunActors:
             kill(actor)
 
     def _start_controller(self) -> None:
-        self.controller = start_controller(self._config, self._node_id, self._rollouts, self._teachers)
+        self.controller = start_controller(self._config, self._node_id, self._rollouts, self._teachers, self._placement)
         self._asked_pid = self.controller.process_id.remote()
         self._training = self.controller.train.remote(self._placement, self._alone)
 

@@ -63,7 +63,9 @@ class RecordingTeachers:
         return [("hidden", r.ref) for r in rollouts]
 
 
-def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tuple[Pipeline, list[tuple[Any, ...]]]:
+def make(
+    lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6, prefetch_steps: int = 0
+) -> tuple[Pipeline, list[tuple[Any, ...]]]:
     log: list[tuple[Any, ...]] = []
 
     async def quarantine(rollout: RolloutRef, reason: str) -> None:
@@ -80,6 +82,7 @@ def make(lmbda: float = 0.5, max_staleness: int = 0, num_steps: int = 6) -> tupl
         examples=examples,
         num_steps=num_steps,
         max_staleness=max_staleness,
+        prefetch_steps=prefetch_steps,
         rollouts=RecordingRollouts(log),
         teachers=RecordingTeachers(log),
         put=put,

@@ -46,6 +46,10 @@ class TeacherConfig(Section):
     for data that comes again, make up for much of it."""
     max_batch_tokens: Annotated[int, SameResult()] = Field(default=8192, ge=1)
     """Tokens that a teacher actor runs at once."""
+    prefetch_steps: Annotated[int | None, SameResult()] = Field(default=None, ge=0)
+    """Steps of which the teacher scores what comes from the data beyond those that `rollout.max_staleness` starts, so
+    that the learner waits for no score that needs no weights. Each takes the room of a step's payloads. none: 2 where
+    teachers have GPUs, 0 where the roles take turns on the same cores."""
     payload: Literal["hidden", "logits", "topk", "sampled"] | ImportPath = "hidden"
     """What it sends of each token. hidden: the state from which its distribution follows exactly, 2·width bytes;
     logits: 2 bytes for each id of the vocabulary, as exact as float16; topk: `top_k` log-probabilities, 8 bytes each,
