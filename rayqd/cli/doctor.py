@@ -5,14 +5,18 @@ from __future__ import annotations
 from rayqd.cli.command import Command, Given
 from rayqd.cli.operands import Operand
 from rayqd.config.load import config_of
+from rayqd.console.quiet import quiet_driver
+from rayqd.model.import_transformers import import_transformers
 
 
 def _doctor(given: Given) -> int:
     config = config_of(given.arguments)
+    quiet_driver()
     if given.operands:
         from rayqd.runs.record import find_run
 
         run = find_run(given.operands[0], config.runs_dir)
+        import_transformers()
         from rayqd.commands.doctor_run import examine_run
 
         return examine_run(run)
