@@ -8,12 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rayqd.config import Config
 from rayqd.console.progress import duration
 from rayqd.console.say import say
 from rayqd.console.tables import Column, print_table
-from rayqd.events import ArmResult
+from rayqd.events import ArmResult, StepEvent
+from rayqd.runs.bottleneck import Bottleneck, find_bottleneck
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.ending import ending_of
+from rayqd.runs.metrics_file import read_events
 from rayqd.runs.paths import CONFIG, EXPORT, METRICS, REPORT, RESULT
 from rayqd.runs.result_file import DistillResult, RunResult
 from rayqd.runs.startup import Startup, list_innermost
@@ -91,6 +94,8 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
     roles = "  ".join(f"{role} {value:,.0f} s" for role, value in result.seconds.items() if role != "total")
     if roles and result.command == "distill":
         yield f"work      {roles}"
+    if found := _bottleneck(result, config, run_dir):
+        yield f"limit     {found.sentence}"
     if result.startup:
         yield from _startup_lines(result.startup)
     if isinstance(result, DistillResult) and result.deaths:
@@ -108,6 +113,14 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         yield f"report    {short_path(run_dir / REPORT)}"
     if export:
         yield _serving_line(config.quant.format, export if local.is_dir() else "A_COPY_OF_THE_EXPORT")
+
+
+def _bottleneck(result: RunResult, config: Config, run_dir: Path) -> Bottleneck | None:
+    cluster = result.environment.cluster if result.environment else None
+    if cluster is None or result.command != "distill" or not (run_dir / METRICS).exists():
+        return None
+    steps = [event for event in read_events(run_dir) if isinstance(event, StepEvent)]
+    return find_bottleneck(steps, config, cluster.gpus)
 
 
 def _parts(result: RunResult) -> str:

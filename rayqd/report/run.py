@@ -27,6 +27,7 @@ from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
 from rayqd.report.time import all_of_it, busy, faults_section
 from rayqd.runs.benchmarks import BenchmarkRow
+from rayqd.runs.bottleneck import find_bottleneck
 from rayqd.runs.continuations import Continuations
 from rayqd.runs.data_file import RunData
 from rayqd.runs.ending import ending_of
@@ -154,6 +155,9 @@ def _time(run: Run) -> Markup:
             f"The {duration(run.result.seconds['total'])} of the last start: {_explained(parts)}. Under it, of "
             f"{duration(total)} that all steps took, how long a worker of each role was busy, which overlaps."
         )
+    cluster = run.environment.cluster
+    if cluster and (found := find_bottleneck(steps, run.config, cluster.gpus)):
+        note += f" What limits them: {found.sentence}."
     if retries:
         note += f" {retries} calls were asked for again because a worker died."
     drawn = [all_of_it(parts)] if parts else []

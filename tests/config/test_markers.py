@@ -28,7 +28,7 @@ EXPECTED: dict[type[Marker], str] = {
         runs_dir storage model.trust_remote_code model.compile rollout.num_workers rollout.max_concurrent
         rollout.tensor_parallel rollout.gpu_memory_utilization rollout.engine
         teacher.num_workers teacher.gpus_per_worker teacher.offload
-        teacher.max_batch_tokens teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
+        teacher.max_batch_tokens teacher.prefetch_steps teacher.cache_gib teacher.cache_dir teacher.max_bad_fraction
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
         eval.apply_chat_template eval.local_data eval.task_max_new_tokens eval.think_end

@@ -1,0 +1,101 @@
+"""Which role a run's steps wait for, and which setting would shorten them, by how much at best.
+
+A step that runs ahead by nothing has its parts behind each other: rollouts, scores, the learner. One step ahead the
+first two lie beside the third, and two steps ahead all three beside each other:
+
+    max_staleness = 0    learner + rollout + teacher
+                    1    max(learner, rollout + teacher)
+                    2    max(learner, rollout, teacher)
+
+Nothing of that holds where the roles compute on the same cores or GPUs, which are no quicker for being asked at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rayqd.config import Config
+from rayqd.events import StepEvent
+
+_LEAST_STEPS = 4  # without the first, in which kernels are compiled
+_LEAST_GAIN = 0.05  # of a step's time, below which nothing is proposed
+_PARALLEL = {"rollout": "rollout.num_workers", "teacher": "teacher.num_workers", "learner": "learner.num_workers"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bottleneck:
+    """What a step of a run is made of."""
+
+    role: str  # that is at work for longest
+    busy: Mapping[str, float]  # seconds a step by role: of rollout workers and teachers the mean of one worker
+    step_seconds: float  # of which the learner worked or waited
+    setting: str | None  # that would shorten it; None where none does
+    would_be: float  # seconds of a step with it, at best
+
+    @property
+    def sentence(self) -> str:
+        """Return it for a reader."""
+        share = self.busy[self.role] / self.step_seconds
+        found = f"{self.role}, at work for {min(1.0, share):.0%} of the {_seconds(self.step_seconds)} that a step takes"
+        if self.setting is None:
+            return found
+        return f"{found}; with {self.setting} a step would take {_seconds(self.would_be)} at best"
+
+
+def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float) -> Bottleneck | None:
+    """Judge a run's steps on a cluster of `num_gpus`; None where they are too few, or roles share what computes."""
+    measured = steps[1:]
+    workers = {
+        "rollout": config.rollout.num_workers * config.rollout.tensor_parallel if config.is_on_policy else 0,
+        "teacher": config.teacher.num_workers * config.teacher.gpus_per_worker,
+        "learner": config.learner.num_workers,
+    }
+    if len(measured) < _LEAST_STEPS or num_gpus < sum(workers.values()):
+        return None
+    busy = {
+        "rollout": _mean(step.roles.rollout_seconds for step in measured) / config.rollout.num_workers,
+        "teacher": _mean(step.roles.teacher_seconds for step in measured) / config.teacher.num_workers,
+        "learner": _mean(step.learner.learner_seconds for step in measured),
+    }
+    step_seconds = busy["learner"] + _mean(step.learner.wait_seconds for step in measured)
+    role = max(busy, key=lambda name: busy[name])
+    setting, would_be = min(_options(busy, config, role), key=lambda option: option[1])
+    if would_be > (1 - _LEAST_GAIN) * step_seconds:
+        return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=None, would_be=step_seconds)
+    return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=setting, would_be=would_be)
+
+
+def _options(busy: Mapping[str, float], config: Config, role: str) -> Iterator[tuple[str, float]]:
+    """Yield settings, and the seconds of a step that they lead to."""
+    staleness = config.rollout.max_staleness
+    if busy["rollout"] and staleness < 2:
+        yield f"rollout.max_staleness = {staleness + 1}", predict_step(busy, staleness + 1)
+    number = {
+        "rollout": config.rollout.num_workers,
+        "teacher": config.teacher.num_workers,
+        "learner": config.learner.num_workers,
+    }[role]
+    yield (
+        f"{_PARALLEL[role]} = {number + 1}",
+        predict_step({**busy, role: busy[role] * number / (number + 1)}, staleness),
+    )
+
+
+def predict_step(busy: Mapping[str, float], max_staleness: int) -> float:
+    """Return the seconds of a step whose roles work that long, where each has what it computes on to itself."""
+    rollout, teacher, learner = busy["rollout"], busy["teacher"], busy["learner"]
+    if not rollout:
+        return max(teacher, learner)  # what comes from the data is scored ahead
+    if max_staleness == 0:
+        return rollout + teacher + learner
+    return max(learner, rollout + teacher) if max_staleness == 1 else max(learner, rollout, teacher)
+
+
+def _mean(numbers: Iterator[float]) -> float:
+    values = list(numbers)
+    return sum(values) / len(values)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
