@@ -44,11 +44,16 @@ class NotUnderstoodError(ValueError):
 class Pieces:
     """Makes tokens of texts by a tokenizer of the `tokenizers` library."""
 
+    num_cut = 0
+    """Pieces that were looked up."""
+
     num_missed = 0
-    """Pieces that had not been met before."""
+    """Those of them that had not been met before."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read how it cuts text. Raises NotUnderstoodError."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
         self._backend = cast(Any, tokenizer).backend_tokenizer
         described = cast(_Description, json.loads(self._backend.to_str()))
         if described["model"].get("dropout"):
@@ -62,7 +67,8 @@ class Pieces:
         ]
         if any(each.groups for each in self._expressions):
             raise NotUnderstoodError("an expression has groups")
-        self._is_byte_level = _parts(described["pre_tokenizer"])[-1]["type"] == "ByteLevel"
+        is_byte_level = _parts(described["pre_tokenizer"])[-1]["type"] == "ByteLevel"
+        self._bytes = bytes_to_unicode() if is_byte_level else {}  # as GPT-2 writes bytes, a character each
         self._ids: dict[str, Sequence[int]] = {}  # of pieces
         self._ids_of_parts: dict[str, Sequence[int]] = {}
         self._known: set[str] = set()  # characters beyond ASCII that are cut as the tokenizer does
@@ -88,7 +94,9 @@ class Pieces:
         """Return the tokens of a text without added tokens, and remember them for a while."""
         remembered = self._ids
         ids: list[int] = []
-        for piece in _cut(self._ascii if part.isascii() else self._expressions, part):
+        pieces = _cut(self._ascii if part.isascii() else self._expressions, part)
+        self.num_cut += len(pieces)
+        for piece in pieces:
             found = remembered.get(piece)
             ids += self._encode_piece(piece) if found is None else found
         if len(part) <= _LONGEST_PART:
@@ -108,7 +116,8 @@ class Pieces:
     def _encode_piece(self, piece: str) -> Sequence[int]:
         """Return the tokens that the model makes of a piece, and remember them."""
         self.num_missed += 1
-        ids = [token.id for token in self._backend.model.tokenize(_to_bytes(piece) if self._is_byte_level else piece)]
+        text = piece.encode().decode("latin-1").translate(self._bytes) if self._bytes else piece
+        ids = [token.id for token in self._backend.model.tokenize(text)]
         if len(piece) <= _LONGEST_PIECE and len(self._ids) < _MOST_PIECES:
             self._ids[piece] = ids
         return ids
@@ -235,11 +244,3 @@ def _text_of_ascii() -> str:
 
 def _is_nfc(text: str) -> bool:
     return unicodedata.is_normalized("NFC", text)
-
-
-def _to_bytes(piece: str) -> str:
-    """Write a piece as GPT-2 writes bytes, a character each."""
-    from tokenizers import pre_tokenizers
-
-    ((written, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(piece)
-    return written
