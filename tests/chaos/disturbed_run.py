@@ -61,18 +61,19 @@ TITLES = {
 class DisturbedRun:
     """`rayqd distill`, started again by the same command where its driver was ended."""
 
-    def __init__(self, config: Config, directory: Path, engine: str = "fake") -> None:
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, config: Config, directory: Path, engine: str = "fake", *, starts: bool = True) -> None:
         self.config = config
         self._file = directory / f"{config.name}.toml"
         self._file.write_text(to_toml(config))
         self.screen = directory / f"{config.name}.txt"
         self._engine = engine
-        self.num_starts = 0
-        self.start()
+        if starts:
+            self.start()
 
     def start(self) -> None:
         """Give the command, once more."""
-        self.num_starts += 1
         self._process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER, self._engine, f"@{self._file}"],
             env=os.environ | CANARIES | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -82,7 +83,7 @@ class DisturbedRun:
 
     @property
     def runs(self) -> bool:
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     @property
     def output(self) -> str:
@@ -107,10 +108,13 @@ class DisturbedRun:
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Those of a role; its driver has the raylet below it, and that all others."""
+        if self._process is None:
+            return []
+        driver = psutil.Process(self._process.pid)
         if role == "driver":
-            return [psutil.Process(self._process.pid)]
+            return [driver]
         found: list[psutil.Process] = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+        for process in driver.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 title = " ".join(process.cmdline())
                 if title.startswith(TITLES[role]):
@@ -130,12 +134,21 @@ class DisturbedRun:
 
     def wait_for_end(self, seconds: float = WAIT_SECONDS) -> int | None:
         """Its exit code; None where it goes on."""
+        assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
 
+    def stop(self) -> None:
+        """Do what Ctrl-C does, and wait for the end."""
+        if self._process is not None and self.runs:
+            self._process.send_signal(signal.SIGINT)
+            if self.wait_for_end(30) is None:
+                self.end()
+
     def end(self) -> None:
         """End whatever is left of it."""
+        assert self._process is not None
         with contextlib.suppress(psutil.Error):
             for process in [*psutil.Process(self._process.pid).children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
@@ -174,6 +187,10 @@ def disturb(run: DisturbedRun, kind: str, role: str, draw: random.Random) -> Fau
         run.wait_for_end()
         run.start()
     came = run.wait(lambda: run.num_told > began + 0.2, WAIT_SECONDS)
+    if not came and not run.runs:  # it gave up
+        by_itself = False
+        run.start()
+        came = run.wait(lambda: run.num_told > began + 0.2, WAIT_SECONDS)
     return Fault(kind=kind, role=role, step=step, seconds=time.time() - began if came else None, by_itself=by_itself)
 
 
