@@ -10,6 +10,7 @@ RayqdError
 └── WorkerError
     ├── StallError
     └── DeathError
+        └── HangError
 
 Every class takes its message alone, so that it survives the trip between processes.
 """
@@ -63,3 +64,7 @@ class StallError(WorkerError):
 
 class DeathError(WorkerError):
     """Learner or controller is gone, and can be started again from the last checkpoint."""
+
+
+class HangError(DeathError):
+    """The learner ended itself because its work stood still, which is likely to come again: once it is tried."""

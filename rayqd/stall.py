@@ -15,6 +15,7 @@ from typing import TextIO
 
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 _MAX_FRAMES = 3
+FIRST_TIMES = 4
 _HEADLINE = "Timeout ("  # how the watchdog begins
 
 
@@ -24,15 +25,16 @@ class StallWatch:
     def __init__(self, file: Path, seconds: float) -> None:
         """`file`: where the stacks go, for `read_stall` in the process that comes next."""
         self._file = file
-        self._seconds = seconds
+        self._seconds = self._allowed = seconds
         self._stream: TextIO | None = None
         self._is_working = False
 
     @contextmanager
-    def working(self) -> Generator[None]:
-        """Watch over the block."""
+    def working(self, *, is_first: bool = False) -> Generator[None]:
+        """Watch over the block; what a process does for the first time may compile, and has four times as long."""
         self._stream = self._stream or self._file.open("w")  # the watchdog itself could not
         self._is_working = True
+        self._allowed = self._seconds * (FIRST_TIMES if is_first else 1)
         self.beat()
         try:
             yield
@@ -43,7 +45,7 @@ class StallWatch:
     def beat(self) -> None:
         """Tell that work goes on: a token was made."""
         if self._is_working and self._stream is not None:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._stream)
+            faulthandler.dump_traceback_later(self._allowed, exit=True, file=self._stream)
 
 
 def read_stall(file: Path) -> str:

@@ -77,7 +77,12 @@ class BatchGenerator:
             model, revision, config, placement.gpus_per_worker["rollout"] or 1.0
         )
         self._actors = start_generation_workers(config, placement, make_engine)
-        self._pool = Pool("generator", self._actors, config.ray.placement_timeout_seconds)
+        self._pool = Pool(
+            "generator",
+            self._actors,
+            config.ray.placement_timeout_seconds,
+            stall_seconds=config.ray.stall_seconds,
+        )
         self._batch_size = config.rollout.max_concurrent
         self._placement_seconds = config.ray.placement_timeout_seconds
 

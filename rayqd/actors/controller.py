@@ -57,8 +57,9 @@ class Controller:
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
         self._log = EventLog(self._series)
-        self._rollouts = Pool("rollout", rollouts, timeout, self._notice)
-        self._teachers = Pool("teacher", teachers, timeout, self._notice)
+        stall = config.ray.stall_seconds
+        self._rollouts = Pool("rollout", rollouts, timeout, self._notice, stall)
+        self._teachers = Pool("teacher", teachers, timeout, self._notice, stall)
         self._rollout_clock, self._teacher_clock = RoleClock(), RoleClock()
         self._cache = CacheCounts()
         self._pooled_rollouts = PooledRollouts(self._rollouts, self._rollout_clock)

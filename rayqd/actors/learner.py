@@ -19,8 +19,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
+from rayqd.actors.pulse import give_signs
 from rayqd.actors.ray_types import fetch_all, put
-from rayqd.actors.stalls import watch_learner
+from rayqd.actors.stalls import learner_label, watch_learner
 from rayqd.actors.topology import describe_node
 from rayqd.actors.trainer import LocalTrainer
 from rayqd.audit import SequenceAudit, StepAudit, audit_step
@@ -147,6 +148,9 @@ def make_trainer(
 def learn(driver_config: Config, controller: ControllerHandle) -> None:
     """Run one worker of the learner, with the run seen through the controller and the others through torch."""
     record_span("process", process_start(), time.time())
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    give_signs(learner_label(driver_config, rank))
     keep_compiled_code()
     with span("import torch"):
         import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -157,8 +161,6 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
         from rayqd.model.load import device
 
     config = localize_run_dir(driver_config)
-    context = train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
     group = SingleProcess()
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")

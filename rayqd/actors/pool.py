@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import textwrap
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from ray import ObjectRef
 from ray.actor import ActorProxy
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from rayqd.actors.failures import unwrap_error
+from rayqd.actors.pulse import Silence, end_silent, read_sign
 from rayqd.actors.workers import PooledActor
 from rayqd.audit import Call
 from rayqd.errors import WorkerError
@@ -21,6 +23,7 @@ from rayqd.pipeline import LostError
 
 MAX_ATTEMPTS = 3
 _POLL_SECONDS = 0.5
+_LOOK_SECONDS = 1.0  # between two looks for a sign of life
 _REASON_WIDTH = 100
 
 _STALL_MEND = {
@@ -55,13 +58,20 @@ class Pool(Generic[A]):
         actors: Sequence[ActorProxy[A]],
         timeout_seconds: float = 120.0,
         notice: Notice = _ignore_notice,
+        stall_seconds: float = math.inf,
     ) -> None:
-        """`notice` is told of each death, and of the end of the outage; for `timeout_seconds` all may be away."""
+        """`notice` is told of each death, and of the end of the outage; for `timeout_seconds` all may be away.
+
+        An actor at work that gives no sign of life for `stall_seconds` is ended; see `rayqd.actors.pulse`.
+        """
         self.role = role
         self.actors = list(actors)
         self.num_retries = 0
         self._fatal = ""  # why the run must end
         self._stalls: Counter[int] = Counter()
+        self._stall_seconds = stall_seconds
+        self._silences: defaultdict[int, Silence] = defaultdict(Silence)
+        self._num_silent: Counter[int] = Counter()  # ends for silence in a row, with no work done between
         self._notice = notice
         self._timeout_seconds = timeout_seconds
         self._in_flight: Counter[int] = Counter()
@@ -94,7 +104,9 @@ class Pool(Generic[A]):
             try:
                 remote_method = getattr(self.actors[chosen], method.__name__).options(num_returns=1 + num_values)
                 report, *values = remote_method.remote(*args, **kwargs)
-                return await report, values, Call(worker=self._name(chosen), attempt=attempt)
+                done = await self._outcome(chosen, report)
+                self._num_silent[chosen] = 0
+                return done, values, Call(worker=self._name(chosen), attempt=attempt)
             except RayTaskError as error:
                 if isinstance(error, ObjectLostError):  # Ray's error is an instance of its cause's class as well
                     raise LostError(f"an argument of {method.__name__}") from None
@@ -121,9 +133,10 @@ class Pool(Generic[A]):
             self._in_flight[chosen] += 1
             try:
                 remote_method = getattr(self.actors[chosen], method.__name__).options(num_returns="streaming")
-                async for ref in remote_method.remote(remaining):
+                parts = cast("AsyncIterator[ObjectRef[list[tuple[int, Value]]]]", remote_method.remote(remaining))
+                while (ref := await self._outcome(chosen, anext(parts, None))) is not None:
                     for key, value in await ref:
-                        attempt = 0
+                        attempt = self._num_silent[chosen] = 0
                         del remaining[key]
                         yield key, value
             except RayTaskError as error:
@@ -133,6 +146,33 @@ class Pool(Generic[A]):
                 self._handle_death(chosen, attempt, error)
             finally:
                 self._in_flight[chosen] -= 1
+
+    async def _outcome(self, index: int, work: Awaitable[Value]) -> Value:
+        """Return what `work` of an actor comes to; one that falls silent over it is ended, and its work raises that."""
+        if math.isinf(self._stall_seconds):
+            return await work
+        waiting = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({waiting}, timeout=_LOOK_SECONDS))[0]:
+                await self._end_if_silent(index)
+        finally:
+            waiting.cancel()  # of no effect once it is done
+        return waiting.result()
+
+    async def _end_if_silent(self, index: int) -> None:
+        actor_id = cast(Any, self.actors[index])._actor_id.hex()
+        sign = await asyncio.to_thread(read_sign, actor_id)
+        silence = self._silences[index]
+        if silence.look(sign) < self._stall_seconds or sign is None or index in self._restarting:
+            return
+        silence.seconds = 0.0
+        name = self._name(index)
+        state = await asyncio.to_thread(end_silent, sign, name)
+        text = f"{name} gave no sign of life for ray.stall_seconds={self._stall_seconds:g}: {state}; it is ended"
+        await self._notice(text)
+        self._num_silent[index] += 1
+        if self._num_silent[index] > 1:
+            self._fatal = f"{text}, as it was before, with no work done between: the same command goes on"
 
     async def _choose_least_busy(self) -> int:
         restarting = [task for task in self._restarting.values() if not task.done()]
@@ -197,7 +237,7 @@ class Pool(Generic[A]):
     async def _wait_for_start(self, index: int, loaded: ObjectRef[float], died: float) -> None:
         """Tell when it can work, long after its process is there. What fails here fails again at its next work."""
         try:
-            await loaded
+            await self._outcome(index, loaded)
         except RayError:
             return
         finally:

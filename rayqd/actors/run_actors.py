@@ -18,16 +18,17 @@ from ray.util import list_named_actors
 from rayqd.actors.connection import Cluster
 from rayqd.actors.deaths import MEMORY_IS_FULL, NODE_IS_GONE, describe_death, find_own_error, is_death, last_words
 from rayqd.actors.failures import unwrap_error
+from rayqd.actors.pulse import describe_silent, end_process
 from rayqd.actors.ray_types import kill, wait
 from rayqd.actors.remote import start_controller, start_rollouts, start_teachers
-from rayqd.actors.stalls import dump_stacks, explain_stall
+from rayqd.actors.stalls import LearnerPulse, explain_stall
 from rayqd.actors.topology import anything_waits_for_room, remove_placement_groups
 from rayqd.actors.workers import Started, TeacherHandle
 from rayqd.cluster.placement import Placement, place
 from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.data.plan import first_on_policy_step
-from rayqd.errors import DeathError, RayqdError, RunError, StallError
+from rayqd.errors import DeathError, HangError, RayqdError, RunError, StallError
 from rayqd.events import TimedEvent
 from rayqd.rollout.worker import MakeEngine
 from rayqd.spans import Span
@@ -80,6 +81,7 @@ class RunActors:
         self._node_id = cluster.node_id
         self._rollouts, self._teachers = rollouts, teachers
         self._own = [*rollouts, *own_teachers]
+        self._learner_pulse = LearnerPulse(config)
         self._alone = alone
         self._start_controller()
 
@@ -95,7 +97,9 @@ class RunActors:
         Nothing that the old ones made is used any more: what belongs to a step is a function of seed and step.
         Events are numbered from 0 again.
         """
+        self._learner_pulse.forget()
         kill(self.controller)  # and with it Ray Train's controller and its workers, which it owns
+        end_process(_value_of(self._asked_pid))  # Ray asks it to go, and one that is stopped hears of nothing
         if self._alone:  # on a cluster an actor of Ray Train's does it
             remove_placement_groups()  # which outlive the actor that made them
         name = f"rayqd/{self._config.name}/controller"
@@ -142,6 +146,8 @@ class RunActors:
         events = self._get(self.controller.events.remote(after, timeout_seconds))
         if not events and _list_done([self._training]):
             self._raise_learner_failure()
+        if not events and not self._is_stopping and (silent := self._learner_pulse.find_silent()):
+            raise DeathError(silent)
         return events
 
     def list_awaited_workers(self) -> list[str]:
@@ -188,7 +194,7 @@ class RunActors:
             ray.get(self._training)
         except RayError as error:
             if stall := explain_stall(self._config):
-                raise StallError(stall) from None
+                raise HangError(stall) from None
             raise make_error(error, "learner") from None
 
     def _wait_for_controller(self) -> None:
@@ -209,8 +215,8 @@ class RunActors:
                 self._wait_for_controller()
             return ray.get(ref, timeout=self._patience_seconds)
         except GetTimeoutError:
-            dump_stacks(_value_of(self._asked_pid))
-            text = f"the controller did not answer for {self._patience_seconds:g} s: its stacks are in Ray's logs"
+            state = describe_silent(_value_of(self._asked_pid), f"{self._config.name}/controller")
+            text = f"the controller did not answer for {self._patience_seconds:g} s: {state}"
             raise StallError(text) if self._is_stopping else DeathError(text) from None
         except RayError as error:
             raise make_error(error, "controller") from None

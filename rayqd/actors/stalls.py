@@ -2,38 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
+import time
 
-import psutil
-
+from rayqd.actors.pulse import Sign, Silence, end_silent, read_sign
 from rayqd.actors.topology import stall_file
 from rayqd.config import Config
 from rayqd.stall import StallWatch, read_stall
 
+_LOOK_SECONDS = 1.0
+
 
 def watch_learner(config: Config, rank: int) -> StallWatch:
     """Return what ends this process, worker `rank` of the learner, where it stands still."""
-    file = stall_file(f"{config.name}/learner-{rank}")
-    file.unlink(missing_ok=True)  # of an earlier run of this name
+    file = stall_file(learner_label(config, rank))
+    if file.exists():  # of the process before this one, or of an earlier run of this name
+        file.replace(file.with_suffix(f".{os.getpid()}.txt"))
     return StallWatch(file, config.ray.stall_seconds)
 
 
 def explain_stall(config: Config) -> str | None:
     """Return why a learner worker of the run ended itself; None where none did, or on another node."""
     for rank in range(config.learner.num_workers):
-        if where := read_stall(stall_file(f"{config.name}/learner-{rank}")):
+        if where := read_stall(stall_file(learner_label(config, rank))):
             return (
                 f"learner-{rank} ended no microbatch for ray.stall_seconds={config.ray.stall_seconds:g}, at {where}: "
-                "the stacks are in Ray's logs; the same command goes on from the last checkpoint, with a higher "
-                "ray.stall_seconds where a microbatch may take that long"
+                "the stacks are in Ray's logs"
             )
     return None
 
 
-def dump_stacks(pid: int | None) -> None:
-    """Have an actor's process on this node write its threads' stacks to its log, if it said that it would."""
-    with contextlib.suppress(psutil.Error, OSError):
-        if pid is not None and psutil.Process(pid).name().startswith("ray::"):
-            os.kill(pid, signal.SIGUSR1)
+def learner_label(config: Config, rank: int) -> str:
+    """Return what a worker of the learner is called in what it leaves: `mine/learner-0`."""
+    return f"{config.name}/learner-{rank}"
+
+
+class LearnerPulse:
+    """Looks for signs of life of the learner's workers, whatever has become of Ray Train's controller over them."""
+
+    def __init__(self, config: Config) -> None:
+        self._names = [learner_label(config, rank) for rank in range(config.learner.num_workers)]
+        self._seconds = config.ray.stall_seconds
+        self._silences = {name: Silence() for name in self._names}
+        self._looked = 0.0
+
+    def find_silent(self) -> str | None:
+        """End a worker that gave no sign for `ray.stall_seconds`, and say so; None where there is none."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return None
+        self._looked = time.monotonic()
+        for name, silence in self._silences.items():
+            sign = read_sign(name)
+            if silence.look(sign) >= self._seconds and sign is not None:
+                silence.disregard()
+                return self._end(sign, name)
+        return None
+
+    def forget(self) -> None:
+        """Expect nothing more of the workers that there were: new ones give signs under the same names."""
+        for silence in self._silences.values():
+            silence.disregard()
+
+    def _end(self, sign: Sign, name: str) -> str:
+        who, state = name.rpartition("/")[2], end_silent(sign, name)
+        return f"{who} gave no sign of life for ray.stall_seconds={self._seconds:g}: {state}"

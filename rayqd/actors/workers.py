@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 from ray.actor import ActorProxy
 
+from rayqd.actors.pulse import give_signs
 from rayqd.actors.topology import describe_node, stall_file
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import Weights
@@ -45,6 +46,7 @@ class PooledActor:
     def __init__(self, load: Callable[[], float]) -> None:
         """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
         self._load = load
+        give_signs(ray.get_runtime_context().get_actor_id() or "")
         keep_compiled_code()
         record_span("process", process_start(), time.time())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rayqd.errors import DeathError, WorkerError
+from rayqd.errors import DeathError, HangError, WorkerError
 
 
 class Restarts:
@@ -14,6 +14,7 @@ class Restarts:
         self.deaths: Counter[str] = Counter()  # that were survived, by worker: "rollout-0", "learner"
         self._max_in_a_row = max_in_a_row
         self._in_a_row = 0
+        self._has_hung = False
         self._step = -1  # the furthest of any life before
 
     def count(self, worker: str) -> None:
@@ -21,7 +22,17 @@ class Restarts:
         self.deaths[worker] += 1
 
     def allow(self, death: DeathError, step: int) -> None:
-        """Count a death after `step` steps; raises WorkerError, with what the process said last, at one too many."""
+        """Count a death after `step` steps; raises WorkerError, with what the process said last, at one too many.
+
+        Of a HangError the second is one too many, whatever was done between.
+        """
+        if isinstance(death, HangError):
+            if self._has_hung:
+                raise WorkerError(
+                    f"{death}, and it did so before it was started again; the same command goes on from the last "
+                    "checkpoint, with a higher ray.stall_seconds where a microbatch may take that long"
+                )
+            self._has_hung = True
         self._in_a_row = self._in_a_row + 1 if step <= self._step else 1
         self._step = max(step, self._step)
         if self._in_a_row > self._max_in_a_row:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from rayqd.config import Config
 from rayqd.data.plan import make_plan, steps_ahead
@@ -35,6 +36,19 @@ from rayqd.spans import record_span, span
 from rayqd.types import Batch
 
 
+class Working(Protocol):
+    """Surrounds a step's computation: `StallWatch.working`."""
+
+    def __call__(self, *, is_first: bool) -> AbstractContextManager[None]:
+        """Return what surrounds it."""
+        ...
+
+
+def unwatched(*, is_first: bool) -> AbstractContextManager[None]:
+    """Surround a computation that nobody looks at."""
+    return nullcontext()
+
+
 def train(
     learner: Learner,
     feed: Feed,
@@ -42,12 +56,12 @@ def train(
     config: Config,
     *,
     evaluate: Callable[[], Fidelity],
-    working: Callable[[], AbstractContextManager[None]] = nullcontext,
+    working: Working = unwatched,
 ) -> None:
     """Train from the last checkpoint, if there is one, to the last step, or to where the evaluations end it.
 
     Only rank 0 writes, publishes and evaluates; where the student is sharded, the others join its collectives.
-    `working` surrounds the computation of every step but the first, which may compile.
+    `working` surrounds the computation of every step, and is told which one is the first, which may compile.
     """
     start = checkpointer.resume()
     joins = learner.group.joins_collectives
@@ -72,9 +86,7 @@ def train(
         last = version == config.learner.steps
         with checkpointer.step(version):
             is_first = step == start
-            _step(
-                learner, feed, config, checkpointer.trail, step, nullcontext if is_first else working, is_first=is_first
-            )
+            _step(learner, feed, config, checkpointer.trail, step, working, is_first=is_first)
             if joins and not last and _is_written_with(version, config):
                 feed.publish(version, collect_rollout_weights(learner.student, config))
             is_saved = last or version % config.checkpoint.every == 0
@@ -121,7 +133,7 @@ def _step(
     config: Config,
     trail: AuditTrail,
     step: int,
-    working: Callable[[], AbstractContextManager[None]],
+    working: Working,
     *,
     is_first: bool,
 ) -> None:
@@ -130,7 +142,7 @@ def _step(
     ready = time.perf_counter()
     staleness = _check_staleness(batch, step, config.rollout.max_staleness)
     error = check_engines(learner.student, batch.probes, config.model.dtype)
-    with working():
+    with working(is_first=is_first):
         result = learner.step(step, batch.share, batch.num_loss_tokens)
     done = time.perf_counter()
     if batch.audit:

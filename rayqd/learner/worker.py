@@ -6,7 +6,6 @@ each       each           rank 0            each       each             rank 0
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
 from rayqd.config import Config
@@ -20,7 +19,7 @@ from rayqd.learner.feed import Feed
 from rayqd.learner.finish import finish, finish_on_other_rank
 from rayqd.learner.initialization import Initialization
 from rayqd.learner.learner import Learner
-from rayqd.learner.loop import is_measured, train
+from rayqd.learner.loop import is_measured, train, unwatched
 from rayqd.learner.memory_fit import fit_limit
 from rayqd.learner.upload import CheckpointUploader
 from rayqd.losses.output_head import Head
@@ -73,7 +72,7 @@ class LearnerWorker:
             fit_limit(learner.student, learner.limit)
         self._report_spans()
         evaluate = partial(heldout.evaluate, learner.student)
-        working = nullcontext
+        working = unwatched
         if self._watch:
             learner.on_progress, working = self._watch.beat, self._watch.working
         checkpointer = Checkpointer(learner, self._checkpoints, Evaluations(self._config))

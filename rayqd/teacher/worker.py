@@ -119,7 +119,7 @@ class TeacherWorker:
         # Apart, so that what the student wrote is read in the same batches whatever is cached: the same bits.
         for indices in (on_policy, missing):
             if indices:
-                with self._working() if self._has_scored else span("first scores"):  # which may compile
+                with self._working(), nullcontext() if self._has_scored else span("first scores"):
                     payloads |= zip(indices, compute([rollouts[i] for i in indices]), strict=True)
                 self._has_scored = True
         for i in missing:
@@ -136,7 +136,7 @@ class TeacherWorker:
         return report, [payloads[i] for i in range(len(rollouts))]
 
     def _working(self) -> AbstractContextManager[None]:
-        return self._watch.working() if self._watch else nullcontext()
+        return self._watch.working(is_first=not self._has_scored) if self._watch else nullcontext()
 
 
 def _cached(cache: PayloadCache | None, spec: PayloadSpec, rollouts: Sequence[Rollout]) -> dict[int, TeacherPayload]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -77,6 +80,41 @@ async def test_it_is_told_of_and_its_work_is_done_again(tmp_path: Path) -> None:
     assert told.startswith("rollout-0 made no token for ray.stall_seconds=1.5, at test_stalled_worker.py:")
     assert " stand_still, test_stalled_worker.py:" in told
     assert ", worker.py:" in told
+
+
+async def test_one_that_is_stopped_as_a_whole_is_ended_and_its_work_is_done_again(tmp_path: Path) -> None:
+    heard: list[str] = []
+    marker = tmp_path / "marker"
+
+    class Writing(FakeEngine):  # in a function, so that it travels by value
+        def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
+            is_first = not marker.exists()
+            marker.write_text(str(os.getpid()))
+            if is_first:
+                time.sleep(600)
+            return super().generate(requests)
+
+    def make_engine() -> FakeEngine:
+        return Writing(vocab_size=50)
+
+    async def notice(text: str, died: str = "") -> None:
+        heard.append(text)
+
+    settings = RolloutConfig(min_new_tokens=2, max_new_tokens=4)
+    worker = RolloutWorker(0, settings, make_engine, fetch)  # which itself waits for ever
+    actor: Any = ray.remote(RolloutActor).options(num_cpus=0, max_restarts=-1, name="rayqd/stopped/rollout-0")
+    workers = Pool("rollout", [actor.remote(worker)], notice=notice, stall_seconds=STALL_SECONDS)
+    working = asyncio.create_task(write(workers))
+    while not marker.exists():
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(3 * STALL_SECONDS)  # slow, and not stopped: nobody minds
+    assert (heard, working.done()) == ([], False)
+    stopped = int(marker.read_text())
+    os.kill(stopped, signal.SIGSTOP)
+    assert await working in range(2, 5)
+    assert heard[0].startswith("rollout-0 gave no sign of life for ray.stall_seconds=1.5: its process is stopped, ")
+    assert heard[0].endswith(" Ray's logs; it is ended")
+    assert not Path(f"/proc/{stopped}").exists()
 
 
 def teachers(times: int, marker: Path, heard: list[str]) -> Pool[TeacherActor]:

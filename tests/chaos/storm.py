@@ -30,7 +30,7 @@ from rayqd.commands.doctor_run import examine_run
 from tests.chaos.chaos_config import make_config, make_data, make_model
 from tests.chaos.disturbed_run import DisturbedRun, Fault, disturb, trained
 
-STEPS_BETWEEN = 4
+STEPS_BETWEEN = 2
 STALL_SECONDS = 20
 KINDS = {  # kind: the roles, by how often each is taken
     "kill": ["rollout"] * 4 + ["teacher"] * 4 + ["learner"] * 3 + ["controller"] * 2 + ["driver"],

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from rayqd.commands.distill import distill
 from rayqd.commands.doctor_run import examine_run
 from rayqd.config.resolved import to_toml
-from rayqd.errors import ConfigError, PlacementError, RunError, StallError
+from rayqd.errors import ConfigError, PlacementError, RunError, WorkerError
 from rayqd.rollout.fake import FakeEngine
 from rayqd.runs.audit_file import read_audit
 from rayqd.runs.record import read_run
@@ -166,16 +167,19 @@ def standing(student_logits, teacher_logits, *, beta, temperature):
 """
 
 
-def test_a_learner_that_stands_still_ends_the_run_with_where_it_stood(
+def test_a_learner_that_stands_still_is_started_once_more_and_then_the_run_ends_with_where_it_stood(
     tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the module of the loss is looked for
     monkeypatch.setattr(sys, "path", list(sys.path))
     own_loss = {"lmbda": 0.0, "loss": "standing_loss:standing"}
-    config = tiny_config(distill=own_loss, ray={"stall_seconds": 5}, learner={"steps": 1000})
+    config = tiny_config(distill=own_loss, ray={"stall_seconds": 4}, learner={"steps": 1000})
     (tmp_path / "standing_loss.py").write_text(STANDING_LOSS.replace("AUDIT", str(config.run_dir / "audit.jsonl")))
-    with pytest.raises(StallError, match=r"learner-0 ended no microbatch for ray.stall_seconds=5, at .*standing_loss"):
-        run(config)
+    output = io.StringIO()
+    stood = r"learner-0 ended no microbatch for ray.stall_seconds=4, at .*standing_loss.*"
+    with pytest.raises(WorkerError, match=f"^{stood}, and it did so before it was started again"):
+        distill(config, Console(file=output, width=300), make_engine=functools.partial(FakeEngine, 128))
+    assert re.search(rf"^{stood}; it is started again and goes on from the last checkpoint$", output.getvalue(), re.M)
     assert read_run(config.run_dir).state == "failed"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rayqd.driver.restarts import Restarts
-from rayqd.errors import DeathError, WorkerError
+from rayqd.errors import DeathError, HangError, WorkerError
 
 LEARNER = DeathError("the learner died: its process is gone")
 CONTROLLER = DeathError("the controller did not answer for 300 s: its stacks are in Ray's logs")
@@ -30,6 +30,15 @@ def test_deaths_at_the_same_step_end_the_run_with_what_was_said_last() -> None:
     ):
         restarts.allow(death, 7)
     assert restarts.deaths == {"learner": 1, "controller": 1}
+
+
+def test_work_that_stands_still_a_second_time_ends_the_run_whatever_was_done_between() -> None:
+    restarts = Restarts(3)
+    hang = HangError("learner-0 ended no microbatch for ray.stall_seconds=300, at a.py:1 f")
+    restarts.allow(hang, 7)
+    restarts.allow(LEARNER, 70)
+    with pytest.raises(WorkerError, match=r"^learner-0 ended no microbatch .*, and it did so before it was started"):
+        restarts.allow(hang, 700)
 
 
 def test_none_is_allowed_at_zero() -> None:
