@@ -121,9 +121,10 @@ class RayConfig(Section):
     """How long to wait for the cluster to make room for the roles; a cluster that must start nodes first needs more."""
     stall_seconds: float = Field(default=300, gt=0)
     """How long a rollout worker at work may make no token, a teacher read no batch, a learner end no microbatch, the
-    controller not answer: it is ended, and the run tells where it stood. Rollout workers and teachers are started once
-    more, and the controller as `max_restarts` says; the second time, and for a learner at once, the run ends. Starting,
-    compiling and waiting do not count."""
+    controller not answer, or any of their processes give no sign of life: it is ended, and the run tells where it
+    stood. What stood still is started once more, and ends the run the second time; a controller that does not answer,
+    and a process that was stopped as a whole, count as deaths (`max_restarts`). What a process does for the first time
+    may compile, and has four times as long. Starting and waiting do not count."""
     max_restarts: Annotated[int, SameResult()] = Field(default=3, ge=0)
     """How often learner or controller may die with no new step between; they are started again, and go on from the
     last checkpoint. Rollout workers and teachers always are."""
