@@ -41,25 +41,31 @@ def digest_file(file: Path) -> str:
     return hasher.hexdigest()
 
 
-def seal(directory: Path) -> None:
-    """Write `checksums.json` of all files under `directory`, which then are on the disk, not in its cache alone."""
-    files = {name: file for name, file in _files(directory).items() if name != CHECKSUMS}
+def seal(
+    directory: Path, *, file_name: str = CHECKSUMS, suffixes: tuple[str, ...] = ("",), durable: bool = True
+) -> None:
+    """Write `checksums.json` of all files under `directory`, or of those whose names end with one of `suffixes`.
+
+    They then are on the disk, not in its cache alone, unless not `durable`.
+    """
+    files = {name: file for name, file in _files(directory).items() if name != file_name and name.endswith(suffixes)}
     described: dict[str, JsonValue] = {
         name: {"bytes": file.stat().st_size, "xxh3_128": digest_file(file)} for name, file in sorted(files.items())
     }
-    (directory / CHECKSUMS).write_text(to_checked_json({"files": described}), encoding="utf-8")
-    for file in (*files.values(), directory / CHECKSUMS):
-        flush_to_disk(file)
+    (directory / file_name).write_text(to_checked_json({"files": described}), encoding="utf-8")
+    if durable:
+        for file in (*files.values(), directory / file_name):
+            flush_to_disk(file)
 
 
-def find_damage(directory: Path) -> str | None:
+def find_damage(directory: Path, *, file_name: str = CHECKSUMS) -> str | None:
     """Say in a few words what in `directory` is not as `seal` left it; None where all is."""
     try:
-        listed = from_checked_json((directory / CHECKSUMS).read_bytes(), may_lack=False)["files"]
+        listed = from_checked_json((directory / file_name).read_bytes(), may_lack=False)["files"]
     except FileNotFoundError:
-        return f"{CHECKSUMS} is missing"
+        return f"{file_name} is missing"
     except (OSError, DamagedError, KeyError) as error:
-        return f"{CHECKSUMS} {_reason(error)}"
+        return f"{file_name} {_reason(error)}"
     files = _files(directory)
     for name, expected in cast("dict[str, dict[str, JsonValue]]", listed).items():
         if name not in files:

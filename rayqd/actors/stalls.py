@@ -22,9 +22,11 @@ def watch_learner(config: Config, rank: int) -> StallWatch:
 
 
 def explain_stall(config: Config) -> str | None:
-    """Return why a learner worker of the run ended itself; None where none did, or on another node."""
+    """Return why a learner worker of the run ended itself; None where none did, or on another node. Tells it once."""
     for rank in range(config.learner.num_workers):
-        if where := read_stall(stall_file(learner_label(config, rank))):
+        file = stall_file(learner_label(config, rank))
+        if where := read_stall(file):
+            file.replace(file.with_suffix(".told.txt"))
             return (
                 f"learner-{rank} ended no microbatch for ray.stall_seconds={config.ray.stall_seconds:g}, at {where}: "
                 "the stacks are in Ray's logs"

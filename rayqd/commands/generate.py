@@ -33,6 +33,7 @@ from rayqd.data.stops import end_token_ids
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.errors import ConfigError, DataError, ModelError
+from rayqd.export.destination import check_export
 from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import context_length, load_tokenizer
 from rayqd.model.source import local_directory
@@ -76,6 +77,7 @@ def generate(
     directory = local_directory(resolved.name, resolved.revision, trusts_code=trusts_code)
     if is_export(directory) and (kind := read_kind(directory)) != "compressed-tensors":
         raise ModelError(f"{directory} is {kind}, and answers are written by compressed-tensors or 16-bit models alone")
+    check_export(directory)
     outs = name_files(config, resolved, out)
     config = with_model_sampling(config, directory)
     tokenizer = load_tokenizer(directory)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.export.destination import export_directory
+from rayqd.export.destination import export_directory, seal_export
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
@@ -54,6 +54,7 @@ def write_model(
         config = make_quantization_config(model.quant, dtype=model.dtype, skipped=_dense_layers(model))
         model.save_metadata(scratch, config)
         write_shards(_tensors(dense, model), scratch, max_shard_bytes)
+        seal_export(scratch)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
-from rayqd.export.destination import export_directory
+from rayqd.export.destination import export_directory, seal_export
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
 from rayqd.files import directory_bytes
@@ -94,6 +94,7 @@ def write_model(
     with export_directory(directory, num_bytes=model.stored_bytes(), overwrite=overwrite) as scratch:
         model.save_metadata(scratch, make_quantization_config(model.quant, model.ignored_layers(), model.head))
         write_shards(_tensors(dense, model), scratch, max_shard_bytes)
+        seal_export(scratch)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 

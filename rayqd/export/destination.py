@@ -8,8 +8,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rayqd.errors import StorageError
+from rayqd.checksums import find_damage, seal
+from rayqd.errors import ModelError, StorageError
 from rayqd.files import replace_directory
+
+EXPORT_CHECKSUMS = "rayqd-checksums.json"
+_WEIGHTS = (".safetensors", ".gguf")  # the other files are texts, which a user may change
 
 
 @contextmanager
@@ -29,3 +33,17 @@ def export_directory(directory: Path, *, num_bytes: int, overwrite: bool = True)
             f"cannot write the checkpoint {directory}, which needs {num_bytes} bytes: {error}; "
             "make room there or choose another runs_dir"
         ) from error
+
+
+def seal_export(directory: Path) -> None:
+    """Write the checksums of the export's weights beside them."""
+    seal(directory, file_name=EXPORT_CHECKSUMS, suffixes=_WEIGHTS, durable=False)
+
+
+def check_export(directory: Path) -> None:
+    """Raise ModelError where an export's weights are not those that rayqd wrote; what others made has no checksums."""
+    if (directory / EXPORT_CHECKSUMS).exists() and (damage := find_damage(directory, file_name=EXPORT_CHECKSUMS)):
+        raise ModelError(
+            f"{directory} is damaged: {damage}; write it again with `rayqd export RUN --overwrite`, or copy it again "
+            "from where it is whole"
+        )

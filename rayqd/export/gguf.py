@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
-from rayqd.export.destination import export_directory
+from rayqd.export.destination import export_directory, seal_export
 from rayqd.export.gguf_architecture import GGUFArchitecture
 from rayqd.export.gguf_architectures import ARCHITECTURES
 from rayqd.export.gguf_metadata import add_metadata, rope_factors
@@ -95,6 +95,7 @@ def write_gguf(model: QuantizedModel, directory: Path, *, overwrite: bool = True
         for t in tensors:
             writer.write_tensor_data(_bytes(t, model, dense, architecture))
         writer.close()
+        seal_export(scratch)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 

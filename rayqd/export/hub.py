@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from rayqd.errors import ConfigError, StorageError
+from rayqd.export.destination import check_export
 
 
 def check_push(repo_id: str) -> None:
@@ -40,6 +41,7 @@ def push(directory: Path, repo_id: str, *, is_private: bool = True) -> str:
     """
     from huggingface_hub import HfApi
 
+    check_export(directory)
     api = HfApi()
     with _in_one_line(repo_id):
         url = api.create_repo(repo_id, private=is_private, exist_ok=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rayqd.errors import ModelError
-from rayqd.export.destination import export_directory
+from rayqd.export.destination import export_directory, seal_export
 from rayqd.export.layouts import LAYOUTS, LayoutKind, check_layers
 from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.shards import MAX_SHARD_BYTES, write_shards
@@ -58,6 +58,7 @@ def write_model(
         if kind == "mlx":
             write_config(scratch, {**read_config(scratch), _MLX_KEY: described})
         write_shards(_tensors(kind, dense, model), scratch, max_shard_bytes)
+        seal_export(scratch)
         written_bytes = directory_bytes(scratch)
     return written_bytes
 

@@ -17,6 +17,7 @@ from rayqd.config import Config
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
 from rayqd.export import bitsandbytes, compressed_tensors
+from rayqd.export.destination import check_export
 from rayqd.export.exported_head import find_exported_head
 from rayqd.export.layout_files import is_mlx, load_unpacked
 from rayqd.export.quantized_model import QuantizedModel
@@ -59,14 +60,19 @@ def load_export(
     dense: bool = True,
     attention: str | None = None,
     on: torch.device | None = None,
+    is_checked: bool = True,
 ) -> PreTrainedModel:
     """Load the model as transformers does, on this process's device or `on`. Raises ModelError when it does not load.
 
     `dense` unpacks bitsandbytes' layers, which otherwise compute with their own kernels; GPTQ's, AWQ's and MLX's always
-    are, as transformers computes with them by other packages alone. `attention` is one of transformers'
+    are, as transformers computes with them by other packages alone. Weights that are not what rayqd wrote are refused,
+    unless not `is_checked`, for who compares them himself.
+    `attention` is one of transformers'
     implementations, instead of the one that rayqd runs the model with.
     """
     kind, where = read_kind(directory), on or device()
+    if is_checked:
+        check_export(directory)
     try:
         with quiet_libraries(), _in_this_process_alone():
             model = _load(directory, kind, dtype, attention)
@@ -118,6 +124,7 @@ def read_quantized_model(directory: Path, config: Config) -> QuantizedModel:
     kind = read_kind(directory)
     if kind not in ("compressed-tensors", "bitsandbytes"):
         raise ModelError(f"{directory} is {kind}, from which nothing else is made")
+    check_export(directory)
     quantized = (compressed_tensors if kind == "compressed-tensors" else bitsandbytes).read_quantized(directory)
     model_config = AutoConfig.from_pretrained(directory)
     delattr(model_config, "quantization_config")

@@ -78,7 +78,7 @@ def test_gguf_packages_own_quantizer_gives_the_same_bytes_under_the_signed_rule(
 def test_file_says_what_llama_cpp_asks_for(tmp_path: Path) -> None:
     model = small_model("llama", tied=True, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     num_bytes = write_gguf(taken_apart(model, Q4_0, card="card"), tmp_path / "export")
-    assert {file.name for file in (tmp_path / "export").iterdir()} == {FILE_NAME, "README.md"}
+    assert {file.name for file in (tmp_path / "export").iterdir()} == {FILE_NAME, "README.md", "rayqd-checksums.json"}
     assert num_bytes == sum(file.stat().st_size for file in (tmp_path / "export").iterdir())
     reader = gguf.GGUFReader(tmp_path / "export" / FILE_NAME)
     said = {name: field.contents() for name, field in reader.fields.items()}

@@ -15,6 +15,7 @@ from small_models import small_model, taken_apart
 from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ConfigError, ModelError
+from rayqd.export.destination import EXPORT_CHECKSUMS
 from rayqd.export.layout_files import write_model
 from rayqd.export.layouts import LayoutKind
 from rayqd.export.load import load_export
@@ -80,6 +81,7 @@ def spoil(directory: Path, part: str, change: Any) -> None:
     name = f"model.layers.0.self_attn.o_proj.{part}"
     tensors[name] = change(tensors[name])
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / EXPORT_CHECKSUMS).unlink()  # which others do not write
 
 
 @pytest.mark.parametrize(

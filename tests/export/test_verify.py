@@ -118,7 +118,11 @@ def test_gguf_of_a_checkpoint_lies_beside_the_export_and_is_what_was_trained(mak
     assert run(run_dir, config)[0] == 0
     code, screen = run(run_dir, config, kind_name="gguf", verify=True)
     assert code == 0, screen
-    assert {path.name for path in (run_dir / "export-gguf").iterdir()} == {"model-Q4_0.gguf", "README.md"}
+    assert {path.name for path in (run_dir / "export-gguf").iterdir()} == {
+        "model-Q4_0.gguf",
+        "README.md",
+        "rayqd-checksums.json",
+    }
     assert verdict(run_dir, "export-gguf")["passed"]
     assert "not asked: vLLM does not load gguf" in screen
 
