@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import cast
 
 import ray
@@ -80,6 +81,7 @@ class Controller:
     async def train(self, placement: Placement, alone: bool) -> None:
         """Run the learner in Ray Train until it ends; raises what ended it. `alone`: see `make_trainer`."""
         with span("import ray.train"):
+            await asyncio.to_thread(import_module, "rayqd.actors.learner")  # on a busy machine it keeps nobody waiting
             from rayqd.actors.learner import make_trainer
 
         own_handle = cast("ControllerHandle", ray.get_runtime_context().current_actor)
