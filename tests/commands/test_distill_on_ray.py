@@ -173,10 +173,10 @@ def test_a_learner_that_stands_still_is_started_once_more_and_then_the_run_ends_
     monkeypatch.chdir(tmp_path)  # where the module of the loss is looked for
     monkeypatch.setattr(sys, "path", list(sys.path))
     own_loss = {"lmbda": 0.0, "loss": "standing_loss:standing"}
-    config = tiny_config(distill=own_loss, ray={"stall_seconds": 4}, learner={"steps": 1000})
+    config = tiny_config(distill=own_loss, ray={"stall_seconds": 5}, learner={"steps": 1000})
     (tmp_path / "standing_loss.py").write_text(STANDING_LOSS.replace("AUDIT", str(config.run_dir / "audit.jsonl")))
     output = io.StringIO()
-    stood = r"learner-0 ended no microbatch for ray.stall_seconds=4, at .*standing_loss.*"
+    stood = r"learner-0 ended no microbatch for ray.stall_seconds=5, at .*standing_loss.*"
     with pytest.raises(WorkerError, match=f"^{stood}, and it did so before it was started again"):
         distill(config, Console(file=output, width=300), make_engine=functools.partial(FakeEngine, 128))
     assert re.search(rf"^{stood}; it is started again and goes on from the last checkpoint$", output.getvalue(), re.M)
