@@ -10,7 +10,7 @@ check what can be checked ─► start Ray ─► start every role at once ─�
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from rich.console import Console
@@ -25,9 +25,9 @@ from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
-from rayqd.data.plan import make_plan
 from rayqd.data.summary import summarize_data
 from rayqd.driver.dtype import check_machine, describe_dtype
+from rayqd.driver.extension import begin_audit, extend
 from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.monitor import Monitor
 from rayqd.driver.preflight import check, check_gpu_memory, describe_data, load_data
@@ -39,6 +39,7 @@ from rayqd.runs.data_file import write_data
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.ended import record_abnormal_exit
 from rayqd.runs.environment import collect_environment
+from rayqd.runs.extension import is_done
 from rayqd.runs.paths import EXPORT
 from rayqd.runs.result import Result
 from rayqd.runs.result_file import DistillResult
@@ -75,7 +76,7 @@ def distill(
         if remark := run_dir.set_damaged_result_aside():
             say(console, remark)
         result = run_dir.result
-        if not isinstance(result, DistillResult) or result.stopped_early:
+        if not isinstance(result, DistillResult) or not is_done(result, config):
             with record_abnormal_exit(run_dir.path), track(config, partial(say, console)) as trackers:
                 remarks = [describe_dtype(asked, config), describe_date(asked, config)]
                 result = _run(config, remarks, run_dir, console, make_engine, make_teacher_engine, began, trackers)
@@ -116,7 +117,9 @@ def _run(
             training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
             data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
             write_data(run_dir.path, data)
-            run_dir.audit.begin(asdict(make_plan(config, training.sizes)))
+            begin_audit(run_dir, config, training.sizes)
+            for line in extend(run_dir, config):
+                progress.say(line)
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):

@@ -97,7 +97,7 @@ def make_plan(config: Config, num_examples: Sequence[int]) -> Plan:
 
 def first_on_policy_step(config: Config) -> int:
     """Return how many steps come before those that `distill.lmbda` holds for."""
-    return round(config.distill.on_policy_after * config.learner.steps)
+    return config.first_on_policy_step
 
 
 def steps_ahead(step: int, max_staleness: int, num_steps: int) -> range:

@@ -18,6 +18,7 @@ from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
 from rayqd.runs.audit_file import AuditFile
 from rayqd.runs.config_file import check_config, command_of, load_run_config, write_config
+from rayqd.runs.extension import is_extension
 from rayqd.runs.lease import LEASE, Disk, Lease, Place
 from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
@@ -25,6 +26,7 @@ from rayqd.runs.paths import (
     CONFIG,
     DATA,
     ENDED,
+    EVALS,
     EXPORT,
     FETCH_LOCK,
     LOCK,
@@ -35,7 +37,7 @@ from rayqd.runs.paths import (
     RESULT,
     RUN_ID,
 )
-from rayqd.runs.result_file import RunResult, find_damaged_result, read_result
+from rayqd.runs.result_file import DistillResult, RunResult, find_damaged_result, read_result
 from rayqd.runs.storage.stored_run import StoredRun
 
 _NO_PROGRESS = {
@@ -88,6 +90,7 @@ class RunDirectory:
         self._leases: list[Lease] = []
         self.audit = AuditFile(self.path / AUDIT)
         self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
+        self.extends: Config | None = None  # the settings of a finished run that is to do more steps
         self._lock = self._open(config)
 
     @property
@@ -201,7 +204,7 @@ class RunDirectory:
                 self._stored.folder.check_rights()
                 self._take_lease(self._stored.folder)
                 self._stored.join(self.path, lambda uri, file, begun: self._refuse_other(uri, file, begun, config))
-            write_config(saved, self._command, config)
+            write_config(saved, self._command, self.extends or config)
             if self._stored:
                 self._stored.begin(self.path)
         except RayqdError:
@@ -212,8 +215,39 @@ class RunDirectory:
     def _refuse_other(self, location: str, saved: Path, begun: bool, config: Config) -> None:
         """Compare with `saved`, the config.toml at `location`; the settings of what has not `begun` may change."""
         _refuse_other_command(location, saved, self._command)
-        if begun:
-            _refuse_other_settings(location, load_run_config(saved), config)
+        if not begun:
+            return
+        old = load_run_config(saved)
+        if is_extension(location, old, config, self._find_result()):
+            self.extends = old
+        else:
+            _refuse_other_settings(location, old, config)
+
+    def _find_result(self) -> RunResult | None:
+        """Return the result that lies here, or else in the storage."""
+        return self.result or (self._stored.result if self._stored else None)
+
+    def extend(self, config: Config) -> list[str]:
+        """Take the settings of a finished run's extension, and set aside what tells of its earlier end.
+
+        Returns lines for the user.
+        """
+        result = self.result
+        if not isinstance(result, DistillResult):
+            return []
+        write_config(self.path / CONFIG, self._command, config)
+        if self._stored:
+            self._stored.begin(self.path)
+        earlier = f"step-{result.num_steps:06d}"
+        (self.path / RESULT).replace(self.path / f"{Path(RESULT).stem}-{earlier}.json")
+        if (self.path / EVALS).is_dir():
+            set_aside(self.path / EVALS, earlier)
+        others = sorted(path.name for path in self.path.glob(f"{EXPORT}-*"))
+        stay = [f"{', '.join(others)} in {self.path} stay as they are, of step {result.num_steps}"] if others else []
+        return [
+            f"{self.path} goes on to step {config.learner.steps}; what it came to is in result-{earlier}.json",
+            *stay,
+        ]
 
 
 def describe_run_dir(config: Config, command: str = "distill") -> str:
@@ -230,7 +264,10 @@ def describe_run_dir(config: Config, command: str = "distill") -> str:
     _refuse_other_command(str(path), saved, command)
     if all(file.name in _NO_PROGRESS for file in path.iterdir()):
         return "a run that has not begun"
-    _refuse_other_settings(str(path), load_run_config(saved), config)
+    old = load_run_config(saved)
+    if is_extension(str(path), old, config, read_result(path / RESULT)):
+        return f"a run of {old.learner.steps} steps that has finished, and would go on to {config.learner.steps}"
+    _refuse_other_settings(str(path), old, config)
     return "a run that has finished" if (path / RESULT).exists() else "a run that would go on where it ended"
 
 

@@ -179,6 +179,11 @@ class Config(Section):
         return self.distill.lmbda > 0
 
     @property
+    def first_on_policy_step(self) -> int:
+        """How many steps come before those that `distill.lmbda` holds for."""
+        return round(self.distill.on_policy_after * self.learner.steps)
+
+    @property
     def trains_on_answers(self) -> bool:
         """Whether any of the data's own answers is trained on, so that its rows must have them."""
         return (self.distill.lmbda < 1 or self.distill.on_policy_after > 0) and not self.distill.seq_kd

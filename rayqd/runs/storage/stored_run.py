@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from rayqd.checksums import from_checked_json
 from rayqd.config import Config
 from rayqd.errors import RunError, StorageError
 from rayqd.runs.paths import (
@@ -24,6 +25,7 @@ from rayqd.runs.paths import (
     RESULT_TABLE,
     RUN_ID,
 )
+from rayqd.runs.result_file import RunResult, parse_result
 from rayqd.runs.storage.folder import Folder
 
 _LINES = (METRICS, AUDIT, COMPLETIONS, QUARANTINE)  # files that only grow
@@ -53,6 +55,17 @@ class StoredRun:
         if stored is not None and not _A_RUN_ID.fullmatch(stored):
             raise StorageError(f"{self.folder}/{RUN_ID}: is no run's id (12 hexadecimal digits), but {stored[:40]!r}")
         return stored.decode().strip() if stored is not None else None
+
+    @property
+    def result(self) -> RunResult | None:
+        """Return what the run came to; None where it has not finished."""
+        content = self.folder.read(RESULT)
+        if content is None:
+            return None
+        try:
+            return parse_result(from_checked_json(content))
+        except ValueError:
+            return None
 
     def join(self, run_dir: Path, refuse: Callable[[str, Path, bool], None]) -> None:
         """Bring `run_dir` up to what the storage has, before anything is started.
