@@ -197,6 +197,20 @@ def test_a_run_that_is_done_is_only_measured_and_exported_again(make_config: Any
     assert again.rows == first.rows
 
 
+def test_a_finished_run_with_more_steps_ends_with_the_bits_of_one_that_had_them_from_the_start(
+    make_config: Any, rows: list[ScoredRollout]
+) -> None:
+    def configure(name: str, num_steps: int) -> Config:
+        return make_config(name=name, learner={"steps": num_steps, "schedule": "constant", "warmup_ratio": 0.0})
+
+    run(configure("longer", 4), FakeFeed(rows))
+    feed = run(configure("longer", 6), FakeFeed(rows))
+    straight = run(configure("straight", 6), FakeFeed(rows))
+    assert [entry for entry in feed.log if entry.startswith("batch")] == ["batch 4", "batch 5"]
+    assert exported_files(configure("longer", 6)) == exported_files(configure("straight", 6))
+    assert feed.rows == straight.rows
+
+
 def test_on_an_empty_machine_a_run_goes_on_from_its_storage(
     make_config: Any, rows: list[ScoredRollout], tmp_path: Path
 ) -> None:
