@@ -116,10 +116,10 @@ def _run(
         with span("read data"):
             training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
             data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
-            write_data(run_dir.path, data)
             begin_audit(run_dir, config, training.sizes)
             for line in extend(run_dir, config):
                 progress.say(line)
+            write_data(run_dir.path, data)
         for remark in checked.remarks:
             progress.say(remark)
         for line in describe_data(training, heldout):
