@@ -122,20 +122,15 @@ def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_
         run(changed)
 
 
-def test_a_run_interrupted_resumed_and_extended_exports_the_same_bits_as_one_that_was_not(
+def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not(
     tiny_config: Any, tmp_path: Path
 ) -> None:
     gptq = {"init": "gptq", "calibration_tokens": 400}
-
-    def configure(name: str, num_steps: int) -> Any:
-        steady = {"steps": num_steps, "schedule": "constant", "warmup_ratio": 0.0}
-        return tiny_config(name=name, learner=steady, quant=gptq)
-
-    expected, _ = run(configure("whole", 16))
+    expected, _ = run(tiny_config(name="whole", learner={"steps": 16}, quant=gptq))
     arms = ["teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
     assert [row["arm"] for row in expected.rows] == arms
 
-    interrupted = configure("interrupted", 12)
+    interrupted = tiny_config(name="interrupted", learner={"steps": 16}, quant=gptq)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(interrupted))
     process = subprocess.Popen(
@@ -153,14 +148,7 @@ def test_a_run_interrupted_resumed_and_extended_exports_the_same_bits_as_one_tha
 
     resumed, output = run(interrupted)
     assert "resuming after step" in output
-    assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 13))
-
-    resumed, output = run(configure("interrupted", 16))
-    assert "goes on to step 16; what it came to is in result-step-000012.json" in output
-    assert "learning rate: 0.001, as in a run of 16 steps from its start" in output
-    assert (resumed.run_dir / "result-step-000012.json").is_file()
     assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 17))
-    assert resumed.kl_to_teacher == pytest.approx(expected.kl_to_teacher, rel=1e-6)
     assert [examine_run(each.run_dir) for each in (expected, resumed)] == [0, 0]
     assert trained(expected.run_dir) == trained(resumed.run_dir)
     left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
