@@ -4,7 +4,7 @@
                 user \\n name _a _colour           then the pre-tokenizer cuts words, of which the model makes tokens
 
 No token reaches over the end of a piece, and a language's words come again and again. So a dictionary of pieces takes
-an eighth of the time that a tokenizer needs, which cuts and merges every word anew. Added tokens and pieces are found
+a fraction of the time that a tokenizer needs, which merges every word anew. Added tokens and pieces are found
 here, by the tokenizer's own expressions; the tokens of a piece are always the tokenizer's. Whether its expressions are
 understood is tried on a text of all of ASCII, and for every other character when it is first met. What is not
 understood is not tokenized here.
