@@ -38,6 +38,7 @@ class Command:
     options: tuple[Option, ...] = ()
     details: str = ""  # more help
     takes_settings: bool = True
+    file_replaces_operands: bool = False  # with @file.toml it takes none
     first_settings: tuple[str, ...] = ()  # those that matter most, with which the help begins
     when_stopped: str = ""  # how to go on after Ctrl-C; with it SIGTERM, too, is an orderly end
 
@@ -52,7 +53,10 @@ class Command:
         """Sort the words after the command. Raises ConfigError at one that it does not take, or that is missing."""
         options, others = take_options(words, self.options)
         arguments = read_arguments(others) if self.takes_settings else self._without_settings(others)
-        self._check_operands(arguments.words)
+        if self.file_replaces_operands and arguments.files:
+            self._refuse_operands(arguments.words)
+        else:
+            self._check_operands(arguments.words)
         return Given(words=tuple(words), options=options, operands=arguments.words, arguments=arguments)
 
     def _without_settings(self, words: Sequence[str]) -> Arguments:
@@ -60,6 +64,10 @@ class Command:
             if word.startswith(("-", "@")):
                 raise ConfigError(f'unexpected argument "{word}": rayqd {self.name} takes no settings')
         return Arguments(files=(), flags=(), words=tuple(words))
+
+    def _refuse_operands(self, words: Sequence[str]) -> None:
+        if words:
+            raise ConfigError(f'unexpected argument "{words[0]}": rayqd {self.name} takes @file.toml in place of it')
 
     def _check_operands(self, words: Sequence[str]) -> None:
         start = 0

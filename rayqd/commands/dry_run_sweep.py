@@ -27,7 +27,7 @@ def dry_run_sweep(spec: SweepSpec, console: Console | None = None) -> int:
     config = study.base
     say(console, f"dry run of {config.name}: {study}")
     state = describe_sweep_dir(config, study.sweep)
-    for training, heldout in check_and_load(study).values():
+    for training, heldout in check_and_load(study.example_configs()).values():
         for line in describe_data(training, heldout):
             say(console, line)
     nodes, where = find_nodes(config)

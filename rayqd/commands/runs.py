@@ -38,7 +38,7 @@ def show_runs(
 
 
 def find_runs(directory: Path) -> list[RunRecord]:
-    """Return the runs in `directory`, newest first, and one level deeper, where sweeps keep theirs.
+    """Return the runs in `directory`, newest first, and one level deeper, where sweeps and comparisons keep theirs.
 
     Where `directory` is a run itself, that one. Raises RunError where there is no such directory.
     """
@@ -46,7 +46,7 @@ def find_runs(directory: Path) -> list[RunRecord]:
         raise RunError(f"{directory} is no directory: rayqd runs DIR lists the runs in DIR, which runs_dir sets")
     if (directory / CONFIG).is_file():
         itself = read_run(directory)
-        if itself.command != "sweep":
+        if itself.command not in ("sweep", "compare"):
             return [itself]
     files = [*directory.glob(f"*/{CONFIG}"), *directory.glob(f"*/*/{CONFIG}")]
     records = [read_run(file.parent, str(file.parent.relative_to(directory))) for file in files]

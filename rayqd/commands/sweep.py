@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from rayqd.actors.connection import connect
+from rayqd.config import Config
 from rayqd.config.sweep import SweepSpec
 from rayqd.console.progress import Progress
 from rayqd.console.say import say
@@ -35,7 +36,7 @@ from rayqd.sweep.trials import Outcome
 from rayqd.sweep.tuner import run_trials, start_shared_resources
 
 # Processes that Ray starts at a time. On two cores it would start two, and warn of eight, which two trials have.
-_STARTUP_CONCURRENCY = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
+STARTUP_CONCURRENCY = ("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
 
 
 def sweep(
@@ -50,7 +51,9 @@ def sweep(
     is_new = not (study.base.run_dir / "sweep.toml").exists()
     if is_new and resume:
         raise RunError(f"{study.base.run_dir} has no sweep to resume: leave --resume out to begin it")
-    data = check_and_load(study) if is_new else {}  # before anything is written: it may be mended under the same name
+    data = (
+        check_and_load(study.example_configs()) if is_new else {}
+    )  # before anything is written: it may be mended under the same name
     directory = SweepDirectory(study.base, study.sweep)
     try:
         before = directory.outcomes()
@@ -76,7 +79,7 @@ def _run(
     with Progress(console, study.base.learner.steps) as progress:
         progress.say(f"{study.base.name}: {study}")
         progress.status("starting Ray")
-        os.environ.setdefault(*_STARTUP_CONCURRENCY)
+        os.environ.setdefault(*STARTUP_CONCURRENCY)
         with connect(study.base, progress.say) as cluster:
             directory.link_logs(cluster.log_dir)
             wanted = study.sweep.max_concurrent
@@ -95,7 +98,7 @@ def _run(
                 ended=ended,
                 metric=study.sweep.metric,
                 callback=callback,
-                directory=directory,
+                directory=directory.path,
                 shared=start_shared_resources(study.base.name, placement, data),
                 resources=TrialResources(
                     cluster=cluster,
@@ -117,9 +120,8 @@ def write_results(study: Study, directory: SweepDirectory, console: Console) -> 
     return result
 
 
-def check_and_load(study: Study) -> Data:
-    """Return the data of the trials; raises what is wrong with it, or with a model, a grid or a teacher."""
-    examples = study.example_configs()
+def check_and_load(examples: Sequence[Config]) -> Data:
+    """Return the data of trials like `examples`; raises what is wrong with it, or with a model, grid or teacher."""
     if any(example.distill.seq_kd for example in examples):
         raise ConfigError(
             "distill.seq_kd: the trials of a sweep do not each write: let `rayqd generate --model teacher "

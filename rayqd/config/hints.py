@@ -25,6 +25,8 @@ def hint_for_setting(key: str) -> str:
         return f"did you mean {key}?"
     if key.partition(".")[0] == "sweep":
         return "the section [sweep] is for `rayqd sweep`"
+    if key.partition(".")[0] == "compare":
+        return "the section [compare] is for `rayqd compare`"
     if counterpart := SETTINGS.get(leaf):
         return str(counterpart)
     if near := nearest_settings(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rayqd.config.comparison.fields import comparison_group
 from rayqd.config.sections.markers import SameResult
 from rayqd.config.settings import Group, Setting, value_text
 from rayqd.config.source_list import all_groups, source_group
@@ -37,14 +38,20 @@ on, `--no-section.field` turns off. An unknown key or a wrong value is refused i
 A run keeps all of its settings in `config.toml` of its directory, and the same settings resume it. Others are refused,
 except for those marked ↻: they change where and how fast it runs, not what comes out.
 
-`rayqd sweep` alone has the last section, `[sweep]`, and in `[sweep.over]` the settings that its trials differ in: see
-[sweeps.md](sweeps.md).
+`rayqd sweep` alone has the section `[sweep]`, and in `[sweep.over]` the settings that its trials differ in: see
+[sweeps.md](sweeps.md); `rayqd compare` alone has `[compare]`, with its arms in `[compare.arms]`: see
+[compare.md](compare.md).
 """
 
 
 def settings_markdown() -> str:
     """Return the whole page."""
-    return "\n".join([_HEAD, *(line for group in (*all_groups(), sweep_group()) for line in _section(group))]) + "\n"
+    return (
+        "\n".join(
+            [_HEAD, *(line for group in (*all_groups(), sweep_group(), comparison_group()) for line in _section(group))]
+        )
+        + "\n"
+    )
 
 
 def _section(group: Group) -> Iterator[str]:

@@ -195,6 +195,8 @@ def _must_be(schema: _Schema, choices: tuple[str, ...]) -> str:
         "array": "a list of names",
         "object": "NAME=VALUE,...",
     }
+    if schema.get("items", {}).get("type") == "integer":
+        return "a list of whole numbers"
     if "$ref" in schema.get("items", {}):
         return "a list of tables, or of names"
     noun = nouns.get(schema.get("type", ""), "a path" if schema.get("format") == "path" else "text")

@@ -53,7 +53,7 @@ class SweepCallback(Callback):
 
     def on_trial_result(self, *, trial: TuneTrial, result: TrialReport, **info: object) -> None:
         """Print an evaluation, unless it is the last, which `on_trial_complete` prints."""
-        line = f"{trial.config['name']}  step {result['step']}/{trial.config['num_steps']}  {_format_report(result)}"
+        line = f"{trial.config['name']}  step {result['step']}/{trial.config['num_steps']}  {format_report(result)}"
         self._running[trial.config["number"]] = line
         if not result["done"]:
             self._progress.say(line)
@@ -63,17 +63,11 @@ class SweepCallback(Callback):
         """Print how a trial ended."""
         name, steps, last = trial.config["name"], trial.config["num_steps"], trial.last_result
         state = "finished" if last["step"] >= steps else f"stopped early at step {last['step']} of {steps}"
-        self._end(trial.config["number"], f"{name} {state}: {_format_report(last)}")
+        self._end(trial.config["number"], f"{name} {state}: {format_report(last)}")
 
     def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
         """Print and keep why a trial failed."""
-        if trial.pickled_error_file:  # on this machine; Tune's own getter looks where it copies it to later
-            error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
-            text = str(unwrap_error(error, "trial"))
-        else:
-            assert trial.error_file
-            text = Path(trial.error_file).read_text().strip().splitlines()[-1]
-        self._fail(trial.config["number"], trial.config["name"], " ".join(text.split()))
+        self._fail(trial.config["number"], trial.config["name"], read_error(trial))
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune writes a copy of everything it is given, for a restore of its own
@@ -93,5 +87,17 @@ class SweepCallback(Callback):
         self._progress.status(f"{self._num_ended}/{self._study.num_trials} done; {'; '.join(self._running.values())}")
 
 
-def _format_report(result: TrialReport) -> str:
+def read_error(trial: TuneTrial) -> str:
+    """Return in one line why a trial failed."""
+    if trial.pickled_error_file:  # on this machine; Tune's own getter looks where it copies it to later
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+        text = str(unwrap_error(error, "trial"))
+    else:
+        assert trial.error_file
+        text = Path(trial.error_file).read_text().strip().splitlines()[-1]
+    return " ".join(text.split())
+
+
+def format_report(result: TrialReport) -> str:
+    """Return `KL to teacher 0.1033, perplexity 21.310`."""
     return f"KL to teacher {result['kl_to_teacher']:.4f}, perplexity {result['perplexity']:.3f}"

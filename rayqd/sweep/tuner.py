@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,7 +23,6 @@ from rayqd.actors.workers import TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.runs.data_file import RunData
-from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.halving import Halving
 from rayqd.sweep.shared import Data, Rows, SharedResources
 from rayqd.sweep.suggest import SuggesterSearch
@@ -50,12 +50,15 @@ def run_trials(
     ended: Sequence[Outcome],
     metric: str,
     callback: tune.Callback,
-    directory: SweepDirectory,
+    directory: Path,
     shared: SharedHandle,
     resources: TrialResources,
 ) -> None:
-    """Run at most `num_trials` of the search, each to its end. `ended` trials count where asha compares."""
-    scratch = directory.path / _SCRATCH
+    """Run at most `num_trials` of the search, each to its end. `ended` trials count where asha compares.
+
+    Ray Tune's own files lie in a folder of `directory` meanwhile.
+    """
+    scratch = directory / _SCRATCH
     scheduler = halving.scheduler(metric) if halving else None
     if scheduler:
         replay_ended(scheduler, ended)

@@ -15,6 +15,7 @@ from rayqd.cli import COMMANDS
 from rayqd.config.arguments import Arguments
 from rayqd.config.load import config_of
 from rayqd.config.source_list import find_setting
+from rayqd.config.comparison import comparison_of
 from rayqd.config.sweep import sweep_of
 from rayqd.errors import ConfigError
 
@@ -115,6 +116,8 @@ def check_command(words: Sequence[str]) -> None:
     arguments = COMMANDS[words[0]].parse(words[1:]).arguments
     if words[0] == "sweep":  # which has settings of its own
         sweep_of(arguments)
+    elif words[0] == "compare" and arguments.files:
+        comparison_of(arguments)
     else:
         config_of(_without_variables(arguments))
 

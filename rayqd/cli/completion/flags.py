@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rayqd.cli.command import Command
+from rayqd.config.comparison.fields import comparison_settings
 from rayqd.config.sections.markers import HubIdOrPath
 from rayqd.config.settings import Setting, settings
 from rayqd.config.sweep.fields import sweep_settings
@@ -45,8 +46,9 @@ def command_flags(command: Command) -> Iterator[Flag]:
     for option in command.options:
         value = Value(paths=_path_kind(option.value)) if option.value else None
         yield Flag(name=f"--{option.name}", text=_first_sentence(option.text), value=value)
-    if command.name == "sweep":  # which has a section of settings of its own
-        yield from map(_setting_flag, sweep_settings().values())
+    own = {"sweep": sweep_settings, "compare": comparison_settings}.get(command.name)
+    if own:  # it has a section of settings of its own
+        yield from map(_setting_flag, own().values())
     yield Flag(name="--help", text="what the command does")
 
 

@@ -1,0 +1,158 @@
+"""The composition root of `rayqd compare @file.toml`.
+
+check every arm ─► what is there already? ─► baselines, each in its process ─► Ray: pilots, then the arms that train
+                                                                                  │      teachers and data are shared
+                    table, compare.json, compare.md, compare.html  ◄──────────────┘
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from rayqd.actors.connection import connect
+from rayqd.cluster.nodes import Nodes
+from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
+from rayqd.comparison.budget import steps_of_arms
+from rayqd.comparison.directory import ComparisonDirectory, check_directory
+from rayqd.comparison.execute import Trainer, is_finished, run_baseline
+from rayqd.comparison.findings import Findings, find
+from rayqd.comparison.inputs import Inputs, collect_inputs
+from rayqd.comparison.jobs import Job, Jobs
+from rayqd.comparison.outcomes import Outcome, by_arm
+from rayqd.comparison.table import print_findings
+from rayqd.comparison.write import write_findings
+from rayqd.config import Config
+from rayqd.config.comparison import ComparisonSpec
+from rayqd.console.progress import Progress
+from rayqd.console.say import say
+from rayqd.model.calibration import check_method
+from rayqd.rollout.worker import MakeEngine
+from rayqd.runs.environment import collect_environment
+from rayqd.sweep.concurrency import choose_concurrency, place_concurrent_trials
+from rayqd.sweep.shared import Data, data_key
+from rayqd.sweep.trial_run import TrialResources
+from rayqd.sweep.tuner import start_shared_resources
+
+
+def compare_arms(
+    spec: ComparisonSpec,
+    console: Console | None = None,
+    *,
+    price: float | None = None,
+    make_engine: MakeEngine | None = None,
+) -> Findings:
+    """Run what is missing, and say what it decides. `price` is of an accelerator an hour.
+
+    Raises a RayqdError that says in one line what is wrong. An arm that fails ends none of the others.
+    """
+    console = console or Console()
+    comparison = _Comparison(Jobs(spec), console)
+    return comparison.run(price, make_engine)
+
+
+class _Comparison:
+    def __init__(self, jobs: Jobs, console: Console) -> None:
+        self._jobs = jobs
+        self._console = console
+        self._data: Data = {}
+        self._inputs: dict[str, Inputs] = {}
+
+    def run(self, price: float | None, make_engine: MakeEngine | None) -> Findings:
+        jobs = self._jobs
+        for job in jobs.baselines():
+            check_method(job.config.quant.method, job.config.quant)
+        self._check([*jobs.baselines(), *jobs.pilots(), *self._trained_if_known()])
+        directory = ComparisonDirectory(jobs)
+        try:
+            missing = [job for job in [*jobs.baselines(), *jobs.pilots()] if not is_finished(job)]
+            if missing or any(not is_finished(job) for job in self._trained_if_known()) or not self._trained_if_known():
+                self._run_missing(directory, make_engine)
+            else:
+                say(self._console, f"every run of {directory.path} has finished already; this is what they came to")
+            return self._write(directory, price)
+        finally:
+            directory.close()
+
+    def _check(self, runs: Sequence[Job]) -> None:
+        """Check runs as far as that goes before they start, and that what is there of them is theirs."""
+        new = [job for job in runs if job.name not in self._inputs]
+        self._data |= check_and_load([job.config for job in new])
+        for job in new:
+            self._inputs[job.name] = collect_inputs(job.config, *self._data[data_key(job.config)])
+        check_directory(self._jobs, [(job, self._inputs[job.name]) for job in new])
+
+    def _trained_if_known(self) -> list[Job]:
+        """Return the runs of the arms that train, as far as the pilots have said how many steps they have."""
+        return self._jobs.trained(steps_of_arms(self._jobs, self._jobs.pilots()))
+
+    def _run_missing(self, directory: ComparisonDirectory, make_engine: MakeEngine | None) -> None:
+        jobs = self._jobs
+        with Progress(self._console, jobs.base.learner.steps) as progress:
+            progress.say(f"{jobs.base.name}: {_describe(jobs)}")
+            for job in jobs.baselines():
+                if is_finished(job):
+                    progress.say(f"{job.name} has finished already")
+                else:
+                    run_baseline(job, self._inputs[job.name], directory, progress)
+            if any(not is_finished(job) for job in self._first_to_train()) or not self._trained_if_known():
+                self._train(directory, progress, make_engine)
+
+    def _first_to_train(self) -> list[Job]:
+        return [*self._jobs.pilots(), *self._trained_if_known()]
+
+    def _train(self, directory: ComparisonDirectory, progress: Progress, make_engine: MakeEngine | None) -> None:
+        jobs = self._jobs
+        progress.status("starting Ray")
+        os.environ.setdefault(*STARTUP_CONCURRENCY)
+        with connect(jobs.base, progress.say) as cluster:
+            directory.link_logs(cluster.log_dir)
+            examples = [job.config for job in self._first_to_train()]
+            num_concurrent = self._concurrency(examples, cluster.nodes)
+            placement = place_concurrent_trials(examples, num_concurrent, cluster.nodes)
+            trainer = Trainer(
+                directory=directory,
+                progress=progress,
+                resources=TrialResources(
+                    cluster=cluster,
+                    placement=placement,
+                    environment=collect_environment(cluster.size, jobs.base),
+                    make_engine=make_engine,
+                ),
+                shared=start_shared_resources(jobs.base.name, placement, self._data),
+                num_concurrent=num_concurrent,
+            )
+            trainer.run(jobs.pilots(), self._inputs)
+            trained = self._trained_if_known()
+            if jobs.pilots():
+                for line in dict.fromkeys(f"{job.arm.name}: {job.config.learner.steps:,} steps" for job in trained):
+                    progress.say(line)
+                self._check(trained)
+            trainer.run(trained, self._inputs)
+
+    def _concurrency(self, examples: Sequence[Config], nodes: Nodes) -> int:
+        """Return how many runs train at a time: where seconds are counted, only one, which nobody disturbs."""
+        compare = self._jobs.spec.compare
+        if compare.max_concurrent:
+            return compare.max_concurrent
+        if compare.budget in ("wall-clock", "accelerator-seconds"):
+            return 1
+        return choose_concurrency(examples, nodes, len(examples))
+
+    def _write(self, directory: ComparisonDirectory, price: float | None) -> Findings:
+        jobs = self._jobs
+        runs = [*jobs.baselines(), *jobs.pilots(), *self._trained_if_known()]
+        outcomes: list[Outcome] = [directory.outcome(job) for job in runs]
+        findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes))
+        write_findings(findings, jobs, directory, price)
+        print_findings(self._console, findings, directory.path, price)
+        return findings
+
+
+def _describe(jobs: Jobs) -> str:
+    """Return `rtn, gptq, off-policy and on-policy, 2 seeds, equal steps`."""
+    names = [arm.name for arm in jobs.spec.arms]
+    seeds = f"{len(jobs.seeds)} seed{'' if len(jobs.seeds) == 1 else 's'}"
+    return f"{', '.join(names[:-1])} and {names[-1]}, {seeds}, equal {jobs.spec.compare.budget}"

@@ -1,0 +1,79 @@
+"""An arm's line in a table, as text: the terminal, the Markdown file and the page have the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rayqd.comparison.findings import ArmFinding, Findings
+from rayqd.console.progress import duration
+from rayqd.statistics.crossed import Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cells:
+    """An arm's numbers; "" or a dash where there are none. Time and money are of one seed, the mean."""
+
+    arm: str
+    kl: str
+    kl_interval: str
+    recovered: str
+    recovered_interval: str
+    difference: str
+    difference_interval: str
+    verdict: str
+    top1: str
+    perplexity: str
+    seeds: str
+    steps: str
+    tokens: str
+    time: str
+    accelerator_seconds: str
+    money: str
+
+
+def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Cells:
+    """Return the line of an arm. `price` is of an accelerator an hour."""
+    decision, cost, num = finding.decision, finding.cost, max(1, finding.num_seeds)
+    difference = decision.difference if decision else None
+    is_teacher = finding.arm.kind == "teacher"
+    trains = finding.arm.trains and cost is not None
+    return Cells(
+        arm=finding.arm.name,
+        kl="0.0000" if is_teacher else f"{finding.kl.value:.4f}" if finding.kl else "-",
+        kl_interval=_between(finding.kl, ".4f"),
+        recovered="100 %" if is_teacher else f"{100 * finding.recovered.value:.0f} %" if finding.recovered else "-",
+        recovered_interval=_percents(finding.recovered),
+        difference=f"{difference.value:+.4f}" if difference else "",
+        difference_interval=_between(difference, "+.4f"),
+        verdict=_verdict(finding, findings),
+        top1="100.0%" if is_teacher else _or_dash(finding.top1_agreement, ".1%"),
+        perplexity=_or_dash(finding.perplexity, ".3f"),
+        seeds=str(finding.num_seeds) if finding.arm.command else "",
+        steps=f"{cost.steps / num:,.0f}" if trains and cost else "",
+        tokens=f"{cost.trained_tokens / num:,.0f}" if trains and cost else "",
+        time=duration(cost.seconds / num) if cost else "",
+        accelerator_seconds=f"{cost.accelerator_seconds / num:,.0f}" if cost else "",
+        money=f"{cost.price(price) / num:,.2f}" if cost and price is not None else "",
+    )
+
+
+def _verdict(finding: ArmFinding, findings: Findings) -> str:
+    if finding.outcome.failed and not finding.kl:
+        return "failed"
+    found = finding.decision.outcome if finding.decision else ""
+    text = "reference" if finding is findings.reference else found
+    return f"{text}, {len(finding.outcome.failed)} failed" if finding.outcome.failed else text
+
+
+def _between(found: Estimate | None, form: str) -> str:
+    interval = found.interval() if found else None
+    return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval and interval[0] < interval[1] else ""
+
+
+def _percents(found: Estimate | None) -> str:
+    interval = found.interval() if found else None
+    return f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f} %" if interval and interval[0] < interval[1] else ""
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -1,0 +1,161 @@
+"""Runs what is missing: baselines each in a process of its own, arms that train through the sweep's machinery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.tune import Callback
+
+from rayqd.comparison.directory import ComparisonDirectory
+from rayqd.comparison.inputs import Inputs
+from rayqd.comparison.jobs import Job
+from rayqd.comparison.outcomes import BASELINE_LOGS
+from rayqd.config.resolved import to_toml
+from rayqd.console.progress import Progress
+from rayqd.files import write_text
+from rayqd.runs.paths import RESULT
+from rayqd.runs.record import is_running
+from rayqd.runs.result_file import read_result
+from rayqd.sweep.callback import TuneTrial, format_report, read_error
+from rayqd.sweep.suggest import FixedTrials, SuggesterSearch
+from rayqd.sweep.trial_run import TrialResources
+from rayqd.sweep.trials import Trial, TrialConfig, TrialReport
+from rayqd.sweep.tuner import SharedHandle, run_trials
+
+_METRIC = "kl_to_teacher"
+_PATIENCE_SECONDS = 600.0  # with the process of a comparison that was killed: it goes on to its end by itself
+_ERROR = "rayqd: error: "
+
+
+def is_finished(job: Job) -> bool:
+    """Return whether the job's run has come to its end."""
+    return read_result(job.directory / RESULT) is not None
+
+
+def run_baseline(job: Job, inputs: Inputs, directory: ComparisonDirectory, progress: Progress) -> None:
+    """Run `rayqd quantize` in a process of its own, whose memory and whose faults go with it; a failure is recorded."""
+    _wait_for_earlier(job, progress)
+    if is_finished(job):
+        return
+    directory.begin(job, inputs)
+    progress.status(f"{job.name}: rayqd quantize")
+    progress.say(f"{job.name} begins")
+    logs = directory.path / BASELINE_LOGS
+    logs.mkdir(exist_ok=True)
+    settings = logs / f"{job.name}.toml"
+    write_text(settings, to_toml(job.config))
+    with (logs / f"{job.name}.txt").open("w") as log:
+        command = [sys.executable, "-m", "rayqd", "quantize", f"@{settings}"]
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if result := read_result(job.directory / RESULT):
+        progress.say(f"{job.name} finished: KL to teacher {result.student.fidelity.kl_to_teacher:.4f}")
+        return
+    lines = (logs / f"{job.name}.txt").read_text(errors="replace").splitlines()
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    why = errors[-1] if errors else f"its process ended with exit code {code}"
+    directory.fail(job, why)
+    progress.say(f"{job.name} failed: {why}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """Trains arms on a cluster."""
+
+    directory: ComparisonDirectory
+    progress: Progress
+    resources: TrialResources
+    shared: SharedHandle
+    num_concurrent: int
+
+    def run(self, jobs: Sequence[Job], inputs: Mapping[str, Inputs]) -> None:
+        """Run those of `jobs` that have not finished, each from its last checkpoint; failures are recorded."""
+        left = [job for job in jobs if not is_finished(job)]
+        if not left:
+            return
+        callback = ArmCallback(self.directory, self.progress, left, inputs, num_done=len(jobs) - len(left))
+        trials = FixedTrials(Trial(number=number, settings={}) for number in range(len(left)))
+        run_trials(
+            SuggesterSearch(trials, callback.begin, _METRIC),
+            len(left),
+            min(self.num_concurrent, len(left)),
+            halving=None,
+            ended=[],
+            metric=_METRIC,
+            callback=callback,
+            directory=self.directory.path,
+            shared=self.shared,
+            resources=self.resources,
+        )
+
+
+class ArmCallback(Callback):
+    """What Ray Tune tells of the runs goes to the screen and into the comparison's directory."""
+
+    def __init__(
+        self,
+        directory: ComparisonDirectory,
+        progress: Progress,
+        jobs: Sequence[Job],
+        inputs: Mapping[str, Inputs],
+        num_done: int,
+    ) -> None:
+        """Take the runs that are left, by number, what each of them reads, and how many are done already."""
+        self._directory = directory
+        self._progress = progress
+        self._jobs = jobs
+        self._inputs = inputs
+        self._num_done = num_done
+        self._num_all = len(jobs) + num_done
+        self._running: dict[int, str] = {}
+
+    def begin(self, trial: Trial) -> TrialConfig:
+        """Return the run as Tune is to know it."""
+        job = self._jobs[trial.number]
+        self._directory.begin(job, self._inputs[job.name])
+        self._running[trial.number] = f"{job.name} starting"
+        self._progress.say(f"{job.name} begins")
+        self._status()
+        run = job.config.model_dump(mode="json")
+        return {"number": trial.number, "name": job.name, "num_steps": job.config.learner.steps, "run": run}
+
+    def on_trial_result(self, *, trial: TuneTrial, result: TrialReport, **info: object) -> None:
+        """Print an evaluation, unless it is the last."""
+        line = f"{trial.config['name']}  step {result['step']}/{trial.config['num_steps']}  {format_report(result)}"
+        self._running[trial.config["number"]] = line
+        if not result["done"]:
+            self._progress.say(line)
+        self._status()
+
+    def on_trial_complete(self, *, trial: TuneTrial, **info: object) -> None:
+        """Print what a run came to."""
+        self._end(trial, f"finished: {format_report(trial.last_result)}")
+
+    def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
+        """Print and keep why a run failed; the others go on."""
+        why = read_error(trial)
+        self._directory.fail(self._jobs[trial.config["number"]], why)
+        self._end(trial, f"failed: {why}")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune writes a copy of everything it is given, for a restore of its own
+
+    def _end(self, trial: TuneTrial, what: str) -> None:
+        self._running.pop(trial.config["number"], None)
+        self._num_done += 1
+        self._progress.say(f"{trial.config['name']} {what}  ({self._num_done} of {self._num_all} done)")
+        self._status()
+
+    def _status(self) -> None:
+        self._progress.status(f"{self._num_done}/{self._num_all} done; {'; '.join(self._running.values())}")
+
+
+def _wait_for_earlier(job: Job, progress: Progress) -> None:
+    """Wait for a process that a killed comparison left behind."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while is_running(job.directory) and time.monotonic() < deadline:
+        progress.status(f"{job.name} is still going on in a process of an earlier start")
+        time.sleep(1.0)

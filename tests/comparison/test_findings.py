@@ -1,0 +1,151 @@
+"""Runs with a known truth: what a comparison says of them, in the terminal, in its files and on its page."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import INPUTS, KL, every_job, leave_all, leave_run, make_jobs
+from rich.console import Console
+
+from rayqd.comparison.directory import ComparisonDirectory
+from rayqd.comparison.findings import Findings, find, find_curve
+from rayqd.comparison.jobs import Jobs
+from rayqd.comparison.outcomes import by_arm
+from rayqd.comparison.table import print_findings
+from rayqd.comparison.verdict import evidence, sentence
+from rayqd.comparison.write import write_findings
+
+
+def judge(jobs: Jobs, directory: ComparisonDirectory, price: float | None = None) -> Findings:
+    outcomes = [directory.outcome(job) for job in every_job(jobs)]
+    findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes))
+    write_findings(findings, jobs, directory, price)
+    return findings
+
+
+def shown(findings: Findings, directory: Path, width: int) -> str:
+    console = Console(width=width, record=True, file=Path("/dev/null").open("w"))
+    print_findings(console, findings, directory, None)
+    return console.export_text()
+
+
+def test_each_arm_is_judged_as_the_truth_is(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1, 2]")
+    findings = judge(jobs, leave_all(jobs, spread=0.002))
+    outcomes = {each.arm.name: each.decision.outcome for each in findings.arms if each.decision}
+    assert outcomes == {"rtn": "worse", "gptq": "worse", "mixed": "equivalent", "on-policy": "worse"}
+    said = sentence(findings)
+    assert said.startswith("Mixed and off-policy are equivalent within ±0.01 nats")
+    assert "on-policy is worse than off-policy by 0.02" in said
+    assert "60 held-out rows" in evidence(findings)
+    assert "3 seeds together" in evidence(findings)
+
+
+def test_recovery_is_measured_from_rounding_to_the_teacher(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1, 2]")
+    findings = {each.arm.name: each for each in judge(jobs, leave_all(jobs)).arms}
+    rtn, gptq = findings["rtn"], findings["gptq"]
+    assert rtn.kl is not None
+    assert gptq.kl is not None
+    assert gptq.recovered is not None
+    assert gptq.recovered.value == pytest.approx((gptq.kl.value - rtn.kl.value) / (0 - rtn.kl.value))
+    low, high = gptq.recovered.interval() or (0.0, 0.0)
+    assert low < 1 - KL["gptq"] / KL["rtn"] < high
+    assert rtn.recovered is not None
+    assert rtn.recovered.value == 0
+
+
+def test_too_little_is_not_decided_and_says_how_much_more_would_be_enough(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1]\nmargin = 1e-4", "off-policy = {}\nmixed = {}")
+    findings = judge(jobs, leave_all(jobs, spread=0.05))
+    decision = next(each.decision for each in findings.arms if each.arm.name == "mixed")
+    assert decision is not None
+    assert decision.outcome == "not decided"
+    assert decision.needed is not None
+    said = sentence(findings)
+    number = re.search(r"not decided \(.*?\): about .*?([\d,]+) more seeds? would, if it stays as it is", said)
+    assert number is not None, said
+    assert int(number[1].replace(",", "")) == (decision.needed.seeds or 0) - 2
+
+
+def test_one_seed_says_that_it_is_one(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [3]")
+    findings = judge(jobs, leave_all(jobs))
+    assert evidence(findings).endswith("What other seeds would have given is not in them.")
+    assert all(each.kl is None or each.kl.components.seed == 0 for each in findings.arms)
+
+
+def test_a_comparison_that_was_killed_ends_with_the_same_files(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    whole = make_jobs(one)
+    judge(whole, leave_all(whole))
+    jobs = make_jobs(other)
+    for kept in range(len(every_job(jobs))):  # killed after each run, and started again
+        directory = ComparisonDirectory(jobs)
+        job = every_job(jobs)[kept]
+        directory.begin(job, INPUTS)
+        leave_run(job, KL[job.arm.name])
+        judge(jobs, directory)
+        directory.close()
+    for name in ("compare.json", "compare.md"):
+        assert (other / "study" / name).read_text() == (one / "study" / name).read_text()
+
+
+def test_an_arm_that_failed_stands_in_the_table_with_the_end_of_its_log(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0]")
+    directory = ComparisonDirectory(jobs)
+    for job in every_job(jobs):
+        directory.begin(job, INPUTS)
+        if job.arm.name != "mixed":
+            leave_run(job, KL[job.arm.name])
+            continue
+        directory.fail(job, "the learner's memory is full")
+        job.directory.mkdir(parents=True)
+        (job.directory / "log.txt").write_text("".join(f"line {i}\n" for i in range(40)))
+    findings = judge(jobs, directory)
+    assert [each.arm.name for each in findings.failed] == ["mixed"]
+    text = shown(findings, directory.path, 100)
+    assert "mixed-seed=0-steps=4 failed: the learner's memory is full" in text
+    assert "line 39" in text
+    page = (directory.path / "compare.html").read_text()
+    assert "line 39" in page
+    assert "line 2\n" not in page
+    assert "mixed-seed=0-steps=4 failed" in (directory.path / "compare.md").read_text()
+    assert json.loads((directory.path / "compare.json").read_text())["arms"][4]["runs"][0]["state"] == "failed"
+    directory.begin(findings.failed[0].outcome.runs[0].job, INPUTS)  # it is tried again
+    assert directory.failures() == {}
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
+    jobs = make_jobs(tmp_path)
+    directory = leave_all(jobs)
+    text = shown(judge(jobs, directory), directory.path, width)
+    table = text[: text.index("KL in nats a token")]
+    assert max(map(len, table.splitlines())) <= width
+    assert "off-policy" in table
+
+
+def test_the_page_begins_with_the_verdict_and_loads_nothing(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    directory = leave_all(jobs)
+    findings = judge(jobs, directory, price=2.5)
+    page = (directory.path / "compare.html").read_text()
+    assert page.index(sentence(findings).partition("(")[0]) < page.index("<table>")
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    figures = sorted(file.name for file in (directory.path / "figures").iterdir())
+    assert figures == ["kl-to-teacher-over-tokens.svg", "quality-against-cost.svg"]
+
+
+def test_a_curve_is_the_mean_over_the_seeds_with_its_interval(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1, 2]")
+    findings = judge(jobs, leave_all(jobs))
+    curve = find_curve(findings.reference.outcome)
+    assert [point.tokens for point in curve] == [0, 800, 1600]  # 400 a step, measured at steps 0, 2 and 4
+    assert findings.reference.kl is not None
+    assert curve[-1].kl.value == pytest.approx(findings.reference.kl.value)
+    assert np.diff([point.kl.value for point in curve]).max() < 0
