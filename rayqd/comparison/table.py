@@ -23,9 +23,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
     """Print all of it."""
     console.print()
     for text in (sentence(findings), evidence(findings)):
-        for line in textwrap.wrap(
-            text, max(console.width, _LEAST_WIDTH), break_long_words=False, break_on_hyphens=False
-        ):
+        for line in _wrap(text, console.width):
             say(console, line)
     console.print()
     lines = [cells_of(each, findings, price) for each in findings.arms]
@@ -53,6 +51,11 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
     print_table(console, columns, rows, title=f"{findings.name}: {budget_text(findings)}")
     for line in _below(findings, directory):
         say(console, line)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Break at spaces alone: arms have hyphens in their names."""
+    return textwrap.wrap(text, max(width, _LEAST_WIDTH), break_long_words=False, break_on_hyphens=False)
 
 
 def _below(findings: Findings, directory: Path) -> Iterator[str]:

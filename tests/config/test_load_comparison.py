@@ -7,6 +7,7 @@ import pytest
 from rayqd.config.comparison import ComparisonSpec, load_comparison
 from rayqd.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = 'model.name = "m"\ndata.source = "quickstart"\neval.source = "quickstart"\n'
 
 
@@ -19,6 +20,12 @@ def refusal(tmp_path: Path, text: str, *flags: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text, *flags)
     return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("compare*.toml")), ids=lambda path: path.name)
+def test_every_comparison_in_the_repository_loads(path: Path) -> None:
+    spec = load_comparison([f"@{path}"])
+    assert [arm.name for arm in spec.arms] == ["rtn", "gptq", "off-policy", "mixed", "on-policy"]
 
 
 def arms(lines: str, compare: str = "") -> str:

@@ -3,6 +3,7 @@
 from pages import ROOT
 
 from rayqd.cli import main
+from rayqd.config.comparison.fields import comparison_settings
 from rayqd.config.sections.markers import SameResult
 from rayqd.config.settings import settings
 from rayqd.config.source_list import source_group
@@ -19,5 +20,6 @@ def test_the_page_is_up_to_date(capsys):
 def test_every_setting_has_a_line_that_says_whether_a_run_may_be_resumed_with_another_value():
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     named = {line.split("`")[1]: "↻" in line.split("|")[1] for line in lines}
-    known = settings() | sweep_settings() | {setting.key: setting for setting in source_group().settings}
+    of_sources = {setting.key: setting for setting in source_group().settings}
+    known = settings() | sweep_settings() | comparison_settings() | of_sources
     assert named == {key: setting.marker(SameResult) is not None for key, setting in known.items()}
