@@ -13,9 +13,9 @@ from markdown_it import MarkdownIt
 
 from rayqd.cli import COMMANDS
 from rayqd.config.arguments import Arguments
+from rayqd.config.comparison import comparison_of
 from rayqd.config.load import config_of
 from rayqd.config.source_list import find_setting
-from rayqd.config.comparison import comparison_of
 from rayqd.config.sweep import sweep_of
 from rayqd.errors import ConfigError
 
