@@ -67,8 +67,7 @@ class _Comparison:
         self._check([*jobs.baselines(), *jobs.pilots(), *self._trained_if_known()])
         directory = ComparisonDirectory(jobs)
         try:
-            missing = [job for job in [*jobs.baselines(), *jobs.pilots()] if not is_finished(job)]
-            if missing or any(not is_finished(job) for job in self._trained_if_known()) or not self._trained_if_known():
+            if not all(is_finished(job) for job in [*jobs.baselines(), *self._first_to_train()]):
                 self._run_missing(directory, make_engine)
             else:
                 say(self._console, f"every run of {directory.path} has finished already; this is what they came to")
@@ -97,10 +96,11 @@ class _Comparison:
                     progress.say(f"{job.name} has finished already")
                 else:
                     run_baseline(job, self._inputs[job.name], directory, progress)
-            if any(not is_finished(job) for job in self._first_to_train()) or not self._trained_if_known():
+            if not all(is_finished(job) for job in self._first_to_train()):
                 self._train(directory, progress, make_engine)
 
     def _first_to_train(self) -> list[Job]:
+        """Return the runs that train, as far as they are known; where they are not, pilots are missing."""
         return [*self._jobs.pilots(), *self._trained_if_known()]
 
     def _train(self, directory: ComparisonDirectory, progress: Progress, make_engine: MakeEngine | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rayqd.config import Config
 from rayqd.config.comparison import ArmSpec, ComparisonSpec
 from rayqd.config.resolved import with_absolute_paths
+from rayqd.config.settings import settings
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.errors import ConfigError
 
@@ -37,6 +38,10 @@ class Job:
         return self.config.run_dir
 
 
+def _default(key: str) -> object:
+    return settings()[key].default
+
+
 class Jobs:
     """Makes the runs of a comparison."""
 
@@ -57,10 +62,13 @@ class Jobs:
             if arm.command != "quantize":
                 continue
             # Where no eval.source is named the rows that are held out depend on the one seed that there is.
+            steps = {"learner.steps": _default("learner.steps")}  # which must not make other runs of them
             if arm.kind == "rtn" and self.base.eval.source is not None:
-                jobs.append(self._job(arm, None, arm.name, {}))
+                jobs.append(self._job(arm, None, arm.name, {**steps, "seed": _default("seed")}))
             else:
-                jobs += [self._job(arm, seed, f"{arm.name}-seed={seed}", {"seed": seed}) for seed in self.seeds]
+                jobs += [
+                    self._job(arm, seed, f"{arm.name}-seed={seed}", {**steps, "seed": seed}) for seed in self.seeds
+                ]
         return jobs
 
     def pilots(self) -> list[Job]:

@@ -23,18 +23,17 @@ model.name = "{model}"
 quant = {{group_size = 64, init = "rtn", calibration_tokens = 256}}
 adapter.rank = 4
 data = {{source = "{data}", max_length = 128, min_room = 8}}
-eval = {{source = "{data}", num_rows = 12}}
+eval = {{source = "{directory}/heldout.jsonl", num_rows = 12}}
 distill.beta = 0.0
 learner = {{steps = 4, batch_size = 2}}
 checkpoint.every = 2
 
 [compare]
-seeds = [0, 1]
+seeds = [0]
 margin = 1e-6
 max_concurrent = 1
 
 [compare.arms]
-gptq = {{}}
 off-policy = {{learner.lr = 1e-3}}
 fast = {{kind = "distill", distill.lmbda = 0.0, learner.lr = 3e-3}}
 """
@@ -43,6 +42,8 @@ fast = {{kind = "distill", distill.lmbda = 0.0, learner.lr = 3e-3}}
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> Path:
     directory = tmp_path_factory.mktemp("compare")
+    rows = [{"prompt": f"Say {letter * 4}!", "completion": f"{letter * 9}."} for letter in "abcdefghijklmnop"]
+    (directory / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "tiny.toml").write_text(FILE.format(directory=directory, model=tiny_model, data=tiny_data))
     return directory / "tiny.toml"
 
@@ -68,10 +69,7 @@ def test_a_comparison_killed_in_the_middle_ends_with_each_run_once_and_the_same_
     result = json.loads((directory / "compare.json").read_text())
     names = [run["name"] for arm in result["arms"] for run in arm["runs"]]
     assert sorted(names) == sorted(path.parent.name for path in directory.glob("*/result.json"))
-    assert names == [
-        "rtn", "gptq-seed=0", "gptq-seed=1", "off-policy-seed=0-steps=4", "off-policy-seed=1-steps=4",
-        "fast-seed=0-steps=4", "fast-seed=1-steps=4",
-    ]  # fmt: skip
+    assert names == ["rtn", "off-policy-seed=0-steps=4", "fast-seed=0-steps=4"]
     arms_agree_with_their_runs(result, directory)
     costs_add_up(result)
 
@@ -125,7 +123,7 @@ def costs_add_up(result: dict[str, Any]) -> None:
             assert role["busy_seconds"] + role["idle_seconds"] == pytest.approx(cost["seconds"], abs=0.3)
     trained = result["arms"][-1]["cost"]
     assert set(trained["roles"]) == {"teacher", "learner"}
-    assert trained["steps"] == 8
+    assert trained["steps"] == 4
     assert trained["roles"]["learner"]["tokens"] >= trained["trained_tokens"] > 0
 
 

@@ -12,7 +12,9 @@ from rayqd.comparison.cost import EARLIER, add_costs, cost_of_run
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
 from rayqd.comparison.execute import is_finished
 from rayqd.comparison.inputs import digest_model
+from rayqd.comparison.jobs import Jobs
 from rayqd.comparison.outcomes import read_outcome
+from rayqd.config.comparison import load_comparison
 from rayqd.config.sections.compare import Budget
 from rayqd.errors import ConfigError, RunError
 from rayqd.runs.environment import ClusterSize
@@ -66,6 +68,9 @@ def test_a_second_budget_finds_what_the_first_one_left(tmp_path: Path) -> None:
     leave_all(first).close()
     longer = make_jobs(tmp_path, "seeds = [0, 1, 2]\namount = 8")
     assert [job.name for job in every_job(longer) if is_finished(job)] == ["rtn", "gptq-seed=0", "gptq-seed=1"]
+    (tmp_path / "study.toml").write_text((tmp_path / "study.toml").read_text().replace("steps = 4", "steps = 16"))
+    by_setting = Jobs(load_comparison([f"@{tmp_path}/study.toml"]))
+    check_directory(by_setting, [(job, INPUTS) for job in by_setting.baselines()])
     tokens = make_jobs(tmp_path, 'seeds = [0, 1]\nbudget = "tokens"\namount = 1600')
     for pilot in tokens.pilots():
         leave_run(pilot, KL[pilot.arm.name])
@@ -92,9 +97,6 @@ def test_what_all_arms_share_may_not_change(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path)
     leave_all(jobs).close()
     (tmp_path / "study.toml").write_text((tmp_path / "study.toml").read_text() + "\n[adapter]\nrank = 8\n")
-    from rayqd.comparison.jobs import Jobs
-    from rayqd.config.comparison import load_comparison
-
     changed = Jobs(load_comparison([f"@{tmp_path}/study.toml"]))
     with pytest.raises(RunError, match=r"belongs to another configuration \(adapter.rank: 32 -> 8\)"):
         ComparisonDirectory(changed)
