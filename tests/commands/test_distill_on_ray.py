@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from rayqd.commands.distill import distill
 from rayqd.commands.doctor_run import examine_run
+from rayqd.config import Config
 from rayqd.config.resolved import to_toml
 from rayqd.errors import ConfigError, PlacementError, RunError, WorkerError
 from rayqd.rollout.fake import FakeEngine
@@ -30,6 +32,7 @@ from rayqd.runs.record import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
+STEPS = 16
 SCRIPT = """
 import functools, signal, sys
 import rayqd.cli
@@ -58,38 +61,86 @@ def steps(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def trained(run_dir: Path) -> list[list[Any]]:
-    """Return of each step the rows, who wrote them, the tokens, and the weights after it."""
+    """Return of each step the rows and whether the student wrote them, the tokens, and the weights after it."""
     rows = [row for row in read_audit(run_dir / "audit.jsonl") if row and "step" in row]
-    return [[row[name] for name in ("step", "drawn", "wrote", "tokens", "weights")] for row in rows]
+    return [[row[name] for name in ("step", "drawn", "tokens", "weights")] for row in rows]
 
 
-def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_an_export(
-    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Workers have working directories of their own: a relative path must still be the user's, and so must the module of
-    # the loss, which lies on no path.
-    monkeypatch.chdir(tmp_path)
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that nobody interrupted, from the working directory with the user's loss."""
+
+    config: Config
+    result: Any  # a Result
+    output: str
+    where: Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_data: Path) -> Finished:
+    """Two learner workers and two rollout workers, GPTQ, and a loss of the user's own.
+
+    Workers have working directories of their own: a relative path must still be the user's, and so must the module of
+    the loss, which lies on no path.
+    """
+    where = tmp_path_factory.mktemp("users")
+    (where / "loss_of_mine.py").write_text(LOSS)
+    config = config_of_the_run("whole", tiny_model, tiny_data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(sys, "path", list(sys.path))
+        result, output = run(config)
+    return Finished(config, result, output, where)
+
+
+@pytest.fixture
+def _where_the_loss_is(whole: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(whole.where)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "loss_of_mine.py").write_text(LOSS)
-    relative = Path("runs")
-    own_loss = {"distill": {"lmbda": 0.5, "loss": "loss_of_mine:squared_error"}}
-    config = tiny_config(runs_dir=relative, rollout={"num_workers": 2}, learner={"num_workers": 2}, **own_loss)
-    result, output = run(config)
 
+
+def config_of_the_run(name: str, model: Path, data: Path, **sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "name": name,
+        "runs_dir": "runs",
+        "model": {"name": str(model)},
+        "quant": {"group_size": 64, "init": "gptq", "calibration_tokens": 400},
+        "adapter": {"rank": 4},
+        "data": {"source": str(data), "max_length": 128, "min_room": 8},
+        "eval": {"num_rows": 4},
+        "distill": {"lmbda": 0.5, "beta": 0.5, "loss": "loss_of_mine:squared_error"},
+        "rollout": {"num_workers": 2, "min_new_tokens": 4, "max_new_tokens": 12, "max_concurrent": 8},
+        "learner": {"num_workers": 2, "steps": STEPS, "batch_size": 4, "lr": 1e-3},
+        "checkpoint": {"every": 2},
+    }
+    return Config.model_validate(base | {key: base[key] | changed for key, changed in sections.items()})
+
+
+@pytest.mark.usefixtures("_where_the_loss_is")
+def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_an_export(
+    whole: Finished, tiny_model: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, output = whole.result, whole.output
     rows = steps(result.run_dir)
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert [row["num_on_policy"] for row in rows] == [2, 2, 2, 2]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["num_on_policy"] for row in rows] == [2] * STEPS
     assert {row["staleness"] for row in rows} == {0}
     assert all(row["loss"] > 0 and row["rollout_tokens_per_second"] > 0 for row in rows)
-    assert [row["arm"] for row in result.rows] == ["teacher", "round-to-nearest INT4", "distilled INT4"]
-    teacher, rounded, distilled = result.rows
+    assert [row["arm"] for row in result.rows] == [
+        "teacher",
+        "round-to-nearest INT4",
+        "GPTQ INT4",
+        "distilled INT4",
+    ]
+    teacher, rounded, initial, distilled = result.rows
     assert teacher["kl_to_teacher"] == 0
     assert rounded["kl_to_teacher"] > 0
-    assert distilled["kl_to_teacher"] != rounded["kl_to_teacher"]
+    assert distilled["kl_to_teacher"] != initial["kl_to_teacher"]
     # 4 bits, a 16-bit scale for 64 weights, and the shape of each layer, two int64: 14 layers of 2 · 147,456 weights
     assert rounded["bits_by_kind"]["linear"] == 4 + 16 / 64 + 14 * 128 / (2 * 147_456)
     assert rounded["bits_by_kind"]["embedding"] == 16
-    assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    kept = [f"step-{step:06d}" for step in (STEPS - 2, STEPS)]
+    assert sorted(p.name for p in (result.run_dir / "checkpoints").iterdir()) == kept
     assert json.loads((result.run_dir / "result.json").read_text())["rows"] == result.rows
     assert "vllm serve" in output
     assert read_run(result.run_dir).state == "finished"
@@ -99,56 +150,59 @@ def test_a_run_on_a_loss_of_the_users_own_leaves_metrics_result_checkpoints_and_
 
     written = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert result.metrics() == [{name: row[name] for name in row if name != "checksum"} for row in written]
-    assert result.kl_to_teacher == {row["arm"]: row["kl_to_teacher"] for row in (rounded, distilled)}
+    assert result.kl_to_teacher == {row["arm"]: row["kl_to_teacher"] for row in (rounded, initial, distilled)}
     kl = {arm: round(value, 4) for arm, value in result.kl_to_teacher.items()}
-    assert repr(result) == f"Result(name='tiny', kl_to_teacher={kl})"
+    assert repr(result) == f"Result(name='whole', kl_to_teacher={kl})"
 
     assert examine_run(result.run_dir) == 0
     told = capsys.readouterr().out
     assert (
-        "all 4 steps are as planned, 16 sequences, each trained on once; 8 written by the student, at most 0 " in told
+        f"all {STEPS} steps are as planned, {4 * STEPS} sequences, each trained on once; {2 * STEPS} written by the "
+        "student, at most 0 " in told
     )
     assert "2 checkpoints hold the weights that were trained" in told
 
-    again, output = run(config)
+    again, output = run(whole.config)
     assert "has finished already" in output
     assert again.rows == result.rows
 
-    exported = {path.name for path in (relative / "tiny" / "export").iterdir()}
+    exported = {path.name for path in (Path("runs") / "whole" / "export").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= exported
 
-    changed = tiny_config(runs_dir=relative, rollout={"num_workers": 1}, learner={"lr": 2e-3}, **own_loss)
+    changed = config_of_the_run("whole", tiny_model, tiny_data, rollout={"num_workers": 1}, learner={"lr": 2e-3})
     with pytest.raises(RunError, match=r"another configuration \(learner.lr: 0.001 -> 0.002\)"):
         run(changed)
 
 
+@pytest.mark.usefixtures("_where_the_loss_is")
 def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not(
-    tiny_config: Any, tmp_path: Path
+    whole: Finished, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    gptq = {"init": "gptq", "calibration_tokens": 400}
-    expected, _ = run(tiny_config(name="whole", learner={"steps": 16}, quant=gptq))
-    arms = ["teacher", "round-to-nearest INT4", "GPTQ INT4", "distilled INT4"]
-    assert [row["arm"] for row in expected.rows] == arms
-
-    interrupted = tiny_config(name="interrupted", learner={"steps": 16}, quant=gptq)
+    expected = whole.result
+    interrupted = config_of_the_run("interrupted", tiny_model, tiny_data)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(interrupted))
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, f"@{file}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", SCRIPT, f"@{file}", f"--runs-dir={whole.where / 'runs'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    wait_for(interrupted.run_dir / "checkpoints" / "step-000002", process)
+    run_dir = whole.where / interrupted.run_dir
+    wait_for(run_dir / "checkpoints" / "step-000002", process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert output.rstrip().splitlines()[-1].startswith("rayqd: stopped")
     assert "Traceback" not in output
-    assert not (interrupted.run_dir / "result.json").exists()
-    assert processes_of(interrupted.run_dir) == []
-    assert read_run(interrupted.run_dir).state == "stopped"
+    assert not (run_dir / "result.json").exists()
+    assert processes_of(run_dir) == []
+    assert read_run(run_dir).state == "stopped"
 
     resumed, output = run(interrupted)
     assert "resuming after step" in output
-    assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, 17))
+    assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, STEPS + 1))
+    assert {row["staleness"] for row in steps(resumed.run_dir)} == {0}  # so the weights that wrote are the same, too
     assert [examine_run(each.run_dir) for each in (expected, resumed)] == [0, 0]
     assert trained(expected.run_dir) == trained(resumed.run_dir)
     left, right = (load_file(r.export_dir / "model.safetensors") for r in (expected, resumed))
@@ -159,6 +213,7 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
 
 STANDING_LOSS = """
 import time
+from dataclasses import dataclass
 from pathlib import Path
 def standing(student_logits, teacher_logits, *, beta, temperature):
     if Path("AUDIT").exists():  # so the first step, which may compile, is done

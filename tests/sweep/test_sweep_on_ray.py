@@ -26,7 +26,7 @@ grace_steps = 2
 reduction_factor = 2
 max_concurrent = 2
 [sweep.over]
-learner.lr = [1e-3, 2e-3, 1e-5, 1e-6]
+learner.lr = [1e-3, 1e-5, 1e-6]
 """
 
 
@@ -66,7 +66,7 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_trial_once(
     output = killed_after_one_trial(command, sweep_dir)
     assert "asha after 2 and 4 of 8 steps" in output
     ended = [trial for trial in ledger(sweep_dir) if (sweep_dir / trial / "result.json").exists()]
-    assert 1 <= len(ended) < 4
+    assert 1 <= len(ended) < 3
     kept = {trial: (sweep_dir / trial / "result.json").stat().st_mtime_ns for trial in ended}
 
     finished = subprocess.run(
@@ -78,15 +78,13 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_trial_once(
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "Traceback" not in finished.stdout + finished.stderr
-    assert f"{len(ended)} of 4 trials have ended already" in finished.stdout
+    assert f"{len(ended)} of 3 trials have ended already" in finished.stdout
     for trial in ended:
         assert f"{trial} begins" not in finished.stdout
         assert (sweep_dir / trial / "result.json").stat().st_mtime_ns == kept[trial]
 
     result = json.loads((sweep_dir / "result.json").read_text())
-    assert sorted(trial["name"] for trial in result["trials"]) == [
-        "001-lr=1e-3", "002-lr=2e-3", "003-lr=1e-5", "004-lr=1e-6",
-    ]  # fmt: skip
+    assert sorted(trial["name"] for trial in result["trials"]) == ["001-lr=1e-3", "002-lr=1e-5", "003-lr=1e-6"]
     assert [trial["kl_to_teacher"] for trial in result["trials"]] == sorted(
         trial["kl_to_teacher"] for trial in result["trials"]
     )
@@ -113,7 +111,7 @@ def test_a_sweep_killed_in_the_middle_ends_with_each_trial_once(
     assert main([*command, "--sweep.over.learner.lr", "1e-3,5e-3", "--learner.steps", "16"]) == 1
     assert "belongs to another configuration (learner.steps: 8 -> 16)" in capsys.readouterr().err
     assert main([*command, "--sweep.over.learner.lr", "1e-3,5e-3"]) == 1
-    changed = "sweep.over.learner.lr: [0.001, 0.002, 1e-05, 1e-06] -> [0.001, 0.005]"
+    changed = "sweep.over.learner.lr: [0.001, 1e-05, 1e-06] -> [0.001, 0.005]"
     assert f"belongs to another sweep ({changed})" in capsys.readouterr().err
 
 
