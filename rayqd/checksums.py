@@ -8,7 +8,7 @@ may write them too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +25,10 @@ _CHUNK_BYTES = 1 << 22
 
 class DamagedError(ValueError):
     """Bytes are not those that were written. Its message says what differs, without the place."""
+
+
+def _is_not_renamed(name: str, files: Collection[str]) -> None:
+    return None
 
 
 def digest(content: bytes) -> str:
@@ -58,8 +62,16 @@ def seal(
             flush_to_disk(file)
 
 
-def find_damage(directory: Path, *, file_name: str = CHECKSUMS) -> str | None:
-    """Say in a few words what in `directory` is not as `seal` left it; None where all is."""
+def find_damage(
+    directory: Path,
+    *,
+    file_name: str = CHECKSUMS,
+    is_renamed: Callable[[str, Collection[str]], str | None] = _is_not_renamed,
+) -> str | None:
+    """Say in a few words what in `directory` is not as `seal` left it; None where all is.
+
+    `is_renamed` returns under which of the names that there are a file lies that is not under its own.
+    """
     try:
         listed = from_checked_json((directory / file_name).read_bytes(), may_lack=False)["files"]
     except FileNotFoundError:
@@ -67,9 +79,10 @@ def find_damage(directory: Path, *, file_name: str = CHECKSUMS) -> str | None:
     except (OSError, DamagedError, KeyError) as error:
         return f"{file_name} {_reason(error)}"
     files = _files(directory)
-    for name, expected in cast("dict[str, dict[str, JsonValue]]", listed).items():
-        if name not in files:
-            return f"{name} is missing"
+    for listed_name, expected in cast("dict[str, dict[str, JsonValue]]", listed).items():
+        name = listed_name if listed_name in files else is_renamed(listed_name, files.keys())
+        if name is None:
+            return f"{listed_name} is missing"
         try:
             if (size := files[name].stat().st_size) != expected["bytes"]:
                 return f"{name} has {size} bytes of {expected['bytes']}"

@@ -203,7 +203,7 @@ class Pipeline:
     async def _make_once(self, step: int, weights: Weights | None) -> list[ScoredRef]:
         """Write, then score what is not scored yet: where roles share cores, teacher and rollouts slow each other."""
         on_policy = [s for s in self._plan.step(step) if s.on_policy]
-        prefetched = self._prefetched.pop(step, None)
+        prefetched = self._prefetched.get(step)
         rollouts = [] if prefetched else self._from_plan(step)
         if on_policy:
             assert weights is not None, "`batch` waits for them"
@@ -211,6 +211,7 @@ class Pipeline:
             rollouts += await self._rollouts.write(on_policy, prompts, weights)
         scored = await self._score(sorted(rollouts, key=lambda rollout: rollout.summary.index))
         if prefetched:
+            self._prefetched.pop(step, None)  # whatever becomes of it: a second attempt makes all of it
             scored = sorted([*scored, *await prefetched], key=lambda each: each.rollout.summary.index)
         if not scored:
             faults = [rollout.summary.fault for rollout in rollouts if rollout.summary.fault]

@@ -71,7 +71,7 @@ def _explain_known(error: BaseException, who: str) -> RayqdError | None:
     if isinstance(error, ObjectStoreFullError):
         return WorkerError(
             f"{who} found no room in Ray's object store, which lies in /dev/shm: in a container give --shm-size=4g or "
-            "more, or lower rollout.max_staleness or learner.batch_size"
+            "more, or lower rollout.max_staleness, teacher.prefetch_steps or learner.batch_size"
         )
     if isinstance(error, OutOfDiskError):
         return StorageError(f"{who}: the disk of Ray's files is full: make room, or set RAY_TMPDIR to another disk")

@@ -79,7 +79,8 @@ def start_controller(
     """Start the controller beside the driver; it asks for no CPU, so Ray might put it on a spot node."""
     prefetch_steps = config.teacher.prefetch_steps
     if prefetch_steps is None:
-        prefetch_steps = _PREFETCH_STEPS if placement.gpus_per_worker["teacher"] else 0
+        has_room = config.teacher.payload != "logits"  # of which a step may be tens of gigabytes
+        prefetch_steps = _PREFETCH_STEPS if placement.gpus_per_worker["teacher"] and has_room else 0
     return (
         ray.remote(Controller)
         .options(

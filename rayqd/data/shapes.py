@@ -66,9 +66,10 @@ def rename_columns(row: Fields, columns: Mapping[str, str]) -> Fields:
             near = nearest(column, map(str, row))
             hint = f"did you mean {near}?" if near else f"there are {', '.join(map(str, row)) or 'none'}"
             raise DataError(f'data.columns: {name} = "{column}" is no column of this row; {hint}')
-    return {name: row[column] for name, column in columns.items()} | {
-        key: row[key] for key in ("finish_reason",) if key in row
-    }
+    kept = {key: row[key] for key in ("finish_reason",) if key in row}
+    if isinstance(row.get("label"), bool):  # whether the answer is wanted, as in KTO's data
+        kept["label"] = row["label"]
+    return kept | {name: row[column] for name, column in columns.items()}
 
 
 def _recognize(row: Fields) -> Iterator[Conversation]:

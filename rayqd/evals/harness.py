@@ -109,7 +109,7 @@ class Benchmark:
                     apply_chat_template=template,
                     fewshot_as_multiturn=template,
                 )
-            except (AssertionError, ValueError) as error:  # of its own checks: lengths, templates, splits
+            except (AssertionError, ValueError, KeyError, TypeError) as error:  # of its own checks, or of a document
                 raise ModelError(f"lm-eval cannot run task {self.name}: {_first_line(error)}") from error
         assert results is not None  # on rank 0
         return replace(read_scores(results, self._loaded), num_answers=answers.num_all, num_cut=answers.num_cut)

@@ -35,6 +35,9 @@ _FIELDS = {
 }
 
 
+_ANSWERS = ("answer", "answerKey", "label")
+
+
 def expand(tasks: Sequence[str]) -> list[str]:
     """Return the tasks, each once, with the five of `study` in its place."""
     return list(dict.fromkeys(each for name in tasks for each in (STUDY if name == "study" else (name,))))
@@ -47,10 +50,11 @@ def write_task_files(local: Mapping[str, str]) -> Path:
 
     Raises ConfigError for a name that lm-eval has no task of, DataError at the first line that lacks a field.
     """
-    directory = cache_dir() / "local-tasks" / hashlib.sha256(json.dumps(dict(local)).encode()).hexdigest()[:16]
+    files = {name: Path(given).expanduser().absolute() for name, given in local.items()}
+    named = json.dumps({name: str(file) for name, file in files.items()})
+    directory = cache_dir() / "local-tasks" / hashlib.sha256(named.encode()).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
-    for name, given in local.items():
-        file = Path(given).expanduser().absolute()
+    for name, file in files.items():
         _check(name, file)
         text = _OF_A_FILE.format(include=json.dumps(str(_find(name))), name=name, file=json.dumps(str(file)))
         with replace_file(directory / f"{name}.yaml", concurrent=True) as partial:
@@ -61,6 +65,7 @@ def write_task_files(local: Mapping[str, str]) -> Path:
 _OF_A_FILE = """\
 include: {include}
 task: {name}
+tag: null
 dataset_path: json
 dataset_name: null
 dataset_kwargs: {{data_files: {{test: {file}}}}}
@@ -88,20 +93,27 @@ def _find(name: str) -> Path:
 
 def _check(name: str, file: Path) -> None:
     """Raise DataError where a line is no object, or lacks a field: `datasets` would make an empty one of it."""
-    wanted = _FIELDS.get(name)
+    known = _FIELDS.get(name)
     try:
         with file.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 row = _parse(line, f"{file}, line {number}") if line.strip() else None
                 if row is None:
                     continue
-                wanted = wanted or tuple(row)
-                if missing := next((field for field in wanted if row.get(field) is None), None):
+                known = known or tuple(row)
+                if missing := next((field for field in known if _lacks(row, field, is_read=name in _FIELDS)), None):
                     raise DataError(f"{file}, line {number}: has no field {missing}, which task {name} reads")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"eval.local_data, {name}: {file} cannot be read ({error})") from error
-    if wanted is None:
+    if known is None:
         raise DataError(f"eval.local_data, {name}: {file} has no rows")
+
+
+def _lacks(row: Mapping[str, object], field: str, *, is_read: bool) -> bool:
+    """Return whether a row has no such field, or, of a field that is read for certain, nothing in it."""
+    if field not in row or not is_read:
+        return field not in row
+    return row[field] is None or (row[field] == "" and field in _ANSWERS)  # as in tests whose answers are not public
 
 
 def _parse(line: str, place: str) -> dict[str, object]:

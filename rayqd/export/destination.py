@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,8 +42,17 @@ def seal_export(directory: Path) -> None:
 
 def check_export(directory: Path) -> None:
     """Raise ModelError where an export's weights are not those that rayqd wrote; what others made has no checksums."""
-    if (directory / EXPORT_CHECKSUMS).exists() and (damage := find_damage(directory, file_name=EXPORT_CHECKSUMS)):
+    if not (directory / EXPORT_CHECKSUMS).exists():
+        return
+    if damage := find_damage(directory, file_name=EXPORT_CHECKSUMS, is_renamed=_is_renamed):
         raise ModelError(
-            f"{directory} is damaged: {damage}; write it again with `rayqd export RUN --overwrite`, or copy it again "
-            "from where it is whole"
+            f"{directory} is damaged: {damage}; copy it again from where it is whole, or make it again (`rayqd export "
+            f"RUN --overwrite`; `rayqd quantize` for a run of that). If you changed its weights yourself, remove "
+            f"{EXPORT_CHECKSUMS}"
         )
+
+
+def _is_renamed(name: str, files: Collection[str]) -> str | None:
+    """Return what the one .gguf file of a directory is called now; such files get names of their own."""
+    found = [file for file in files if file.endswith(".gguf")]
+    return found[0] if name.endswith(".gguf") and len(found) == 1 else None

@@ -12,6 +12,7 @@ Nothing of that holds where the roles compute on the same cores or GPUs, which a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,12 +47,9 @@ class Bottleneck:
 def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float) -> Bottleneck | None:
     """Judge a run's steps on a cluster of `num_gpus`; None where they are too few, or roles share what computes."""
     measured = steps[1:]
-    workers = {
-        "rollout": config.rollout.num_workers * config.rollout.tensor_parallel if config.is_on_policy else 0,
-        "teacher": config.teacher.num_workers * config.teacher.gpus_per_worker,
-        "learner": config.learner.num_workers,
-    }
-    if len(measured) < _LEAST_STEPS or num_gpus < sum(workers.values()):
+    gpus = {name: number * gpus_each for name, (number, gpus_each) in _workers(config).items()}
+    free = num_gpus - sum(gpus.values())
+    if len(measured) < _LEAST_STEPS or free < 0:
         return None
     busy = {
         "rollout": _mean(step.roles.rollout_seconds for step in measured) / config.rollout.num_workers,
@@ -60,26 +58,31 @@ def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float)
     }
     step_seconds = busy["learner"] + _mean(step.learner.wait_seconds for step in measured)
     role = max(busy, key=lambda name: busy[name])
-    setting, would_be = min(_options(busy, config, role), key=lambda option: option[1])
+    setting, would_be = min(_options(busy, config, role, free), key=lambda option: option[1])
     if would_be > (1 - _LEAST_GAIN) * step_seconds:
         return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=None, would_be=step_seconds)
     return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=setting, would_be=would_be)
 
 
-def _options(busy: Mapping[str, float], config: Config, role: str) -> Iterator[tuple[str, float]]:
-    """Yield settings, and the seconds of a step that they lead to."""
+def _workers(config: Config) -> dict[str, tuple[int, int]]:
+    """Return by role the number of its workers, and of the GPUs of each."""
+    return {
+        "rollout": (config.rollout.num_workers if config.is_on_policy else 0, config.rollout.tensor_parallel),
+        "teacher": (config.teacher.num_workers, config.teacher.gpus_per_worker),
+        "learner": (config.learner.num_workers, 1),
+    }
+
+
+def _options(busy: Mapping[str, float], config: Config, role: str, free: float) -> Iterator[tuple[str, float]]:
+    """Yield settings, and the seconds of a step that they lead to; `free`: GPUs that the run does not use."""
     staleness = config.rollout.max_staleness
-    if busy["rollout"] and staleness < 2:
+    if busy["rollout"] and staleness < 2 and config.teacher.payload != "sampled":  # which needs the student's own text
         yield f"rollout.max_staleness = {staleness + 1}", predict_step(busy, staleness + 1)
-    number = {
-        "rollout": config.rollout.num_workers,
-        "teacher": config.teacher.num_workers,
-        "learner": config.learner.num_workers,
-    }[role]
-    yield (
-        f"{_PARALLEL[role]} = {number + 1}",
-        predict_step({**busy, role: busy[role] * number / (number + 1)}, staleness),
-    )
+    number, gpus_each = _workers(config)[role]
+    lacks = max(0, math.ceil(gpus_each - free))
+    more = f" and {lacks} more GPU{'' if lacks == 1 else 's'}" if lacks else ""
+    quicker = {**busy, role: busy[role] * number / (number + 1)}
+    yield f"{_PARALLEL[role]} = {number + 1}{more}", predict_step(quicker, staleness)
 
 
 def predict_step(busy: Mapping[str, float], max_staleness: int) -> float:

@@ -139,7 +139,10 @@ def test_an_answer_that_is_labelled_as_a_bad_one_is_not_trained_on() -> None:
     assert list(parse_row({**row, "label": True})) == turns("q", "a")
     assert list(parse_row({**row, "label": 0})) == turns("q", "a")  # a class, and no verdict
     assert list(RowParser(needs_answer=False)(row)) == turns("q", "a")
-    assert list(RowParser(columns=(("prompt", "prompt"), ("completion", "completion")))(row)) == turns("q", "a")
+    renamed = RowParser(columns=(("prompt", "question"), ("completion", "reply")))
+    with pytest.raises(UntrainedError, match="label is false"):
+        renamed({"question": "q", "reply": "a", "label": False})
+    assert list(renamed({"question": "q", "reply": "a", "label": "spam"})) == turns("q", "a")
 
 
 WEIGHTED = [*turns("2+2?", "5"), *turns("Sure?", "No: 4")]

@@ -13,7 +13,7 @@ import pytest
 from rayqd.config.sections import EvalConfig
 from rayqd.errors import ConfigError, DataError
 from rayqd.evals.harness import open_benchmarks
-from rayqd.evals.local_data import STUDY, expand
+from rayqd.evals.local_data import STUDY, expand, write_task_files
 from rayqd.model.load import load_model, load_tokenizer
 from rayqd.model.source import local_directory
 
@@ -25,7 +25,7 @@ ARC = [
     }
     for i in range(4)
 ]
-REAL = Path(os.environ.get("RAYQD_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+REAL = Path(os.environ.get("RAYQD_SHARED_DATA", "unknown"))
 
 # lm-eval's two tasks, written down once more.
 BY_HAND = {
@@ -85,6 +85,29 @@ def test_a_task_reads_the_file_and_keeps_its_own_question_and_choices(
     assert task.doc_to_choice(docs[0]) == ["this", "that", "neither"]
 
 
+def test_two_directories_with_files_of_one_name_have_task_files_of_their_own(
+    tmp_path: Path, few_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "arc.jsonl", ARC)
+        monkeypatch.chdir(tmp_path / name)
+        written.append(write_task_files({"arc_easy": "arc.jsonl"}))
+    assert [
+        str(tmp_path / name) in (each / "arc_easy.yaml").read_text()
+        for name, each in zip(("one", "other"), written, strict=True)
+    ] == [True, True]
+    assert written[0] != written[1]
+
+
+def test_a_file_of_one_task_leaves_its_tag_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval.tasks import TaskManager
+
+    directory = write_task_files({"arc_easy": str(write(tmp_path / "a.jsonl", ARC))})
+    assert "ai2_arc" not in TaskManager(include_path=[directory], include_defaults=False).task_index
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
@@ -93,6 +116,7 @@ def test_a_task_reads_the_file_and_keeps_its_own_question_and_choices(
             r"a\.jsonl, line 2: has no field answerKey, which task arc_easy reads",
         ),
         ([ARC[0], {"question": "?"}], r"line 2: has no field choices, which task arc_easy reads"),
+        ([ARC[0], {**ARC[1], "answerKey": ""}], r"line 2: has no field answerKey, which task arc_easy reads"),
         ([ARC[0], [1]], r"line 2: is no object"),
     ],
 )

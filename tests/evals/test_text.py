@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rayqd.errors import ConfigError, DataError
 from rayqd.evals.text import text_perplexity, windows
 from rayqd.model.load import load_model, load_tokenizer, output_head
 
-WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wikitext2_valid.txt"
+WIKITEXT = Path(os.environ.get("RAYQD_SHARED_DATA", "unknown")) / "wikitext2_valid.txt"
 IDS = np.random.default_rng(5).integers(5, 60, 61).astype(np.int32)
 
 

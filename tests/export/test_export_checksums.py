@@ -14,11 +14,14 @@ from rayqd.commands.generate import generate
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import ModelError
 from rayqd.export.compressed_tensors import write_model
-from rayqd.export.destination import EXPORT_CHECKSUMS, check_export
+from rayqd.export.destination import EXPORT_CHECKSUMS, check_export, seal_export
 from rayqd.export.load import load_export
 
 SIGNED = QuantConfig(group_size=32, rule="signed")
-WHAT_TO_DO = "write it again with `rayqd export RUN --overwrite`, or copy it again from where it is whole"
+WHAT_TO_DO = (
+    "copy it again from where it is whole, or make it again (`rayqd export RUN --overwrite`; `rayqd quantize` for a "
+    "run of that). If you changed its weights yourself, remove rayqd-checksums.json"
+)
 
 
 @pytest.fixture
@@ -72,3 +75,16 @@ def test_an_export_without_checksums_is_read_as_it_is(export: Path) -> None:
     read = load_export(export, "bfloat16").state_dict()
     assert read.keys() == expected.keys()
     assert all(torch.equal(read[name], expected[name]) for name in read)
+
+
+def test_a_gguf_may_have_another_name_and_no_other_content(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_0.gguf").write_bytes(b"GGUF and more")
+    seal_export(tmp_path)
+    (tmp_path / "model-Q4_0.gguf").rename(tmp_path / "mine.gguf")
+    check_export(tmp_path)
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF and mere")
+    with pytest.raises(ModelError, match=r"mine\.gguf is not what was written"):
+        check_export(tmp_path)
+    (tmp_path / "mine.gguf").unlink()
+    with pytest.raises(ModelError, match=r"model-Q4_0\.gguf is missing"):
+        check_export(tmp_path)

@@ -34,13 +34,24 @@ def test_a_step_ahead_is_proposed_where_rollouts_and_learner_take_turns() -> Non
 
 
 def test_what_is_at_work_all_the_time_gets_another_worker() -> None:
-    found = find_bottleneck(steps(3.6, 0.2, 1.0, 2.8), config(max_staleness=2), num_gpus=3)
+    found = find_bottleneck(steps(3.6, 0.2, 1.0, 2.8), config(max_staleness=2), num_gpus=4)
     assert found
     assert (found.setting, found.would_be) == ("rollout.num_workers = 2", pytest.approx(1.8))
+    found = find_bottleneck(steps(3.6, 0.2, 1.0, 2.8), config(max_staleness=2, tensor_parallel=2), num_gpus=5)
+    assert found
+    assert found.setting == "rollout.num_workers = 2 and 1 more GPU"
     off_policy = Config.model_validate({"distill": {"lmbda": 0.0}})
     found = find_bottleneck(steps(0.0, 0.5, 3.0, 0.02), off_policy, num_gpus=2)
     assert found
-    assert (found.role, found.setting, found.would_be) == ("learner", "learner.num_workers = 2", pytest.approx(1.5))
+    assert (found.role, found.would_be) == ("learner", pytest.approx(1.5))
+    assert found.setting == "learner.num_workers = 2 and 1 more GPU"
+
+
+def test_running_ahead_is_not_proposed_to_a_payload_that_needs_the_student_s_newest_text() -> None:
+    sampled = Config.model_validate({"distill": {"lmbda": 1.0, "beta": 1.0}, "teacher": {"payload": "sampled"}})
+    found = find_bottleneck(steps(3.6, 0.6, 2.2, 5.0), sampled, num_gpus=4)
+    assert found
+    assert found.setting == "rollout.num_workers = 2"
 
 
 def test_nothing_is_said_of_roles_that_share_what_they_compute_on_or_of_few_steps() -> None:

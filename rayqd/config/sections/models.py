@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     prefetch_steps: Annotated[int | None, SameResult()] = Field(default=None, ge=0)
     """Steps of which the teacher scores what comes from the data beyond those that `rollout.max_staleness` starts, so
     that the learner waits for no score that needs no weights. Each takes the room of a step's payloads. none: 2 where
-    teachers have GPUs, 0 where the roles take turns on the same cores."""
+    teachers have GPUs, 0 where the roles take turns on the same cores or the payload is logits."""
     payload: Literal["hidden", "logits", "topk", "sampled"] | ImportPath = "hidden"
     """What it sends of each token. hidden: the state from which its distribution follows exactly, 2·width bytes;
     logits: 2 bytes for each id of the vocabulary, as exact as float16; topk: `top_k` log-probabilities, 8 bytes each,

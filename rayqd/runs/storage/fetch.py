@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rayqd.errors import StorageError
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT, START
-from rayqd.runs.storage.folder import Folder
+from rayqd.runs.storage.folder import MANIFEST, Folder
 from rayqd.runs.storage.stored_run import StoredRun
 
 
@@ -15,7 +15,7 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     """Fetch the run at `uri` (`<storage>/<name>`): its settings, its result, and those of `parts` that it has.
 
     Returns its directory, which is under `cache`. `parts` are of start, checkpoints, which means the newest, and
-    export. What was fetched before is not fetched again. Raises StorageError.
+    export. What was fetched before and is stored as it was is not fetched again. Raises StorageError.
     """
     folder = Folder.open(uri)
     config, run_id = folder.read(CONFIG), StoredRun(folder).run_id
@@ -26,10 +26,8 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     (run_dir / CONFIG).write_bytes(config)
     if (result := folder.read(RESULT)) is not None:
         (run_dir / RESULT).write_bytes(result)
-    complete = folder.directories()
-    for name in {START, EXPORT} & set(parts) & set(complete):
-        if not (run_dir / name).is_dir():
-            folder.get(name, run_dir / name)
+    for name in {START, EXPORT} & set(parts) & set(folder.directories()):
+        _fetch_newest(folder, name, run_dir / name)
     if CHECKPOINTS in parts:
         stored = folder.inside(CHECKPOINTS).directories()
         for kind in ("step-", "best-"):
@@ -38,3 +36,12 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
             if newest and not (run_dir / CHECKPOINTS / newest).is_dir():
                 folder.inside(CHECKPOINTS).get(newest, run_dir / CHECKPOINTS / newest)
     return run_dir
+
+
+def _fetch_newest(folder: Folder, name: str, directory: Path) -> None:
+    """Fetch a directory that is not here, or not as it is stored: a run that went on has exported once more."""
+    stored, seen = folder.read(f"{name}/{MANIFEST}") or b"", directory.with_name(f".{name}-{MANIFEST}")
+    if directory.is_dir() and seen.is_file() and seen.read_bytes() == stored:
+        return
+    folder.get(name, directory)
+    seen.write_bytes(stored)

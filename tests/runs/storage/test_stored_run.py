@@ -147,9 +147,28 @@ def test_a_stored_run_is_fetched_for_the_commands_that_look_at_it(make: Any, sto
             stored.folder.put(tmp_path / "made", part + step)
             shutil.rmtree(tmp_path / "made")
     run_dir = fetch_run(f"file://{store}/tiny", tmp_path / "cache", ["export"])
-    assert sorted(path.name for path in run_dir.iterdir()) == ["config.toml", "export"]
+    assert {path.name for path in run_dir.iterdir() if path.name[0] != "."} == {"config.toml", "export"}
     run_dir = fetch_run(f"file://{store}/tiny", tmp_path / "cache", ["start", "checkpoints"])
     assert (run_dir / "start" / "file").read_text() == "start"
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step-1000000"]
     with pytest.raises(StorageError, match=r"/store/other: is no stored run: it has no config.toml"):
         fetch_run(f"file://{store}/other", tmp_path / "cache", ["export"])
+
+
+def test_an_export_that_is_stored_anew_is_fetched_anew_and_no_other(make: Any, store: Path, tmp_path: Path) -> None:
+    begun(make())
+    stored = RunDirectory(make())._stored
+    assert stored
+
+    def put_and_fetch(text: str) -> Path:
+        (tmp_path / "made").mkdir(exist_ok=True)
+        (tmp_path / "made" / "file").write_text(text)
+        stored.folder.put(tmp_path / "made", "export")
+        return fetch_run(f"file://{store}/tiny", tmp_path / "cache", ["export"]) / "export" / "file"
+
+    assert put_and_fetch("of 100 steps").read_text() == "of 100 steps"
+    file = put_and_fetch("of 200 steps")
+    assert file.read_text() == "of 200 steps"
+    before = file.stat().st_mtime_ns, file.stat().st_ino
+    assert put_and_fetch("of 200 steps") == file
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
