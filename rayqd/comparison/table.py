@@ -15,6 +15,7 @@ from rayqd.console.result_table import short_path
 from rayqd.console.say import say
 from rayqd.console.tables import Column, print_table
 
+_LEGEND = "KL in nats a token; back: share of rounding's damage that is gone; time, accelerator-seconds: of one seed"
 _LEAST_WIDTH = 40
 _LOG_LINES = 4  # of a failed run's log; the page has more
 
@@ -49,7 +50,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         for line in lines
     ]  # fmt: skip
     print_table(console, columns, rows, title=f"{findings.name}: {budget_text(findings)}")
-    for line in _below(findings, directory):
+    for line in _below(findings, directory, console.width):
         say(console, line)
 
 
@@ -58,8 +59,8 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, max(width, _LEAST_WIDTH), break_long_words=False, break_on_hyphens=False)
 
 
-def _below(findings: Findings, directory: Path) -> Iterator[str]:
-    yield "KL in nats a token; back: share of rounding's damage that is gone; time, accelerator-seconds: of one seed"
+def _below(findings: Findings, directory: Path, width: int) -> Iterator[str]:
+    yield from _wrap(_LEGEND, width)
     for arm in findings.failed:
         for run in arm.outcome.failed:
             yield f"{run.job.name} failed: {run.error}"
