@@ -60,7 +60,8 @@ def run_trial(
 
     `summarize` waits for what its page is to tell of its data.
     After a resumed start the earlier evaluations come once more. Closing the iterator before its last one ends the run
-    there: `result.json` then says that it was stopped early, and at which step.
+    there: `result.json` then says that it was stopped early, and at which step. The one after the last step
+    comes when the run has finished and exported.
     """
     with closing(RunDirectory(config, patience_seconds=_PATIENCE_SECONDS)) as run_dir:
         if run_dir.result is None:
@@ -111,7 +112,7 @@ def _run(
             try:
                 while isinstance(event := next(events), EvalEvent):
                     evaluated.append(event)
-                    if event.step > 0:
+                    if 0 < event.step < config.learner.steps:  # after the last one there is nothing left to end
                         yield _report(event.step, event.fidelity, done=False)
             except GeneratorExit:
                 step = evaluated[-1].step
