@@ -239,10 +239,12 @@ class RunDirectory:
         if self._stored:
             self._stored.begin(self.path)
         earlier = f"step-{result.num_steps:06d}"
+        names = sorted(path.name for path in self.path.glob(f"{EXPORT}-*"))
+        others = [name for name in names if not name.startswith(f"{EXPORT}-step-")]
+        for name in (EXPORT, EVALS):  # before the result, so that whoever is killed in between does it again
+            if (self.path / name).is_dir():
+                set_aside(self.path / name, earlier)
         (self.path / RESULT).replace(self.path / f"{Path(RESULT).stem}-{earlier}.json")
-        if (self.path / EVALS).is_dir():
-            set_aside(self.path / EVALS, earlier)
-        others = sorted(path.name for path in self.path.glob(f"{EXPORT}-*"))
         stay = [f"{', '.join(others)} in {self.path} stay as they are, of step {result.num_steps}"] if others else []
         return [
             f"{self.path} goes on to step {config.learner.steps}; what it came to is in result-{earlier}.json",

@@ -48,8 +48,8 @@ def finish(config: Config, reason: str | None = None) -> None:
 def test_more_steps_take_over_the_directory_once_the_data_is_known_to_be_the_same(tmp_path: Path) -> None:
     short, long = make(tmp_path, 16), make(tmp_path, 24)
     finish(short)
-    (tmp_path / "mine" / "eval").mkdir()
-    (tmp_path / "mine" / "export-gguf").mkdir()
+    for name in ("eval", "export", "export-gguf", "export-step-000008"):  # the last one of an extension before
+        (tmp_path / "mine" / name).mkdir()
     assert describe_run_dir(long) == "a run of 16 steps that has finished, and would go on to 24"
     with closing(RunDirectory(long)) as run_dir:
         assert load_run_config(run_dir.path / "config.toml") == short  # nothing is changed yet
@@ -59,6 +59,8 @@ def test_more_steps_take_over_the_directory_once_the_data_is_known_to_be_the_sam
         assert run_dir.result is None
     assert lines[0].endswith("mine goes on to step 24; what it came to is in result-step-000016.json")
     assert lines[1].startswith("export-gguf in ")
+    assert (run_dir.path / "export-step-000016").is_dir()
+    assert not (run_dir.path / "export").exists()
     assert load_run_config(run_dir.path / "config.toml") == long
     assert json.loads((run_dir.path / "result-step-000016.json").read_text())["num_steps"] == 16
     assert (run_dir.path / "eval-step-000016").is_dir()  # of the export before
@@ -67,6 +69,32 @@ def test_more_steps_take_over_the_directory_once_the_data_is_known_to_be_the_sam
         assert run_dir.extends is None
     with pytest.raises(RunError, match=r"learner\.steps: 24 -> 16"):
         RunDirectory(short)
+
+
+def test_an_extension_that_is_killed_while_it_sets_things_aside_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = make(tmp_path, 16), make(tmp_path, 24)
+    finish(short)
+    (tmp_path / "mine" / "eval").mkdir()
+    (tmp_path / "mine" / "export").mkdir()
+
+    def kill(*_: Any) -> Path:
+        raise KeyboardInterrupt
+
+    rename = Path.replace
+    for dies_at in ("export", "eval", "result.json"):
+        with closing(RunDirectory(long)) as run_dir, monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", lambda at, to, name=dies_at: kill() if at.name == name else rename(at, to))
+            assert not is_done(run_dir.result, long)
+            with pytest.raises(KeyboardInterrupt):
+                extend(run_dir, long)
+    with closing(RunDirectory(long)) as run_dir:
+        extend(run_dir, long)
+        assert run_dir.result is None
+    left = {path.name for path in run_dir.path.iterdir()}
+    assert left >= {"export-step-000016", "eval-step-000016", "result-step-000016.json"}
+    assert left.isdisjoint({"export", "eval", "result.json"})
 
 
 def test_a_run_that_read_only_part_of_its_data_is_not_made_longer_and_stays_as_it_was(tmp_path: Path) -> None:
