@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rayqd.comparison.findings import ArmFinding, Findings
@@ -41,9 +42,9 @@ def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Ce
         arm=finding.arm.name,
         kl="0.0000" if is_teacher else f"{finding.kl.value:.4f}" if finding.kl else "-",
         kl_interval=_between(finding.kl, ".4f"),
-        recovered="100 %" if is_teacher else f"{100 * finding.recovered.value:.0f} %" if finding.recovered else "-",
+        recovered="100 %" if is_teacher else _share(finding.recovered),
         recovered_interval=_percents(finding.recovered),
-        difference=f"{difference.value:+.4f}" if difference else "",
+        difference=_difference(difference),
         difference_interval=_between(difference, "+.4f"),
         verdict=_verdict(finding, findings),
         top1="100.0%" if is_teacher else _or_dash(finding.top1_agreement, ".1%"),
@@ -61,7 +62,9 @@ def _verdict(finding: ArmFinding, findings: Findings) -> str:
     if finding.outcome.failed and not finding.kl:
         return "failed"
     found = finding.decision.outcome if finding.decision else ""
-    text = "reference" if finding is findings.reference else found
+    if finding.kl and not finding.kl.is_finite:
+        found = "not finite"
+    text = found or "reference" if finding is findings.reference else found
     return f"{text}, {len(finding.outcome.failed)} failed" if finding.outcome.failed else text
 
 
@@ -70,9 +73,19 @@ def _between(found: Estimate | None, form: str) -> str:
     return f"{interval[0]:{form}} to {interval[1]:{form}}" if interval and interval[0] < interval[1] else ""
 
 
+def _difference(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.value:+.4f}" if math.isfinite(found.value) else "-"
+
+
 def _percents(found: Estimate | None) -> str:
     interval = found.interval() if found else None
     return f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f} %" if interval and interval[0] < interval[1] else ""
+
+
+def _share(found: Estimate | None) -> str:
+    return f"{100 * found.value:.0f} %" if found and math.isfinite(found.value) else "-"
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def draw_curves(findings: Findings) -> Markup | None:
     lines = [line for i, each in enumerate(trained) if (line := _curve(each, find_curve(each.outcome), i))]
     if not lines:
         return None
-    others = [each for each in findings.arms if not each.arm.trains and each.kl]
+    others = [each for each in findings.arms if not each.arm.trains and each.kl and math.isfinite(each.kl.value)]
     for i, each in enumerate(others):
         assert each.kl is not None
         colour = (_LEVELS_FROM - i) % _COLOURS
@@ -76,6 +77,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _curve(finding: ArmFinding, curve: Sequence[CurvePoint], number: int) -> Line | None:
+    curve = [point for point in curve if math.isfinite(point.kl.value)]
     if not curve:
         return None
     between = [(point.tokens, *ends) for point in curve if (ends := point.kl.interval())]
@@ -87,7 +89,7 @@ def _marks(findings: Findings) -> list[_Mark]:
     marks: list[_Mark] = []
     num_trained = num_others = 0
     for each in findings.arms:
-        if each.kl is None or each.cost is None:
+        if each.kl is None or each.cost is None or not math.isfinite(each.kl.value):
             continue
         if each.arm.trains:
             colour, num_trained = num_trained % _COLOURS, num_trained + 1

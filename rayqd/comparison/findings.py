@@ -23,7 +23,7 @@ class ArmFinding:
 
     outcome: ArmOutcome
     kl: Estimate | None  # nats a token; None where no run of it has finished
-    bootstrap: tuple[float, float] | None  # of the KL, over rows and seeds together
+    bootstrap: tuple[float, float] | None  # of the KL where it is finite, over rows and seeds together
     recovered: Estimate | None  # (arm - RTN) / (teacher - RTN) of the KL; of RTN 0, of the teacher 1
     decision: Decision | None  # against the reference; None of that itself, of the teacher, and without a result
     top1_agreement: float | None  # mean over the seeds, as the next two
@@ -108,14 +108,16 @@ def _find_arm(outcome: ArmOutcome, rounded: ArmOutcome, rows: ByRow | None, deci
     perplexities = [fidelity.perplexity for fidelity in fidelities]
     if outcome.arm.kind == "teacher":  # every run has measured it
         perplexities = [run.result.teacher.fidelity.perplexity for run in rounded.runs if run.result]
-    kl = tokens = None
+    kl = bootstrap = None
     if fidelities:
-        kl = _kl(outcome, list(outcome.fidelities))
-        tokens = np.broadcast_to(_tokens(fidelities[0]), kl.shape)
+        cells = _kl(outcome, list(outcome.fidelities))
+        tokens = np.broadcast_to(_tokens(fidelities[0]), cells.shape)
+        kl = ratio_of_sums(cells, tokens)
+        bootstrap = crossed_interval(cells, tokens) if kl.is_finite else None
     return ArmFinding(
         outcome=outcome,
-        kl=None if kl is None or tokens is None else ratio_of_sums(kl, tokens),
-        bootstrap=None if kl is None or tokens is None else crossed_interval(kl, tokens),
+        kl=kl,
+        bootstrap=bootstrap,
         recovered=_recovered(outcome, rounded),
         decision=decision,
         top1_agreement=_mean([fidelity.top1_agreement for fidelity in fidelities]),
@@ -130,7 +132,8 @@ def _difference(arm: ArmOutcome, reference: ArmOutcome) -> Estimate | None:
     seeds = _common_seeds(arm, reference)
     if not seeds:
         return None
-    kl = _kl(arm, seeds) - _kl(reference, seeds)
+    with np.errstate(invalid="ignore"):  # of two that are infinite
+        kl = _kl(arm, seeds) - _kl(reference, seeds)
     tokens = _tokens(next(iter(reference.fidelities.values())))
     return ratio_of_sums(kl, np.broadcast_to(tokens, kl.shape))
 
@@ -141,7 +144,9 @@ def _recovered(arm: ArmOutcome, rounded: ArmOutcome) -> Estimate | None:
     if not seeds:
         return None
     damage = _kl(rounded, seeds)
-    return ratio_of_sums(damage - _kl(arm, seeds), damage) if damage.sum() else None
+    with np.errstate(invalid="ignore"):
+        back = damage - _kl(arm, seeds)
+    return ratio_of_sums(back, damage) if damage.sum() else None
 
 
 def _common_seeds(one: ArmOutcome, other: ArmOutcome) -> list[int | None]:

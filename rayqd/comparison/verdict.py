@@ -39,6 +39,9 @@ def describe_arm(finding: ArmFinding, findings: Findings) -> str:
             margin = f"{findings.spec.compare.margin:g}"
             ends = _between(decision.difference, False)
             return f"{name} and {reference} are equivalent within ±{margin} nats{ends}"
+        case "not decided" if not decision.difference.is_finite:
+            whose = name if finding.kl and not finding.kl.is_finite else reference
+            return f"whether {name} is better than {reference} is not decided: the KL of {whose} is not finite"
         case "not decided":
             ends = _between(decision.difference, False)
             return f"whether {name} is better than {reference} is not decided{ends}{_needed(decision)}"

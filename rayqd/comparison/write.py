@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,8 +98,8 @@ def _arm(finding: ArmFinding, price: float | None) -> dict[str, object]:
         "bootstrap": list(finding.bootstrap) if finding.bootstrap else None,
         "recovered": _estimate(finding.recovered),
         "decision": _decision(finding.decision) if finding.decision else None,
-        "top1_agreement": finding.top1_agreement,
-        "perplexity": finding.perplexity,
+        "top1_agreement": _number(finding.top1_agreement),
+        "perplexity": _number(finding.perplexity),
         "runs": [
             {"name": run.job.name, "seed": run.job.seed, "state": run.state, "error": run.error or None, "log": run.log}
             for run in finding.outcome.runs
@@ -111,7 +112,16 @@ def _estimate(found: Estimate | None) -> dict[str, object] | None:
     if found is None:
         return None
     interval = found.interval()
-    return {"value": found.value, "low": interval[0] if interval else None, "high": interval[1] if interval else None}
+    return {
+        "value": _number(found.value),
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """Return None for what JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _decision(decision: Decision) -> dict[str, object]:

@@ -54,9 +54,20 @@ class Estimate:
     num_seeds: int  # 1: what other seeds would have given is not known, and not counted
 
     @property
+    def is_finite(self) -> bool:
+        """Return whether all that it rests on are numbers, none of them infinite; else nothing can be said of it."""
+        parts = self.components
+        return all(map(math.isfinite, (self.value, parts.item, parts.seed, parts.rest)))
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Return whether there are intervals and tests: of finite numbers, with LEAST_ITEMS items or more."""
+        return self.is_finite and self.num_items >= LEAST_ITEMS
+
+    @property
     def stderr(self) -> float | None:
-        """Return the standard error; None with fewer than LEAST_ITEMS items."""
-        if self.num_items < LEAST_ITEMS:
+        """Return the standard error; None where the items are too few, or not all is finite."""
+        if not self.says_how_sure:
             return None
         return math.sqrt(self.components.of_mean(self.num_items, self.num_seeds))
 
@@ -73,22 +84,25 @@ class Estimate:
         return math.hypot(half, _t_quantile(tail, seeds - 1) * math.sqrt(parts.seed / seeds))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
-        """Return the ends of the two-sided interval; None where the items are too few for one."""
-        if self.num_items < LEAST_ITEMS:
+        """Return the ends of the two-sided interval; None where the items are too few, or not all is finite."""
+        if not self.says_how_sure:
             return None
         half = self.half_width((1 - confidence) / 2)
         return self.value - half, self.value + half
 
     def p_different(self) -> float | None:
-        """Return the p-value of the two-sided test that the true value is 0; None where the items are too few.
+        """Return the p-value of the two-sided test that the true value is 0; None where there is no interval.
 
         It is the least share that an interval must leave outside for 0 to be there.
         """
-        return None if self.num_items < LEAST_ITEMS else 2 * self._tail_beyond(abs(self.value))
+        return None if not self.says_how_sure else 2 * self._tail_beyond(abs(self.value))
 
     def p_equivalent(self, margin: float) -> float | None:
-        """Return the p-value of two one-sided tests (TOST, Schuirmann 1987) that the true value is outside ±margin."""
-        if self.num_items < LEAST_ITEMS:
+        """Return the p-value of two one-sided tests (TOST, Schuirmann 1987) that the true value is outside ±margin.
+
+        None where there is no interval.
+        """
+        if not self.says_how_sure:
             return None
         room = margin - abs(self.value)
         return self._tail_beyond(room) if room > 0 else 1 - self._tail_beyond(-room)
@@ -113,9 +127,10 @@ def ratio_of_sums(numerator: Cells, denominator: Cells) -> Estimate:
     if total == 0:
         raise ZeroDivisionError("the denominator sums to 0")
     value = float(numerator.sum()) / total
-    linear = (numerator - value * denominator) / (total / denominator.size)
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite comes out as components that are not
+        spread = components((numerator - value * denominator) / (total / denominator.size))
     num_seeds, num_items = numerator.shape
-    return Estimate(value=value, components=components(linear), num_items=num_items, num_seeds=num_seeds)
+    return Estimate(value=value, components=spread, num_items=num_items, num_seeds=num_seeds)
 
 
 def components(cells: Cells) -> Components:

@@ -29,7 +29,7 @@ class Decision:
 
     difference: Estimate
     outcome: Outcome
-    p_different: float | None  # corrected; None where the items are too few for a test
+    p_different: float | None  # corrected; None where the items are too few for a test, or not all is finite
     p_equivalent: float | None  # likewise
     needed: Needed | None  # None where it is decided, or nothing can be said of it
 
@@ -53,7 +53,9 @@ def _decide(difference: Estimate, p: float | None, q: float | None, margin: floa
         outcome = "equivalent"
     elif p is not None and p < LEVEL:
         outcome = "better" if difference.value < 0 else "worse"
-    needed = _needed(difference, margin, LEVEL / num_tests) if outcome == "not decided" else None
+    needed = (
+        _needed(difference, margin, LEVEL / num_tests) if outcome == "not decided" and difference.is_finite else None
+    )
     return Decision(difference=difference, outcome=outcome, p_different=p, p_equivalent=q, needed=needed)
 
 

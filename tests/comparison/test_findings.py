@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from rich.console import Console
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.findings import Findings, find, find_curve
 from rayqd.comparison.jobs import Jobs
-from rayqd.comparison.outcomes import by_arm
+from rayqd.comparison.outcomes import Outcome, by_arm
 from rayqd.comparison.table import print_findings
 from rayqd.comparison.verdict import evidence, sentence
 from rayqd.comparison.write import write_findings
+from rayqd.runs.result_file import DistillResult
 
 
 def judge(jobs: Jobs, directory: ComparisonDirectory, price: float | None = None) -> Findings:
@@ -48,6 +51,38 @@ def test_each_arm_is_judged_as_the_truth_is(tmp_path: Path) -> None:
     assert f"on-policy is worse than off-policy by {last.difference.value:.3f} nats" in said
     assert "60 held-out rows" in evidence(findings)
     assert "3 seeds together" in evidence(findings)
+
+
+def test_an_arm_whose_kl_is_not_finite_decides_nothing_and_says_so(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1, 2]")
+    directory = leave_all(jobs)
+    outcomes = [
+        spoil(o) if o.job.name.startswith("mixed-seed=1") else o for o in map(directory.outcome, every_job(jobs))
+    ]
+    findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes))
+    write_findings(findings, jobs, directory, None)
+    assert "Whether mixed is better than off-policy is not decided: the KL of mixed is not finite" in sentence(findings)
+    text = (directory.path / "compare.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| mixed")]
+    assert "| not finite |" in row
+    written = json.loads((directory.path / "compare.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert written["arms"][4]["kl_to_teacher"] == {"value": None, "low": None, "high": None}
+    assert {each.arm.name: each.decision.outcome for each in findings.arms if each.decision}["rtn"] == "worse"
+
+    spoilt = [spoil(o) if o.job.arm.name == "off-policy" else o for o in map(directory.outcome, every_job(jobs))]
+    said = sentence(find(jobs.spec, by_arm(jobs.spec.arms, spoilt)))
+    assert "rtn is better than off-policy is not decided: the KL of off-policy is not finite" in said
+
+
+def spoil(outcome: Outcome) -> Outcome:
+    """Put a value that is no number into one row of what was measured."""
+    result = outcome.result
+    assert isinstance(result, DistillResult)
+    rows = result.student.fidelity.by_row
+    assert rows is not None
+    bad = replace(rows, kl=(math.nan, *rows.kl[1:]))
+    student = replace(result.student, fidelity=replace(result.student.fidelity, kl_to_teacher=math.nan, by_row=bad))
+    return replace(outcome, result=replace(result, rows=(*result.rows[:-1], student)))
 
 
 def test_recovery_is_measured_from_rounding_to_the_teacher(tmp_path: Path) -> None:

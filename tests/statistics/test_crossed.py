@@ -1,6 +1,7 @@
 """Estimates over items and seeds: against scipy where there is one seed, else against sums written out."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -48,6 +49,19 @@ def test_components_are_those_of_the_analysis_of_variance_written_out() -> None:
     of_items, of_seeds = stats.t.ppf(0.975, 6) ** 2 * ms_item / 21, stats.t.ppf(0.975, 2) ** 2 * (ms_seed - rest) / 21
     half = ratio_of_sums(y, ONES((3, 7))).half_width(0.025)
     assert half == pytest.approx((of_items + of_seeds) ** 0.5)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 3])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_cell_that_is_not_finite_leaves_nothing_to_say(num_seeds: int, bad: float) -> None:
+    cells = np.random.default_rng(8).normal(0.1, 0.01, (num_seeds, 30))
+    sure = ratio_of_sums(cells, ONES(cells.shape))
+    cells[0, 7] = bad
+    found = ratio_of_sums(cells, ONES(cells.shape))
+    assert (found.stderr, found.interval(), found.p_different(), found.p_equivalent(0.5)) == (None,) * 4
+    unknown, known = decide([found, sure], 1e-4)
+    assert (unknown.outcome, unknown.needed) == ("not decided", None)
+    assert known == decide([sure], 1e-4)[0]  # which nobody's correction changes
 
 
 def test_a_ratio_of_sums_has_the_error_of_the_delta_method() -> None:
