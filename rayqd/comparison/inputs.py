@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import xxhash
@@ -19,6 +18,7 @@ from rayqd.data import ExampleSet
 from rayqd.errors import RunError
 from rayqd.files import write_text
 from rayqd.model.source import student_directory, teacher_directory
+from rayqd.versions import installed_version
 
 _READ = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.py")  # of a model's directory
 _LENGTH = 12  # characters of a digest in an error
@@ -42,7 +42,7 @@ def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) ->
         teacher=digest_model(teacher_directory(config)),
         training_rows=_digest_rows(training),
         heldout_rows=_digest_rows(heldout),
-        rayqd=version("rayqd"),
+        rayqd=installed_version("rayqd") or "uninstalled",
     )
 
 

@@ -1,24 +1,30 @@
 """Which runs a comparison has, what it takes over from an earlier budget, and what it refuses to take over."""
 
+import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from made_runs import INPUTS, KL, every_job, leave_all, leave_run, make_jobs
 
+from rayqd import versions
 from rayqd.comparison.budget import Pace, count_accelerators, fit_steps, steps_of_arms
 from rayqd.comparison.charts import pareto
 from rayqd.comparison.cost import EARLIER, add_costs, cost_of_run
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
 from rayqd.comparison.execute import is_finished
-from rayqd.comparison.inputs import digest_model
+from rayqd.comparison.inputs import collect_inputs, digest_model
 from rayqd.comparison.jobs import Jobs
 from rayqd.comparison.outcomes import read_outcome
 from rayqd.config.comparison import load_comparison
 from rayqd.config.sections.compare import Budget
+from rayqd.data import ExampleSet
 from rayqd.errors import ConfigError, RunError
 from rayqd.runs.environment import ClusterSize
 
+NO_ROWS = ExampleSet(examples=[], keys=np.empty(0, np.uint64), source="none", num_rows=0, left_out=())
 PACE = Pace(tokens=500.0, seconds=2.0, fixed_seconds=60.0, accelerators=2)
 
 
@@ -100,6 +106,16 @@ def test_what_all_arms_share_may_not_change(tmp_path: Path) -> None:
     changed = Jobs(load_comparison([f"@{tmp_path}/study.toml"]))
     with pytest.raises(RunError, match=r"belongs to another configuration \(adapter.rank: 32 -> 8\)"):
         ComparisonDirectory(changed)
+
+
+def test_a_checkout_that_is_not_installed_is_a_version_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Any
+) -> None:
+    def find_nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions, "version", find_nothing)
+    assert collect_inputs(tiny_config(), NO_ROWS, NO_ROWS).rayqd == "uninstalled"
 
 
 def test_another_byte_in_the_weights_is_another_model(tmp_path: Path) -> None:
