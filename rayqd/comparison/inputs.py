@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rayqd.data import ExampleSet
 from rayqd.errors import RunError
 from rayqd.files import write_text
 from rayqd.model.source import student_directory, teacher_directory
+from rayqd.runs.environment import digest_extensions
 from rayqd.versions import installed_version
 
 _READ = ("*.safetensors", "*.bin", "*.gguf", "*.json", "*.jinja", "*.model", "*.py")  # of a model's directory
@@ -33,6 +34,7 @@ class Inputs:
     training_rows: str  # tokens
     heldout_rows: str  # tokens
     rayqd: str
+    user_code: str | None = None  # of the files behind import paths; None in records from before it was kept
 
 
 def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) -> Inputs:
@@ -43,6 +45,7 @@ def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) ->
         training_rows=_digest_rows(training),
         heldout_rows=_digest_rows(heldout),
         rayqd=installed_version("rayqd") or "uninstalled",
+        user_code=_digest_user_code(config),
     )
 
 
@@ -69,10 +72,14 @@ class KnownInputs:
     def check(self, job: Job, now: Inputs) -> None:
         """Raise RunError where the job's run is there and read something else."""
         before = self._known.get(job.name)
-        if before is None or before == now or not job.directory.exists():
+        if before is None or not job.directory.exists():
+            return
+        if before.user_code is None:  # nobody can tell
+            before = replace(before, user_code=now.user_code)
+        if before == now:
             return
         changed = [
-            f"{name.replace('_', ' ')}: {old[:_LENGTH]} -> {new[:_LENGTH]}"
+            f"{name.replace('_', ' ')}: {str(old)[:_LENGTH]} -> {str(new)[:_LENGTH]}"
             for (name, old), new in zip(_fields(before).items(), _fields(now).values(), strict=True)
             if old != new
         ]
@@ -87,8 +94,13 @@ class KnownInputs:
         write_text(self._file, json.dumps({name: _fields(each) for name, each in self._known.items()}, indent=1) + "\n")
 
 
-def _fields(inputs: Inputs) -> Mapping[str, str]:
+def _fields(inputs: Inputs) -> Mapping[str, str | None]:
     return asdict(inputs)
+
+
+def _digest_user_code(config: Config) -> str:
+    digests = digest_extensions(config)
+    return digest(json.dumps(digests, sort_keys=True).encode()) if digests else "none"
 
 
 def _digest_rows(rows: ExampleSet) -> str:

@@ -81,7 +81,7 @@ def collect_environment(cluster: ClusterSize | None = None, config: Config | Non
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
     )
-    versions = {"python": platform.python_version(), **dict(_installed_versions()), **_extension_digests(config)}
+    versions = {"python": platform.python_version(), **dict(_installed_versions()), **digest_extensions(config)}
     return Environment(versions=versions, machine=machine, cluster=cluster)
 
 
@@ -91,7 +91,7 @@ def _installed_versions() -> Iterator[tuple[str, str]]:
             yield name, found
 
 
-def _extension_digests(config: Config | None) -> dict[str, str]:
+def digest_extensions(config: Config | None) -> dict[str, str]:
     """Return the digest of the source of each extension that a setting names, by its import path: its version."""
     if config is None:
         return {}

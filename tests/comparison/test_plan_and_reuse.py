@@ -1,6 +1,7 @@
 """Which runs a comparison has, what it takes over from an earlier budget, and what it refuses to take over."""
 
 import importlib.metadata
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,35 @@ def test_a_checkout_that_is_not_installed_is_a_version_too(
 
     monkeypatch.setattr(versions, "version", find_nothing)
     assert collect_inputs(tiny_config(), NO_ROWS, NO_ROWS).rayqd == "uninstalled"
+
+
+def test_code_behind_an_import_path_is_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Any
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "losses_of_a_comparison.py"
+    file.write_text("def loss(teacher_logits, student_logits):\n    return (teacher_logits - student_logits) ** 2\n")
+    config = tiny_config(distill={"loss": "losses_of_a_comparison:loss"})
+    before = collect_inputs(config, NO_ROWS, NO_ROWS)
+    assert collect_inputs(config, NO_ROWS, NO_ROWS) == before
+    file.write_text(file.read_text().replace("** 2", "** 4"))
+    after = collect_inputs(config, NO_ROWS, NO_ROWS)
+    assert before.user_code != after.user_code
+    assert replace(before, user_code=after.user_code) == after
+    assert collect_inputs(tiny_config(), NO_ROWS, NO_ROWS).user_code == "none"
+
+
+def test_a_record_from_before_user_code_was_kept_is_read_and_says_nothing_of_it(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    leave_all(jobs).close()
+    file = tmp_path / "study" / "inputs.json"
+    known = json.loads(file.read_text())
+    assert all(each.pop("user_code", "none") == INPUTS.user_code for each in known.values())
+    file.write_text(json.dumps(known))
+    check_directory(jobs, [(job, replace(INPUTS, user_code="new")) for job in every_job(jobs)])
+    file.write_text(json.dumps({name: {**each, "user_code": "old"} for name, each in known.items()}))
+    with pytest.raises(RunError, match=r"user code: old -> new"):
+        check_directory(jobs, [(job, replace(INPUTS, user_code="new")) for job in every_job(jobs)])
 
 
 def test_another_byte_in_the_weights_is_another_model(tmp_path: Path) -> None:
