@@ -163,6 +163,20 @@ def test_an_arm_that_failed_stands_in_the_table_with_the_end_of_its_log(tmp_path
     assert directory.failures() == {}
 
 
+def test_the_evidence_is_of_the_seeds_that_the_differences_rest_on(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0, 1]", "off-policy = {}\non-policy = {}")
+    directory = leave_all(jobs)
+    outcomes = [directory.outcome(job) for job in every_job(jobs)]
+    assert "and 2 seeds together" in evidence(find(jobs.spec, by_arm(jobs.spec.arms, outcomes)))
+    lost = [
+        replace(each, result=None, error="memory") if each.job.name.startswith("on-policy-seed=1") else each
+        for each in outcomes
+    ]
+    said = evidence(find(jobs.spec, by_arm(jobs.spec.arms, lost)))
+    assert "tokens, with one seed" in said
+    assert said.endswith("What other seeds would have given is not in them.")
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
     jobs = make_jobs(tmp_path)
