@@ -15,7 +15,7 @@ from rayqd.events import ArmKind, ArmResult, EvalEvent, StepEvent
 from rayqd.metrics.fidelity import Fidelity
 from rayqd.runs.metrics_file import read_events
 from rayqd.runs.paths import RESULT
-from rayqd.runs.result_file import RunResult, read_result
+from rayqd.runs.result_file import DistillResult, RunResult, read_result
 
 _TAIL_LINES = 12  # of a failed run's log
 _TAIL_BYTES = 1 << 14
@@ -108,8 +108,13 @@ def read_curve(run: Outcome) -> dict[int, tuple[int, Fidelity]]:
             step = event.learner
             trained[step.step] = trained.get(step.step - 1, 0) + step.num_loss_tokens
     if run.row:
-        measured[max(trained)] = run.row.fidelity
+        measured[_exported_step(run) or max(trained)] = run.row.fidelity
     return {step: (trained.get(step, 0), fidelity) for step, fidelity in sorted(measured.items())}
+
+
+def _exported_step(run: Outcome) -> int | None:
+    """Return of which step the weights are that were measured at the end; None where that is the last one."""
+    return run.result.exported_step if isinstance(run.result, DistillResult) else None
 
 
 def check_same_rows(arms: Sequence[ArmOutcome]) -> None:

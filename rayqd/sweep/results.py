@@ -75,8 +75,8 @@ class SweepResult:
 def format_best_toml(study: Study, best: Outcome) -> str:
     """Return the best trial's configuration as TOML, for `rayqd distill`, under a name of its own."""
     run = study.trial_config(best.trial)
-    kl = f"KL to teacher {best.last.kl_to_teacher:.4f}" if best.last else ""
-    head = f"# The best of {study.base.name}: trial {best.trial.name}, {kl} at step {best.step} of {run.learner.steps}."
+    kl, step = (f"KL to teacher {best.last.kl_to_teacher:.4f}", best.last.step) if best.last else ("", 0)
+    head = f"# The best of {study.base.name}: trial {best.trial.name}, {kl} at step {step} of {run.learner.steps}."
     return f"{head}\n\n{to_toml(run.model_copy(update={'name': f'{study.base.name}-best'}))}"
 
 

@@ -81,16 +81,23 @@ class Outcome:
     cache_hits: int  # teacher payloads that were there already
     cache_misses: int  # teacher payloads that were made
     error: str | None
+    exported_step: int | None = None  # whose weights are exported; None before that
 
     @property
     def last(self) -> Evaluation | None:
-        """Return the last evaluation after training began; None before there is one."""
-        return self.curve[-1] if self.curve and self.curve[-1].step > 0 else None
+        """Return what the trial came to: of the exported weights, else the last evaluation after training began.
+
+        None before there is one.
+        """
+        for evaluation in reversed(self.curve):
+            if evaluation.step > 0 and self.exported_step in (None, evaluation.step):
+                return evaluation
+        return None
 
     @property
     def step(self) -> int:
-        """Return the step of the last evaluation, 0 before the first one."""
-        return self.last.step if self.last else 0
+        """Return how far it came: the step of the last evaluation, 0 before the first one."""
+        return self.curve[-1].step if self.curve else 0
 
     @property
     def ended(self) -> bool:
@@ -98,7 +105,7 @@ class Outcome:
         return self.state in ("finished", "stopped early")
 
     def metric(self, name: str) -> float | None:
-        """Return what `sweep.metric` names, at the last evaluation; None before there is one."""
+        """Return what `sweep.metric` names, of what it came to; None before there is an evaluation."""
         return self.last.metric(name) if self.last else None
 
 
@@ -118,6 +125,7 @@ def read_outcome(trial: Trial, sweep_dir: Path, error: str | None = None) -> Out
         cache_hits=sum(step.teacher_cache_hits for step in roles),
         cache_misses=sum(step.teacher_cache_misses for step in roles),
         error=error if not result else None,
+        exported_step=result.exported_step if result else None,
     )
 
 
@@ -169,7 +177,8 @@ def _curve(events: Sequence[RecordedEvent], result: DistillResult | None) -> tup
     """Return an evaluation a step; the untrained start is the last arm of step 0: GPTQ's, where there is one."""
     by_step = {event.step: event.fidelity for event in events if isinstance(event, EvalEvent)}
     if result:
-        by_step[result.num_steps] = result.student.fidelity
+        step = result.num_steps if result.exported_step is None else result.exported_step
+        by_step[step] = result.student.fidelity
     return tuple(
         Evaluation(step=step, kl_to_teacher=fidelity.kl_to_teacher, perplexity=fidelity.perplexity)
         for step, fidelity in sorted(by_step.items(), key=lambda item: item[0])

@@ -157,7 +157,9 @@ def replay_ended(scheduler: TrialScheduler, ended: Sequence[Outcome]) -> None:
         scheduler.on_trial_add(_NO_CONTROLLER, stand_in)
         for evaluation in outcome.curve:
             if evaluation.step > 0:
-                scheduler.on_trial_result(_NO_CONTROLLER, stand_in, asdict(evaluation))
+                last = outcome.last if evaluation.step == outcome.step else None  # told at its end, as a trial does
+                told = {**asdict(last or evaluation), "step": evaluation.step}
+                scheduler.on_trial_result(_NO_CONTROLLER, stand_in, told)
 
 
 def start_shared_resources(sweep_name: str, placement: Placement, data: Data) -> SharedHandle:

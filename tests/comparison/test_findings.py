@@ -15,7 +15,7 @@ from rich.console import Console
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.findings import Findings, find, find_curve
 from rayqd.comparison.jobs import Jobs
-from rayqd.comparison.outcomes import Outcome, by_arm
+from rayqd.comparison.outcomes import Outcome, by_arm, read_curve
 from rayqd.comparison.table import print_findings
 from rayqd.comparison.verdict import evidence, sentence
 from rayqd.comparison.write import write_findings
@@ -175,6 +175,19 @@ def test_the_evidence_is_of_the_seeds_that_the_differences_rest_on(tmp_path: Pat
     said = evidence(find(jobs.spec, by_arm(jobs.spec.arms, lost)))
     assert "tokens, with one seed" in said
     assert said.endswith("What other seeds would have given is not in them.")
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_curve_has_the_exported_weights_at_their_own_step(tmp_path: Path, at: int) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0]", "off-policy = {}")
+    run = leave_all(jobs).outcome(every_job(jobs)[-1])
+    assert isinstance(run.result, DistillResult)
+    before, best = read_curve(run), replace(run, result=replace(run.result, exported_step=at))
+    after = read_curve(best)
+    assert run.row is not None
+    assert after[at] == (400 * at, run.row.fidelity)  # 400 tokens a step
+    assert [*before] == [0, 2, 4]
+    assert 4 not in after  # which nobody measured
 
 
 @pytest.mark.parametrize("width", [60, 100])

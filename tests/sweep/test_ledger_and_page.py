@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,20 @@ def test_what_became_of_a_trial_is_read_from_its_directory(directory: SweepDirec
     assert (failed.state, failed.metric("kl_to_teacher"), failed.error) == ("failed", None, "the <engine> broke")
     assert (interrupted.state, interrupted.step, interrupted.metric("kl_to_teacher")) == ("unfinished", 4, 0.25)
     assert [outcome.ended for outcome in (done, early, failed, interrupted)] == [True, True, False, False]
+
+
+def test_a_trial_comes_to_what_it_exports_which_stands_in_the_curve_at_its_own_step(
+    study: Study, directory: SweepDirectory
+) -> None:
+    trial = study.planned_trials()[0]
+    directory.begin(trial)
+    leave(directory.path / trial.name, [0.5, 0.4, 0.2, 0.3, 0.45], replace(finished(0.2, 8), exported_step=4))
+    (outcome,) = directory.outcomes()
+    assert [(each.step, each.kl_to_teacher) for each in outcome.curve] == [
+        (0, 0.5), (2, 0.4), (4, 0.2), (6, 0.3), (8, 0.45),
+    ]  # fmt: skip
+    assert (outcome.step, outcome.metric("kl_to_teacher")) == (8, 0.2)
+    assert "KL to teacher 0.2000 at step 4 of 8" in format_best_toml(study, outcome)
 
 
 def test_a_trial_that_is_begun_again_has_not_failed(directory: SweepDirectory, trials: list[Trial]) -> None:

@@ -126,8 +126,8 @@ def _figures(report: SweepReport) -> Markup:
 
 def _against_start(best: Outcome) -> str | Markup:
     """Return how KL changed from before training."""
-    start, end = best.curve[0], best.curve[-1]
-    if start.step > 0 or not start.kl_to_teacher:
+    start, end = best.curve[0], best.last
+    if end is None or start.step > 0 or not start.kl_to_teacher:
         return ""
     change = end.kl_to_teacher / start.kl_to_teacher - 1
     text = Markup('<span class="{}">{} %</span> KL against the untrained {:.4f}')
