@@ -47,6 +47,9 @@ class LearnerPulse:
         self._seconds = config.ray.stall_seconds
         self._silences = {name: Silence() for name in self._names}
         self._looked = 0.0
+        for name, silence in self._silences.items():  # on a cluster, of a driver before this one: those are gone
+            silence.look(read_sign(name))
+        self.forget()
 
     def find_silent(self) -> str | None:
         """End a worker that gave no sign for `ray.stall_seconds`, and say so; None where there is none."""
