@@ -94,12 +94,21 @@ class Checkpointer:
     def add_evaluation(self, fidelity: Fidelity | None) -> None:
         """Take what the weights as they are now came to, and keep them where they are the best so far; collective.
 
-        `fidelity`: None on workers that have not measured.
+        `fidelity`: None on workers that have not measured. A checkpoint that `stop` writes meanwhile has neither the
+        value nor the weights, or both.
         """
+        self._lock_weights()
+        try:
+            is_best = fidelity is not None and self.evaluations.would_be_best(fidelity)
+            if self._agree(is_best and self.evaluations.keep_best) and self._learner.group.joins_collectives:
+                self._save_best()
+            if fidelity is not None:
+                self.evaluations.add(self._num_steps, fidelity)
+        finally:
+            self._weights_lock.release()
+
+    def _save_best(self) -> None:
         group = self._learner.group
-        is_best = fidelity is not None and self.evaluations.add(self._num_steps, fidelity)
-        if not self._agree(is_best and self.evaluations.keep_best) or not group.joins_collectives:
-            return
         state = group.gather_full({STUDENT: self._learner.student.state_dict()})
         fingerprints = digest_layers(self._learner.student)
         if group.is_rank0:

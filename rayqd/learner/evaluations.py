@@ -39,9 +39,18 @@ class Evaluations:
 
     def add(self, step: int, fidelity: Fidelity) -> bool:
         """Add what was measured after `step`; return whether no weights before were as good."""
+        is_best = self.would_be_best(fidelity)
+        self._values.append(Evaluation(step=step, value=self._value(fidelity)))
+        return is_best
+
+    def would_be_best(self, fidelity: Fidelity) -> bool:
+        """Return whether no weights before were as good as those of which this was measured."""
+        best, value = self.best, self._value(fidelity)
+        return not math.isnan(value) and (best is None or self._sign * value < self._sign * best.value)
+
+    def _value(self, fidelity: Fidelity) -> float:
         value = getattr(fidelity, self.metric)
-        self._values.append(Evaluation(step=step, value=math.nan if value is None else float(value)))
-        return self.best is self._values[-1]
+        return math.nan if value is None else float(value)
 
     def lack(self, step: int) -> bool:
         """Return whether nothing was measured after `step`, of what decides something."""

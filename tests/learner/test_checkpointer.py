@@ -20,6 +20,7 @@ from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.teacher.forward import Teacher
 from rayqd.types import ScoredRollout
+from tests.example_events import fidelity
 from tests.learner.fake_feed import FakeFeed
 
 
@@ -111,6 +112,46 @@ def test_a_stop_after_the_last_step_finds_its_checkpoint_there(start: Any, batch
     saved = checkpoints.path(4).stat().st_mtime_ns
     assert feed.stop() == 4
     assert checkpoints.path(4).stat().st_mtime_ns == saved
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_best_weights_are_written_keeps_none_that_are_not_there(
+    tiny_model: Path, tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(model={"dtype": "float32"}, eval={"every": 1}, checkpoint={"best": "kl_to_teacher"})
+    student = Student.load(tiny_model, config)
+    checkpoints, evaluations = Checkpoints(tmp_path / "checkpoints", keep=2), Evaluations(config)
+    learner = Learner(student, student.head, config)
+    checkpointer = Checkpointer(learner, checkpoints, evaluations)
+    stopping = threading.Thread(target=checkpointer.stop, daemon=True)
+    save_best = checkpoints.save_best
+
+    def find_missing() -> list[int]:
+        kept = Evaluations(config)
+        for step in checkpoints.steps():
+            kept.load(checkpoints.path(step))
+        return [kept.best.step] if kept.best and kept.best.step not in checkpoints.best_steps() else []
+
+    def save_while_stopping(step: int, tensors: dict[str, dict[str, Tensor]]) -> Path:
+        missing.append(find_missing())
+        stopping.start()
+        stopping.join(1)
+        missing.append(find_missing())  # where the process is killed now
+        return save_best(step, tensors)
+
+    missing: list[list[int]] = []
+    for step, kl in ((1, 0.5), (2, 0.4)):
+        learner.before_update()
+        with checkpointer.step(step):
+            pass
+        if step == 2:
+            monkeypatch.setattr(checkpoints, "save_best", save_while_stopping)
+        checkpointer.add_evaluation(fidelity(kl))
+    stopping.join(60)
+    assert missing == [[], []]
+    assert find_missing() == []
+    assert checkpoints.steps() == [2]
+    checkpointer.go_on()
 
 
 def test_a_stop_before_the_first_step_has_nothing_to_keep(start: Any, batch: list[ScoredRollout]) -> None:
