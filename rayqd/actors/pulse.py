@@ -33,6 +33,7 @@ _NAMESPACE = "rayqd-pulse"
 _BEAT_SECONDS = 1.0
 _MOST_BETWEEN_LOOKS = 5.0  # more is not counted: who looks was away itself, or nobody asked
 _DUMP_SECONDS = 10.0
+_STATE, _START_TIME = 3, 22  # fields of /proc/PID/stat, as proc(5) counts them
 _END_SECONDS = 20.0  # for a task of Ray's on another node
 
 
@@ -42,7 +43,7 @@ class Sign:
 
     node: str
     pid: int
-    began: float  # seconds since the epoch, as its own machine counts: numbers of processes come again
+    began: float  # seconds, see `start_of`: numbers of processes come again
     beats: int
 
     @property
@@ -54,7 +55,7 @@ class Sign:
 def give_signs(name: str) -> None:
     """Start a thread that gives a sign of this process under `name` every second, as long as it lives."""
     node, pid = ray.get_runtime_context().get_node_id(), os.getpid()
-    began = psutil.Process().create_time()
+    began = start_of(pid)
 
     def beat() -> None:
         beats = 0
@@ -65,6 +66,19 @@ def give_signs(name: str) -> None:
             time.sleep(_BEAT_SECONDS)
 
     threading.Thread(target=beat, name="pulse", daemon=True).start()
+
+
+def start_of(pid: int) -> float:
+    """Return when a process of this machine began, in seconds since the machine did: no step of the clock changes that.
+
+    Where there is no /proc it is since the epoch. Raises psutil.Error where the process is gone.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return psutil.Process(pid).create_time()
+    ticks = stat.rpartition(")")[2].split()[_START_TIME - _STATE]  # the name before it may have spaces
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def read_sign(name: str) -> Sign | None:
@@ -125,7 +139,7 @@ def end_silent(sign: Sign, name: str) -> str:
 def _end(sign: Sign, name: str) -> str:
     try:
         process = psutil.Process(sign.pid)
-        if abs(process.create_time() - sign.began) > 1:
+        if abs(start_of(sign.pid) - sign.began) > 1:
             return "its process is gone"
         state = _describe(is_stopped=process.status() == psutil.STATUS_STOPPED, has_stacks=dump_stacks(sign.pid, name))
         process.kill()

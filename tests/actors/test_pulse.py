@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from rayqd.actors import pulse
@@ -57,6 +63,29 @@ def test_a_clock_that_jumps_changes_nothing(clock: Clock, monkeypatch: pytest.Mo
     look(silence, clock, 1, sign(1))
     monkeypatch.setattr(time, "time", lambda: 4e9)  # the year 2096
     assert look(silence, clock, 1, sign(1)) == 1
+
+
+def test_a_process_is_itself_also_after_a_step_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "dump_stacks", lambda *_: True)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        began = pulse.start_of(process.pid)
+        assert began > 0
+        create_time = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda of: create_time(of) + 3600)
+        another = Sign(node="a", pid=process.pid, began=began - 100, beats=1)  # of which it has the number
+        assert pulse._end(another, "mine/learner-0") == "its process is gone"
+        assert process.poll() is None
+        own = Sign(node="a", pid=process.pid, began=began, beats=1)
+        assert pulse._end(own, "mine/learner-0") == "its process hangs, its stacks are in Ray's logs"
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_the_start_of_a_process_agrees_with_what_psutil_finds() -> None:
+    assert pulse.start_of(os.getpid()) + psutil.boot_time() == pytest.approx(psutil.Process().create_time(), abs=2)
 
 
 def test_nothing_more_is_expected_of_one_that_was_ended_but_of_its_successor(clock: Clock) -> None:
