@@ -123,8 +123,9 @@ class RayConfig(Section):
     """How long a rollout worker at work may make no token, a teacher read no batch, a learner end no microbatch, the
     controller not answer, or any of their processes give no sign of life: it is ended, and the run tells where it
     stood. What stood still is started once more, and ends the run the second time; a controller that does not answer,
-    and a process that was stopped as a whole, count as deaths (`max_restarts`). What a process does for the first time
-    may compile, and has four times as long. Starting and waiting do not count."""
+    and a process that was stopped as a whole, count as deaths (`max_restarts`). The first batch of a
+    teacher's process and the first step of a learner's may compile, and have four times as long; signs of life and the
+    controller's answers do not wait for that, and have no more. Starting and waiting do not count."""
     max_restarts: Annotated[int, SameResult()] = Field(default=3, ge=0)
     """How often learner or controller may die with no new step between; they are started again, and go on from the
     last checkpoint. Rollout workers and teachers always are."""
