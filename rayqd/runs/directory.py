@@ -18,7 +18,7 @@ from rayqd.events import QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
 from rayqd.runs.audit_file import AuditFile
 from rayqd.runs.config_file import check_config, command_of, load_run_config, write_config
-from rayqd.runs.extension import is_extension
+from rayqd.runs.extension import check_checkpoints, is_extension
 from rayqd.runs.lease import LEASE, Disk, Lease, Place
 from rayqd.runs.lines import LinesFile, keep_lines
 from rayqd.runs.paths import (
@@ -230,11 +230,12 @@ class RunDirectory:
     def extend(self, config: Config) -> list[str]:
         """Take the settings of a finished run's extension, and set aside what tells of its earlier end.
 
-        Returns lines for the user.
+        Returns lines for the user. Raises RunError where there is no checkpoint to go on from.
         """
         result = self.result
         if not isinstance(result, DistillResult):
             return []
+        check_checkpoints(self.path, self._stored, config)
         write_config(self.path / CONFIG, self._command, config)
         if self._stored:
             self._stored.begin(self.path)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from rayqd.config import Config
 from rayqd.config.resolved import differences
 from rayqd.errors import RunError
+from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.result_file import DistillResult, RunResult
+from rayqd.runs.storage.stored_run import StoredRun
 
+_CHECKPOINT = re.compile(r"step-\d{6,}")
 _LENGTHS = {"learner.steps", "distill.on_policy_after"}
 
 
@@ -40,3 +46,15 @@ def is_extension(location: str, old: Config, new: Config, result: RunResult | No
             f"--distill.on_policy_after {share:.12g} leaves them as they were"
         )
     return True
+
+
+def check_checkpoints(run_dir: Path, stored: StoredRun | None, new: Config) -> None:
+    """Raise RunError where a finished run has no checkpoint, neither here nor in its storage, to go on from."""
+    names = [path.name for path in (run_dir / CHECKPOINTS).glob("*")]
+    if stored:
+        names += stored.folder.inside(CHECKPOINTS).directories()
+    if not any(_CHECKPOINT.fullmatch(name) for name in names):
+        raise RunError(
+            f"{run_dir} has finished, and no checkpoint of it is there{f' or in {stored.folder}' if stored else ''}: "
+            f"{new.learner.steps} steps would begin at the first one; give it another name"
+        )

@@ -21,6 +21,7 @@ from rayqd.runs.config_file import load_run_config
 from rayqd.runs.directory import RunDirectory, describe_run_dir
 from rayqd.runs.extension import is_done
 from rayqd.runs.result_file import DistillResult
+from rayqd.runs.storage.folder import Folder
 
 FIDELITY = Fidelity(kl_to_teacher=0.1, total_variation=0.1, top1_agreement=0.9, perplexity=9.0, num_tokens=4)
 ROWS = tuple(ArmResult(arm=Arm.from_name(n), fidelity=FIDELITY) for n in ("teacher", "distilled INT4"))
@@ -42,6 +43,7 @@ def finish(config: Config, reason: str | None = None) -> None:
     with closing(RunDirectory(config)) as run_dir:
         run_dir.audit.begin(asdict(make_plan(config, ALL_ROWS)))
         run_dir.audit.append([audit_step(1, [], 0)])
+        (run_dir.path / "checkpoints" / f"step-{steps:06d}").mkdir(parents=True, exist_ok=True)
         run_dir.finish(result)
 
 
@@ -117,6 +119,28 @@ def test_what_is_not_finished_or_differs_elsewhere_is_no_extension(tmp_path: Pat
     finish(make(tmp_path, 16))
     with pytest.raises(RunError, match=r"seed: 42 -> 7; learner\.steps: 16 -> 24"):
         RunDirectory(make(tmp_path, 24, seed=7))
+
+
+@pytest.mark.parametrize("with_storage", [False, True])
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(with_storage: bool, tmp_path: Path) -> None:
+    sections = {"storage": str(tmp_path / "store")} if with_storage else {}
+    finish(make(tmp_path / "runs", 16, **sections))
+    checkpoints = tmp_path / "runs" / "mine" / "checkpoints"
+    (checkpoints / "step-000016").rename(checkpoints / "step-000016-damaged")
+    long = make(tmp_path / "runs", 24, **sections)
+    with closing(RunDirectory(long)) as run_dir:
+        with pytest.raises(RunError) as told:
+            extend(run_dir, long)
+        assert is_done(run_dir.result, make(tmp_path, 16))  # nothing was set aside
+    assert str(told.value).startswith(f"{run_dir.path} has finished, and no checkpoint of it is there")
+    assert ("/store/mine" in str(told.value)) == with_storage
+    assert load_run_config(run_dir.path / "config.toml").learner.steps == 16
+
+    if with_storage:
+        (checkpoints / "step-000016-damaged" / "a").touch()
+        Folder.open(f"{tmp_path}/store/mine/checkpoints").put(checkpoints / "step-000016-damaged", "step-000016")
+        with closing(RunDirectory(long)) as run_dir:
+            assert extend(run_dir, long)
 
 
 def test_a_run_that_ended_early_would_end_there_again(tmp_path: Path) -> None:
