@@ -72,7 +72,7 @@ class SingleProcess:
 
 
 class DistributedGroup(SingleProcess):
-    """The default process group of torch.distributed; where weights are sharded, with a side group on gloo."""
+    """The default process group of torch.distributed; where weights are sharded, with two more on gloo."""
 
     def __init__(self, device: torch.device, *, is_sharded: bool) -> None:
         self.is_rank0 = distributed.get_rank() == 0
@@ -82,6 +82,8 @@ class DistributedGroup(SingleProcess):
             self.mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
             self._side_group = distributed.new_group(backend="gloo")
             assert isinstance(self._side_group, distributed.ProcessGroup)  # torch's hint allows for non-members
+            # Objects of the thread that trains: in one group the ranks could meet the two threads' calls in two orders.
+            self._objects_group = distributed.new_group(backend="gloo")
             self._side_mesh = DeviceMesh.from_group(self._side_group, "cpu")
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
@@ -129,10 +131,10 @@ class DistributedGroup(SingleProcess):
         return values
 
     def from_rank0(self, value: Value) -> Value:
-        """Send it over gloo."""
+        """Send it over gloo, by the thread that trains."""
         if not self.is_sharded:
             return value
         values: list[Value] = [value]
-        assert isinstance(self._side_group, distributed.ProcessGroup)
-        distributed.broadcast_object_list(values, src=0, group=self._side_group)
+        assert isinstance(self._objects_group, distributed.ProcessGroup)
+        distributed.broadcast_object_list(values, src=0, group=self._objects_group)
         return values[0]

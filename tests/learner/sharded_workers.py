@@ -126,8 +126,24 @@ def one_of_two(rank: int, directory: Path, given: dict[str, Any]) -> dict[str, A
     found["stopped"] = _stopped(rank, group, given, directory / "stopped")
     found["stopped apart"] = _stopped(rank, group, given, directory / "apart", late_seconds=0.5 * rank)
     found["best"] = _best(rank, group, given, directory / "best")
+    found["two orders"] = _in_two_orders(rank, group)
     group.barrier()
     distributed.destroy_process_group()
+    return found
+
+
+def _in_two_orders(rank: int, group: SingleProcess) -> dict[str, Any]:
+    """One thread hears of the first worker's value and another gathers both, each worker in its own order."""
+    found: dict[str, Any] = {}
+    threads = [
+        threading.Thread(target=lambda: found.update(sent=group.from_rank0("trained" * (rank + 1))), daemon=True),
+        threading.Thread(target=lambda: found.update(gathered=group.all_gather_object(rank)), daemon=True),
+    ]
+    for thread in threads if rank == 0 else reversed(threads):
+        thread.start()
+        thread.join(0.5)  # it waits for the other worker, which begins with the other thread
+    for thread in threads:
+        thread.join(20)
     return found
 
 

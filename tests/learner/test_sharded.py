@@ -144,6 +144,11 @@ def test_the_first_workers_evaluations_decide_and_every_shard_is_of_the_best_wei
     assert not all(torch.equal(kept[name], last[name]) for name in kept)
 
 
+def test_threads_that_the_workers_begin_in_two_orders_hear_each_their_own(two: list[dict[str, Any]]) -> None:
+    """The one that trains, of the best step, and the one that stops, of the steps done."""
+    assert [each["two orders"] for each in two] == [{"sent": "trained", "gathered": [0, 1]}] * 2
+
+
 def test_workers_that_hear_of_a_stop_at_different_times_stop_at_the_same_step(two: list[dict[str, Any]]) -> None:
     first, second = (two[rank]["stopped apart"] for rank in (0, 1))
     assert first["kept"] == second["kept"]
