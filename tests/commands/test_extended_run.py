@@ -82,7 +82,10 @@ def run(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps_and_is_finished_again(run: Any) -> None:
-    run(10, life(0, 10))  # 40 sequences, and the data has 36 rows beside those held out: all are read
+    first, _ = run(10, life(0, 10))  # 40 sequences, and the data has 36 rows beside those held out: all are read
+    with pytest.raises(RunError, match="has finished, and no checkpoint of it is there: 12 steps would begin at the"):
+        run(12, [])
+    (first.run_dir / "checkpoints" / "step-000010").mkdir(parents=True)
     result, output = run(12, life(10, 12))
     assert "goes on to step 12; what it came to is in result-step-000010.json" in output
     assert "learning rate: 0.001, as in a run of 12 steps from its start" in output
