@@ -1,4 +1,4 @@
-"""What limits a run's steps: against four measured runs, and where nothing can be said."""
+"""What limits a run's steps, and where nothing can be said of it."""
 
 from __future__ import annotations
 
