@@ -29,7 +29,7 @@ def group_help(group: Group, width: int = 100) -> Iterator[str]:
 def setting_help(setting: Setting, width: int = 100) -> Iterator[str]:
     """Yield how a setting is written, and its text, what it must be, and its default."""
     yield f"  {_usage(setting)}"
-    about = f"{setting.text} [{setting.must_be}; default {value_text(setting.default)}]"
+    about = f"{setting.text} [{setting.must_be}; {_default(setting)}]"
     indent = " " * 6
     yield from textwrap.wrap(about, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
@@ -37,7 +37,8 @@ def setting_help(setting: Setting, width: int = 100) -> Iterator[str]:
 def brief_help(setting: Setting, width: int = 100) -> Iterator[str]:
     """Yield how a setting is written, and beside it the first sentence of its text, with its default."""
     first = _FIRST_SENTENCE.match(setting.text)
-    about = f"{first[0] if first else setting.text} [{value_text(setting.default)}]"
+    default = "required" if setting.is_required else value_text(setting.default)
+    about = f"{first[0] if first else setting.text} [{default}]"
     usage, indent = f"  {_usage(setting)}", " " * _BRIEF_INDENT
     beside = len(usage) < _BRIEF_INDENT - 1
     if not beside:
@@ -49,6 +50,10 @@ def brief_help(setting: Setting, width: int = 100) -> Iterator[str]:
         subsequent_indent=indent,
         break_on_hyphens=False,
     )
+
+
+def _default(setting: Setting) -> str:
+    return "required" if setting.is_required else f"default {value_text(setting.default)}"
 
 
 def _usage(setting: Setting) -> str:

@@ -69,6 +69,8 @@ def _section(group: Group) -> Iterator[str]:
 
 
 def _default(setting: Setting) -> str:
+    if setting.is_required:
+        return "required"
     return "none" if setting.default is None else f"`{value_text(setting.default)}`"
 
 
@@ -80,7 +82,8 @@ def _must_be(setting: Setting) -> str:
         ]
         return ", ".join([*(f"`{choice}`" for choice in setting.choices), *others])
     kind, form, pattern = setting.must_be.partition(" of the form ")
-    return _cell(f"{kind}{form}`{pattern}`" if form else kind)
+    none = ", or none" if setting.optional else ""
+    return _cell(f"{kind}{form}`{pattern.removesuffix(none)}`{none}" if form else kind)
 
 
 def _cell(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import TypedDict, TypeVar, cast
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from rayqd.config.sections import Config
 from rayqd.config.sections.markers import Marker
@@ -49,6 +50,11 @@ class Setting:
     must_be: str  # "a number above 0"; completes "learner.lr must be"
     default: object
     markers: tuple[Marker, ...]  # of its field, then of its section's
+
+    @property
+    def is_required(self) -> bool:
+        """Return whether it has no default, and must be given."""
+        return self.default is PydanticUndefined
 
     def marker(self, kind: type[M]) -> M | None:
         """Return the first marker of `kind`, None if the setting carries none."""
