@@ -6,15 +6,14 @@ The engine is deterministic, the model tiny; Ray, its actors and the learner are
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from rayqd.config.resolved import to_toml
 from rayqd.runs.audit_file import read_audit
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 200.0  # for the next step, after which a fault was not survived
+WAIT_SECONDS = 200.0  # for the next steps, after which a fault was not survived, unless a start took a third of it
+_POLL_SECONDS = 0.05
+_IN_FLIGHT_SECONDS = 0.2  # a step's line that comes so soon was on its way before
 CANARIES = {  # secrets of a user's environment, which must be in no file that a run leaves
     "HF_TOKEN": "hf_canary7Qd1",
     "AWS_ACCESS_KEY_ID": "AKIACANARY7QD2",
@@ -61,29 +62,46 @@ TITLES = {
 class DisturbedRun:
     """`rayqd distill`, started again by the same command where its driver was ended."""
 
+    patience_seconds = WAIT_SECONDS
     _process: subprocess.Popen[bytes] | None = None
 
-    def __init__(self, config: Config, directory: Path, engine: str = "fake", *, starts: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        engine: str = "fake",
+        *,
+        starts: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.config = config
         self._file = directory / f"{config.name}.toml"
         self._file.write_text(to_toml(config))
         self.screen = directory / f"{config.name}.txt"
         self._engine = engine
+        self._environment = dict(environment or {})
         if starts:
             self.start()
 
     def start(self) -> None:
         """Give the command, once more."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER, self._engine, f"@{self._file}"],
-            env=os.environ | CANARIES | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=self.screen.open("a"),
-            stderr=subprocess.STDOUT,
-        )
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        with self.screen.open("a") as screen:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _DRIVER, self._engine, f"@{self._file}"],
+                env=os.environ | CANARIES | {"OMP_NUM_THREADS": "1"} | own | self._environment,
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+            )
 
     @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has its result."""
+        return (self.config.run_dir / "result.json").is_file() and self.step >= self.config.learner.steps
 
     @property
     def output(self) -> str:
@@ -95,8 +113,8 @@ class DisturbedRun:
         return max((row["step"] for row in self._rows()), default=0)
 
     @property
-    def num_told(self) -> float:
-        """When the last step's line was written, by the epoch's clock."""
+    def last_step_time(self) -> float:
+        """When the last step was done, in seconds since the epoch."""
         return max((row["time"] for row in self._rows()), default=0.0)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -108,17 +126,17 @@ class DisturbedRun:
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Those of a role; its driver has the raylet below it, and that all others."""
-        if self._process is None:
-            return []
-        driver = psutil.Process(self._process.pid)
-        if role == "driver":
-            return [driver]
         found: list[psutil.Process] = []
-        for process in driver.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                title = " ".join(process.cmdline())
-                if title.startswith(TITLES[role]):
-                    found.append(process)
+        with contextlib.suppress(psutil.Error):
+            if self._process is None or not self.runs:
+                return []
+            driver = psutil.Process(self._process.pid)
+            if role == "driver":
+                return [driver]
+            for process in driver.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if " ".join(process.cmdline()).startswith(TITLES[role]):
+                        found.append(process)
         return found
 
     def wait(self, reached: Callable[[], bool], seconds: float = WAIT_SECONDS) -> bool:
@@ -129,8 +147,31 @@ class DisturbedRun:
                 return True
             if not self.runs:
                 return reached()
-            time.sleep(0.05)
+            time.sleep(_POLL_SECONDS)
         return False
+
+    def wait_for_start(self, seconds: float) -> bool:
+        """Wait for its first new step; what takes long here takes long after a fault as well."""
+        began, step = time.monotonic(), self.step
+        has_begun = self.wait(lambda: self.step > step, seconds)
+        self.patience_seconds = max(self.patience_seconds, 3 * (time.monotonic() - began))
+        return has_begun
+
+    def wait_for_steps(self, step: int, began: float, seconds: float) -> float | None:
+        """Wait until `step` is done; return the longest time without a new step since `began`, seconds of the epoch.
+
+        None where the run ended before, or `seconds` did.
+        """
+        times = [began]
+
+        def reached() -> bool:
+            if (newest := self.last_step_time) > times[-1] + (_IN_FLIGHT_SECONDS if len(times) == 1 else 0):
+                times.append(newest)
+            return len(times) > 1 and self.step >= step
+
+        if not self.wait(reached, seconds):
+            return None
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
     def wait_for_end(self, seconds: float = WAIT_SECONDS) -> int | None:
         """Its exit code; None where it goes on."""
@@ -148,63 +189,14 @@ class DisturbedRun:
 
     def end(self) -> None:
         """End whatever is left of it."""
-        assert self._process is not None
+        if self._process is None:
+            return
         with contextlib.suppress(psutil.Error):
             for process in [*psutil.Process(self._process.pid).children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         self._process.kill()
         self._process.wait()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What was done to a run, and what became of it."""
-
-    kind: str  # "kill", "stop", "damage"
-    role: str
-    step: int  # the last one before
-    seconds: float | None  # to the next step that was done; None where none came
-    by_itself: bool  # nobody had to give the command again
-
-
-def disturb(run: DisturbedRun, kind: str, role: str, draw: random.Random) -> Fault | None:
-    """Do it, wait for the next step; None where there is no such process just now."""
-    step, began = run.step, time.time()
-    if kind == "damage":
-        file = draw.choice(checkpoint_files(run))
-        flip(file, draw)
-    with contextlib.suppress(psutil.Error):
-        run.wait(lambda: bool(run.processes(role)))  # one that was killed before may not be back
-        found = run.processes(role)
-        if not found:
-            return None
-        step, began = run.step, time.time()
-        victim = draw.choice(found)
-        victim.send_signal(signal.SIGSTOP if kind == "stop" else signal.SIGKILL)
-    by_itself = role != "driver"
-    if not by_itself:
-        run.wait_for_end()
-        run.start()
-    came = run.wait(lambda: run.num_told > began + 0.2, WAIT_SECONDS)
-    if not came and not run.runs:  # it gave up
-        by_itself = False
-        run.start()
-        came = run.wait(lambda: run.num_told > began + 0.2, WAIT_SECONDS)
-    return Fault(kind=kind, role=role, step=step, seconds=time.time() - began if came else None, by_itself=by_itself)
-
-
-def checkpoint_files(run: DisturbedRun) -> list[Path]:
-    """The files of the newest checkpoint."""
-    newest = max((run.config.run_dir / "checkpoints").glob("step-??????"))
-    return sorted(newest.iterdir())
-
-
-def flip(file: Path, draw: random.Random) -> None:
-    """Flip one bit of it."""
-    content = bytearray(file.read_bytes())
-    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    file.write_bytes(content)
 
 
 def files_with_secrets(run: DisturbedRun) -> list[str]:
@@ -216,7 +208,7 @@ def files_with_secrets(run: DisturbedRun) -> list[str]:
     return [str(file) for file in files if any(secret in file.read_bytes() for secret in secrets)]
 
 
-def trained(run: DisturbedRun) -> list[Any]:
-    """Return of each step the rows, the tokens, and the weights after it."""
-    rows = [row for row in read_audit(run.config.run_dir / "audit.jsonl") if row and "step" in row]
-    return [[row[name] for name in ("step", "drawn", "tokens", "weights")] for row in rows]
+def trained(run_dir: Path, names: Sequence[str] = ("step", "drawn", "tokens", "weights")) -> list[dict[str, Any]]:
+    """Return of each step the rows, the tokens, and the weights after it, as audit.jsonl has them."""
+    rows = [row for row in read_audit(run_dir / "audit.jsonl") if row and "step" in row]
+    return [{name: row[name] for name in names} for row in rows]

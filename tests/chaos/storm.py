@@ -1,36 +1,35 @@
-"""`make chaos`: many faults in one run, and a table of what came of them.
+"""`make chaos`: many faults in a run, or in several beside each other, and a table of what came of them.
 
-    storm.py [--faults 60] [--seed 0] [--workers 1] [--staleness 2] [--kinds kill,stop,damage] [--in DIR --minutes M]
+    storm.py [--faults 60] [--seed 0] [--storms 1] [--engine fake] [--workers 1] [--staleness 2]
+             [--kinds kill,stop,damage] [--cores N] [--in DIR --minutes M]
+    storm.py --table DIR [DIR ...]
 
-The run beside it is not disturbed; both must train the same, step by step, and export the same bits. With --in and
+The run beside them is not disturbed; all must train the same, step by step, and export the same bits. With --in and
 --minutes a storm is made in pieces: each goes on where the one before was stopped, as the user's own command does.
+With --storms N there are N of them, with seeds from --seed on, each with a Ray of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import datetime
-import io
 import json
+import os
 import random
-import statistics
+import signal
 import sys
 import tempfile
 import time
+import traceback
+from concurrent import futures
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-from safetensors.torch import load_file
-
-from rayqd.commands.doctor_run import examine_run
 from tests.chaos.chaos_config import make_config, make_data, make_model
-from tests.chaos.disturbed_run import DisturbedRun, Fault, disturb, trained
+from tests.chaos.disturbed_run import DisturbedRun
+from tests.chaos.faults import Deadline, Fault, disturb
+from tests.chaos.storm_table import FAULTS, OPTIONS, WHOLE, Storm, Table
 
-STEPS_BETWEEN = 2
 STALL_SECONDS = 20
 KINDS = {  # kind: the roles, by how often each is taken
     "kill": ["rollout"] * 4 + ["teacher"] * 4 + ["learner"] * 3 + ["controller"] * 2 + ["driver"],
@@ -38,140 +37,167 @@ KINDS = {  # kind: the roles, by how often each is taken
     "damage": ["learner", "driver"],
 }
 SHARES = {"kill": 8, "stop": 1, "damage": 1}
+_DAY_SECONDS = 86400.0
+_START_SECONDS = 1200.0  # on cores that many others keep busy
+_OVERSHOOT = 2  # steps that a run does while somebody looks for the next victim
+_OBJECT_STORE_BYTES = 300_000_000  # the tiny model's batches need a hundredth of it
 
 
 def main() -> int:
     """Disturb, print the table, and return 1 where something was not as it must be."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
     options = parse()
+    if options.table:
+        return show([storm for directory in options.table for storm in Storm.found_in(directory)])
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         directory = options.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + 60 * options.minutes
-        model, data = make_model(directory), make_data(directory)
-        whole, run = (run_of(model, data, directory, name, options) for name in ("whole", "disturbed"))
-        if not undisturbed(whole, deadline):
+        deadline = Deadline(60 * options.minutes)
+        whole, *disturbed = make_runs(directory, options)
+        if options.storms == 1 and not undisturbed(whole, deadline):  # few cores: one after the other
             print(f"the undisturbed run has come to step {whole.step} of {whole.config.learner.steps}")
-            return int(time.monotonic() < deadline)
-        log = directory / "faults.jsonl"
-        ended = storm(run, options, log, deadline)
-        faults = [Fault(**json.loads(line)) for line in log.read_text().splitlines()]
-        print(table(faults, options, whole, run, ended=ended))
-        good = same(whole, run, ended=ended) and all(fault.seconds is not None for fault in faults)
-        if not good:
-            print(run.output)
-        return int(not good)
+            return int(not deadline.is_over)
+        with futures.ThreadPoolExecutor(len(disturbed) + 1) as threads:
+            beside = threads.submit(undisturbed, whole, deadline)
+            storms = [
+                threads.submit(storm, run, options, options.seed + number, deadline)
+                for number, run in enumerate(disturbed)
+            ]
+            try:
+                futures.wait([beside, *storms])
+            except KeyboardInterrupt:  # the runs have it too, and end
+                deadline.pull()
+        errors = [error for each in (beside, *storms) if (error := each.exception())]
+        for error in errors:
+            traceback.print_exception(error)
+        return show(Storm.found_in(directory)) or int(bool(errors))
 
 
-def undisturbed(whole: DisturbedRun, deadline: float) -> bool:
+def show(storms: list[Storm]) -> int:
+    """Print the table, and what runs wrote that are not as they must be; return 1 where there are such."""
+    table = Table(storms)
+    print(table.format())
+    for storm in storms:
+        if fault := storm.find_fault():
+            print(f"\n{storm.directory}: {fault}\n{storm.screen()}")
+    return int(any(storm.find_fault() for storm in storms) or not storms)
+
+
+def make_runs(directory: Path, options: argparse.Namespace) -> list[DisturbedRun]:
+    """Return the undisturbed run and those that are disturbed, none of them started."""
+    model, data = make_model(directory), make_data(directory)
+    names = [WHOLE, *(f"seed-{options.seed + number}" for number in range(options.storms))]
+    runs: list[DisturbedRun] = []
+    for name in names:
+        own = directory / name
+        own.mkdir(exist_ok=True)
+        shown = {**vars(options), "directory": None, "table": None, "minutes": None}
+        (own / OPTIONS).write_text(json.dumps({key: value for key, value in shown.items() if value is not None}))
+        runs.append(make_run(model, data, own, options))
+    return runs
+
+
+def make_run(model: Path, data: Path, directory: Path, options: argparse.Namespace) -> DisturbedRun:
+    """Return a run in `directory`, not started yet, with the settings that all have."""
+    name = WHOLE if directory.name == WHOLE else "disturbed"
+    sections: dict[str, Any] = {
+        "learner": {
+            "steps": (distance(options) + _OVERSHOOT) * (options.faults + 1),
+            "num_workers": options.workers,
+        },
+        "rollout": {"max_staleness": options.staleness},
+        "ray": {"stall_seconds": STALL_SECONDS},
+    }
+    config = make_config(model, data, directory, name, **sections)
+    return DisturbedRun(config, directory, options.engine, starts=False, environment=make_environment(options))
+
+
+def make_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Return the variables by which several Rays on one machine leave each other room."""
+    cores = options.cores or max(2, (os.cpu_count() or 2) // (options.storms if options.storms > 1 else 1))
+    resources: dict[str, float] = {"CPU": cores}
+    environment = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(_OBJECT_STORE_BYTES)}
+    if options.engine == "fake":
+        resources["GPU"] = 0
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    return environment | {"RAY_OVERRIDE_RESOURCES": json.dumps(resources)}
+
+
+def distance(options: argparse.Namespace) -> int:
+    """Return the steps from a fault to the next: one more than can have been made before it."""
+    return options.staleness + 1
+
+
+def undisturbed(whole: DisturbedRun, deadline: Deadline) -> bool:
     """Bring the run to its end, if there is time; return whether it is there."""
-    if is_done(whole):
+    if whole.is_done:
         return True
     whole.start()
-    if whole.wait_for_end(max(1.0, deadline - time.monotonic())) is None:
+    if whole.wait_for_end(deadline.left(_DAY_SECONDS)) is None:
         whole.stop()
-    return is_done(whole)
+    return whole.is_done
 
 
-def storm(run: DisturbedRun, options: argparse.Namespace, log: Path, deadline: float) -> bool:
-    """Disturb the run until it has had its faults, or time is up; return whether it has come to its end."""
+def storm(run: DisturbedRun, options: argparse.Namespace, seed: int, deadline: Deadline) -> None:
+    """Disturb the run until it has had its faults, or time is up, and bring it to its end, if there is time."""
+    log = run.screen.with_name(FAULTS)
     log.touch()
     number = len(log.read_text().splitlines())
-    if is_done(run):
-        return True
+    if run.is_done:
+        return
+    last_step = run.config.learner.steps - distance(options)
     run.start()
     try:
-        while number < options.faults:
-            last = run.step
-            if not run.wait(lambda: run.step >= last + STEPS_BETWEEN, deadline - time.monotonic()):  # noqa: B023
-                break
-            draw = random.Random(f"{options.seed} {number}")
-            kind = draw.choice([kind for kind in options.kinds.split(",") for _ in range(SHARES[kind])])
-            fault = disturb(run, kind, draw.choice(KINDS[kind]), draw)
+        run.wait_for_start(deadline.left(_START_SECONDS))
+        while not deadline.is_over and number < options.faults and run.step < last_step:
+            after = run.step + 1
+            if not run.wait(lambda: run.step >= after, deadline.left(run.patience_seconds)):  # noqa: B023
+                if deadline.is_over or run.is_done:
+                    break
+                fault = begin_again(run, deadline)
+            else:
+                draw = random.Random(f"{seed} {number}")
+                kind = draw.choice([kind for kind in options.kinds.split(",") for _ in range(SHARES[kind])])
+                role = draw.choice(KINDS[kind])
+                fault = disturb(run, kind, role, draw, num_steps=distance(options), deadline=deadline)
             number += 1
             if fault:
-                print(f"{number}: {fault}", flush=True)
+                print(f"seed {seed}, {number}: {fault}", flush=True)
                 with log.open("a") as stream:
                     stream.write(json.dumps(asdict(fault)) + "\n")
-        if number >= options.faults:
-            run.wait_for_end(max(1.0, deadline - time.monotonic()))
-        run.stop()
+                if fault.seconds is None:  # neither by itself nor by the same command
+                    return
+        run.wait_for_end(deadline.left(_DAY_SECONDS))
     finally:
-        if run.runs:
-            run.end()
-    return is_done(run)
+        run.stop()
+        run.end()
+
+
+def begin_again(run: DisturbedRun, deadline: Deadline) -> Fault:
+    """Give the command again to a run that gave up, or stands still, though the last fault was over."""
+    step, began = run.step, time.time()
+    run.stop()
+    run.start()
+    seconds = run.wait_for_steps(step + 1, began, deadline.left(run.patience_seconds))
+    return Fault(kind="end", role="later", step=step, seconds=seconds, by_itself=False, began=began)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--faults", type=int, default=60, help="of each storm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--storms", type=int, default=1, help="how many beside each other, with seeds from --seed on")
+    parser.add_argument("--engine", choices=["fake", "vllm"], default="fake")
     parser.add_argument("--workers", type=int, default=1, help="learner workers")
     parser.add_argument("--staleness", type=int, default=2)
     parser.add_argument("--kinds", default="kill,stop,damage")
+    parser.add_argument("--cores", type=int, help="that each run's Ray is told of; none: its share of the machine's")
     parser.add_argument("--in", dest="directory", type=Path, help="where the runs stay, for another piece")
-    parser.add_argument("--minutes", type=float, default=24 * 60)
+    parser.add_argument("--minutes", type=float, default=_DAY_SECONDS / 60)
+    parser.add_argument("--table", type=Path, nargs="+", help="only the table of storms that were made, by their --in")
     return parser.parse_args()
-
-
-def run_of(model: Path, data: Path, directory: Path, name: str, options: argparse.Namespace) -> DisturbedRun:
-    """Return a run, not started yet, with the settings that both have."""
-    sections: dict[str, Any] = {
-        "learner": {"steps": STEPS_BETWEEN * (options.faults + 1), "num_workers": options.workers},
-        "rollout": {"max_staleness": options.staleness},
-        "ray": {"stall_seconds": STALL_SECONDS},
-    }
-    return DisturbedRun(make_config(model, data, directory, name, **sections), directory, starts=False)
-
-
-def is_done(run: DisturbedRun) -> bool:
-    """Return whether it has its result."""
-    return (run.config.run_dir / "result.json").is_file() and run.step >= run.config.learner.steps
-
-
-def same(whole: DisturbedRun, run: DisturbedRun, *, ended: bool) -> bool:
-    """Return whether both trained the same at every step, and came to the same bits."""
-    did, wanted = trained(run), trained(whole)
-    if not ended:
-        return did == wanted[: len(did)]
-    left, right = (load_file(each.config.run_dir / "export" / "model.safetensors") for each in (whole, run))
-    bits = left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-    return bits and did == wanted
-
-
-def audited(run: DisturbedRun) -> str:
-    """Return what `rayqd doctor` says of it."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        examine_run(run.config.run_dir)
-    return output.getvalue().strip().partition(": ")[2]
-
-
-def table(
-    faults: list[Fault], options: argparse.Namespace, whole: DisturbedRun, run: DisturbedRun, *, ended: bool
-) -> str:
-    """Format what came of each kind of fault."""
-    lines = [
-        "| fault | times | went on by itself | seconds to the next step: median | worst |",
-        "| --- | --: | --: | --: | --: |",
-    ]
-    for key in sorted({(fault.kind, fault.role) for fault in faults}):
-        own = [fault for fault in faults if (fault.kind, fault.role) == key]
-        seconds = [fault.seconds for fault in own if fault.seconds is not None]
-        by_itself = sum(fault.by_itself and fault.seconds is not None for fault in own)
-        median, worst = (f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("-", "-")
-        lines.append(f"| {' '.join(key)} | {len(own)} | {by_itself} | {median} | {worst} |")
-    memory = psutil.virtual_memory().total / 2**30
-    machine = f"{psutil.cpu_count()} cores, {memory:.0f} GiB, load {psutil.getloadavg()[2]:.1f}"
-    how = "" if ended else f" as far as step {run.step}"
-    lines += [
-        "",
-        f"`storm.py --faults {options.faults} --seed {options.seed} --workers {options.workers} --staleness "
-        f"{options.staleness} --kinds {options.kinds}`, {machine}, {datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}.",
-        f"audit: {audited(run)}; bit-equal to the undisturbed run{how}: "
-        f"{'yes' if same(whole, run, ended=ended) else 'NO'}",
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from rayqd.commands.doctor_run import examine_run
 from tests.chaos.chaos_config import make_config
-from tests.chaos.disturbed_run import DisturbedRun, disturb, files_with_secrets, trained
+from tests.chaos.disturbed_run import DisturbedRun, files_with_secrets, trained
+from tests.chaos.faults import disturb
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -58,7 +59,7 @@ def test_twenty_kills_over_all_roles_change_nothing(start: Any, capsys: pytest.C
     assert survived > 0
     for each in (whole, run):
         assert examine_run(each.config.run_dir) == 0, capsys.readouterr().out
-    assert trained(run) == trained(whole)
+    assert trained(run.config.run_dir) == trained(whole.config.run_dir)
     left, right = (load_file(each.config.run_dir / "export" / "model.safetensors") for each in (whole, run))
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
