@@ -21,7 +21,7 @@ from rayqd.commands import distill as module
 from rayqd.errors import RunError
 from rayqd.events import Event, FinishedEvent, ReadyEvent, StartEvent
 from rayqd.runs.environment import Environment
-from tests.driver.test_monitor import RecordedActors
+from tests.driver.recorded_actors import RecordedActors
 from tests.example_events import arm_result, step_event
 from tests.report.test_report import ENVIRONMENT
 

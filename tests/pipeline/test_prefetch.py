@@ -10,7 +10,7 @@ import pytest
 
 from rayqd.errors import WorkerError
 from rayqd.pipeline import LostError, RolloutRef
-from tests.pipeline.test_pipeline import make, train, weights
+from tests.pipeline.recorded import make, train, weights
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 0.05, 0.5, 1.0])
