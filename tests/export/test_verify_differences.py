@@ -15,6 +15,7 @@ from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.rollout import parity, vllm
+from rayqd.rollout.kernels import WeightForm
 from tests.export.trained_run import flip_a_byte, make_trained_run, run, verdict
 
 
@@ -116,6 +117,8 @@ def test_export_that_vllm_cannot_load_is_one_line_of_a_verdict_that_goes_on(
         raise ValueError("No available kernel\n  for this layer. " + "Reasons " * 200)
 
     monkeypatch.setattr(parity, "_has_vllm", lambda: True)
+    packed = WeightForm(dtype="bfloat16")  # as on a CPU that has the kernel
+    monkeypatch.setattr(parity, "choose_weight_form", lambda *_, **__: packed)
     monkeypatch.setattr(vllm, "VLLMEngine", refuse)
     run_dir, config = make_run("int4")
     code, screen = run(run_dir, config, verify=True)
