@@ -33,6 +33,7 @@ from rayqd.data.run_data import examples_by_weight, weights_of
 from rayqd.data.shares import count_drawn
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.runs.paths import RAY_TRAIN
 from rayqd.spans import Span, process_start, record_span, span, take_spans
 from rayqd.types import EngineProbe, Example, IntArray, WireTensor
@@ -99,9 +100,13 @@ class Controller:
         return os.getpid()
 
     @ray.method
-    async def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
-        """Take the rows of the run; the teacher starts on the held-out ones at once."""
+    async def set_data(self, training: ExampleSet, heldout: ExampleSet, rules: SamplingRules | None) -> None:
+        """Take the rows of the run, and by what `rules` the student writes, if it does.
+
+        The teacher starts on the held-out rows at once.
+        """
         config = self._config
+        self._pooled_rollouts.rules = rules
         self._pipeline = Pipeline(
             plan=make_plan(config, training.sizes),
             examples=training.examples,
@@ -117,6 +122,11 @@ class Controller:
         self._scored_heldout = asyncio.create_task(self._pipeline.heldout(self._heldout))
         self._training = training
         self._has_data.set()
+
+    @ray.method
+    async def wait_for_data(self) -> None:
+        """Return once the run has its rows, before which nobody has looked at its model."""
+        await self._has_data.wait()
 
     @ray.method
     async def heldout(self, attempt: int) -> list[ScoredRef]:

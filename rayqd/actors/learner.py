@@ -160,6 +160,8 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
         from rayqd.learner.worker import LearnerWorker
         from rayqd.model.load import device
 
+    with span("wait for the driver's checks"):
+        ray.get(controller.wait_for_data.remote())
     config = localize_run_dir(driver_config)
     group = SingleProcess()
     if world_size > 1:

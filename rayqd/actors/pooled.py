@@ -13,6 +13,7 @@ from rayqd.actors.pool import Pool
 from rayqd.actors.ray_types import as_argument
 from rayqd.actors.workers import RolloutActor, TeacherActor
 from rayqd.pipeline import Ref, RolloutRef, ScoreRef, Weights
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.spans import Span
 from rayqd.teacher.worker import ScoringReport
 from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, TeacherPayload
@@ -53,6 +54,7 @@ class PooledRollouts:
     """Spreads a step's sequences over the rollout workers."""
 
     def __init__(self, pool: Pool[RolloutActor], clock: RoleClock) -> None:
+        self.rules: SamplingRules | None = None  # come with the rows
         self._pool = pool
         self._clock = clock
         self._probes: list[EngineProbe] = []
@@ -78,7 +80,10 @@ class PooledRollouts:
     async def _write_share(
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights
     ) -> list[RolloutRef]:
-        report, refs, wrote = await self._pool.call(RolloutActor.write, len(sequences), sequences, prompts, weights)
+        assert self.rules is not None
+        report, refs, wrote = await self._pool.call(
+            RolloutActor.write, len(sequences), sequences, prompts, weights, self.rules
+        )
         if report.probe:
             self._probes.append(report.probe)
         num_tokens = sum(summary.num_loss_tokens for summary in report.rollouts)

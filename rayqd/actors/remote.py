@@ -14,14 +14,9 @@ from rayqd.actors.workers import PooledActor, RolloutActor, RolloutHandle, Teach
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
-from rayqd.data.chat_settings import chat_settings
-from rayqd.data.stops import end_token_ids
-from rayqd.model.load import load_tokenizer
-from rayqd.model.source import student_directory
-from rayqd.rollout.engine_makers import vllm_engine_maker
-from rayqd.rollout.sampling import with_model_sampling
-from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids, vocab_size
-from rayqd.teacher.worker import TeacherWorker, teacher_loader
+from rayqd.rollout.engine_makers import import_engine, vllm_engine_maker
+from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids
+from rayqd.teacher.worker import TeacherWorker, import_teacher, teacher_loader
 
 A = TypeVar("A", bound=PooledActor)
 
@@ -30,27 +25,13 @@ ANYWHERE = "DEFAULT"  # not in the placement group of a trial of Ray Tune's, whi
 
 
 def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine | None = None) -> list[RolloutHandle]:
-    """Start the rollout workers; none when nothing is on-policy. Each begins to build its engine at once."""
+    """Start the rollout workers; none when nothing is on-policy. They make no engine yet."""
     if not config.is_on_policy:
         return []
+    prepare = None if make_engine else import_engine
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
-    directory = student_directory(config)
-    settings = with_model_sampling(config, directory).rollout
-    num_ids = vocab_size(config)  # here, where transformers is loaded anyway
-    stop_token_ids = end_token_ids(load_tokenizer(directory), directory, chat_settings(config.data))
     return [
-        actor.remote(
-            RolloutWorker(
-                rank,
-                settings,
-                make_engine,
-                fetch,
-                num_top_ids(config),
-                config.ray.stall_seconds,
-                stop_token_ids,
-                num_ids,
-            )
-        )
+        actor.remote(RolloutWorker(rank, make_engine, fetch, num_top_ids(config), config.ray.stall_seconds, prepare))
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))
     ]
 
@@ -59,16 +40,16 @@ def start_generation_workers(config: Config, placement: Placement, make_engine: 
     """Start rollout workers without a student, over as many nodes as there are."""
     actors = _actor_classes("rollout", RolloutActor, config, placement, name="generator", strategy="SPREAD")
     return [
-        actor.remote(RolloutWorker(rank, config.rollout, make_engine, fetch, stall_seconds=config.ray.stall_seconds))
+        actor.remote(RolloutWorker(rank, make_engine, fetch, stall_seconds=config.ray.stall_seconds))
         for rank, actor in enumerate(actors)
     ]
 
 
 def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:
-    """Start the teachers."""
+    """Start the teachers. They load no model yet."""
     load = teacher_loader(config, placement.gpus_per_worker["teacher"] or 1.0)
     return [
-        actor.remote(TeacherWorker(rank, load, config.ray.stall_seconds))
+        actor.remote(TeacherWorker(rank, load, config.ray.stall_seconds, import_teacher))
         for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement))
     ]
 

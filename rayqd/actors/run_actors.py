@@ -30,6 +30,7 @@ from rayqd.data import ExampleSet
 from rayqd.data.plan import first_on_policy_step
 from rayqd.errors import DeathError, HangError, RayqdError, RunError, StallError
 from rayqd.events import TimedEvent
+from rayqd.rollout.sampling import SamplingRules, sampling_rules
 from rayqd.rollout.worker import MakeEngine
 from rayqd.spans import Span
 
@@ -55,7 +56,7 @@ class RunActors:
         teachers: list[TeacherHandle] | None = None,
         alone: bool = False,
     ) -> None:
-        """Start them all, and wait for none.
+        """Start them all, and wait for none. None of them reads model or rows before `set_data`.
 
         Runs beside each other are given their `placement`, and the `teachers` that they share and that outlive them. A
         run that is `alone` has a Ray of this machine that ends with it.
@@ -72,9 +73,11 @@ class RunActors:
         has_time = first_on_policy_step(config) > config.rollout.max_staleness
         waits = alone and has_time and not any(placement.gpus_per_worker.values())
         self._unstarted = dict(zip(actors, rollouts, strict=False)) if waits else {}
-        self._starting = {actor.start.remote(): name for name, actor in actors.items() if name not in self._unstarted}
+        self._prepared = {name: actor for name, actor in actors.items() if name not in self._unstarted}
+        self._preparing = {actor.prepare.remote(): name for name, actor in self._prepared.items()}
+        self._starting: dict[ObjectRef[Started], str] = {}
         self.nodes_to_start = dict(placement.plan.nodes_to_start)  # by group, before every actor has a node
-        self._rows: tuple[ExampleSet, ExampleSet] | None = None
+        self._rows: tuple[ExampleSet, ExampleSet, SamplingRules | None] | None = None
         self._patience_seconds = config.ray.stall_seconds
         self._config = config
         self._placement = placement
@@ -86,10 +89,10 @@ class RunActors:
         self._start_controller()
 
     def set_data(self, training: ExampleSet, heldout: ExampleSet) -> None:
-        """Give the run its rows."""
-        self._rows = (training, heldout)
-        with contextlib.suppress(RayActorError):  # the next question for events finds out, and `restart` sends them
-            ray.get(self.controller.set_data.remote(training, heldout))
+        """Give the run its rows, and have everybody load models, which are there and as they should be."""
+        self._starting |= {actor.start.remote(): name for name, actor in self._prepared.items()}
+        self._rows = (training, heldout, sampling_rules(self._config) if self._config.is_on_policy else None)
+        self._send_rows()
 
     def restart(self) -> None:
         """Start controller and learner again, which goes on from the last checkpoint; the others stay as they are.
@@ -105,8 +108,7 @@ class RunActors:
         name = f"rayqd/{self._config.name}/controller"
         _wait_until_free(name, f"the controller of {self._config.name} does not end: the same command goes on")
         self._start_controller()
-        if self._rows:
-            self.set_data(*self._rows)
+        self._send_rows()
 
     def start_engines(self) -> None:
         """Have those rollout workers make their engines that have waited until the learner is at work."""
@@ -115,14 +117,10 @@ class RunActors:
 
     def collect_ready(self) -> dict[str, Started]:
         """Return by name the actors that became ready since the last call; raises why one failed."""
-        ready: dict[str, Started] = {}
-        for ref in _list_done(self._starting):
-            name = self._starting.pop(ref)
-            try:
-                ready[name] = ray.get(ref)
-            except RayError as error:
-                raise unwrap_error(error, name) from None
-        return ready
+        for ref in _list_done(self._preparing):
+            _outcome(ref, self._preparing.pop(ref))
+        done = {ref: self._starting.pop(ref) for ref in _list_done(self._starting)}
+        return {name: _outcome(ref, name) for ref, name in done.items()}
 
     def list_starting(self) -> list[str]:
         """Return the actors that are not ready yet."""
@@ -189,6 +187,12 @@ class RunActors:
         self._asked_pid = self.controller.process_id.remote()
         self._training = self.controller.train.remote(self._placement, self._alone)
 
+    def _send_rows(self) -> None:
+        if self._rows is None:
+            return
+        with contextlib.suppress(RayActorError):  # the next question for events finds out, and `restart` sends them
+            ray.get(self.controller.set_data.remote(*self._rows))
+
     def _raise_learner_failure(self) -> None:
         try:
             ray.get(self._training)
@@ -234,6 +238,14 @@ def make_error(error: RayError, who: str) -> RayqdError:
     if said := last_words(error):
         death.add_note(said)
     return death
+
+
+def _outcome(ref: ObjectRef[T], name: str) -> T:
+    """Return what the actor of that `name` answered; raises why it could not."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        raise unwrap_error(error, name) from None
 
 
 def _value_of(ref: ObjectRef[T]) -> T | None:

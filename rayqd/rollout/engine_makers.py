@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 _MAX_REASON_CHARACTERS = 200
 
 
+@cache
+def import_engine() -> None:
+    """Import what `vllm_engine_maker` needs, before there is a model to load."""
+    if explain_unusable_vllm():  # which it raises
+        return
+    with span("import transformers"):
+        import_transformers()
+        from rayqd.rollout.vllm import import_vllm
+
+    import_vllm()
+
+
 def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     """Return a function that makes the student's engine, in the process that calls it.
 
@@ -34,12 +47,11 @@ def vllm_engine_maker(config: Config, gpu_share: float) -> MakeEngine:
     """
 
     def make() -> Engine:
-        with span("import transformers"):
-            import_transformers()
-            from rayqd.model.source import student_directory
-            from rayqd.rollout.kernels import WeightForm, choose_weight_form
-
         _check_engine(config)
+        import_engine()
+        from rayqd.model.source import student_directory
+        from rayqd.rollout.kernels import WeightForm, choose_weight_form
+
         directory = student_directory(config)
         refusal = _refusal_file(directory, config)
         with span("find the 4-bit kernel"):

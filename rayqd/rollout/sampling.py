@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rayqd.config import Config
 from rayqd.config.resolved import with_values
 from rayqd.config.sections import RolloutConfig
+from rayqd.data.chat_settings import chat_settings
+from rayqd.data.stops import end_token_ids
+from rayqd.model.source import student_directory, teacher_directory
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.types import IntArray
 
 MODEL = "model"
 _NEUTRAL: dict[str, float] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRules:
+    """How the student writes: what settings and model say of it together."""
+
+    settings: RolloutConfig  # without "model", see `with_model_sampling`
+    stop_token_ids: tuple[int, ...] = ()  # of which each ends a completion
+    vocab_size: int | None = None  # ids that student and teacher know; of others neither has a loss
+
+
+def sampling_rules(config: Config) -> SamplingRules:
+    """Return the rules of a run, by the small files of its models."""
+    from rayqd.model.load import common_vocab_size, load_tokenizer
+
+    directory = student_directory(config)
+    return SamplingRules(
+        settings=with_model_sampling(config, directory).rollout,
+        stop_token_ids=end_token_ids(load_tokenizer(directory), directory, chat_settings(config.data)),
+        vocab_size=common_vocab_size(directory, teacher_directory(config)),
+    )
 
 
 def with_model_sampling(config: Config, directory: Path) -> Config:

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from vllm.logprobs import Logprob
 
 _CPU_KV_CACHE_GIB = 1
+
+
+def import_vllm() -> None:
+    """Import vLLM, which reads its settings from the environment."""
+    os.environ.update(VLLM_ENVIRONMENT)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # top-k and top-p are seldom asked for
+    with nullcontext() if "vllm" in sys.modules else span("import vllm"):
+        from vllm import LLM  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 class VLLMEngine:
@@ -68,12 +77,9 @@ class VLLMEngine:
         `num_packed_weights`: that `checkpoint` holds as codes; raises LayerFormError where the engine has fewer so.
         `tensor_parallel`: GPUs (on a CPU, processes) among which every layer is divided.
         """
-        os.environ.update(VLLM_ENVIRONMENT)
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(_CPU_KV_CACHE_GIB))
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # top-k and top-p are seldom asked for
-        with span("import vllm"):
-            from vllm import LLM
-            from vllm.platforms import current_platform
+        import_vllm()
+        from vllm import LLM
+        from vllm.platforms import current_platform
 
         _show_llvmlite_to_vllm()
         self._weight_loader = weight_loader or PackedLoader()

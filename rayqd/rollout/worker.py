@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rayqd.config import Config
-from rayqd.config.sections import RolloutConfig
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.completions import write_checked
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
-from rayqd.rollout.sampling import sampling_request
+from rayqd.rollout.sampling import SamplingRules, sampling_request
 from rayqd.spans import span
 from rayqd.stall import StallWatch
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
@@ -30,29 +29,24 @@ class RolloutWorker:
     def __init__(
         self,
         rank: int,
-        settings: RolloutConfig,
         make_engine: MakeEngine,
         fetch: Fetch,
         num_top_ids: int = 0,
         stall_seconds: float = math.inf,
-        stop_token_ids: tuple[int, ...] = (),
-        vocab_size: int | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         """Take what makes an engine, and what fetches weights.
 
-        `settings`: without "model", see `with_model_sampling`. `stop_token_ids`: end every completion.
         `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
-        `stall_seconds`: without a token, after which the process ends itself; see `watch`. `vocab_size`: of ids that
-        student and teacher know.
+        `stall_seconds`: without a token, after which the process ends itself; see `watch`. `prepare`: imports what the
+        engine is made of.
         """
+        self.prepare = prepare
         self._rank = rank
-        self._settings = settings
         self._make_engine = make_engine
         self._fetch = fetch
         self._num_top_ids = num_top_ids
-        self._stop_token_ids = stop_token_ids
         self.stall_seconds = stall_seconds
-        self._vocab_size = vocab_size
         self._watch: StallWatch | None = None
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
@@ -88,9 +82,9 @@ class RolloutWorker:
         return time.perf_counter() - began
 
     def write(
-        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
+        self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights, rules: SamplingRules
     ) -> tuple[float, list[Rollout]]:
-        """Return the seconds spent, and a rollout for each planned sequence, written with `weights`."""
+        """Return the seconds spent, and a rollout for each planned sequence, written with `weights` by `rules`."""
         self.start()
         assert self._engine is not None
         began = time.perf_counter()
@@ -103,9 +97,9 @@ class RolloutWorker:
                     self._version, self._lineage = weights.version, weights.lineage
                     if is_first:
                         self._probe = self._make_probe(self._engine, prompts[0])
-        requests = [self._request(s, p) for s, p in zip(sequences, prompts, strict=True)]
+        requests = [_request(rules, s, p) for s, p in zip(sequences, prompts, strict=True)]
         with span("first rollouts") if is_first else nullcontext(), self._working():
-            completions = write_checked(self._completions, requests, self._vocab_size, self._num_top_ids)
+            completions = write_checked(self._completions, requests, rules.vocab_size, self._num_top_ids)
         rollouts = [
             Rollout(
                 step=sequence.step,
@@ -160,11 +154,6 @@ class RolloutWorker:
     def _working(self) -> AbstractContextManager[None]:
         return self._watch.working() if self._watch else nullcontext()
 
-    def _request(self, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
-        return sampling_request(
-            self._settings, prompt.prompt_ids, seed=sequence.seed, stop_token_ids=self._stop_token_ids
-        )
-
 
 def num_top_ids(config: Config) -> int:
     """Return how many of the student's likeliest ids travel with each token: those that the teacher is to score."""
@@ -172,9 +161,5 @@ def num_top_ids(config: Config) -> int:
     return teacher.top_k if teacher.payload == "topk" and teacher.top_k_of == "student" else 0
 
 
-def vocab_size(config: Config) -> int:
-    """Return how many ids student and teacher have in common; of others neither has a loss."""
-    from rayqd.model.load import common_vocab_size
-    from rayqd.model.source import student_directory, teacher_directory
-
-    return common_vocab_size(student_directory(config), teacher_directory(config))
+def _request(rules: SamplingRules, sequence: PlannedSequence, prompt: Example) -> SamplingRequest:
+    return sampling_request(rules.settings, prompt.prompt_ids, seed=sequence.seed, stop_token_ids=rules.stop_token_ids)

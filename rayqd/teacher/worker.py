@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,8 +67,18 @@ class ScoringReport:
 class TeacherWorker:
     """Loads a teacher when it is first asked for something, and keeps it."""
 
-    def __init__(self, rank: int, load: Callable[[], LoadedTeacher], stall_seconds: float = math.inf) -> None:
-        """Take what loads the model; `stall_seconds` without a batch end the process, see `watch`."""
+    def __init__(
+        self,
+        rank: int,
+        load: Callable[[], LoadedTeacher],
+        stall_seconds: float = math.inf,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """Take what loads the model, and `prepare`, which imports what that takes.
+
+        `stall_seconds` without a batch end the process, see `watch`.
+        """
+        self.prepare = prepare
         self._rank = rank
         self._load = load
         self.stall_seconds = stall_seconds
@@ -147,6 +158,16 @@ def _cached(cache: PayloadCache | None, spec: PayloadSpec, rollouts: Sequence[Ro
     return {i: payload for i, payload in payloads.items() if payload is not None}
 
 
+@cache
+def import_teacher() -> None:
+    """Import all that `teacher_loader` needs, before there is a model to load."""
+    with span("import torch"):
+        import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    with span("import transformers"):
+        import_transformers()
+        import rayqd.teacher.forward  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+
 def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], LoadedTeacher]:
     """Return a function that loads the real teacher, in the process that calls it.
 
@@ -154,17 +175,14 @@ def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], Loade
     """
 
     def load() -> LoadedTeacher:
-        with span("import torch"):
-            import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        with span("import transformers"):
-            import_transformers()
-            from rayqd.model.decoder_layers import compile_layers
-            from rayqd.model.forward.of_model import describe_forward
-            from rayqd.model.load import common_vocab_size, load_model, output_head
-            from rayqd.model.source import student_directory, teacher_directory
-            from rayqd.model.spread import plan_device_map
-            from rayqd.teacher.forward import Teacher
-            from rayqd.teacher.payloads import payload_spec
+        import_teacher()
+        from rayqd.model.decoder_layers import compile_layers
+        from rayqd.model.forward.of_model import describe_forward
+        from rayqd.model.load import common_vocab_size, load_model, output_head
+        from rayqd.model.source import student_directory, teacher_directory
+        from rayqd.model.spread import plan_device_map
+        from rayqd.teacher.forward import Teacher
+        from rayqd.teacher.payloads import payload_spec
 
         student = student_directory(config)
         directory = teacher_directory(config)

@@ -21,6 +21,7 @@ from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.model.student import Student
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine_makers import vllm_engine_maker
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.types import Example, PlannedSequence
 
@@ -34,10 +35,10 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-async def write(workers: Pool[RolloutActor], weights: Weights) -> list[int]:
+async def write(workers: Pool[RolloutActor], weights: Weights, rules: SamplingRules) -> list[int]:
     sequence = PlannedSequence(step=0, index=0, example=0, on_policy=True, seed=7)
     prompt = Example(row=0, prompt_ids=np.arange(3, 19, dtype=np.int32), completion_ids=np.arange(2, dtype=np.int32))
-    _, (rollout,), _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights)
+    _, (rollout,), _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights, rules)
     return ray.get(rollout).completion_ids.tolist()
 
 
@@ -66,18 +67,19 @@ async def test_any_of_its_processes_may_die(tiny_model: Path, tmp_path: Path, mo
     async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
-    worker = RolloutWorker(0, config.rollout, vllm_engine_maker(config, 1.0), fetch)
+    worker = RolloutWorker(0, vllm_engine_maker(config, 1.0), fetch)
     actor: Any = ray.remote(RolloutActor).options(num_cpus=0, max_restarts=-1, name="rayqd/divided/rollout-0")
     handle = actor.remote(worker)
     workers = Pool("rollout", [handle], notice=notice)
+    rules = SamplingRules(settings=config.rollout)
     published = collect_rollout_weights(Student.load(tiny_model, config), config)
     weights = Weights(version=0, tensors=put(published))
 
-    written = await write(workers, weights)
+    written = await write(workers, weights, rules)
     ranks = find_ranks(handle)
     assert len(ranks) == 2
     ranks[1].kill()
-    assert await write(workers, weights) == written
+    assert await write(workers, weights, rules) == written
     assert any("rollout-0" in line for line in heard)
 
     ranks = find_ranks(handle)

@@ -25,6 +25,7 @@ from rayqd.config.sections import RolloutConfig
 from rayqd.errors import DataError, WorkerError
 from rayqd.pipeline import LostError, RolloutRef, ScoredRef, Weights
 from rayqd.rollout.fake import FakeEngine
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
 from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, RolloutSummary
@@ -197,7 +198,7 @@ async def test_work_whose_argument_is_lost_is_not_tried_again_but_told() -> None
 
 async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout_that_it_refers_to() -> None:
     settings = RolloutConfig(min_new_tokens=1, max_new_tokens=40)
-    workers = [RolloutWorker(rank, settings, lambda: FakeEngine(99), fetch) for rank in range(2)]
+    workers = [RolloutWorker(rank, lambda: FakeEngine(99), fetch) for rank in range(2)]
     handles = [ray.remote(RolloutActor).options(num_cpus=0).remote(worker) for worker in workers]
     clock = RoleClock()
     sequences = [PlannedSequence(step=3, index=i, example=i, on_policy=True, seed=i) for i in range(7)]
@@ -205,7 +206,9 @@ async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout
         Example(row=i, prompt_ids=np.zeros(i + 1, np.int32), completion_ids=np.zeros(1, np.int32)) for i in range(7)
     ]
     weights = Weights(version=5, tensors=ray.put({}))
-    refs = await PooledRollouts(Pool("rollout", handles), clock).write(sequences, prompts, weights)
+    rollouts = PooledRollouts(Pool("rollout", handles), clock)
+    rollouts.rules = SamplingRules(settings=settings)
+    refs = await rollouts.write(sequences, prompts, weights)
     assert {ref.wrote for ref in refs} == {Call(worker=f"rollout-{rank}") for rank in range(len(handles))}
     assert [ref.summary.tokens for ref in refs] == [fetch(ref.ref).digest for ref in refs]
     assert all(ref.summary.example == sequences[ref.summary.index].example for ref in refs)

@@ -22,6 +22,7 @@ from rayqd.errors import WorkerError
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import Completion, SamplingRequest
 from rayqd.rollout.fake import FakeEngine
+from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
 from rayqd.types import Example, HiddenPayload, PlannedSequence, Rollout, SampledPayload, TeacherPayload
@@ -59,8 +60,7 @@ def pool(times: int, marker: Path, heard: list[str]) -> Pool[RolloutActor]:
     async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
-    settings = RolloutConfig(min_new_tokens=2, max_new_tokens=4)
-    worker = RolloutWorker(0, settings, make_engine, fetch, stall_seconds=STALL_SECONDS)
+    worker = RolloutWorker(0, make_engine, fetch, stall_seconds=STALL_SECONDS)
     actor: Any = ray.remote(RolloutActor).options(num_cpus=0, max_restarts=-1, name=f"rayqd/stalled-{times}/rollout-0")
     return Pool("rollout", [actor.remote(worker)], notice=notice)
 
@@ -69,7 +69,8 @@ async def write(workers: Pool[RolloutActor]) -> int:
     sequence = PlannedSequence(step=0, index=0, example=0, on_policy=True, seed=7)
     prompt = Example(row=0, prompt_ids=np.arange(3, dtype=np.int32), completion_ids=np.arange(2, dtype=np.int32))
     weights = Weights(version=0, tensors=put({}))
-    report, _, _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights)
+    rules = SamplingRules(settings=RolloutConfig(min_new_tokens=2, max_new_tokens=4))
+    report, _, _ = await workers.call(RolloutActor.write, 1, [sequence], [prompt], weights, rules)
     return report.rollouts[0].num_loss_tokens
 
 
@@ -100,8 +101,7 @@ async def test_one_that_is_stopped_as_a_whole_is_ended_and_its_work_is_done_agai
     async def notice(text: str, died: str = "") -> None:
         heard.append(text)
 
-    settings = RolloutConfig(min_new_tokens=2, max_new_tokens=4)
-    worker = RolloutWorker(0, settings, make_engine, fetch)  # which itself waits for ever
+    worker = RolloutWorker(0, make_engine, fetch)  # which itself waits for ever
     actor: Any = ray.remote(RolloutActor).options(num_cpus=0, max_restarts=-1, name="rayqd/stopped/rollout-0")
     workers = Pool("rollout", [actor.remote(worker)], notice=notice, stall_seconds=STALL_SECONDS)
     working = asyncio.create_task(write(workers))

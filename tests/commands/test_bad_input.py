@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rayqd.cli import main
@@ -13,14 +14,19 @@ from rayqd.config.resolved import to_toml
 
 @pytest.fixture
 def fails(tiny_config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `rayqd distill` on the tiny configuration with changes; returns the one line of the error."""
+    """Runs `rayqd distill` on the tiny configuration with changes; returns the one line of the error.
 
-    def run(*flags: str, exit_code: int = 1, **sections: Any) -> str:
+    Dry, unless said otherwise: the checks are the same, and Ray takes its time.
+    """
+
+    def run(*flags: str, exit_code: int = 1, dry: bool = True, **sections: Any) -> str:
         file = tmp_path / "run.toml"
         file.write_text(to_toml(tiny_config(**sections)))
-        assert main(["distill", f"@{file}", *flags]) == exit_code
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rayqd: ")]
+        assert main(["distill", f"@{file}", *flags, *(["--dry-run"] if dry else [])]) == exit_code
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("rayqd: ")]
         assert len(lines) == 1
+        assert "Ray" not in out + err
         return lines[0].removeprefix("rayqd: error: ")
 
     return run
@@ -116,6 +122,14 @@ def test_a_length_beyond_the_context(fails: Any) -> None:
     assert "data.max_length=1024 is above the 512 tokens" in fails("--data.max_length", "1024", exit_code=2)
 
 
-def test_settings_may_be_mended_as_long_as_nothing_has_begun(fails: Any) -> None:
-    assert "96 does not divide" in fails("--quant.group_size", "96", exit_code=2)
-    assert "another configuration" not in fails("--data.max_length", "1024", exit_code=2)
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_is_found_once_ray_has_started_leaves_no_process_and_nothing_that_has_begun(
+    fails: Any, tmp_path: Path
+) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    assert "96 does not divide" in fails("--quant.group_size", "96", exit_code=2, dry=False)
+    assert set(psutil.Process().children(recursive=True)) <= before
+    left = {path.name for path in (tmp_path / "runs" / "tiny").iterdir()}
+    assert left <= {".lock", "config.toml", "ended.json", "ray_train"}  # what had not begun may be changed
+    assert "another configuration" not in fails("--data.max_length", "1024", exit_code=2, dry=False)

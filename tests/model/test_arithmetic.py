@@ -49,8 +49,7 @@ def test_an_old_gpu_refuses_bfloat16_before_the_model_is_read(monkeypatch: pytes
 def test_a_cpu_has_bfloat16_when_linux_says_so(
     flags: str, found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
     assert native_bfloat16(tmp_path / "cpuinfo") == found

@@ -17,7 +17,7 @@ from rayqd.data.template import tokenize_prompt
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import Completion, SamplingRequest
 from rayqd.rollout.fake import FakeEngine
-from rayqd.rollout.sampling import describe_sampling, sampling_request, with_model_sampling
+from rayqd.rollout.sampling import SamplingRules, describe_sampling, sampling_request, with_model_sampling
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.types import PlannedSequence
 from tests.data.families import tokenizer_of
@@ -93,9 +93,10 @@ def test_a_worker_is_sent_the_prompt_that_the_data_path_renders(row: dict[str, A
     data = DataConfig(source=str(file), min_room=1, chat_template_kwargs={"enable_thinking": False})
     examples = load_examples(tokenizer, data, seed=0, num_needed=1, context_length=2000, needs_answer=False).examples
     engine = Recording()
-    worker = RolloutWorker(0, RolloutConfig(max_new_tokens=4), lambda: engine, lambda _: {}, stop_token_ids=(2, 4))
+    worker = RolloutWorker(0, lambda: engine, lambda _: {})
+    rules = SamplingRules(settings=RolloutConfig(max_new_tokens=4), stop_token_ids=(2, 4))
     sequence = PlannedSequence(step=0, index=0, example=0, on_policy=True, seed=1)
-    worker.write([sequence], examples, Weights(version=0, tensors={}))  # pyright: ignore[reportArgumentType]
+    worker.write([sequence], examples, Weights(version=0, tensors={}), rules)  # pyright: ignore[reportArgumentType]
     (request,) = engine.requests
     prompt = row_parser(data, prompt_only=True)(row)
     assert request.prompt_ids.tolist() == tokenize_prompt(tokenizer, prompt, chat_settings(data)).tolist()
