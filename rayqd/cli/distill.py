@@ -31,7 +31,7 @@ COMMAND = Command(
     options=(
         Option(
             name="dry-run",
-            text="check all that can be checked before Ray starts, tell what each role would ask of which nodes, the "
+            text="check all that can be checked without Ray, tell what each role would ask of which nodes, the "
             "tokens of a step and where the run would lie, and start and write nothing",
         ),
     ),

@@ -1,4 +1,4 @@
-"""Whether transformers reads the export of a model back, tried on a tiny copy before anything starts.
+"""Whether transformers reads the export of a model back, tried on a tiny copy before anything is loaded.
 
 Readers unpack layers by rules of their own: some classes are exchanged while a quantized file is loaded (Llama 4's
 experts), some look at weights that are still packed (xLSTM). What they then compute is held against what was exported.

@@ -1,4 +1,4 @@
-"""Checks of all that can be found wrong before a single process is started."""
+"""Checks of all that can be found wrong before a model is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run does before Ray starts is short: no process has begun by then, and nobody imports torch twice over."""
+"""What a run does before it starts Ray is short: nothing large is imported by then, and no model unpacked."""
 
 from __future__ import annotations
 
