@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-from pydantic import TypeAdapter
 
 from rayqd.comparison.inputs import Inputs, KnownInputs
 from rayqd.comparison.jobs import Job, Jobs
@@ -14,21 +11,19 @@ from rayqd.config import Config
 from rayqd.config.resolved import with_values
 from rayqd.config.settings import settings
 from rayqd.errors import RunError
-from rayqd.files import write_text
-from rayqd.runs.directory import Result, RunDirectory, describe_run_dir
+from rayqd.runs.directory import describe_run_dir
+from rayqd.runs.directory_of_runs import DirectoryOfRuns, Ledger
 
 _OF_EACH_RUN = ("seed", "learner.steps")  # which [compare] has
-_FAILURES = TypeAdapter(dict[str, str])
+_LEDGER, _KEY = "runs.jsonl", "name"  # a damaged line costs no more than a reason
 
 
-class ComparisonDirectory:
+class ComparisonDirectory(DirectoryOfRuns):
     """`config.toml` is what all arms share. Arms, seeds and budget may change: each run says itself what it is."""
 
     def __init__(self, jobs: Jobs) -> None:
         """Lock the directory; raises RunError where another process, another comparison, or something else has it."""
-        self._run_dir = RunDirectory(shared_config(jobs), "compare")
-        self.path = self._run_dir.path
-        self._failures = self.path / "failures.json"
+        super().__init__(shared_config(jobs), "compare", ledger=_LEDGER, key=_KEY)
         try:
             self._inputs = KnownInputs(self.path)
         except RunError:
@@ -38,38 +33,20 @@ class ComparisonDirectory:
     def begin(self, job: Job, inputs: Inputs) -> None:
         """Record what a run reads that begins now, and forget why it failed before."""
         self._inputs.record(job, inputs)
-        self._write_failures({name: why for name, why in self.failures().items() if name != job.name})
+        self._ledger.begin(job.name)
 
     def fail(self, job: Job, why: str) -> None:
         """Record why a run failed."""
-        self._write_failures({**self.failures(), job.name: why})
-
-    def failures(self) -> dict[str, str]:
-        """Return why runs failed, by name."""
-        try:
-            return _FAILURES.validate_json(self._failures.read_bytes())
-        except (FileNotFoundError, ValueError):  # what is lost is only the reason
-            return {}
+        self._ledger.fail(job.name, why)
 
     def outcome(self, job: Job) -> Outcome:
         """Return what became of a run."""
-        return read_outcome(job, self.path, self.failures())
+        return read_outcome(job, self.path, read_failures(self.path))
 
-    def finish(self, result: Result) -> None:
-        """Write `result.json`."""
-        self._run_dir.finish(result)
 
-    def link_logs(self, logs: Path | None) -> None:
-        """Link to Ray's logs, if they are on this machine."""
-        self._run_dir.link_logs(logs)
-
-    def close(self) -> None:
-        """Unlock the directory."""
-        self._run_dir.close()
-
-    def _write_failures(self, failures: dict[str, str]) -> None:
-        if failures or self._failures.exists():
-            write_text(self._failures, json.dumps(failures, indent=1, ensure_ascii=False) + "\n")
+def read_failures(comparison: Path) -> dict[str, str]:
+    """Return why runs of the comparison in a directory failed, by name, unless they have been begun again."""
+    return {str(name): why for name, why in Ledger(comparison / _LEDGER, _KEY).errors().items()}
 
 
 def shared_config(jobs: Jobs) -> Config:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ray.tune import Callback
-
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.inputs import Inputs
 from rayqd.comparison.jobs import Job
@@ -20,10 +18,10 @@ from rayqd.files import write_text
 from rayqd.runs.paths import RESULT
 from rayqd.runs.record import is_running
 from rayqd.runs.result_file import read_result
-from rayqd.sweep.callback import TuneTrial, format_report, read_error
+from rayqd.sweep.callback import TrialCallback
 from rayqd.sweep.suggest import FixedTrials, SuggesterSearch
 from rayqd.sweep.trial_run import TrialResources
-from rayqd.sweep.trials import Trial, TrialConfig, TrialReport
+from rayqd.sweep.trials import Trial, TrialConfig
 from rayqd.sweep.tuner import SharedHandle, run_trials
 
 _METRIC = "kl_to_teacher"
@@ -92,7 +90,7 @@ class Trainer:
         )
 
 
-class ArmCallback(Callback):
+class ArmCallback(TrialCallback):
     """What Ray Tune tells of the runs goes to the screen and into the comparison's directory."""
 
     def __init__(
@@ -104,53 +102,20 @@ class ArmCallback(Callback):
         num_done: int,
     ) -> None:
         """Take the runs that are left, by number, what each of them reads, and how many are done already."""
+        super().__init__(progress, num_done, len(jobs) + num_done)
         self._directory = directory
-        self._progress = progress
         self._jobs = jobs
         self._inputs = inputs
-        self._num_done = num_done
-        self._num_all = len(jobs) + num_done
-        self._running: dict[int, str] = {}
 
     def begin(self, trial: Trial) -> TrialConfig:
         """Return the run as Tune is to know it."""
         job = self._jobs[trial.number]
         self._directory.begin(job, self._inputs[job.name])
-        self._running[trial.number] = f"{job.name} starting"
-        self._progress.say(f"{job.name} begins")
-        self._status()
-        run = job.config.model_dump(mode="json")
-        return {"number": trial.number, "name": job.name, "num_steps": job.config.learner.steps, "run": run}
+        return self.start(trial.number, job.name, job.config)
 
-    def on_trial_result(self, *, trial: TuneTrial, result: TrialReport, **info: object) -> None:
-        """Print an evaluation, unless it is the last."""
-        line = f"{trial.config['name']}  step {result['step']}/{trial.config['num_steps']}  {format_report(result)}"
-        self._running[trial.config["number"]] = line
-        if not result["done"]:
-            self._progress.say(line)
-        self._status()
-
-    def on_trial_complete(self, *, trial: TuneTrial, **info: object) -> None:
-        """Print what a run came to."""
-        self._end(trial, f"finished: {format_report(trial.last_result)}")
-
-    def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
-        """Print and keep why a run failed; the others go on."""
-        why = read_error(trial)
-        self._directory.fail(self._jobs[trial.config["number"]], why)
-        self._end(trial, f"failed: {why}")
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # Tune writes a copy of everything it is given, for a restore of its own
-
-    def _end(self, trial: TuneTrial, what: str) -> None:
-        self._running.pop(trial.config["number"], None)
-        self._num_done += 1
-        self._progress.say(f"{trial.config['name']} {what}  ({self._num_done} of {self._num_all} done)")
-        self._status()
-
-    def _status(self) -> None:
-        self._progress.status(f"{self._num_done}/{self._num_all} done; {'; '.join(self._running.values())}")
+    def keep_failure(self, number: int, why: str) -> None:
+        """Record it in the comparison's directory."""
+        self._directory.fail(self._jobs[number], why)
 
 
 def _wait_for_earlier(job: Job, progress: Progress) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from rayqd.comparison.cells import cells_of
 from rayqd.comparison.findings import Findings
 from rayqd.comparison.verdict import budget_text, evidence, sentence
 from rayqd.console.result_table import short_path
-from rayqd.console.say import say
+from rayqd.console.say import say, wrap
 from rayqd.console.tables import Column, print_table
 
 _LEGEND = "KL in nats a token; back: share of rounding's damage that is gone; time, accelerator-seconds: of one seed"
-_LEAST_WIDTH = 40
 _LOG_LINES = 4  # of a failed run's log; the page has more
 
 
@@ -24,7 +22,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
     """Print all of it."""
     console.print()
     for text in (sentence(findings), evidence(findings)):
-        for line in _wrap(text, console.width):
+        for line in wrap(text, console.width):
             say(console, line)
     console.print()
     lines = [cells_of(each, findings, price) for each in findings.arms]
@@ -54,13 +52,8 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         say(console, line)
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    """Break at spaces alone: arms have hyphens in their names."""
-    return textwrap.wrap(text, max(width, _LEAST_WIDTH), break_long_words=False, break_on_hyphens=False)
-
-
 def _below(findings: Findings, directory: Path, width: int) -> Iterator[str]:
-    yield from _wrap(_LEGEND, width)
+    yield from wrap(_LEGEND, width)
     for arm in findings.failed:
         for run in arm.outcome.failed:
             yield f"{run.job.name} failed: {run.error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from rayqd.config import Config
 from rayqd.console.progress import duration
-from rayqd.console.say import say
+from rayqd.console.say import say, wrap
 from rayqd.console.tables import Column, print_table
 from rayqd.events import ArmResult, StepEvent
 from rayqd.runs.bottleneck import Bottleneck, find_bottleneck
@@ -23,7 +22,6 @@ from rayqd.runs.startup import Startup, list_innermost
 from rayqd.runs.storage.folder import redact
 from rayqd.spans import Span
 
-_LEAST_WIDTH = 40  # of the verdict's lines
 _COLUMNS = (
     Column(heading="", is_label=True),
     Column(heading="KL to\nteacher"),
@@ -48,7 +46,7 @@ def _verdict_lines(result: RunResult, width: int) -> Iterator[str]:
     verdict = result.verdict
     if verdict is not None:
         for sentence in filter(None, (verdict.cost, verdict.comparison, verdict.evidence)):
-            yield from textwrap.wrap(sentence, max(width, _LEAST_WIDTH), break_long_words=False)
+            yield from wrap(sentence, width)
         yield ""
 
 
@@ -88,7 +86,7 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
     yield from _text_lines(result)
     if bits := describe_bits(result.student):
         yield f"bits      {bits}; bits/weight is over the whole model"
-    for line in textwrap.wrap(ending_of(config, result), 110):
+    for line in wrap(ending_of(config, result), 110):
         yield f"ending    {line}"
     yield f"time      {duration(result.seconds['total'])}{_parts(result)}"
     roles = "  ".join(f"{role} {value:,.0f} s" for role, value in result.seconds.items() if role != "total")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import textwrap
 
 from rich.console import Console
+
+_LEAST_WIDTH = 40  # of sentences
 
 
 class ReaderGone(KeyboardInterrupt):
@@ -24,3 +27,8 @@ def say(console: Console, text: str) -> None:
             return
         console.quiet = True
         raise ReaderGone from None
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Return lines of at most `width` characters; they break at spaces alone, since names have hyphens in them."""
+    return textwrap.wrap(text, max(width, _LEAST_WIDTH), break_long_words=False, break_on_hyphens=False)

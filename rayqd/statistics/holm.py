@@ -1,4 +1,8 @@
-"""Holm's correction: several tests, and still at most 5 % that any of them errs (Holm 1979)."""
+"""Holm's correction: several tests, and still at most 5 % that any of them errs (Holm 1979).
+
+Written here, as scipy has it not, and importing statsmodels for these lines takes 2 s of a core; its numbers are in the
+tests.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from ray.tune import Callback
 
 from rayqd.actors.failures import unwrap_error
+from rayqd.config import Config
 from rayqd.console.progress import Progress
 from rayqd.errors import ConfigError
 from rayqd.sweep.directory import SweepDirectory
@@ -27,29 +28,34 @@ class TuneTrial(Protocol):
     error_file: str | None
 
 
-class SweepCallback(Callback):
-    """Prints a line for each of Ray Tune's events, and keeps ledger and page up to date."""
+class TrialCallback(Callback):
+    """Prints a line for each of Ray Tune's events, and counts the runs that have ended."""
 
-    def __init__(self, progress: Progress, directory: SweepDirectory, study: Study, num_ended: int) -> None:
+    def __init__(self, progress: Progress, num_ended: int, num_all: int) -> None:
+        """Take how many of how many runs have ended already."""
         self._progress = progress
-        self._directory = directory
-        self._study = study
         self._num_ended = num_ended
+        self._num_all = num_all
         self._running: dict[int, str] = {}
 
-    def begin(self, trial: Trial) -> TrialConfig | None:
-        """Return the trial as Tune is to know it; None if the settings refuse it."""
-        self._directory.begin(trial)
-        try:
-            run = self._study.trial_config(trial)
-        except ConfigError as error:
-            self._fail(trial.number, trial.name, str(error))
-            return None
-        self._running[trial.number] = f"{trial.name} starting"
-        self._progress.say(f"{trial.name} begins")
+    def keep_failure(self, number: int, why: str) -> None:
+        """Keep why run `number` failed."""
+        raise NotImplementedError
+
+    def on_end(self) -> None:
+        """Do what is to be done whenever a run has ended, in whatever way."""
+
+    def start(self, number: int, name: str, run: Config) -> TrialConfig:
+        """Print that a run begins; return it as Tune is to know it."""
+        self._running[number] = f"{name} starting"
+        self._progress.say(f"{name} begins")
         self._status()
-        steps = run.learner.steps
-        return {"number": trial.number, "name": trial.name, "num_steps": steps, "run": run.model_dump(mode="json")}
+        return {"number": number, "name": name, "num_steps": run.learner.steps, "run": run.model_dump(mode="json")}
+
+    def fail(self, number: int, name: str, why: str) -> None:
+        """Print and keep why a run failed; the others go on."""
+        self.keep_failure(number, why)
+        self._end(number, f"{name} failed: {why}")
 
     def on_trial_result(self, *, trial: TuneTrial, result: TrialReport, **info: object) -> None:
         """Print an evaluation, unless it is the last, which `on_trial_complete` prints."""
@@ -60,31 +66,55 @@ class SweepCallback(Callback):
         self._status()
 
     def on_trial_complete(self, *, trial: TuneTrial, **info: object) -> None:
-        """Print how a trial ended."""
+        """Print how a run ended."""
         name, steps, last = trial.config["name"], trial.config["num_steps"], trial.last_result
         state = "finished" if last["step"] >= steps else f"stopped early at step {last['step']} of {steps}"
         self._end(trial.config["number"], f"{name} {state}: {format_report(last)}")
 
     def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
-        """Print and keep why a trial failed."""
-        self._fail(trial.config["number"], trial.config["name"], read_error(trial))
+        """Print and keep why a run failed."""
+        self.fail(trial.config["number"], trial.config["name"], read_error(trial))
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune writes a copy of everything it is given, for a restore of its own
 
-    def _fail(self, number: int, name: str, why: str) -> None:
-        self._directory.fail(number, why)
-        self._end(number, f"{name} failed: {why}")
-
     def _end(self, number: int, line: str) -> None:
         self._running.pop(number, None)
         self._num_ended += 1
-        self._progress.say(f"{line}  ({self._num_ended} of {self._study.num_trials} done)")
-        write_page(SweepResult.of(self._study, self._directory.outcomes()), self._directory.path)
+        self._progress.say(f"{line}  ({self._num_ended} of {self._num_all} done)")
+        self.on_end()
         self._status()
 
     def _status(self) -> None:
-        self._progress.status(f"{self._num_ended}/{self._study.num_trials} done; {'; '.join(self._running.values())}")
+        self._progress.status(f"{self._num_ended}/{self._num_all} done; {'; '.join(self._running.values())}")
+
+
+class SweepCallback(TrialCallback):
+    """Keeps ledger and page of a sweep up to date."""
+
+    def __init__(self, progress: Progress, directory: SweepDirectory, study: Study, num_ended: int) -> None:
+        """Take how many trials have ended already."""
+        super().__init__(progress, num_ended, study.num_trials)
+        self._directory = directory
+        self._study = study
+
+    def begin(self, trial: Trial) -> TrialConfig | None:
+        """Return the trial as Tune is to know it; None if the settings refuse it."""
+        self._directory.begin(trial)
+        try:
+            run = self._study.trial_config(trial)
+        except ConfigError as error:
+            self.fail(trial.number, trial.name, str(error))
+            return None
+        return self.start(trial.number, trial.name, run)
+
+    def keep_failure(self, number: int, why: str) -> None:
+        """Enter it in the ledger."""
+        self._directory.fail(number, why)
+
+    def on_end(self) -> None:
+        """Write the page anew."""
+        write_page(SweepResult.of(self._study, self._directory.outcomes()), self._directory.path)
 
 
 def read_error(trial: TuneTrial) -> str:

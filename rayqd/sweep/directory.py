@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
-
-from pydantic import JsonValue
+from typing import cast
 
 from rayqd.config import Config
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.sweep import load_sweep, sweep_differences, sweep_toml
 from rayqd.errors import RunError
-from rayqd.runs.directory import RunDirectory, describe_run_dir
-from rayqd.runs.lines import LinesFile, read_lines
-from rayqd.sweep.results import SweepResult
-from rayqd.sweep.trials import Outcome, Trial, read_outcome
+from rayqd.runs.directory import describe_run_dir
+from rayqd.runs.directory_of_runs import DirectoryOfRuns
+from rayqd.sweep.trials import Outcome, Settings, Trial, read_outcome
 
 
-class _LedgerRow(TypedDict):
-    """A line of `trials.jsonl`: a trial was begun, or it failed."""
-
-    number: int
-    settings: NotRequired[dict[str, JsonValue]]
-    error: NotRequired[str]
-
-
-class SweepDirectory:
+class SweepDirectory(DirectoryOfRuns):
     """`config.toml` and `sweep.toml` are together the sweep; `trials.jsonl` is its ledger."""
 
     def __init__(self, config: Config, sweep: SweepConfig) -> None:
         """Lock the directory; raises RunError where another process, another sweep, or something else has it."""
-        self._run_dir = RunDirectory(config, "sweep")
-        self.path = self._run_dir.path
-        self._ledger = LinesFile(self.path / "trials.jsonl")
+        super().__init__(config, "sweep", ledger="trials.jsonl", key="number")
         try:
             _refuse_other(self.path, sweep)
-            self._refuse_damaged_ledger()
+            self._ledger.refuse_damaged()
             (self.path / "sweep.toml").write_text(sweep_toml(sweep))
         except RunError:
             self.close()
@@ -43,57 +30,25 @@ class SweepDirectory:
 
     def begin(self, trial: Trial) -> None:
         """Enter a trial, which is known from now on, whatever becomes of it."""
-        self._append({"number": trial.number, "settings": dict(trial.settings)})
+        self._ledger.begin(trial.number, settings=dict(trial.settings))
 
     def fail(self, number: int, error: str) -> None:
         """Enter why a trial failed."""
-        self._append({"number": number, "error": error})
+        self._ledger.fail(number, error)
 
     def begun(self) -> list[Trial]:
         """Return every trial that was ever begun, in the order of their numbers."""
-        settings = {row["number"]: row["settings"] for row in self._rows() if "settings" in row}
-        return [Trial(number=number, settings=settings[number]) for number in sorted(settings)]
+        settings = {int(number): row["settings"] for number, row in self._ledger.begun().items()}
+        return [Trial(number=number, settings=cast("Settings", settings[number])) for number in sorted(settings)]
 
     def errors(self) -> dict[int, str]:
         """Return why trials failed, by number, unless they have been begun again."""
-        errors: dict[int, str] = {}
-        for row in self._rows():
-            if "error" in row:
-                errors[row["number"]] = row["error"]
-            else:
-                errors.pop(row["number"], None)
-        return errors
+        return {int(number): error for number, error in self._ledger.errors().items()}
 
     def outcomes(self) -> list[Outcome]:
         """Return what became of every trial that was begun."""
         errors = self.errors()
         return [read_outcome(trial, self.path, errors.get(trial.number)) for trial in self.begun()]
-
-    def finish(self, result: SweepResult) -> None:
-        """Write `result.json`."""
-        self._run_dir.finish(result)
-
-    def link_logs(self, logs: Path | None) -> None:
-        """Link to Ray's logs, if they are on this machine."""
-        self._run_dir.link_logs(logs)
-
-    def close(self) -> None:
-        """Unlock the directory."""
-        self._run_dir.close()
-
-    def _append(self, row: _LedgerRow) -> None:
-        self._ledger.append(row)
-
-    def _rows(self) -> list[_LedgerRow]:
-        return cast("list[_LedgerRow]", read_lines(self._ledger.path)[0])
-
-    def _refuse_damaged_ledger(self) -> None:
-        """Raise RunError where a line is not what was written: nobody knows what its trial was to be."""
-        if num_damaged := read_lines(self._ledger.path)[1]:
-            raise RunError(
-                f"{self._ledger.path} is damaged in {num_damaged} lines: bring back a copy of it, or remove these "
-                "lines and the directories of the trials that are then in none"
-            )
 
 
 def describe_sweep_dir(config: Config, sweep: SweepConfig) -> str:

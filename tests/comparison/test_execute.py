@@ -9,7 +9,7 @@ import pytest
 from made_runs import INPUTS, every_job, make_jobs
 from rich.console import Console
 
-from rayqd.comparison.directory import ComparisonDirectory
+from rayqd.comparison.directory import ComparisonDirectory, read_failures
 from rayqd.comparison.execute import ArmCallback, is_finished, run_baseline
 from rayqd.console.progress import Progress
 from rayqd.errors import WorkerError
@@ -42,7 +42,7 @@ def test_every_run_that_is_left_is_begun_once_and_a_failure_is_kept(tmp_path: Pa
     Path(Failed.pickled_error_file).write_bytes(pickle.dumps(WorkerError("the learner\nhas died")))
     failed: Any = Failed()
     callback.on_trial_error(trial=failed)
-    assert directory.failures() == {"on-policy-seed=0-steps=4": "the learner has died"}
+    assert read_failures(directory.path) == {"on-policy-seed=0-steps=4": "the learner has died"}
     assert [directory.outcome(job).state for job in left] == ["not run", "failed"]
 
 

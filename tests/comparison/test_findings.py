@@ -12,7 +12,7 @@ import pytest
 from made_runs import INPUTS, KL, every_job, leave_all, leave_run, make_jobs
 from rich.console import Console
 
-from rayqd.comparison.directory import ComparisonDirectory
+from rayqd.comparison.directory import ComparisonDirectory, read_failures
 from rayqd.comparison.findings import Findings, find, find_curve
 from rayqd.comparison.jobs import Jobs
 from rayqd.comparison.outcomes import Outcome, by_arm, read_curve
@@ -160,7 +160,7 @@ def test_an_arm_that_failed_stands_in_the_table_with_the_end_of_its_log(tmp_path
     assert "mixed-seed=0-steps=4 failed" in (directory.path / "compare.md").read_text()
     assert json.loads((directory.path / "compare.json").read_text())["arms"][4]["runs"][0]["state"] == "failed"
     directory.begin(findings.failed[0].outcome.runs[0].job, INPUTS)  # it is tried again
-    assert directory.failures() == {}
+    assert read_failures(directory.path) == {}
 
 
 def test_the_evidence_is_of_the_seeds_that_the_differences_rest_on(tmp_path: Path) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from rayqd.config.arguments import Arguments, read_arguments
+from rayqd.config.arguments import Arguments, Flag
+from rayqd.config.assignment import Assignment
 from rayqd.config.comparison.arms import ArmSpec, find_problems, for_arms, read_arms
 from rayqd.config.comparison.fields import ARMS, OWN, comparison_group, comparison_settings, is_own
 from rayqd.config.help import group_help
-from rayqd.config.hints import describe_unexpected, nearest_word
-from rayqd.config.load import Assignment, assignments, explain_value, first_error, flag_origin, parse_value, resolve
+from rayqd.config.hints import nearest_word
+from rayqd.config.load import explain_value, first_error, flag_origin, parse_value, resolve
+from rayqd.config.own_section import OVER_ALL, read_files_and_flags, take_apart
 from rayqd.config.sections import Config
 from rayqd.config.sections.compare import CompareConfig
 from rayqd.config.settings import value_text
 from rayqd.config.sweep.checks import why_not_swept
 from rayqd.errors import ConfigError
-
-_LAYER = 1 << 30  # what an arm has of its own is given after all files and flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,33 +53,22 @@ def load_comparison(argv_parts: Sequence[str]) -> ComparisonSpec:
 
     Raises ConfigError, in one line, as `load_config` does, and at arms that cannot be.
     """
-    arguments = read_arguments(argv_parts)
-    if arguments.words:
-        raise ConfigError(describe_unexpected(arguments.words[0]))
-    return comparison_of(arguments)
+    return comparison_of(read_files_and_flags(argv_parts))
 
 
 def comparison_of(arguments: Arguments) -> ComparisonSpec:
     """Return the comparison of arguments already read."""
-    given = assignments(replace(arguments, flags=tuple(flag for flag in arguments.flags if not is_own(flag.key))))
-    own = [each for each in given if is_own(each.key) and not f"{each.key}.".startswith(ARMS)]
-    for flag in arguments.flags:
-        if f"{flag.key}.".startswith(ARMS):
-            raise ConfigError(f"{flag_origin(flag)}: arms stand in a file: [compare.arms]")
-        if is_own(flag.key):
-            setting = comparison_settings().get(flag.key)
-            value = _read_flag(flag.text, flag.key) if setting else flag.text
-            own.append(Assignment(key=flag.key, value=value, origin=flag_origin(flag)))
-    common = [assignment for assignment in given if not is_own(assignment.key)]
-    if not any(assignment.key == "name" for assignment in common):
-        common.append(Assignment(key="name", value="compare", origin="name"))
-    config = resolve(common)
-    arms, problems = read_arms([each for each in given if f"{each.key}.".startswith(ARMS) and each.key != ARMS[:-1]])
+    if in_flags := [flag for flag in arguments.flags if _is_of_arms(flag.key)]:
+        raise ConfigError(f"{flag_origin(in_flags[0])}: arms stand in a file: [compare.arms]")
+    parts = take_apart(arguments, is_own, name="compare")
+    config = parts.config
+    own = [each for each in parts.own if not _is_of_arms(each.key)] + [_from_flag(flag) for flag in parts.own_flags]
+    arms, problems = read_arms([each for each in parts.own if _is_of_arms(each.key) and each.key != ARMS[:-1]])
     compare, wrong = _resolve_own(own)
     problems = wrong + problems + [problem for arm in arms for problem in find_problems(arm, config)]
     if problems or compare is None:
         raise first_error(problems)
-    spec = ComparisonSpec(compare=compare, arms=tuple(_with_rtn(arms)), common=tuple(common))
+    spec = ComparisonSpec(compare=compare, arms=tuple(_with_rtn(arms)), common=parts.common)
     if problems := list(_find_contradictions(spec, arms, config)):
         raise first_error(problems)
     for arm in spec.arms:
@@ -93,7 +82,16 @@ def comparison_help() -> str:
 
 
 def _over(name: str, key: str, value: object) -> Assignment:
-    return Assignment(key=key, value=value, origin=f"{name} = {value_text(value)}", layer=_LAYER)
+    return Assignment(key=key, value=value, origin=f"{name} = {value_text(value)}", layer=OVER_ALL)
+
+
+def _is_of_arms(key: str) -> bool:
+    return f"{key}.".startswith(ARMS)
+
+
+def _from_flag(flag: Flag) -> Assignment:
+    value = _read_flag(flag.text, flag.key) if flag.key in comparison_settings() else flag.text
+    return Assignment(key=flag.key, value=value, origin=flag_origin(flag))
 
 
 def _read_flag(text: str, key: str) -> object:

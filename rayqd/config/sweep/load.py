@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rayqd.config.arguments import Arguments, Flag, read_arguments
-from rayqd.config.hints import describe_unexpected
-from rayqd.config.load import (
-    Assignment,
-    assignments,
-    first_error,
-    flag_origin,
-    parse_value,
-    resolve,
-    shorten,
-    split_list,
-)
+from rayqd.config.arguments import Arguments, Flag
+from rayqd.config.assignment import Assignment
+from rayqd.config.load import first_error, flag_origin, parse_value, resolve, shorten, split_list
+from rayqd.config.own_section import OVER_ALL, read_files_and_flags, take_apart
 from rayqd.config.sections import Config
 from rayqd.config.sections.sweep import SweepConfig
 from rayqd.config.settings import Setting, value_text
 from rayqd.config.source_list import find_setting
 from rayqd.config.sweep.checks import explain, explain_unknown, find_problems, why_not_swept
 from rayqd.config.sweep.fields import OVER, is_own, split_part, sweep_settings
-from rayqd.errors import ConfigError
-
-_LAYER = 1 << 30  # what a trial has of its own is given after all files and flags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +32,10 @@ class SweepSpec:
         """Return the Config with `values`, by dotted name, laid over it. Raises ConfigError at one that it refuses."""
         over = [
             Assignment(
-                key=key, value=_read_none(key, value), origin=f"{OVER}{key}: {shorten(value_text(value))}", layer=_LAYER
+                key=key,
+                value=_read_none(key, value),
+                origin=f"{OVER}{key}: {shorten(value_text(value))}",
+                layer=OVER_ALL,
             )
             for key, value in (values or {}).items()
         ]
@@ -55,22 +47,14 @@ def load_sweep(argv_parts: Sequence[str]) -> SweepSpec:
 
     Raises ConfigError, in one line, as `load_config` does, and at a setting to be swept that there is not.
     """
-    arguments = read_arguments(argv_parts)
-    if arguments.words:
-        raise ConfigError(describe_unexpected(arguments.words[0]))
-    return sweep_of(arguments)
+    return sweep_of(read_files_and_flags(argv_parts))
 
 
 def sweep_of(arguments: Arguments) -> SweepSpec:
     """Return the sweep of arguments already read."""
-    given = assignments(replace(arguments, flags=tuple(flag for flag in arguments.flags if not is_own(flag.key))))
-    own = [assignment for assignment in given if is_own(assignment.key)]
-    own += [_from_flag(flag) for flag in arguments.flags if is_own(flag.key)]
-    common = [assignment for assignment in given if not is_own(assignment.key)]
-    if not any(assignment.key == "name" for assignment in common):
-        common.append(Assignment(key="name", value="sweep", origin="name"))
-    config = resolve(common)
-    return SweepSpec(sweep=_resolve_own(own, config), common=tuple(common))
+    parts = take_apart(arguments, is_own, name="sweep")
+    own = [*parts.own, *map(_from_flag, parts.own_flags)]
+    return SweepSpec(sweep=_resolve_own(own, parts.config), common=parts.common)
 
 
 def _setting(key: str) -> Setting:
