@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from pydantic import JsonValue, TypeAdapter
 
@@ -92,6 +92,7 @@ class ArmRow(TypedDict):
     num_text_tokens: NotRequired[int]
     bits_per_weight: NotRequired[float]
     bits_by_kind: NotRequired[dict[str, float]]
+    layer_errors: NotRequired[dict[str, float]]
     size_bytes: NotRequired[int]
 
 
@@ -104,26 +105,20 @@ class ArmResult:
     bits_per_weight: float | None = None  # of the whole model, scales included; None where nothing was exported
     size_bytes: int | None = None  # of the weights' files
     bits_by_kind: Mapping[str, float] | None = None  # "linear": 4.25, "embedding": 16; None for the teacher
+    layer_errors: Mapping[str, float] | None = None  # of each layer's output, relative; see rayqd.model.layer_outputs
 
     def to_json(self) -> ArmRow:
         """Return the flat row that result.json holds."""
         row = {"arm": self.arm.name, "kind": self.arm.kind.value, **self.fidelity.to_json()}
-        kinds = None if self.bits_by_kind is None else dict(self.bits_by_kind)
-        optional = {"bits_per_weight": self.bits_per_weight, "size_bytes": self.size_bytes, "bits_by_kind": kinds}
-        return cast("ArmRow", {**row, **{key: value for key, value in optional.items() if value is not None}})
+        optional = ((name, getattr(self, name)) for name in _OPTIONAL)
+        return cast("ArmRow", {**row, **{name: value for name, value in optional if value is not None}})
 
     @classmethod
     def from_json(cls, row: Mapping[str, JsonValue]) -> ArmResult:
         """Read back a row of any version. Raises ValueError where it is none."""
         row = _NOT_MEASURED_AT_FIRST | dict(row)
-        bits, size, kinds = (row.get(key) for key in ("bits_per_weight", "size_bytes", "bits_by_kind"))
-        return cls(
-            arm=Arm.from_name(str(row.get("arm"))),
-            fidelity=parse_fidelity(row),
-            bits_per_weight=None if bits is None else _NUMBER.validate_python(bits),
-            size_bytes=None if size is None else _INTEGER.validate_python(size),
-            bits_by_kind=None if kinds is None else _NUMBERS.validate_python(kinds),
-        )
+        optional = {n: read.validate_python(row[n]) for n, read in _OPTIONAL.items() if row.get(n) is not None}
+        return cls(arm=Arm.from_name(str(row.get("arm"))), fidelity=parse_fidelity(row), **optional)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +281,12 @@ STOPPING = "keeping a checkpoint of the last step"  # the status that says that 
 _INTEGER = TypeAdapter(int)
 _NUMBER = TypeAdapter(float)
 _NUMBERS = TypeAdapter(dict[str, float])
+_OPTIONAL: Mapping[str, TypeAdapter[Any]] = {  # fields of an ArmResult, that JSON leaves out where they are None
+    "bits_per_weight": _NUMBER,
+    "size_bytes": _INTEGER,
+    "bits_by_kind": _NUMBERS,
+    "layer_errors": _NUMBERS,
+}
 _LEARNER_STEP = TypeAdapter(LearnerStep)
 _ROLE_METRICS = TypeAdapter(RoleMetrics)
 _QUARANTINE = TypeAdapter(QuarantineEvent)

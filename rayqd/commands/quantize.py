@@ -6,7 +6,7 @@ check ─► score the held-out rows with the teacher ─► round to nearest, m
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,11 +29,12 @@ from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
-from rayqd.export.logits import check_logits, compute_student_logits, short_row
+from rayqd.export.logits import check_logits, compute_packed_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.calibration.check import check_layer_by_layer
+from rayqd.model.layer_outputs import OutputReference
 from rayqd.model.load import load_meta_model, load_model, output_head, torch_dtype
 from rayqd.model.source import teacher_directory
 from rayqd.model.student import Student
@@ -109,16 +110,20 @@ class _Quantizing:
             for line in first_row_lines(data, progress.console.width):
                 progress.say(line)
             heldout, teacher_row = self._teacher(heldout_rows)
-            student = self._student(checked)
-            arms = {untrained_arm("rtn", quant): self._measured("rtn", student, heldout)}
+            student, reference = self._student(checked, short_row(heldout.rollouts))
+            rounded = untrained_arm("rtn", quant)
+            arms = {rounded: self._measured("rtn", student, heldout)}
+            errors = {rounded: reference.errors(student.model, compute_packed_logits)}
             if quant.method != "rtn":
                 del student  # before the next one takes its memory
                 examples = examples_by_weight(training, config)
                 sequences = calibration_sequences(examples, quant.calibration_tokens)
                 student = self._calibrated(checked, sequences)
-                arms[untrained_arm(quant.method, quant)] = self._measured(quant.method, student, heldout)
+                calibrated = untrained_arm(quant.method, quant)
+                arms[calibrated] = self._measured(quant.method, student, heldout)
+                errors[calibrated] = reference.errors(student.model, compute_packed_logits)
             with self._timed("export", "writing the export"):
-                rows = self._exported(student, checked, teacher_row, arms)
+                rows = self._exported(student, checked, teacher_row, arms, errors)
             with self._timed("export", "checking the export"):
                 row = short_row(heldout.rollouts)
                 logits = compute_student_logits(student, row)
@@ -150,8 +155,12 @@ class _Quantizing:
         bits, size = dense_bits(directory), weight_bytes(directory)
         return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 
-    def _student(self, checked: Checked) -> Student:
-        return Student(load_model(checked.directory, self._config.model.dtype), self._config, trainable=False)
+    def _student(self, checked: Checked, row: IntArray) -> tuple[Student, OutputReference]:
+        """Load the model; return it rounded to nearest, and what leaves the layers of the original on `row`, [T]."""
+        quant = self._config.quant
+        model = load_model(checked.directory, self._config.model.dtype)
+        reference = OutputReference.record(model, quant, (quant.method,), row, compute_packed_logits)
+        return Student(model, self._config, trainable=False), reference
 
     def _calibrated(self, checked: Checked, sequences: list[IntArray]) -> Student:
         config, quant = self._config, self._config.quant
@@ -182,7 +191,12 @@ class _Quantizing:
         return fidelity
 
     def _exported(
-        self, student: Student, checked: Checked, teacher_row: ArmResult, arms: dict[Arm, Fidelity]
+        self,
+        student: Student,
+        checked: Checked,
+        teacher_row: ArmResult,
+        arms: Mapping[Arm, Fidelity],
+        errors: Mapping[Arm, Mapping[str, float]],
     ) -> list[ArmResult]:
         """Write the export; returns the rows of the result."""
         directory = self._run_dir.path / EXPORT
@@ -193,7 +207,14 @@ class _Quantizing:
         rows = [
             teacher_row,
             *(
-                ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size, bits_by_kind=kinds)
+                ArmResult(
+                    arm=a,
+                    fidelity=f,
+                    bits_per_weight=bits,
+                    size_bytes=size,
+                    bits_by_kind=kinds,
+                    layer_errors=errors[a],
+                )
                 for a, f in arms.items()
             ),
         ]

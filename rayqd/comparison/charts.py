@@ -39,7 +39,9 @@ def draw_curves(findings: Findings) -> Markup | None:
         assert each.kl is not None
         colour = (_LEVELS_FROM - i) % _COLOURS
         lines.append(Line(name=each.arm.name, points=[(0, each.kl.value)], colour=colour, level=True))
-    return draw_line_chart("KL to teacher over tokens", lines, unit="nats a token; tokens trained on", form=".4f")
+    return draw_line_chart(
+        "KL to teacher over tokens", lines, unit="nats a token; tokens trained on", form=".4f", across="tokens"
+    )
 
 
 def draw_pareto(findings: Findings) -> Markup | None:

@@ -12,12 +12,15 @@ from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, Fidelity
 from rayqd.export.logits import check_logits, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
+from rayqd.learner.initialization import LayerErrors
 from rayqd.learner.learner import Learner
 from rayqd.metrics.fidelity import TextFields
 from rayqd.model.source import teacher_directory
+from rayqd.model.student import Student
 from rayqd.model.weight_bits import mean_bits
 from rayqd.runs.paths import EXPORT
 from rayqd.spans import span
+from rayqd.types import IntArray
 
 
 def finish(
@@ -28,10 +31,12 @@ def finish(
     config: Config,
     of_teacher: TextFields | None = None,
     ending: str = "",
+    layers: LayerErrors | None = None,
 ) -> tuple[ArmResult, ...]:
     """Export the student, with the tokenizer of `source`; return the teacher's row, the `untrained` arms', its own.
 
-    `of_teacher` is the teacher's perplexity of `eval.text`, `ending` what the card says of the last step.
+    `of_teacher` is the teacher's perplexity of `eval.text`, `ending` what the card says of the last step, `layers` the
+    untrained arms' errors by layer.
 
     On rank 0; where the student is sharded, `finish_on_other_rank` runs on the others. Raises StorageError, and
     ModelError where the files compute another thing than the student.
@@ -41,6 +46,7 @@ def finish(
         export(learner.student, source, config, directory)
         row = short_row(heldout.rollouts)
         logits = compute_student_logits(learner.student, row)
+    errors = measure_layers(learner.student, layers, row)
     size = weight_bytes(directory)
     counted = learner.student.weight_bits
     bits, kinds = mean_bits(counted), {each.kind: each.bits_per_weight for each in counted}
@@ -51,6 +57,7 @@ def finish(
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
     with span(f"evaluate {student.name}"):
         students = {**untrained, student: heldout.evaluate(learner.student)}
+    by_arm = {**(layers.by_arm if layers else {}), student: errors}
     with span("check the export"):  # after the last collective, so that no other worker waits for one that fails
         check_logits(directory, logits, row, config.model.dtype)
     rows = (
@@ -58,7 +65,14 @@ def finish(
             arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(teachers), size_bytes=weight_bytes(teachers)
         ),
         *(
-            ArmResult(arm=a, fidelity=f, bits_per_weight=bits, size_bytes=size, bits_by_kind=kinds)
+            ArmResult(
+                arm=a,
+                fidelity=f,
+                bits_per_weight=bits,
+                size_bytes=size,
+                bits_by_kind=kinds,
+                layer_errors=by_arm.get(a),
+            )
             for a, f in students.items()
         ),
     )
@@ -66,8 +80,19 @@ def finish(
     return rows
 
 
+def measure_layers(student: Student, layers: LayerErrors | None, row: IntArray) -> dict[str, float] | None:
+    """Return the errors of the student's layers; None where nothing is known of the original's. Collective."""
+    reference = layers.reference if layers else None
+    if reference is None:
+        compute_student_logits(student, row)  # another worker may need this one for it
+        return None
+    return reference.errors(student.model, lambda _, token_ids: compute_student_logits(student, token_ids))
+
+
 def finish_on_other_rank(learner: Learner, heldout: Heldout) -> None:
     """Join the collectives of `finish`, in its order: all-gathers of the weights, then of the forward passes."""
     deque(learner.student.quantized_layers(), maxlen=0)
-    compute_student_logits(learner.student, short_row(heldout.rollouts))
+    row = short_row(heldout.rollouts)
+    compute_student_logits(learner.student, row)
+    measure_layers(learner.student, None, row)
     heldout.evaluate(learner.student)

@@ -6,6 +6,7 @@ Made once a run, before the first step, and kept in the run's directory: a resum
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,17 @@ from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, NoticeEvent, StatusEvent
+from rayqd.export.logits import compute_packed_logits
 from rayqd.files import replace_directory, set_aside
 from rayqd.losses.output_head import Head
 from rayqd.metrics.fidelity import TextFields
 from rayqd.model.calibration import calibrate
+from rayqd.model.layer_outputs import OutputReference
 from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.runs.paths import START
-from rayqd.runs.start import read_arms, read_teacher_text, write_arms
+from rayqd.runs.start import read_arms, read_layer_errors, read_teacher_text, write_arms, write_layer_errors
 from rayqd.spans import span
 from rayqd.types import IntArray
 
@@ -37,6 +40,17 @@ if TYPE_CHECKING:
 Evaluate = Callable[[Student], Fidelity]
 MeasureText = Callable[["PreTrainedModel", Head], TextFields]
 Report = Callable[[EvalEvent | NoticeEvent | StatusEvent], None]
+
+
+_OUTPUTS = "outputs.safetensors"  # of the original's layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerErrors:
+    """What left the original's layers, and how far from it is what leaves those of each untrained arm, by name."""
+
+    reference: OutputReference
+    by_arm: Mapping[Arm, Mapping[str, float]]
 
 
 def untrained_arm(method: str, quant: QuantConfig) -> Arm:
@@ -70,10 +84,12 @@ class Initialization:
         evaluate: Evaluate,
         report: Report,
         measure_text: MeasureText | None = None,
+        row: IntArray | None = None,
     ) -> None:
         """Measure round-to-nearest and, if `quant.init` is another, calibrate on `sequences` and measure that too.
 
-        `measure_text`: of the model as it is, the teacher, which is nowhere else beside the text.
+        `measure_text`: of the model as it is, the teacher, which is nowhere else beside the text. `row`: the tokens,
+        [T], on which the layers' outputs are compared with those of the model as it is.
 
         Does nothing where that was done before. Each arm is reported as soon as it is measured. Raises StorageError
         when the result cannot be kept.
@@ -82,11 +98,15 @@ class Initialization:
             return
         quant = self._config.quant
         arms: dict[Arm, Fidelity] = {}
+        errors: dict[Arm, dict[str, float]] = {}
 
         def measure(method: str, model: PreTrainedModel) -> None:
             arm = untrained_arm(method, quant)
             with span(f"evaluate {arm.name}"):
-                arms[arm] = evaluate(Student(model, self._config, trainable=False))
+                student = Student(model, self._config, trainable=False)
+                arms[arm] = evaluate(student)
+                if reference:
+                    errors[arm] = reference.errors(student.model, compute_packed_logits)
             report(EvalEvent(step=0, arm=arm, fidelity=arms[arm]))
 
         model = self._load(source)
@@ -94,6 +114,10 @@ class Initialization:
         if measure_text is not None:
             with span("evaluate teacher's text"):
                 of_teacher = measure_text(model, output_head(model))
+        reference = None
+        if row is not None:
+            with span("run the original"):
+                reference = OutputReference.record(model, quant, (quant.init,), row, compute_packed_logits)
         measure("rtn", model)
         del model
         weights: dict[str, Tensor] = {}
@@ -102,7 +126,7 @@ class Initialization:
             with span("calibrate"):
                 weights = self._calibrate(model, sequences, report)
             measure(quant.init, model)
-        self._save(arms, weights, of_teacher)
+        self._save(arms, weights, of_teacher, reference and LayerErrors(reference=reference, by_arm=errors))
 
     def load_student(self, source: Path, mesh: DeviceMesh | None = None) -> Student:
         """Load the untrained student with the weights that `make` left, sharded over `mesh` if one is given."""
@@ -120,6 +144,12 @@ class Initialization:
     def teacher_text(self) -> TextFields | None:
         """Return the teacher's perplexity of `eval.text`; None where it was not measured."""
         return read_teacher_text(self._directory)
+
+    @property
+    def layer_errors(self) -> LayerErrors | None:
+        """Return how far the untrained students' layers are from the original's; None where it was not measured."""
+        reference = OutputReference.load(self._directory / _OUTPUTS)
+        return reference and LayerErrors(reference=reference, by_arm=read_layer_errors(self._directory))
 
     def _load(self, source: Path) -> PreTrainedModel:
         with span("load model"):
@@ -149,10 +179,19 @@ class Initialization:
         for name, tensor in weights.items():
             own[name].copy_(tensor)
 
-    def _save(self, arms: Mapping[Arm, Fidelity], weights: dict[str, Tensor], of_teacher: TextFields | None) -> None:
+    def _save(
+        self,
+        arms: Mapping[Arm, Fidelity],
+        weights: dict[str, Tensor],
+        of_teacher: TextFields | None,
+        layers: LayerErrors | None,
+    ) -> None:
         try:
             with replace_directory(self._directory) as partial:
                 write_arms(partial, arms, of_teacher)
+                if layers:
+                    layers.reference.save(partial / _OUTPUTS)
+                    write_layer_errors(partial, layers.by_arm)
                 if weights:
                     save_file(weights, partial / "weights.safetensors")
                 seal(partial)

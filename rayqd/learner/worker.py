@@ -11,6 +11,7 @@ from functools import partial
 from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
+from rayqd.export.logits import short_row
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import SingleProcess
@@ -123,7 +124,8 @@ class LearnerWorker:
     def _initialize(self, heldout: Heldout) -> None:
         measure_text = None if self._config.teacher.name or not heldout.has_text else heldout.measure_text
         calibration = self._feed.calibration()
-        self._initialization.make(self._source, calibration, heldout.evaluate, self._feed.report, measure_text)
+        row = short_row(heldout.rollouts)
+        self._initialization.make(self._source, calibration, heldout.evaluate, self._feed.report, measure_text, row)
         if self._uploader:
             self._uploader.update()
 
@@ -146,7 +148,8 @@ class LearnerWorker:
         self._feed.report(StatusEvent(text="evaluating and exporting"))
         untrained, of_teacher = self._initialization.arms, self._initialization.teacher_text
         ending = describe_ending(self._config, num_steps, exported_step, reason)
-        rows = finish(learner, heldout, untrained, self._source, self._config, of_teacher, ending)
+        layers = self._initialization.layer_errors
+        rows = finish(learner, heldout, untrained, self._source, self._config, of_teacher, ending, layers)
         if self._uploader:
             with span("upload"):
                 self._uploader.finish()

@@ -8,6 +8,8 @@ transformers rounds to 16 bits on the way is rounded here too; sums may be added
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +39,18 @@ def uncompile_layers(model: nn.Module) -> None:
     """Undo `compile_layers`, if it was done."""
     for layer in decoder_layers(model):
         vars(layer).pop("forward", None)
+
+
+@contextmanager
+def eager_layers(model: nn.Module) -> Iterator[None]:
+    """Let compiled layers run as they are meanwhile: compiled code calls no hooks of what is in them."""
+    compiled = {layer: forward for layer in decoder_layers(model) if (forward := vars(layer).get("forward"))}
+    uncompile_layers(model)
+    try:
+        yield
+    finally:
+        for layer, forward in compiled.items():
+            vars(layer)["forward"] = forward
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -54,7 +54,7 @@ def _style() -> str:
     """Return of the page's style what its charts need: the colours, light and dark, and the drawings' own rules."""
     css = files("rayqd.report").joinpath("page.css").read_text()
     colours = css.partition("* {")[0]
-    rules = [line for line in css.splitlines() if line.startswith(("svg.chart", ".k0", ".k3"))]
+    rules = [line for line in css.splitlines() if line.startswith(("svg.chart", ".k0", ".k3", ".k6"))]
     own = "svg.chart rect.paper{fill:var(--paper)}svg.chart text.title{fill:var(--ink);font-weight:600}"
     return "\n".join([colours.strip(), *rules, own]).replace("overflow: visible;", "")
 

@@ -89,7 +89,7 @@ class Line:
 
     name: str
     points: Sequence[Point]  # by x
-    colour: int = 0  # 0 to 5
+    colour: int = 0  # of page.css
     level: bool = False  # drawn dashed from edge to edge, at the last point's height
     smoothed: bool = False  # noisy enough that a mean over neighbours says more
     between: Sequence[tuple[float, float, float]] = ()  # x, and the ends of a value's interval there
@@ -103,14 +103,17 @@ def draw_line_chart(
     form: str = ".4g",
     from_zero: bool = False,
     steps: tuple[float, float] | None = None,
+    up_to: float | None = None,
+    across: str = "step",
 ) -> Markup:
     """Draw lines over steps; the legend holds each one's last value, written as `form`, or the one under the pointer.
 
-    `steps` are the edges of the chart; without them, those of the lines.
+    `steps` are the edges of the chart; without them, those of the lines. `up_to` is a height that must be on it too, as
+    where several charts are to have one scale; `across` is what the numbers along the bottom count.
     """
     lines = [line for line in lines if line.points]
     curves = [line for line in lines if not line.level]
-    plot = _plot(lines, curves, from_zero=from_zero, steps=steps)
+    plot = _plot(lines, curves, from_zero=from_zero, steps=steps, up_to=up_to)
     cursor = Markup('<line class="cursor" x1="0" x2="0" y1="{}" y2="{}"/>').format(_TOP, _BOTTOM)
     values = "; ".join(f"{line.name or title} {line.points[-1][1]:{form}}" for line in lines)
     parts = [plot.draw_axes(), cursor, *(_draw_line(line, plot) for line in lines)]
@@ -120,12 +123,21 @@ def draw_line_chart(
         Markup('<span class="unit">{}</span>').format(unit) if unit else EMPTY,
         joined([*(_legend_key(line, form, plot) for line in lines), Markup('<span class="at"></span>')]),
     )
-    return Markup('<figure data-lines="{}">{}{}</figure>').format(_pointer_data(curves, plot, form), caption, svg)
+    return Markup('<figure data-lines="{}">{}{}</figure>').format(
+        _pointer_data(curves, plot, form, across), caption, svg
+    )
 
 
-def _plot(lines: Sequence[Line], curves: Sequence[Line], *, from_zero: bool, steps: tuple[float, float] | None) -> Plot:
+def _plot(
+    lines: Sequence[Line],
+    curves: Sequence[Line],
+    *,
+    from_zero: bool,
+    steps: tuple[float, float] | None,
+    up_to: float | None,
+) -> Plot:
     xs = [x for line in curves for x, _ in line.points]
-    ys = _heights(lines, curves)
+    ys = _heights(lines, curves) + ([] if up_to is None else [up_to])
     low, high = steps or ((min(xs), max(xs)) if xs else (0.0, 1.0))
     levels = round_ticks(min(ys, default=0.0), max(ys, default=1.0), from_zero=from_zero)
     up = linear_axis(levels[0], levels[-1], levels)
@@ -209,9 +221,9 @@ def _legend_key(line: Line, form: str, plot: Plot) -> Markup:
     )
 
 
-def _pointer_data(curves: Sequence[Line], plot: Plot, form: str) -> str:
+def _pointer_data(curves: Sequence[Line], plot: Plot, form: str, across: str) -> str:
     """Return as JSON what page.js needs: where the plot is, and the values as they are written."""
     every = max(1, math.ceil(max((len(line.points) for line in curves), default=0) / _MAX_READ))
     values = [[[x, f"{y:{form}}"] for x, y in [*line.points[:-1:every], line.points[-1]]] for line in curves]
-    edges = {"left": _LEFT, "right": _RIGHT, "low": plot.across.low, "high": plot.across.high}
+    edges = {"left": _LEFT, "right": _RIGHT, "low": plot.across.low, "high": plot.across.high, "across": across}
     return json.dumps(edges | {"lines": values}, separators=(",", ":"))

@@ -3,7 +3,7 @@ for (const figure of document.querySelectorAll("figure[data-lines]")) {
   const svg = figure.querySelector("svg"), cursor = svg.querySelector(".cursor");
   const at = figure.querySelector(".at"), outputs = [...figure.querySelectorAll("output")];
   const last = outputs.map((output) => output.textContent);
-  const { left, right, low, high, lines } = JSON.parse(figure.dataset.lines);
+  const { left, right, low, high, across, lines } = JSON.parse(figure.dataset.lines);
   const steps = [...new Set(lines.flatMap((line) => line.map(([x]) => x)))].sort((a, b) => a - b);
   const show = (event) => {
     const box = svg.getBoundingClientRect();
@@ -14,7 +14,7 @@ for (const figure of document.querySelectorAll("figure[data-lines]")) {
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     cursor.style.visibility = "visible";
-    at.textContent = `step ${step}`;
+    at.textContent = `${across} ${step.toLocaleString("en")}`;
     lines.forEach((line, i) => {
       const point = line.find(([x]) => x === step);
       outputs[i].textContent = point ? point[1] : "–";

@@ -13,7 +13,7 @@ from importlib.resources import files
 from markupsafe import Markup
 
 EMPTY = Markup("")
-_COLOURS = 6  # of page.css
+COLOURS = 8  # of page.css, k0 to k7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +115,12 @@ def parts_bar(parts: Sequence[tuple[str, float, str]]) -> Markup:
     """Draw one bar of all `parts`, each a name, its size, and the size as text, and a line for each with its share."""
     total = sum(size for _, size, _ in parts) or 1.0
     drawn = joined(
-        Markup('<span class="k{}" style="width:{}%"></span>').format(i % _COLOURS, f"{100 * size / total:.2f}")
+        Markup('<span class="k{}" style="width:{}%"></span>').format(i % COLOURS, f"{100 * size / total:.2f}")
         for i, (_, size, _) in enumerate(parts)
     )
     names = joined(
         Markup('<li class="key k{}">{} <strong>{}</strong> · {} %</li>').format(
-            i % _COLOURS, name, text, f"{100 * size / total:.0f}"
+            i % COLOURS, name, text, f"{100 * size / total:.0f}"
         )
         for i, (name, size, text) in enumerate(parts)
     )

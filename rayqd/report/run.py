@@ -22,6 +22,7 @@ from rayqd.report.chart import arrange_charts
 from rayqd.report.continuations import continuations_section
 from rayqd.report.curves import run_charts
 from rayqd.report.data import data_section
+from rayqd.report.layers import layers_section
 from rayqd.report.page import Column
 from rayqd.report.result import arms, figures, gpus
 from rayqd.report.startup import startup_section
@@ -71,6 +72,8 @@ def run_page(run: Run) -> str:
     if run.rows:
         body += [figures(run.result, run.environment)] if run.result else []
         body.append(arms(run.rows, sizes=run.result is not None))
+        if any(row.layer_errors for row in run.rows):
+            body.append(layers_section(run.rows))
     if run.benchmarks:
         body.append(benchmarks(run.benchmarks))
     if run.continuations:

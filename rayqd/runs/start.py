@@ -15,6 +15,7 @@ from rayqd.metrics.fidelity import Fidelity, TextFields, parse_fidelity
 
 _FILE_NAME = "arms.json"
 _TEXT_NAME = "teacher-text.json"
+_ERRORS_NAME = "layer-errors.json"
 
 
 def write_arms(directory: Path, arms: Mapping[Arm, Fidelity], of_teacher: TextFields | None = None) -> None:
@@ -34,6 +35,20 @@ def read_teacher_text(directory: Path) -> TextFields | None:
         return None
 
 
+def write_layer_errors(directory: Path, errors: Mapping[Arm, Mapping[str, float]]) -> None:
+    """Write how far each layer's output is from the original's, by arm and layer. Raises OSError."""
+    (directory / _ERRORS_NAME).write_text(to_checked_json({arm.name: dict(each) for arm, each in errors.items()}))
+
+
+def read_layer_errors(directory: Path) -> dict[Arm, dict[str, float]]:
+    """Return what `write_layer_errors` wrote; nothing where it was not written, or is damaged."""
+    try:
+        rows = from_checked_json((directory / _ERRORS_NAME).read_bytes())
+        return {Arm.from_name(name): _NUMBERS.validate_python(row) for name, row in rows.items()}
+    except (OSError, ValueError):
+        return {}
+
+
 def read_arms(directory: Path) -> dict[Arm, Fidelity]:
     """Return what `write_arms` wrote, in its order. Raises RunError where it is damaged."""
     try:
@@ -47,3 +62,4 @@ def read_arms(directory: Path) -> dict[Arm, Fidelity]:
 
 
 _NUMBER = TypeAdapter(float)
+_NUMBERS = TypeAdapter(dict[str, float])

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 
+PREVIOUS_LINEARS = ("up_proj", "v_proj")  # the names of linears that may take over scales
+
+
 class PreviousOp(Protocol):
     """An op whose outputs can be divided by a scale a channel, by changing its weights."""
 
