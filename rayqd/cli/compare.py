@@ -17,6 +17,8 @@ def _compare(given: Given) -> int:
     if given.arguments.flags:
         key = given.arguments.flags[0].key
         raise ConfigError(f"flag --{key}: runs that are there have their settings; settings go with @file.toml")
+    if "dry-run" in given.options:
+        raise ConfigError("--dry-run: goes with @file.toml; runs that are there are only read")
     if "price" in given.options:
         raise ConfigError("--price: goes with @file.toml, of whose arms the cost is known")
     from rayqd.commands.compare import compare
@@ -31,6 +33,10 @@ def _compare_arms(given: Given) -> int:
     price = _read_price(given.options.get("price"))
     spec = comparison_of(given.arguments)
     quiet_driver()
+    if "dry-run" in given.options:
+        from rayqd.commands.dry_run_compare import dry_run_compare
+
+        return dry_run_compare(spec)
     from rayqd.commands.compare_arms import compare_arms
 
     return 1 if compare_arms(spec, price=price).failed else 0
@@ -80,6 +86,11 @@ COMMAND = Command(
     options=(
         Option(name="json", text="of runs: the same for programs"),
         Option(name="price", value="PRICE", text="of a file: the price of an accelerator an hour, for what arms cost"),
+        Option(
+            name="dry-run",
+            text="of a file: check every arm as far as that goes before anything starts, tell which runs are there, "
+            "which would be run for how many steps, and what they would ask of which nodes, and write nothing",
+        ),
     ),
     details=f"{_DETAILS}\n\n{comparison_help()}",
     when_stopped="the same command goes on with the runs that have not ended",

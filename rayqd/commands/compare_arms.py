@@ -62,9 +62,8 @@ class _Comparison:
 
     def run(self, price: float | None, make_engine: MakeEngine | None) -> Findings:
         jobs = self._jobs
-        for job in jobs.baselines():
-            check_method(job.config.quant.method, job.config.quant)
-        self._check([*jobs.baselines(), *jobs.pilots(), *self._trained_if_known()])
+        check_baselines(jobs)
+        self._check([*jobs.baselines(), *self._first_to_train()])
         directory = ComparisonDirectory(jobs)
         try:
             if not all(is_finished(job) for job in [*jobs.baselines(), *self._first_to_train()]):
@@ -78,19 +77,14 @@ class _Comparison:
     def _check(self, runs: Sequence[Job]) -> None:
         """Check runs as far as that goes before they start, and that what is there of them is theirs."""
         new = [job for job in runs if job.name not in self._inputs]
-        self._data |= check_and_load([job.config for job in new])
-        for job in new:
-            self._inputs[job.name] = collect_inputs(job.config, *self._data[data_key(job.config)])
-        check_directory(self._jobs, [(job, self._inputs[job.name]) for job in new])
-
-    def _trained_if_known(self) -> list[Job]:
-        """Return the runs of the arms that train, as far as the pilots have said how many steps they have."""
-        return self._jobs.trained(steps_of_arms(self._jobs, self._jobs.pilots()))
+        data, inputs = check_runs(self._jobs, new)
+        self._data |= data
+        self._inputs |= inputs
 
     def _run_missing(self, directory: ComparisonDirectory, make_engine: MakeEngine | None) -> None:
         jobs = self._jobs
         with Progress(self._console, jobs.base.learner.steps) as progress:
-            progress.say(f"{jobs.base.name}: {_describe(jobs)}")
+            progress.say(f"{jobs.base.name}: {describe_jobs(jobs)}")
             for job in jobs.baselines():
                 if is_finished(job):
                     progress.say(f"{job.name} has finished already")
@@ -100,8 +94,7 @@ class _Comparison:
                 self._train(directory, progress, make_engine)
 
     def _first_to_train(self) -> list[Job]:
-        """Return the runs that train, as far as they are known; where they are not, pilots are missing."""
-        return [*self._jobs.pilots(), *self._trained_if_known()]
+        return [*self._jobs.pilots(), *trained_if_known(self._jobs)]
 
     def _train(self, directory: ComparisonDirectory, progress: Progress, make_engine: MakeEngine | None) -> None:
         jobs = self._jobs
@@ -110,7 +103,7 @@ class _Comparison:
         with connect(jobs.base, progress.say) as cluster:
             directory.link_logs(cluster.log_dir)
             examples = [job.config for job in self._first_to_train()]
-            num_concurrent = self._concurrency(examples, cluster.nodes)
+            num_concurrent = count_concurrent(jobs, examples, cluster.nodes)
             placement = place_concurrent_trials(examples, num_concurrent, cluster.nodes)
             trainer = Trainer(
                 directory=directory,
@@ -125,25 +118,16 @@ class _Comparison:
                 num_concurrent=num_concurrent,
             )
             trainer.run(jobs.pilots(), self._inputs)
-            trained = self._trained_if_known()
+            trained = trained_if_known(jobs)
             if jobs.pilots():
                 for line in dict.fromkeys(f"{job.arm.name}: {job.config.learner.steps:,} steps" for job in trained):
                     progress.say(line)
                 self._check(trained)
             trainer.run(trained, self._inputs)
 
-    def _concurrency(self, examples: Sequence[Config], nodes: Nodes) -> int:
-        """Return how many runs train at a time: where seconds are counted, only one, which nobody disturbs."""
-        compare = self._jobs.spec.compare
-        if compare.max_concurrent:
-            return compare.max_concurrent
-        if compare.budget in ("wall-clock", "accelerator-seconds"):
-            return 1
-        return choose_concurrency(examples, nodes, len(examples))
-
     def _write(self, directory: ComparisonDirectory, price: float | None) -> Findings:
         jobs = self._jobs
-        runs = [*jobs.baselines(), *jobs.pilots(), *self._trained_if_known()]
+        runs = [*jobs.baselines(), *self._first_to_train()]
         outcomes: list[Outcome] = [directory.outcome(job) for job in runs]
         findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes))
         write_findings(findings, jobs, directory, price)
@@ -151,7 +135,39 @@ class _Comparison:
         return findings
 
 
-def _describe(jobs: Jobs) -> str:
+def check_baselines(jobs: Jobs) -> None:
+    """Raise ConfigError where the method of an arm without training cannot round to its format."""
+    for job in jobs.baselines():
+        check_method(job.config.quant.method, job.config.quant)
+
+
+def check_runs(jobs: Jobs, runs: Sequence[Job]) -> tuple[Data, dict[str, Inputs]]:
+    """Return the data of `runs`, and what each reads, by its name.
+
+    Raises what is wrong with one as far as that shows before it starts, and what is there of it that is not its own.
+    """
+    data = check_and_load([job.config for job in runs])
+    inputs = {job.name: collect_inputs(job.config, *data[data_key(job.config)]) for job in runs}
+    check_directory(jobs, [(job, inputs[job.name]) for job in runs])
+    return data, inputs
+
+
+def trained_if_known(jobs: Jobs) -> list[Job]:
+    """Return the runs of the arms that train, as far as the pilots have said how many steps they have."""
+    return jobs.trained(steps_of_arms(jobs, jobs.pilots()))
+
+
+def count_concurrent(jobs: Jobs, examples: Sequence[Config], nodes: Nodes) -> int:
+    """Return how many runs train at a time: where seconds are counted, only one, which nobody disturbs."""
+    compare = jobs.spec.compare
+    if compare.max_concurrent:
+        return compare.max_concurrent
+    if compare.budget in ("wall-clock", "accelerator-seconds"):
+        return 1
+    return choose_concurrency(examples, nodes, len(examples))
+
+
+def describe_jobs(jobs: Jobs) -> str:
     """Return `rtn, gptq, off-policy and on-policy, 2 seeds, equal steps`."""
     names = [arm.name for arm in jobs.spec.arms]
     seeds = f"{len(jobs.seeds)} seed{'' if len(jobs.seeds) == 1 else 's'}"

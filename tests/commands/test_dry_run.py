@@ -10,7 +10,11 @@ import pytest
 import ray
 
 from rayqd.cli import main
+from rayqd.comparison.directory import ComparisonDirectory
+from rayqd.comparison.jobs import Jobs
+from rayqd.config.comparison import load_comparison
 from rayqd.config.resolved import to_toml
+from tests.comparison.made_runs import leave_run
 
 
 @pytest.fixture
@@ -126,3 +130,68 @@ def test_a_sweep_is_tried_with_all_its_values_and_leaves_nothing(
     file.write_text(f"{settings}\n{over.format('32, 96')}")
     assert main(["sweep", f"@{file}", "--dry-run"]) == 2
     assert "96" in capsys.readouterr().err
+
+
+COMPARE = "[compare]\nseeds = [0]\n{}\n[compare.arms]\ngptq = {{}}\noff-policy = {{}}\non-policy = {{}}\n"
+
+
+def test_a_comparison_is_tried_with_all_its_arms_and_says_what_is_there(
+    tiny_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text("".join(f'{{"prompt": "Write {i}!", "completion": "{i} and {i}."}}\n' for i in range(8)))
+    config = tiny_config(eval={"source": str(heldout)}, distill={"beta": 0.0}, quant={"calibration_tokens": 200})
+    settings = "\n".join(line for line in to_toml(config).splitlines() if not line.startswith(("lmbda", "method")))
+    file = tmp_path / "run.toml"
+
+    def run(compare: str = "") -> tuple[int, str, str]:
+        file.write_text(f"{settings}\n{COMPARE.format(compare)}")
+        code = main(["compare", f"@{file}", "--dry-run"])
+        captured = capsys.readouterr()
+        assert not ray.is_initialized()
+        return code, captured.out, captured.err
+
+    def states(out: str) -> dict[str, tuple[str, ...]]:
+        """By run: the command, its steps, and how it stands."""
+        lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│ rayqd " in line]
+        return {line[0]: tuple(line[1:]) for line in lines}
+
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert states(out) == {
+        "rtn": ("rayqd quantize", "", "a new run"),
+        "gptq-seed=0": ("rayqd quantize", "", "a new run"),
+        "off-policy-seed=0-steps=4": ("rayqd distill", "4", "a new run"),
+        "on-policy-seed=0-steps=4": ("rayqd distill", "4", "a new run"),
+    }
+    assert "runs      4 to be run, 0 have finished" in out
+    assert "directory runs/tiny: a new comparison" in out
+    assert "runs train at a time" in out
+    assert "│ rollout" in out
+    assert not (tmp_path / "runs").exists()
+
+    jobs = Jobs(load_comparison([f"@{file}"]))
+    ComparisonDirectory(jobs).close()
+    leave_run(jobs.baselines()[1], 0.15)
+    before = sorted((tmp_path / "runs").rglob("*"))
+    code, out, err = run('budget = "tokens"\namount = 9000')
+    assert (code, err) == (0, "")
+    assert states(out) == {
+        "rtn": ("rayqd quantize", "", "a new run"),
+        "gptq-seed=0": ("rayqd quantize", "", "has finished"),
+        "off-policy-pilot-seed=0-steps=4": ("rayqd distill", "4", "a new run"),
+        "on-policy-pilot-seed=0-steps=4": ("rayqd distill", "4", "a new run"),
+        "off-policy-seed=0": ("rayqd distill", "?", "a new run"),
+        "on-policy-seed=0": ("rayqd distill", "?", "a new run"),
+    }
+    assert "the pilot says how many steps 9,000 tokens are" in out
+    assert "runs      5 to be run, 1 have finished" in out
+    assert sorted((tmp_path / "runs").rglob("*")) == before
+
+    settings = settings.replace("rank = 4", "rank = 4\ndropout = 0.5")
+    assert run()[0] == 2
+    assert main(["compare", "runs/a", "runs/b", "--dry-run"]) == 2
+    assert "--dry-run: goes with @file.toml" in capsys.readouterr().err
