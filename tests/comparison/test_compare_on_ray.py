@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from rayqd.cli import main
+from tests.report.chromium import EXECUTABLE, check_page, chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -78,6 +80,9 @@ def test_a_comparison_killed_in_the_middle_ends_with_each_run_once_and_the_same_
     arms_agree_with_their_runs(result, directory)
     costs_add_up(result)
 
+    if EXECUTABLE:
+        pages_open_in_a_browser(directory, file.parent / "profile")
+
     before = (directory / "compare.json").read_text()
     monkeypatch.chdir(REPOSITORY)
     assert main(["compare", f"@{file}", "--price", "3.6"]) == 0
@@ -130,6 +135,22 @@ def costs_add_up(result: dict[str, Any]) -> None:
     assert set(trained["roles"]) == {"teacher", "learner"}
     assert trained["steps"] == 4
     assert trained["roles"]["learner"]["tokens"] >= trained["trained_tokens"] > 0
+
+
+def pages_open_in_a_browser(directory: Path, profile: Path) -> None:
+    with chromium(profile) as browser:
+        assert check_page(browser, directory / "compare.html") == ["KL to teacher over tokens", "Quality against cost"]
+        titles = check_page(browser, directory / "fast-seed=0-steps=4" / "report.html")
+    assert {"Error by layer, round-to-nearest INT4", "Error by layer, distilled INT4", "To the first step"} <= set(
+        titles
+    )
+    drawn = {file.stem for file in (directory / "fast-seed=0-steps=4" / "figures").glob("*.svg")}
+    assert drawn == {re.sub(r"[^a-z0-9]+", "-", title.lower()) for title in titles}
+    rounded, trained = json.loads((directory / "fast-seed=0-steps=4" / "result.json").read_text())["rows"][1:]
+    assert len(rounded["layer_errors"]) == 14
+    assert rounded["layer_errors"].keys() == trained["layer_errors"].keys()
+    assert all(error > 0 for error in rounded["layer_errors"].values())
+    assert rounded["layer_errors"] != trained["layer_errors"]
 
 
 def refuses_what_is_another(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
