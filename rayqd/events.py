@@ -145,6 +145,7 @@ class EvalEvent:
     step: int  # optimizer steps done; 0 for arms without training
     arm: Arm
     fidelity: Fidelity
+    items: tuple[Mapping[str, JsonValue], ...] = ()  # what it scored on each document of the benchmarks, a file's lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,10 +240,10 @@ def samples(event: Event) -> Iterator[Sample]:
         case StepEvent():
             yield from make_samples("step", event.values())
         case EvalEvent():
-            yield from make_samples("eval", asdict(event.fidelity), event.arm.series)
+            yield from make_samples("eval", event.fidelity.values(), event.arm.series)
         case FinishedEvent():
             for row in event.rows:
-                yield from make_samples("eval", asdict(row.fidelity), row.arm.series)
+                yield from make_samples("eval", row.fidelity.values(), row.arm.series)
         case CheckpointEvent():
             yield from make_samples("checkpoint", {"step": event.step})
         case _:

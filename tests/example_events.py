@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from rayqd.events import Arm, ArmResult, EvalEvent, Fidelity, LearnerStep, RoleMetrics, StepEvent
+from rayqd.metrics.fidelity import TaskValue
 
 LEARNER = LearnerStep(
     step=1,
@@ -44,6 +45,12 @@ def fidelity(kl: float, **changed: Any) -> Fidelity:
     """Of a model that is `kl` from its teacher."""
     whole = Fidelity(kl_to_teacher=kl, total_variation=kl / 2, top1_agreement=1 - kl, perplexity=10 + kl, num_tokens=50)
     return replace(whole, **changed)
+
+
+def task_value(task: str, metric: str, value: float, **changed: Any) -> TaskValue:
+    """What a benchmark of 64 documents came to."""
+    fields = {"filter": "none", "stderr": 0.1, "num_documents": 64, "higher_is_better": True} | changed
+    return TaskValue(task=task, metric=metric, value=value, **fields)
 
 
 def eval_event(arm: str, kl: float, step: int = 0, **changed: Any) -> EvalEvent:

@@ -32,6 +32,7 @@ from rayqd.data.example_set import RunningText
 from rayqd.data.run_data import examples_by_weight, weights_of
 from rayqd.data.shares import count_drawn
 from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.rollout.sampling import SamplingRules
 from rayqd.runs.paths import RAY_TRAIN
@@ -178,6 +179,12 @@ class Controller:
         """
         weights = Weights(version=version, tensors=tensors[0], lineage=self._lineage)
         (await self._wait_for_pipeline()).publish(weights)
+
+    @ray.method
+    async def run_tasks(self, version: int, tensors: Sequence[Ref[Mapping[str, WireTensor]]]) -> TaskResults:
+        """Return what a rollout worker with these weights scores on the benchmarks; `tensors` as of `publish`."""
+        weights = Weights(version=version, tensors=tensors[0], lineage=self._lineage)
+        return await self._pooled_rollouts.run_tasks(weights)
 
     @ray.method
     async def report(self, reported: ReportedEvent) -> None:

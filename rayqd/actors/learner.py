@@ -30,6 +30,7 @@ from rayqd.config import Config
 from rayqd.data.example_set import RunningText
 from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.model.import_transformers import import_transformers
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
@@ -94,6 +95,14 @@ class ControllerFeed:
             return
         self._published = put(dict(tensors))
         ray.get(self._controller.publish.remote(version, [self._published]))
+
+    def run_tasks(self, version: int, tensors: Mapping[str, WireTensor]) -> TaskResults:
+        """Have a rollout worker run the benchmarks with `tensors`, which rollouts go on without; empty off rank 0."""
+
+        if self._rank > 0:
+            return TaskResults()
+        ref = put(dict(tensors))
+        return ray.get(self._controller.run_tasks.remote(version, [ref]))
 
     def report(self, event: ReportedEvent) -> None:
         """Tell the controller of `event`, if this is rank 0."""

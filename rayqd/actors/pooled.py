@@ -12,6 +12,7 @@ from rayqd.actors.balance import split_evenly
 from rayqd.actors.pool import Pool
 from rayqd.actors.ray_types import as_argument
 from rayqd.actors.workers import RolloutActor, TeacherActor
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.pipeline import Ref, RolloutRef, ScoreRef, Weights
 from rayqd.rollout.sampling import SamplingRules
 from rayqd.spans import Span
@@ -76,6 +77,11 @@ class PooledRollouts:
             )
         )
         return [rollout for part in parts for rollout in part]
+
+    async def run_tasks(self, weights: Weights) -> TaskResults:
+        """Have one worker run the benchmarks with `weights`, between what it writes."""
+        _, (results,), _ = await self._pool.call(RolloutActor.run_tasks, 1, weights)
+        return await results
 
     async def _write_share(
         self, sequences: list[PlannedSequence], prompts: list[Example], weights: Weights

@@ -15,6 +15,7 @@ from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
 from rayqd.rollout.engine_makers import import_engine, vllm_engine_maker
+from rayqd.rollout.tasks import EngineTasks
 from rayqd.rollout.worker import MakeEngine, RolloutWorker, num_top_ids
 from rayqd.teacher.worker import TeacherWorker, import_teacher, teacher_loader
 
@@ -30,8 +31,11 @@ def start_rollouts(config: Config, placement: Placement, make_engine: MakeEngine
         return []
     prepare = None if make_engine else import_engine
     make_engine = make_engine or vllm_engine_maker(config, placement.gpus_per_worker["rollout"] or 1.0)
+    tasks = EngineTasks(config) if config.eval.where == "rollout" and config.eval.steps_between_tasks else None
     return [
-        actor.remote(RolloutWorker(rank, make_engine, fetch, num_top_ids(config), config.ray.stall_seconds, prepare))
+        actor.remote(
+            RolloutWorker(rank, make_engine, fetch, num_top_ids(config), config.ray.stall_seconds, prepare, tasks)
+        )
         for rank, actor in enumerate(_actor_classes("rollout", RolloutActor, config, placement))
     ]
 

@@ -16,6 +16,7 @@ from ray.actor import ActorProxy
 
 from rayqd.actors.pulse import give_signs
 from rayqd.actors.topology import describe_node, stall_file
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.model.compile_cache import keep_compiled_code
 from rayqd.pipeline import Weights
 from rayqd.rollout.engine import SamplingRequest
@@ -138,6 +139,13 @@ class RolloutActor(PooledActor):
         summaries = [rollout.summary for rollout in rollouts]
         probe = self._worker.take_probe()
         return WritingReport(seconds=seconds, rollouts=summaries, spans=_take_spans(), probe=probe), *rollouts
+
+    def run_tasks(self, weights: Weights) -> tuple[float, TaskResults]:
+        """Return the seconds spent, and what the student scores; see `RolloutWorker.run_tasks`."""
+        assert self._worker is not None
+        began = time.perf_counter()
+        results = self._worker.run_tasks(weights)
+        return time.perf_counter() - began, results
 
     def complete(self, requests: Mapping[int, SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
         """Yield completions by the keys of `requests`; see `RolloutWorker.complete`."""

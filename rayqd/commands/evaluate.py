@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from rayqd.commands.evaluated_models import EvaluatedModels, directory_of, engine_directory
 from rayqd.config import Config
 from rayqd.config.resolved import setting_value
 from rayqd.config.sections.markers import ChangesBenchmarks
@@ -24,7 +25,6 @@ from rayqd.data.stops import end_token_ids
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
-from rayqd.errors import ModelError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
 from rayqd.evals.continuations import Writing, measure_continuations
 from rayqd.evals.fidelity import score
@@ -38,14 +38,15 @@ from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.initialization import Initialization, untrained_arm
 from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_model, load_tokenizer, output_head
-from rayqd.model.source import local_directory, student_directory, teacher_directory
+from rayqd.model.source import student_directory, teacher_directory
 from rayqd.model.student import Student
 from rayqd.report.write import rewrite_report
+from rayqd.rollout.support import installed_vllm
 from rayqd.runs.benchmarks import BenchmarkRow, benchmarks_file, items_file, read_benchmarks
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.continuations import continuations_file, write_continuations
 from rayqd.runs.ending import ending_of
-from rayqd.runs.paths import CHECKPOINTS, CONFIG, EVALS, EXPORT, RESULT
+from rayqd.runs.paths import CONFIG, EVALS, EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 from rayqd.runs.verdict import between, estimate_kl
 from rayqd.teacher.cache import weights_digest
@@ -80,7 +81,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     console = console or Console()
     directory_of(path, trusts_code=config.model.trust_remote_code)
     config = with_frozen_settings(config)
-    check_machine(config, runs_vllm=False)
+    check_machine(config, runs_vllm=bool(config.eval.tasks) and config.eval.backend == "vllm")
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
     return _Evaluation(path, config, checked, benchmarks, console).run()
@@ -94,6 +95,7 @@ class _Evaluation:
         self._console = console
         tokenizer = _tokenizer(checked, config) if benchmarks else None
         self._runner = BenchmarkRunner(benchmarks, tokenizer, self._say) if benchmarks else None
+        self._models = EvaluatedModels(config, checked.directory, tokenizer, self._say)
         self._arms: dict[str, ModelScores] = {}
 
     def run(self) -> Evaluation:
@@ -147,7 +149,7 @@ class _Evaluation:
             rewrite_report(run_dir)
 
     def _run_benchmarks(self, runner: BenchmarkRunner, model: PreTrainedModel) -> list[BenchmarkRow]:
-        student = runner.score("student", lambda: model)
+        student = runner.score("student", lambda: self._models.open(model, engine_directory(self._path, self._config)))
         if self._config.eval.rtn:
             self._rounded(runner)
         self._arms["student"] = student  # the last row of the table
@@ -162,7 +164,9 @@ class _Evaluation:
         teacher = load_model(directory, config.model.dtype)
         rows = score(heldout.examples, Teacher(teacher, config.teacher.max_batch_tokens))
         if self._runner:
-            self._arms[TEACHER] = self._runner.score(TEACHER, lambda: teacher, self._identity(directory))
+            self._arms[TEACHER] = self._runner.score(
+                TEACHER, lambda: self._models.open(teacher, directory), self._identity(directory)
+            )
         head = output_head(teacher)
         measured = Heldout(rows, head, config.learner.microbatch_tokens, heldout.text)
         return measured, head, measured.with_text(measured.evaluate_teacher(head), teacher, head)
@@ -171,7 +175,7 @@ class _Evaluation:
         config, directory = self._config, self._checked.directory
         name = untrained_arm("rtn", config.quant).name
         identity = [*self._identity(directory), config.quant.model_dump_json()]
-        self._arms[name] = runner.score(name, self._load_rounded, identity)
+        self._arms[name] = runner.score(name, lambda: self._models.open(self._load_rounded(), None), identity)
 
     def _load_rounded(self) -> PreTrainedModel:
         config = self._config
@@ -181,7 +185,8 @@ class _Evaluation:
 
     def _identity(self, directory: Path) -> list[str]:
         """Return what a model's answers depend on, besides the question."""
-        return [weights_digest(directory), self._config.model.dtype, device().type]
+        backend = [] if self._config.eval.backend == "transformers" else ["vllm", *installed_vllm().values()]
+        return [weights_digest(directory), self._config.model.dtype, device().type, *backend]
 
     def _keep(self, evaluation: Evaluation) -> None:
         """Write benchmarks to a file of their own, which measuring the KL again leaves alone."""
@@ -242,19 +247,6 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
     directory = directory_of(path, trusts_code=config.model.trust_remote_code)
     load = load_export if is_export(directory) else load_model
     return load(directory, config.model.dtype)
-
-
-def directory_of(path: Path, *, trusts_code: bool = False) -> Path:
-    """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none.
-
-    `trusts_code`: code of its own may be run.
-    """
-    if (path / "student.safetensors").is_file():
-        return path
-    if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():
-        raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path / CHECKPOINTS}/step-...")
-    directory = path / EXPORT if (path / EXPORT).is_dir() else path
-    return directory if is_export(directory) else local_directory(str(directory.absolute()), trusts_code=trusts_code)
 
 
 def _publish_benchmarks(run_dir: Path) -> None:

@@ -60,7 +60,7 @@ def _usage(setting: Setting) -> str:
     if setting.kind == "boolean":
         return f"--{setting.key}, --no-{setting.key}"
     if setting.choices:
-        others = ["MODULE:NAME"] if setting.takes_import_path else []
+        others = ["MODULE:NAME"] if setting.takes_import_path else [setting.other_form] if setting.other_form else []
         return f"--{setting.key} {'|'.join([*setting.choices, *others])}"
     words = {"integer": "N", "number": "X", "array": "A,B,...", "object": "A=X,B=Y,..."}
     return f"--{setting.key} {words.get(setting.kind, 'TEXT')}"

@@ -77,7 +77,7 @@ def _default(setting: Setting) -> str:
 def _must_be(setting: Setting) -> str:
     if setting.choices:
         others = [
-            *(["`package.module:name`"] if setting.takes_import_path else []),
+            *([f"`{setting.other_form}`"] if setting.other_form else []),
             *(["none"] if setting.optional else []),
         ]
         return ", ".join([*(f"`{choice}`" for choice in setting.choices), *others])

@@ -59,7 +59,9 @@ def differences(old: Config, new: Config, without: Sequence[type[Marker]] = ()) 
 def _is_same_result(key: str, *configs: Config) -> bool:
     """Return whether the setting changes nothing of the result in either of `configs`."""
     marker = settings()[key].marker(SameResult)
-    return marker is not None and all(
+    if marker is None or (marker.unless_best_is_task and any(config.best_is_task for config in configs)):
+        return False
+    return all(
         setting_value(config, other) == settings()[other].default for other in marker.unless for config in configs
     )
 

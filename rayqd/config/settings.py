@@ -14,11 +14,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rayqd.config.sections import Config
+from rayqd.config.sections.base import TASK_METRIC
 from rayqd.config.sections.markers import Marker
 from rayqd.config.sections.sources import SourceConfig
 from rayqd.extensions import IMPORT_PATH
 
 M = TypeVar("M", bound=Marker)
+
+_OTHER_FORMS = {IMPORT_PATH: "package.module:name", TASK_METRIC: "TASK/METRIC"}
 
 
 class _Schema(TypedDict, total=False):
@@ -47,6 +50,7 @@ class Setting:
     optional: bool  # takes none
     choices: tuple[str, ...]  # every value there is, if they can be listed
     takes_import_path: bool  # besides them also package.module:name
+    other_form: str  # what it takes besides them; "" where that is nothing
     must_be: str  # "a number above 0"; completes "learner.lr must be"
     default: object
     markers: tuple[Marker, ...]  # of its field, then of its section's
@@ -172,7 +176,8 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
     variants = schema.get("anyOf", [schema])
     value = next(variant for variant in variants if variant.get("type") != "null")
     optional = any(variant.get("type") == "null" for variant in variants)
-    takes_import_path = any(variant.get("pattern") == IMPORT_PATH for variant in variants)
+    patterns = [variant.get("pattern") for variant in variants]
+    other_form = next((form for pattern, form in _OTHER_FORMS.items() if pattern in patterns), "")
     words = [variant["const"] for variant in variants if "const" in variant and variant is not value]
     choices = tuple(value.get("enum") or ([value["const"]] if "const" in value else []))
     return Setting(
@@ -181,10 +186,11 @@ def _setting(key: str, schema: _Schema, default: object, markers: tuple[Marker, 
         kind="path" if value.get("format") == "path" else value.get("type", ""),
         optional=optional,
         choices=choices,
-        takes_import_path=takes_import_path,
+        takes_import_path=IMPORT_PATH in patterns,
+        other_form=other_form,
         must_be=_must_be(value, choices)
         + "".join(f", or {word}" for word in words)
-        + (", or package.module:name" if takes_import_path else "")
+        + (f", or {other_form}" if other_form else "")
         + (", or none" if optional else ""),
         default=default,
         markers=markers,

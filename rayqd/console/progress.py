@@ -15,6 +15,7 @@ from rayqd.config import Config
 from rayqd.console.say import say
 from rayqd.events import EvalEvent, StepEvent
 from rayqd.metrics.catalogue import METRICS, Metric
+from rayqd.metrics.fidelity import TaskValue
 from rayqd.metrics.samples import Value
 
 _WINDOW = 8  # steps whose mean duration the ETA rests on
@@ -113,7 +114,16 @@ def eval_line(event: EvalEvent) -> str:
     """Format `GPTQ INT4: KL to teacher 0.1461, perplexity 20.257`."""
     fidelity = event.fidelity
     text = "" if fidelity.text_perplexity is None else f", of eval.text {fidelity.text_perplexity:.3f}"
-    return f"{event.arm.name}: KL to teacher {fidelity.kl_to_teacher:.4f}, perplexity {fidelity.perplexity:.3f}{text}"
+    tasks = "".join(f", {_task_text(each)}" for each in fidelity.tasks)
+    kl, perplexity = f"{fidelity.kl_to_teacher:.4f}", f"{fidelity.perplexity:.3f}"
+    return f"{event.arm.name}: KL to teacher {kl}, perplexity {perplexity}{text}{tasks}"
+
+
+def _task_text(value: TaskValue) -> str:
+    """Format `arc_easy/acc 0.412 ± 0.031 of 64`, with the standard error."""
+    error = "" if value.stderr is None else f" ± {value.stderr:.3f}"
+    cut = f" ({value.num_cut} of {value.num_answers} answers cut)" if value.num_cut else ""
+    return f"{value.name} {value.value:.3f}{error} of {value.num_documents}{cut}"
 
 
 def waiting_line(step: int | None, names: Sequence[str], seconds: float) -> str:

@@ -18,6 +18,7 @@ from rayqd.data.user_code import check_user_code
 from rayqd.driver.export_check import check_export
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
+from rayqd.evals.while_training import check_tasks
 from rayqd.files import free_bytes
 from rayqd.losses.check import check_loss
 from rayqd.model.adapters import describe_unadapted
@@ -58,6 +59,7 @@ def check(config: Config, *, trains: bool = True) -> Checked:
     if trains:
         check_trackers(config.track)
         check_loss(config)
+        check_tasks(config)
     check_user_code(config.data)
     chat = chat_settings(config.data)
     directory = student_directory(config)

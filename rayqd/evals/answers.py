@@ -12,6 +12,7 @@ class AnswerCount:
 
     num_all: int = 0
     num_cut: int = 0  # that reached the task's limit before an end of text or one of its stops
+    num_shortened: int = 0  # questions of either kind that lost their beginning, as the model takes no more tokens
 
 
 def counting_model(answers: AnswerCount, **arguments: Any) -> Any:

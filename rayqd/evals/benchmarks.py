@@ -7,18 +7,17 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rayqd.evals.harness import Benchmark
+from rayqd.evals.language_model import LanguageModel
 from rayqd.evals.paired import Difference, mean_difference, resampled_difference, weighted_difference
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.files import replace_file
 from rayqd.model.source import cache_dir
 from rayqd.runs.benchmarks import BenchmarkItems, BenchmarkRow, BenchmarkScore
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 TEACHER = "teacher"
 
@@ -33,7 +32,9 @@ class BenchmarkRunner:
         self._tokenizer = tokenizer
         self._say = say
 
-    def score(self, name: str, load: Callable[[], PreTrainedModel], identity: Sequence[str] = ()) -> ModelScores:
+    def score(
+        self, name: str, load: Callable[[], AbstractContextManager[LanguageModel]], identity: Sequence[str] = ()
+    ) -> ModelScores:
         """Score the model that `load` returns, which is called only if something is left to run.
 
         `identity` says all that the scores depend on besides the benchmarks; with it they are kept for the next time.
@@ -45,13 +46,15 @@ class BenchmarkRunner:
             self._say(f"{name}: {', '.join(arm)} known from before")
         if not missing:
             return arm
-        model = load()
-        for benchmark in missing:
-            began = time.monotonic()
-            arm[benchmark.name] = scores = benchmark.run(model, self._tokenizer)
-            self._say(f"{name}: {benchmark.name} in {time.monotonic() - began:.0f} s")
-            if identity:
-                _write_cache(files[benchmark.name], scores)
+        with load() as model:
+            for benchmark in missing:
+                began = time.monotonic()
+                arm[benchmark.name] = scores = benchmark.run(model)
+                self._say(f"{name}: {benchmark.name} in {time.monotonic() - began:.0f} s")
+                if scores.num_shortened:
+                    self._say(describe_shortened(benchmark.name, scores.num_shortened))
+                if identity:
+                    _write_cache(files[benchmark.name], scores)
         return arm
 
     def compare(self, arms: Mapping[str, ModelScores]) -> list[BenchmarkRow]:
@@ -68,21 +71,35 @@ class BenchmarkRunner:
         """Yield what each model scored on each document, by which any two can be compared later."""
         for benchmark in self._benchmarks:
             for name, arm in arms.items():
-                for score in arm[benchmark.name].tasks:
-                    yield BenchmarkItems(
-                        model=name,
-                        benchmark=benchmark.name,
-                        fingerprint=benchmark.fingerprint,
-                        task=score.task,
-                        metric=score.metric,
-                        filter=score.filter,
-                        document_ids=list(score.document_ids),
-                        values=list(score.document_values),
-                    )
+                yield from items_of(benchmark, name, arm[benchmark.name])
 
     def _cache_file(self, benchmark: Benchmark, identity: Sequence[str]) -> Path:
         key = json.dumps([benchmark.fingerprint, self._tokenizer.chat_template, *identity])
         return cache_dir() / "benchmarks" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def items_of(benchmark: Benchmark, name: str, scores: Scores) -> Iterator[BenchmarkItems]:
+    """Yield what the model called `name` scored on each document of a benchmark, metric by metric."""
+    for score in scores.tasks:
+        yield BenchmarkItems(
+            model=name,
+            benchmark=benchmark.name,
+            fingerprint=benchmark.fingerprint,
+            task=score.task,
+            metric=score.metric,
+            filter=score.filter,
+            document_ids=list(score.document_ids),
+            values=list(score.document_values),
+        )
+
+
+def describe_shortened(name: str, number: int) -> str:
+    """Format what the user must know of questions that an engine could not take whole."""
+    questions = "question is" if number == 1 else "questions are"
+    return (
+        f"{name}: {number} {questions} longer than the engine's context and lost the beginning; such scores are not "
+        "those of transformers"
+    )
 
 
 def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -> BenchmarkRow:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rayqd.evals.fidelity import METRICS, compare_tokens
-from rayqd.evals.harness import own_attention
+from rayqd.evals.language_model import own_attention
 from rayqd.metrics.bootstrap import estimate, ratio
 from rayqd.model.load import output_head
 from rayqd.runs.continuations import Continuations, Positions, SideBySide

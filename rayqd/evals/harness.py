@@ -12,11 +12,12 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +26,12 @@ from rayqd.config.sections import EvalConfig
 from rayqd.console.quiet import quiet_libraries
 from rayqd.data.chat_settings import ChatSettings
 from rayqd.errors import ConfigError, DataError, ModelError
-from rayqd.evals.answers import AnswerCount, counting_model
+from rayqd.evals.answers import AnswerCount
+from rayqd.evals.language_model import Asking, LanguageModel
 from rayqd.evals.local_data import expand, write_task_files
 from rayqd.evals.results import read_scores
 from rayqd.evals.scores import Scores
-from rayqd.model.forward.of_model import mode_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from rayqd.metrics.fidelity import value_name
 
 _OWN_TASKS = Path(__file__).parent / "tasks"
 _MOST_HINTS = 3  # names near one that there is not
@@ -60,7 +59,7 @@ class Benchmark:
         function = self._loaded["tasks"][task].aggregation().get(metric, mean)
         return None if function is mean else function
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Digest of what is asked, and of lm-eval's version: the same one gives the same scores of the same model."""
         settings = self._settings
@@ -84,23 +83,17 @@ class Benchmark:
                 digest.update(json.dumps(part, sort_keys=True, default=_name_of).encode())
         return digest.hexdigest()
 
-    def run(self, model: PreTrainedModel, tokenizer: Any) -> Scores:
-        """Score the model, document by document, as `lm_eval run --model hf` does. Raises ModelError."""
+    def run(self, model: LanguageModel) -> Scores:
+        """Score the model, document by document, as `lm_eval run` does. Raises ModelError."""
         from lm_eval.evaluator import evaluate
 
         settings = self._settings
         template = settings.apply_chat_template
-        with _quiet(), own_attention(model):
-            answers = AnswerCount()
-            language_model = counting_model(
-                answers,
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=settings.task_batch_size,
-                chat_template_args=self._chat.variables,
-                think_end_token=settings.think_end,
-            )
-            _set_seeds()
+        asking = Asking(
+            batch_size=settings.task_batch_size, chat_variables=self._chat.variables, think_end=settings.think_end
+        )
+        answers = AnswerCount()
+        with _quiet(), model.answering(asking, answers) as language_model, _seeded():
             try:
                 results = evaluate(
                     lm=language_model,
@@ -112,7 +105,27 @@ class Benchmark:
             except (AssertionError, ValueError, KeyError, TypeError) as error:  # of its own checks, or of a document
                 raise ModelError(f"lm-eval cannot run task {self.name}: {_first_line(error)}") from error
         assert results is not None  # on rank 0
-        return replace(read_scores(results, self._loaded), num_answers=answers.num_all, num_cut=answers.num_cut)
+        return replace(
+            read_scores(results, self._loaded),
+            num_answers=answers.num_all,
+            num_cut=answers.num_cut,
+            num_shortened=answers.num_shortened,
+        )
+
+    def metric_names(self) -> list[str]:
+        """Return the names that its values have, as TASK/METRIC, those of groups first."""
+        groups = [
+            value_name(name, each.metric, "none")
+            for name, group in self._loaded["groups"].items()
+            for each in group.aggregate_metric_list or []
+        ]
+        tasks = [
+            value_name(name, metric, filtered.name)
+            for name, task in self._loaded["tasks"].items()
+            for metric in task.aggregation()
+            for filtered in task._filters
+        ]
+        return groups or tasks
 
 
 def open_benchmarks(
@@ -216,28 +229,26 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=_defaults().DEFAULT_OTHER_SEED)
 
 
-def _set_seeds() -> None:
-    """Seed with lm-eval's own."""
-    random.seed(_defaults().DEFAULT_RANDOM_SEED)
-    np.random.seed(_defaults().DEFAULT_OTHER_SEED)
-    torch.manual_seed(_defaults().DEFAULT_OTHER_SEED)
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed with lm-eval's own, for so long: a run that trains has a state of its own."""
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        random.seed(_defaults().DEFAULT_RANDOM_SEED)
+        np.random.seed(_defaults().DEFAULT_OTHER_SEED)
+        torch.manual_seed(_defaults().DEFAULT_OTHER_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def _defaults() -> Any:
     from lm_eval import defaults
 
     return defaults
-
-
-@contextlib.contextmanager
-def own_attention(model: Any) -> Iterator[None]:
-    """Switch to transformers' own: lm-eval pads its batches and generates with a cache, which packed rows do not."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(mode_of(model).own_attention)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @contextlib.contextmanager

@@ -33,13 +33,21 @@ class Evaluations:
         self.metric = config.checkpoint.best or _BY_DEFAULT
         self.keep_best = config.checkpoint.best is not None  # the weights
         self.decide = config.tracks_evaluations  # what is exported, or when training ends
-        self._sign = 1.0 if metric(self.metric).better == "lower" else -1.0
+        self._is_task = config.best_is_task
+        # Of a benchmark the first value says which way is better.
+        self._sign = -1.0 if self._is_task or metric(self.metric).better == "higher" else 1.0
+        self._is_measured = config.runs_tasks if self._is_task else _always
         self._patience, self._min_delta = config.eval.patience, config.eval.min_delta
         self._values: list[Evaluation] = []
 
     def add(self, step: int, fidelity: Fidelity) -> bool:
-        """Add what was measured after `step`; return whether no weights before were as good."""
+        """Add what was measured after `step`; return whether no weights before were as good.
+
+        An evaluation without benchmarks says nothing where one of those decides.
+        """
         is_best = self.would_be_best(fidelity)
+        if not self._is_measured(step):
+            return False
         self._values.append(Evaluation(step=step, value=self._value(fidelity)))
         return is_best
 
@@ -49,12 +57,18 @@ class Evaluations:
         return not math.isnan(value) and (best is None or self._sign * value < self._sign * best.value)
 
     def _value(self, fidelity: Fidelity) -> float:
+        if self._is_task:
+            found = fidelity.find_task(self.metric)
+            if found is None:
+                return math.nan
+            self._sign = -1.0 if found.higher_is_better else 1.0
+            return found.value
         value = getattr(fidelity, self.metric)
         return math.nan if value is None else float(value)
 
     def lack(self, step: int) -> bool:
         """Return whether nothing was measured after `step`, of what decides something."""
-        return self.decide and all(each.step != step for each in self._values)
+        return self.decide and self._is_measured(step) and all(each.step != step for each in self._values)
 
     @property
     def last_step(self) -> int:
@@ -92,7 +106,9 @@ class Evaluations:
         """Return the values as a checkpoint keeps them; empty where nothing is decided by them."""
         if not self.decide:
             return ""
-        return json.dumps({"metric": self.metric, "values": [asdict(each) for each in self._values]}) + "\n"
+        values = [asdict(each) for each in self._values]
+        better = "higher" if self._sign < 0 else "lower"
+        return json.dumps({"metric": self.metric, "better": better, "values": values}) + "\n"
 
     def load(self, checkpoint: Path) -> None:
         """Take over what a checkpoint has, if it is of the same metric."""
@@ -102,3 +118,9 @@ class Evaluations:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["metric"] == self.metric:
                 self._values += [Evaluation(**each) for each in content["values"]]
+                if self._is_task:
+                    self._sign = -1.0 if content["better"] == "higher" else 1.0
+
+
+def _always(step: int) -> bool:
+    return True

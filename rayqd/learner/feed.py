@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rayqd.data.example_set import RunningText
 from rayqd.events import ReportedEvent
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
 
@@ -31,6 +32,10 @@ class Feed(Protocol):
 
     def publish(self, version: int, tensors: Mapping[str, WireTensor]) -> None:
         """Have rollouts written with `tensors` from now on; nothing but on rank 0."""
+        ...
+
+    def run_tasks(self, version: int, tensors: Mapping[str, WireTensor]) -> TaskResults:
+        """Have a rollout worker run the benchmarks with `tensors`; nothing but on rank 0."""
         ...
 
     def report(self, event: ReportedEvent) -> None:

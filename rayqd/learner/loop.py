@@ -26,6 +26,7 @@ from rayqd.events import (
 )
 from rayqd.learner.audit_trail import AuditTrail, digest_after_step
 from rayqd.learner.bad_steps import keep_share
+from rayqd.learner.benchmarks import StudentBenchmarks
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.engine_check import check_engines
 from rayqd.learner.feed import Feed
@@ -56,6 +57,7 @@ def train(
     config: Config,
     *,
     evaluate: Callable[[], Fidelity],
+    benchmarks: StudentBenchmarks,
     working: Working = unwatched,
 ) -> None:
     """Train from the last checkpoint, if there is one, to the last step, or to where the evaluations end it.
@@ -77,7 +79,7 @@ def train(
         with span("first publication"):
             feed.publish(start, collect_rollout_weights(learner.student, config))
     if start and is_measured(start, config) and checkpointer.lacks_evaluation():
-        _measure(feed, checkpointer, learner, evaluate)
+        _measure(feed, checkpointer, learner, evaluate, benchmarks)
     is_to_end = checkpointer.is_to_end()
     for step in range(start, config.learner.steps):
         if is_to_end:
@@ -97,7 +99,7 @@ def train(
             if (done := checkpointer.trail.newest) is not None and done.steps[0].step == version:
                 feed.report(done)
         if is_measured(version, config):
-            _measure(feed, checkpointer, learner, evaluate)
+            _measure(feed, checkpointer, learner, evaluate, benchmarks)
             is_to_end = checkpointer.is_to_end()
             if joins and is_to_end and not is_saved:
                 path = checkpointer.save_between_steps()
@@ -107,16 +109,24 @@ def train(
 def is_measured(version: int, config: Config) -> bool:
     """Return whether the weights after `version` steps are evaluated, beside what the end of the run does."""
     if version == config.learner.steps:
-        return config.tracks_evaluations
+        return config.tracks_evaluations or config.runs_tasks(version)
     return config.eval.every > 0 and version % config.eval.every == 0
 
 
-def _measure(feed: Feed, checkpointer: Checkpointer, learner: Learner, evaluate: Callable[[], Fidelity]) -> None:
+def _measure(
+    feed: Feed,
+    checkpointer: Checkpointer,
+    learner: Learner,
+    evaluate: Callable[[], Fidelity],
+    benchmarks: StudentBenchmarks,
+) -> None:
     """Evaluate the weights as they are now; they are kept where they are the best."""
     fidelity, step = None, checkpointer.num_steps
     if learner.group.joins_collectives:
-        fidelity = evaluate()
-        feed.report(EvalEvent(step=step, arm=Arm(kind=ArmKind.DISTILLED, step=step), fidelity=fidelity))
+        results = benchmarks.run(step)
+        fidelity = replace(evaluate(), tasks=results.values)
+        arm = Arm(kind=ArmKind.DISTILLED, step=step)
+        feed.report(EvalEvent(step=step, arm=arm, fidelity=fidelity, items=results.items))
     if checkpointer.evaluations.decide:
         checkpointer.add_evaluation(fidelity)
 

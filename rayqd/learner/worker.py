@@ -12,6 +12,7 @@ from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
 from rayqd.export.logits import short_row
+from rayqd.learner.benchmarks import StudentBenchmarks
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import SingleProcess
@@ -77,7 +78,16 @@ class LearnerWorker:
         if self._watch:
             learner.on_progress, working = self._watch.beat, self._watch.working
         checkpointer = Checkpointer(learner, self._checkpoints, Evaluations(self._config))
-        train(learner, self._feed, checkpointer, self._config, evaluate=evaluate, working=working)
+        benchmarks = StudentBenchmarks(self._config, learner, self._feed)
+        train(
+            learner,
+            self._feed,
+            checkpointer,
+            self._config,
+            evaluate=evaluate,
+            benchmarks=benchmarks,
+            working=working,
+        )
         self._finish(learner, heldout, checkpointer)
 
     def _make_uploader(self) -> CheckpointUploader | None:

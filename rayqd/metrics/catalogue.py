@@ -102,6 +102,18 @@ METRICS = (
         form=".3f",
     ),
     Metric(
+        name="benchmark",
+        title="Benchmarks",
+        unit="",
+        help="What the student in training scores on eval.tasks, by TASK/METRIC.",
+        group="Quality",
+        fields=_learner_field("task_values"),
+        event="eval",
+        by_arm=True,
+        by_task=True,
+        form=".3f",
+    ),
+    Metric(
         name="learning_rate",
         title="Learning rate",
         unit="",

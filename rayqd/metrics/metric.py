@@ -25,6 +25,7 @@ class Metric:
     by_arm: bool = False  # one value for each arm that is compared
     better: Literal["", "lower", "higher"] = ""  # "" where neither is
     by_source: bool = False  # the field has a value for each source of the data, by its name
+    by_task: bool = False  # the field has a value for each metric of each benchmark, by its name
     rate: str = ""  # of a counter whose growth by the second says more: what that is
     label: str = ""  # before the value in the terminal's line; "" keeps it out
     label_rank: int = 0  # the highest goes first where the line is too long for a terminal; 0 stays
@@ -38,4 +39,5 @@ class Metric:
     @property
     def tags(self) -> tuple[str, ...]:
         """Return the names of the labels that tell its series apart."""
-        return ("run", "role", *(["arm"] if self.by_arm else []), *(["source"] if self.by_source else []))
+        several = {"arm": self.by_arm, "source": self.by_source, "task": self.by_task}
+        return ("run", "role", *(name for name, has_several in several.items() if has_several))

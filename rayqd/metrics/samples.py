@@ -18,7 +18,7 @@ class Sample:
     tags: dict[str, str]  # all but the run
 
 
-Value: TypeAlias = float | Mapping[str, int] | None
+Value: TypeAlias = float | Mapping[str, float] | None
 
 
 def make_samples(event: str, values: Mapping[str, Value], arm: str | None = None) -> Iterator[Sample]:
@@ -29,7 +29,8 @@ def make_samples(event: str, values: Mapping[str, Value], arm: str | None = None
             for role, name in metric.fields.items():
                 value = values.get(name)
                 if isinstance(value, Mapping):
-                    for source, number in value.items():
-                        yield Sample(metric=metric, value=number, tags={"role": role, "source": source, **tags})
+                    part = "task" if metric.by_task else "source"
+                    for name_of_part, number in value.items():
+                        yield Sample(metric=metric, value=number, tags={"role": role, part: name_of_part, **tags})
                 elif value is not None:
                     yield Sample(metric=metric, value=value, tags={"role": role, **tags})

@@ -29,6 +29,7 @@ from rayqd.quant.routers import find_routers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from rayqd.model.qat_lora import QATLoraLinear
     from rayqd.model.replace import QATLayer
 
 
@@ -109,19 +110,33 @@ class Student:
             for layer in outside:
                 layer.outside = True
 
+    @contextmanager
+    def with_plain_layers(self) -> Iterator[None]:
+        """Let the model compute with the values of the codes, made once, for who runs it thousands of times.
+
+        Experts, and a sharded student, go on rounding in every forward pass; what they compute is the same.
+        """
+        replaced = {} if self._shards is not None else self.layers
+        try:
+            for name, layer in replaced.items():
+                if not isinstance(layer, QATExperts):
+                    replace_module(self.model, name, _plain_linear(layer, name))
+            yield
+        finally:
+            for name, layer in replaced.items():
+                if not isinstance(layer, QATExperts):
+                    replace_module(self.model, name, layer)
+
     def to_plain_model(self) -> PreTrainedModel:
         """Turn the student into the model of the export: plain linear layers with the values of the codes."""
         uncompile_layers(self.model)
         for name, layer in self.layers.items():
-            weight = layer.grid.dequantize(layer.quantize(name))
             if isinstance(layer, QATExperts):
+                weight = layer.grid.dequantize(layer.quantize(name))
                 parent, _, leaf = name.rpartition(".")
                 restore_experts(self.model.get_submodule(parent), {leaf: weight.reshape(layer.weight.shape)})
-                continue
-            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
-            plain.weight = nn.Parameter(weight, requires_grad=False)
-            plain.bias = _bias(layer)  # pyright: ignore[reportAttributeAccessIssue]
-            replace_module(self.model, name, plain)
+            else:
+                replace_module(self.model, name, _plain_linear(layer, name))
         self.layers = {}
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
@@ -149,6 +164,15 @@ class Student:
         load_adapter_state(own, state)
         for name in own.keys() & state.keys():
             assign(own[name], state[name])
+
+
+def _plain_linear(layer: QATLinear | QATLoraLinear, name: str) -> nn.Linear:
+    """Return a linear layer with the values that `layer`, called `name`, rounds to."""
+    weight = layer.grid.dequantize(layer.quantize(name))
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = _bias(layer)  # pyright: ignore[reportAttributeAccessIssue]
+    return plain
 
 
 def _bias(layer: QATLayer) -> Tensor | None:

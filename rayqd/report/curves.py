@@ -9,12 +9,14 @@ from markupsafe import Markup
 
 from rayqd.events import EvalEvent, RecordedEvent, StepEvent, samples
 from rayqd.metrics.catalogue import ROLES, STUDENT, Metric, metric
+from rayqd.metrics.fidelity import TaskValue
 from rayqd.report.chart import Line, Point, draw_line_chart
 from rayqd.runs.verdict import estimate_kl
 
 _COLOUR = {"learner": 0, "rollout": 1, "teacher": 2, STUDENT: 0}
 _OF_LEVELS = (5, 4, 3)
 _MOST_WHISKERS = 40
+_NORMAL_95 = 1.96  # standard errors to either side
 
 
 def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
@@ -33,6 +35,7 @@ def run_charts(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
     for name in ("completion_tokens", "cut_completions"):
         if values.get((name, "learner")):
             drawn.append(_chart(metric(name), values, from_zero=True, smoothed=True))
+    drawn[2:2] = _of_benchmarks(events, num_steps)
     if any(y for _, y in values["staleness", "learner"]):
         drawn.append(_chart(metric("staleness"), values, from_zero=True, smoothed=True))
     return drawn
@@ -45,7 +48,7 @@ def _values(events: Sequence[RecordedEvent]) -> Values:
     found: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for event in events:
         for sample in samples(event):
-            key = sample.metric.name, sample.tags.get("arm", sample.tags["role"])
+            key = sample.metric.name, sample.tags.get("task", sample.tags.get("arm", sample.tags["role"]))
             found[key].append((event.step, sample.value))
     return found
 
@@ -77,6 +80,35 @@ def _of_evaluations(events: Sequence[RecordedEvent], values: Values, num_steps: 
     for (arm, points), colour in zip(arms.items(), _OF_LEVELS, strict=False):
         lines.append(Line(name=arm, points=points, colour=colour, level=True))
     return draw_line_chart(f"{shown.title}, held out", lines, unit=shown.unit, form=shown.form, steps=(0, num_steps))
+
+
+def _of_benchmarks(events: Sequence[RecordedEvent], num_steps: int) -> list[Markup]:
+    """Draw a chart for each benchmark that was run while training, its metrics with 95 % intervals."""
+    found: dict[str, dict[str, list[tuple[int, TaskValue]]]] = defaultdict(lambda: defaultdict(list))
+    for event in events:
+        for each in event.fidelity.tasks if isinstance(event, EvalEvent) else ():
+            found[each.task][each.name.partition("/")[2]].append((event.step, each))
+    return [
+        draw_line_chart(
+            f"{task}, {next(iter(metrics.values()))[-1][1].num_documents:,} documents",
+            [
+                Line(
+                    name=name,
+                    points=[(step, each.value) for step, each in measured],
+                    colour=colour,
+                    between=[
+                        (step, each.value - _NORMAL_95 * each.stderr, each.value + _NORMAL_95 * each.stderr)
+                        for step, each in measured
+                        if each.stderr is not None
+                    ],
+                )
+                for colour, (name, measured) in enumerate(metrics.items())
+            ],
+            form=metric("benchmark").form,
+            steps=(0, num_steps),
+        )
+        for task, metrics in found.items()
+    ]
 
 
 def _seconds(values: Values) -> Markup:

@@ -8,7 +8,11 @@ or leaves that layer as it was. In either case the engine starts again with dens
 from __future__ import annotations
 
 import importlib
+import math
+import os
 import textwrap
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +27,12 @@ from rayqd.rollout.worker import MakeEngine, num_top_ids
 from rayqd.spans import span
 
 if TYPE_CHECKING:
+    from rayqd.model.gpu_memory import GpuShare
     from rayqd.rollout.kernels import WeightForm
+    from rayqd.rollout.vllm import VLLMEngine
 
 _MAX_REASON_CHARACTERS = 200
+_BENCHMARK_TOKENS = 4096
 
 
 @cache
@@ -97,6 +104,83 @@ def checkpoint_engine_maker(name: str, revision: str | None, config: Config, gpu
     return make
 
 
+@contextmanager
+def benchmark_engine(directory: Path, config: Config) -> Generator[VLLMEngine]:
+    """Yield an engine of the model in `directory` in this process, for `eval.tasks`; its memory is free afterwards."""
+    import gc
+
+    from rayqd.model.load import context_length
+    from rayqd.rollout.vllm import VLLMEngine
+
+    _check_engine(config)
+    tokens = min(context_length(directory), benchmark_tokens(config))
+    _reserve_cpu_cache(directory, config, tokens)
+    engine: VLLMEngine | None = VLLMEngine(
+        directory,
+        context_length=tokens,
+        max_concurrent=config.rollout.max_concurrent,
+        gpu_memory_utilization=_free_share(),
+        dtype=config.model.dtype,
+        preparation="graphs",
+        max_batch=config.rollout.max_concurrent,
+        trusts_code=config.model.trust_remote_code,
+        tensor_parallel=config.rollout.tensor_parallel,
+    )
+    try:
+        yield engine
+    finally:
+        engine = None
+        _release_engine()
+        gc.collect()
+
+
+def benchmark_tokens(config: Config) -> int:
+    """Return the tokens that an engine takes of a benchmark's question and answer together; longer ones are told."""
+    return _BENCHMARK_TOKENS + (config.eval.task_max_new_tokens or 0)
+
+
+def _tokens_of_tasks(directory: Path, config: Config, share: GpuShare | None) -> int:
+    """Return how many tokens a benchmark may take of an engine for rollouts; 0 where none are run there.
+
+    As many as `benchmark_tokens`, where the cache that the rollouts need has room for one such sequence.
+    """
+    from rayqd.model.load import load_meta_model, torch_dtype
+    from rayqd.rollout.gpu_share import total_gpu_bytes
+    from rayqd.rollout.kv_cache import kv_bytes_per_token, kv_cache_bytes
+
+    if config.eval.where != "rollout" or not config.eval.steps_between_tasks:
+        return 0
+    value = torch_dtype(config.model.dtype).itemsize
+    per_token = kv_bytes_per_token(load_meta_model(directory).config, value, config.rollout.tensor_parallel)
+    is_on_cpu = total_gpu_bytes() is None
+    room = share.kv_bytes if share else int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * 2**30 if is_on_cpu else 0
+    if per_token is None or not room:
+        return 0
+    fitting = room * benchmark_tokens(config) // kv_cache_bytes(per_token, benchmark_tokens(config), 1)
+    return min(benchmark_tokens(config), fitting)
+
+
+def _free_share() -> float:
+    """Return the share of its GPU that an engine may take beside what this process has on it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.9
+    free, total = torch.cuda.mem_get_info()
+    return 0.9 * free / total
+
+
+def _reserve_cpu_cache(directory: Path, config: Config, num_tokens: int) -> None:
+    """Let a CPU's cache have room for one sequence at least, where the user has not said how large it is."""
+    from rayqd.model.load import load_meta_model, torch_dtype
+    from rayqd.rollout.kv_cache import kv_bytes_per_token, kv_cache_bytes
+
+    per_token = kv_bytes_per_token(load_meta_model(directory).config, torch_dtype(config.model.dtype).itemsize)
+    if per_token is not None:
+        gib = math.ceil(kv_cache_bytes(per_token, num_tokens, 1) / 2**30)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(gib))
+
+
 def _check_engine(config: Config) -> None:
     """Raise ConfigError where this machine's vLLM or GPU cannot serve the run; the driver's may be others."""
     from rayqd.model.arithmetic import explain_missing_bfloat16
@@ -119,13 +203,14 @@ def _make_engine(directory: Path, config: Config, form: WeightForm, gpu_share: f
     from rayqd.rollout.weights import choose_weight_loader
 
     weight_loader = choose_weight_loader(config, form)
-    num_tokens = min(context_length(directory), config.data.max_length + config.rollout.max_new_tokens)
+    longest = context_length(directory)
+    num_tokens = min(longest, config.data.max_length + config.rollout.max_new_tokens)
     share = plan_gpu_share(directory, config, gpu_share, num_tokens, is_dense=form.is_dense)
     with span("prepare checkpoint"):
         checkpoint = weight_loader.prepare_checkpoint(directory, config)
     return VLLMEngine(
         checkpoint,
-        context_length=num_tokens,
+        context_length=min(longest, max(num_tokens, _tokens_of_tasks(directory, config, share))),
         max_concurrent=config.rollout.max_concurrent,
         preparation=choose_preparation(config),
         max_batch=most_sequences(config),

@@ -83,7 +83,7 @@ class VLLMEngine:
 
         _show_llvmlite_to_vllm()
         self._weight_loader = weight_loader or PackedLoader()
-        self._context_length = context_length
+        self.context_length = context_length
         self.description = description
         self.on_progress: Callable[[], None] = ignore_progress
         if tensor_parallel == 1:
@@ -112,17 +112,21 @@ class VLLMEngine:
     def load_weights(self, tensors: Mapping[str, WireTensor]) -> None:
         """Put what the learner published into the engine, and drop its prefix cache."""
         self._on_every_rank("load_published_weights", tensors, self._weight_loader)
+        self.reset_prefix_cache()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget keys and values, so that what is written next does not depend on what was."""
         self._llm.reset_prefix_cache()
 
     def generate(self, requests: Sequence[SamplingRequest]) -> list[Completion]:
         """Write all requests at once; vLLM batches them continuously."""
         params = [self._sampling_params(request) for request in requests]
-        return [_completion(output) for output in self._run([request.prompt_ids for request in requests], params)]
+        return [_completion(output) for output in self.run([request.prompt_ids for request in requests], params)]
 
     def generate_ranked(self, requests: Sequence[SamplingRequest], k: int) -> list[Completion]:
         """Rank by the model's own distribution, whatever temperature and minimum length the sampling has."""
         params = [self._sampling_params(request, num_logprobs=k) for request in requests]
-        outputs = self._run([request.prompt_ids for request in requests], params)
+        outputs = self.run([request.prompt_ids for request in requests], params)
         return [replace(_completion(output), top_ids=_ranked_ids(output, k)) for output in outputs]
 
     def stream(self, requests: Sequence[SamplingRequest]) -> Iterator[list[tuple[int, IntArray]]]:
@@ -144,7 +148,7 @@ class VLLMEngine:
             completion = self.generate([request])[0].token_ids
         finally:
             ranks = cast("list[list[LikeliestIds]]", self._on_every_rank("take_likeliest_ids"))
-            self._llm.reset_prefix_cache()  # so that what is written later is what would have been
+            self.reset_prefix_cache()  # so that what is written later is what would have been
         calls = next((calls for calls in ranks if calls), list[LikeliestIds]())
         if sum(len(call.ids) for call in calls) < len(completion):
             return None
@@ -158,7 +162,7 @@ class VLLMEngine:
 
         kind = RequestOutputKind.FINAL_ONLY
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, output_kind=kind)
-        (output,) = self._run([token_ids], [params])
+        (output,) = self.run([token_ids], [params])
         assert output.prompt_logprobs is not None
         return [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:] if entry]
 
@@ -186,7 +190,8 @@ class VLLMEngine:
                 os._exit(1)
             raise
 
-    def _run(self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+    def run(self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]) -> list[RequestOutput]:
+        """Return what vLLM makes of each prompt, all of them at once."""
         outputs = dict(pair for finished in self._finish(prompts, params) for pair in finished)
         return [outputs[index] for index in range(len(prompts))]
 
@@ -209,7 +214,7 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        room = self._context_length - len(request.prompt_ids)
+        room = self.context_length - len(request.prompt_ids)
         return SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,

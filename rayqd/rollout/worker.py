@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from rayqd.config import Config
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.pipeline import Ref, Weights
 from rayqd.rollout.completions import write_checked
 from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.sampling import SamplingRules, sampling_request
+from rayqd.rollout.tasks import RunTasks
 from rayqd.spans import span
 from rayqd.stall import StallWatch
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
@@ -34,8 +36,9 @@ class RolloutWorker:
         num_top_ids: int = 0,
         stall_seconds: float = math.inf,
         prepare: Callable[[], None] | None = None,
+        tasks: RunTasks | None = None,
     ) -> None:
-        """Take what makes an engine, and what fetches weights.
+        """Take what makes an engine, what fetches weights, and what runs the benchmarks, if any are run here.
 
         `num_top_ids`: of the student's likeliest ids to keep at each token, for a teacher that scores those.
         `stall_seconds`: without a token, after which the process ends itself; see `watch`. `prepare`: imports what the
@@ -47,10 +50,12 @@ class RolloutWorker:
         self._fetch = fetch
         self._num_top_ids = num_top_ids
         self.stall_seconds = stall_seconds
+        self._tasks = tasks
         self._watch: StallWatch | None = None
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
+        self._has_written = False
         self._lineage = 0
 
     def __repr__(self) -> str:
@@ -88,15 +93,13 @@ class RolloutWorker:
         self.start()
         assert self._engine is not None
         began = time.perf_counter()
-        is_first = self._version < 0
-        if (weights.version, weights.lineage) != (self._version, self._lineage):
-            with span("first weights") if is_first else nullcontext():
-                tensors = self._fetch(weights.tensors)
+        is_first = not self._has_written
+        with span("first weights") if is_first else nullcontext():
+            self._load(self._engine, weights)
+            if is_first:
                 with self._working():
-                    self._engine.load_weights(tensors)
-                    self._version, self._lineage = weights.version, weights.lineage
-                    if is_first:
-                        self._probe = self._make_probe(self._engine, prompts[0])
+                    self._probe = self._make_probe(self._engine, prompts[0])
+        self._has_written = True
         requests = [_request(rules, s, p) for s, p in zip(sequences, prompts, strict=True)]
         with span("first rollouts") if is_first else nullcontext(), self._working():
             completions = write_checked(self._completions, requests, rules.vocab_size, self._num_top_ids)
@@ -116,6 +119,25 @@ class RolloutWorker:
             for sequence, prompt, (completion, fault) in zip(sequences, prompts, completions, strict=True)
         ]
         return time.perf_counter() - began, rollouts
+
+    def run_tasks(self, weights: Weights) -> TaskResults:
+        """Return what the student scores on the benchmarks with `weights`."""
+        assert self._tasks is not None
+        self.start()
+        assert self._engine is not None
+        self._tasks.open()
+        self._load(self._engine, weights)
+        with self._working():
+            return self._tasks(self._engine, f"after step {weights.version}")
+
+    def _load(self, engine: Engine, weights: Weights) -> None:
+        """Put `weights` into the engine, if it has others."""
+        if (weights.version, weights.lineage) == (self._version, self._lineage):
+            return
+        tensors = self._fetch(weights.tensors)
+        with self._working():
+            engine.load_weights(tensors)
+        self._version, self._lineage = weights.version, weights.lineage
 
     def take_probe(self) -> EngineProbe | None:
         """Return what the engine predicted with the first weights that it was given; once."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
+
+from pydantic import JsonValue
 
 from rayqd.runs.paths import EVALS, EXPORT
 
@@ -51,6 +54,17 @@ class BenchmarkItems(TypedDict):
 def items_file(run_dir: Path, name: str) -> Path:
     """Return where the items of the model called `name`, and of those measured beside it, are kept."""
     return run_dir / EVALS / f"{name}-items.jsonl"
+
+
+def write_items(run_dir: Path, name: str, items: Sequence[Mapping[str, JsonValue]]) -> str | None:
+    """Keep the items of the model called `name`; return a line for the user where they cannot be written."""
+    file = items_file(run_dir, name)
+    try:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps(each) + "\n" for each in items), encoding="utf-8")
+    except OSError as error:
+        return f"{file} cannot be written ({error.strerror}); the run goes on"
+    return None
 
 
 def benchmarks_file(run_dir: Path, name: str) -> Path:

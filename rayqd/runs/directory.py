@@ -14,9 +14,10 @@ from rayqd.checksums import to_checked_json
 from rayqd.config import Config
 from rayqd.config.resolved import differences
 from rayqd.errors import RayqdError, RunError, StorageError
-from rayqd.events import QuarantineEvent, RecordedEvent, to_json
+from rayqd.events import EvalEvent, QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
 from rayqd.runs.audit_file import AuditFile
+from rayqd.runs.benchmarks import write_items
 from rayqd.runs.config_file import check_config, command_of, load_run_config, write_config
 from rayqd.runs.extension import check_checkpoints, is_extension
 from rayqd.runs.lease import LEASE, Disk, Lease, Place
@@ -110,7 +111,10 @@ class RunDirectory:
         """
         self.check_lease()
         file = QUARANTINE if isinstance(event, QuarantineEvent) else METRICS
-        return self._lines[file].append(to_json(event, time))
+        line = self._lines[file].append(to_json(event, time))
+        if isinstance(event, EvalEvent) and event.items:
+            return line or write_items(self.path, f"step-{event.step:06d}", event.items)
+        return line
 
     def forget_metrics_after(self, step: int, *, and_evaluation: bool = False) -> str | None:
         """Drop the rows of steps that will be done again; return a line for the user where others were damaged.

@@ -13,7 +13,7 @@ def describe_ending(config: Config, num_steps: int, exported_step: int | None, r
     if reason:
         sentences.append(f"Training ended after step {num_steps:,} of {config.learner.steps:,}: {reason}.")
     if config.checkpoint.best and exported_step is not None:
-        title = metric(config.checkpoint.best).title
+        title = config.checkpoint.best if config.best_is_task else metric(config.checkpoint.best).title
         last = " (the last step)" if exported_step == num_steps else f" of {num_steps:,}"
         sentences.append(f"Exported are the weights after step {exported_step:,}{last}, the best by {title}.")
     return " ".join(sentences)

@@ -52,5 +52,6 @@ def series_name(sample: Sample) -> str:
     """Return what a metric is called there: `loss`, `tokens_per_second/rollout`, `kl_to_teacher/student`."""
     tags = sample.tags
     several_roles = len(sample.metric.fields) > 1
-    parts = [sample.metric.name, tags["role"] if several_roles else "", tags.get("arm", ""), tags.get("source", "")]
+    of = [tags.get(name, "") for name in ("arm", "source", "task")]
+    parts = [sample.metric.name, tags["role"] if several_roles else "", *of]
     return "/".join(part.replace(" ", "_") for part in parts if part)

@@ -32,6 +32,7 @@ EXPECTED: dict[type[Marker], str] = {
         learner.num_workers learner.microbatch_tokens learner.max_bad_steps learner.gradient_checkpointing
         eval.every eval.tasks eval.tasks_dir eval.num_fewshot eval.task_limit eval.task_batch_size
         eval.apply_chat_template eval.local_data eval.task_max_new_tokens eval.think_end
+        eval.tasks_every eval.where eval.backend
         eval.continuations eval.rtn ray.* checkpoint.every checkpoint.keep
         track track_project""",
     NotSwept: "name runs_dir data.date eval.* ray.* track track_project",
@@ -42,7 +43,7 @@ EXPECTED: dict[type[Marker], str] = {
     ChangesEvaluationOnly: "eval.*",
     ChangesBenchmarks: """
         eval.tasks eval.num_fewshot eval.task_limit eval.task_batch_size eval.apply_chat_template
-        eval.local_data eval.task_max_new_tokens eval.think_end""",
+        eval.local_data eval.task_max_new_tokens eval.think_end eval.backend""",
     ChangesCompletions: """
         seed model.dtype data.split data.subset data.sources data.max_length data.min_room data.reader data.filter
         data.columns data.chat_template data.chat_template_kwargs data.date

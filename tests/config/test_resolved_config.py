@@ -42,7 +42,7 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
         "adapter.alpha", "checkpoint.best", "data.chat_template", "data.date", "data.filter", "data.reader",
         "data.subset",
         "eval.num_fewshot", "eval.source", "eval.subset", "eval.task_limit",
-        "eval.task_max_new_tokens", "eval.think_end",
+        "eval.task_max_new_tokens", "eval.tasks_every", "eval.think_end",
         "eval.stride", "eval.tasks_dir", "eval.text", "eval.text_subset", "eval.text_tokens", "eval.window",
         "model.revision",
         "ray.address", "ray.cluster_file", "rollout.gpu_memory_utilization", "storage", "teacher.cache_dir",

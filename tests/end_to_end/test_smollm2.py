@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from rayqd.config.load import load_config
+from rayqd.evals.language_model import TransformersModel
+from rayqd.evals.while_training import TrainingBenchmarks
 from rayqd.export.compressed_tensors import read_quantized
+from rayqd.export.load import load_export
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.initialization import Initialization
 from rayqd.model.source import EMBEDDED_PACKAGE, local_directory
@@ -36,6 +39,10 @@ FLAGS = [
     "--eval.num_rows=4",
     "--quant.calibration_tokens=512",
     "--checkpoint.every=1",
+    "--eval.every=2",
+    "--eval.tasks=quickstart_words",
+    "--eval.task_limit=12",
+    "--eval.where=rollout",
 ]
 
 
@@ -68,6 +75,24 @@ def test_it_ends_with_the_table(finished: tuple[Path, str]) -> None:
         assert arm in output
     assert "vllm serve" in output
     assert "WARNING" not in output
+
+
+def test_the_engine_answers_the_benchmark_as_transformers_does_with_the_export(finished: tuple[Path, str]) -> None:
+    run_dir, output = finished
+    (line,) = (run_dir / "eval" / "step-000002-items.jsonl").read_text().splitlines()
+    config = load_config([f"@{run_dir / 'config.toml'}"])
+    benchmarks = TrainingBenchmarks(config)
+    model = load_export(run_dir / "export", config.model.dtype)
+    (own,) = benchmarks.run(TransformersModel(model, benchmarks.tokenizer), "export").items
+    items = json.loads(line)
+    assert [items[key] for key in ("task", "metric", "document_ids")] == ["quickstart_words", "acc", [*range(12)]]
+    differing = sum(a != b for a, b in zip(items["values"], own["values"], strict=True))
+    assert differing <= (0 if config.model.dtype == "float32" else 1)  # sums are rounded in another order
+    assert items["fingerprint"] == own["fingerprint"]
+    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    (measured,) = [row for row in rows if row["event"] == "eval" and row["step"] == 2]
+    assert measured["tasks"][0]["value"] == sum(items["values"]) / 12
+    assert f"quickstart_words/acc {measured['tasks'][0]['value']:.3f} ± " in output
 
 
 def test_the_export_holds_the_codes_that_were_trained(finished: tuple[Path, str], student: Student) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rayqd.console.benchmark_table import cut_answers
 from rayqd.errors import DataError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner
 from rayqd.evals.harness import open_benchmarks
+from rayqd.evals.language_model import TransformersModel
 from rayqd.model.load import load_model, load_tokenizer
 from tests.evals.task_files import GENERATE
 
@@ -56,7 +58,8 @@ def test_cut_answers_are_those_that_reach_the_limit_without_an_end(
     tokenizer = load_tokenizer(tiny_model)
     benchmarks = open_benchmarks(settings, tokenizer)
     runner = BenchmarkRunner(benchmarks, tokenizer, print)
-    scores = runner.score(TEACHER, lambda: load_model(tiny_model, "float32"), ["a model"])
+    model = TransformersModel(load_model(tiny_model, "float32"), tokenizer)
+    scores = runner.score(TEACHER, lambda: nullcontext(model), ["a model"])
     found = scores["own_words"]
     questions = [json.loads(line)["question"] for line in (tasks_dir / "rows.jsonl").read_text().splitlines()]
     assert (found.num_answers, found.num_cut) == (10, count_cut(tiny_model, questions))

@@ -158,6 +158,32 @@ def test_the_table_has_the_numbers_of_lm_eval_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
+def test_vllm_scores_each_document_as_transformers_does(
+    tiny_config: Callable[..., Any], own_cache: None, tasks_dir: Path, few_files: None
+) -> None:
+    def config(backend: str) -> Any:
+        settings = {"tasks": ["first", "own_words"], "tasks_dir": tasks_dir, "backend": backend}
+        return tiny_config(model={"dtype": "float32"}, quant={"method": "rtn"}, eval=settings)
+
+    quantize(config("vllm"), Console(file=io.StringIO()))
+    items: dict[str, list[Any]] = {}
+    for backend in ("vllm", "transformers"):
+        result, output = run(config(backend).run_dir, config(backend))
+        assert "known from before" not in output
+        assert ("vLLM runs" in output) == (backend == "vllm")  # there is no 4-bit kernel for float32
+        lines = (config(backend).run_dir / "eval" / "tiny-items.jsonl").read_text().splitlines()
+        items[backend] = [json.loads(line) for line in lines]
+        written = [row["arms"] for row in result.benchmarks if row["task"] == "own_words"]
+        assert {arm.get("num_answers") for arms in written for arm in arms.values()} == {24}
+    assert items["vllm"] == items["transformers"]
+    assert {item["model"] for item in items["vllm"]} == {"teacher", "round-to-nearest INT4", "student"}
+    assert (
+        json.loads((config("vllm").run_dir / "eval" / "tiny-benchmarks.json").read_text())["backend"] == "transformers"
+    )
+
+
+@pytest.mark.slow
 def test_the_shipped_task_runs_offline_and_the_teacher_answers_once(
     rounded_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rayqd.config import Config
 from rayqd.config.sections import EvalConfig
 from rayqd.errors import ConfigError, DataError
 from rayqd.evals.harness import open_benchmarks
+from rayqd.evals.language_model import LanguageModel, TransformersModel
 from rayqd.evals.local_data import STUDY, expand, write_task_files
+from rayqd.evals.scores import Scores
 from rayqd.model.load import load_model, load_tokenizer
 from rayqd.model.source import local_directory
+from rayqd.rollout.engine_makers import benchmark_engine
+from rayqd.rollout.language_model import EngineModel
 
 ARC = [
     {
@@ -152,21 +160,51 @@ def test_the_longest_answer_is_the_tasks_own_unless_it_is_set(tmp_path: Path) ->
     assert own.fingerprint != longer.fingerprint
 
 
+@pytest.fixture(scope="module")
+def real_files() -> dict[str, str]:
+    files = {name: REAL / file for name, file in FILES.items()}
+    if absent := [file for file in files.values() if not file.is_file()]:
+        pytest.skip(f"{absent[0]} is not there")
+    return {name: str(file) for name, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def by_backend(real_files: dict[str, str]) -> Iterator[Callable[[str, str], Scores]]:
+    """A function of backend and task: what the dense model scores on eight documents, as rayqd runs it."""
+    settings = EvalConfig(tasks=[*FILES], local_data=real_files, task_limit=8)
+    directory = local_directory("smollm2-135m")
+    tokenizer = load_tokenizer(directory)
+    benchmarks = {each.name: each for each in open_benchmarks(settings, tokenizer)}
+    config = Config(model={"name": "smollm2-135m", "dtype": "float32"}, rollout={"max_concurrent": 16}, eval=settings)
+    with ExitStack() as stack:
+
+        @cache
+        def model(backend: str) -> LanguageModel:
+            if backend == "transformers":
+                return TransformersModel(load_model(directory, "float32"), tokenizer)
+            return EngineModel(stack.enter_context(benchmark_engine(directory, config)), tokenizer)
+
+        yield lambda backend, name: benchmarks[name].run(model(backend))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=pytest.mark.vllm)])
 @pytest.mark.parametrize("name", [*BY_HAND])
 def test_the_dense_model_answers_each_document_as_by_lm_eval_alone(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    backend: str,
+    by_backend: Callable[[str, str], Scores],
+    real_files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    file = REAL / FILES[name]
-    if not file.is_file():
-        pytest.skip(f"{file} is not there")
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # five seconds of pip
-    directory = local_directory("smollm2-135m")
-    (benchmark,) = open_benchmarks(EvalConfig(tasks=[name], local_data={name: str(file)}, task_limit=8), NoTemplate())
-    ours = benchmark.run(load_model(directory, "float32"), load_tokenizer(directory))
+    file, directory = real_files[name], local_directory("smollm2-135m")
+    ours = by_backend(backend, name)
+    assert ours.num_shortened == 0
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {file}}}\ntest_split: train\n"
     head = f"task: by_hand\noutput_type: multiple_choice\n{data}"
     (tmp_path / "by_hand.yaml").write_text(head + BY_HAND[name])

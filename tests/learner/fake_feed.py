@@ -16,6 +16,7 @@ from rayqd.events import (
     StartEvent,
     StatusEvent,
 )
+from rayqd.metrics.fidelity import TaskResults
 from rayqd.spans import SpansEvent
 from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
 
@@ -66,6 +67,11 @@ class FakeFeed:
         self.log.append(f"publish {version}")
         self.published[version] = tensors
         self.at_publish.get(version, lambda: None)()
+
+    def run_tasks(self, version: int, tensors: Mapping[str, WireTensor]) -> TaskResults:
+        del tensors
+        self.log.append(f"tasks {version}")
+        return TaskResults()
 
     def report(self, event: ReportedEvent) -> None:
         self.events.append(event)

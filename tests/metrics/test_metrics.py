@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rayqd.cli import main
-from rayqd.console.progress import step_line
+from rayqd.console.progress import eval_line, step_line
 from rayqd.events import Arm, ArmResult, CheckpointEvent, FinishedEvent, StepEvent, from_json, samples, to_json
 from rayqd.metrics.catalogue import METRICS, Metric, metric
 from rayqd.metrics.grafana import dashboard
-from tests.example_events import eval_event, fidelity, step_event
+from tests.example_events import eval_event, fidelity, step_event, task_value
 
 STEP = step_event(
     12,
@@ -145,7 +145,8 @@ def test_documentation_lists_the_metrics_as_they_are() -> None:
 
 def row(each: Metric) -> str:
     """As docs/dashboard.md has it: series, role, unit, what it is, from which fields of which event."""
-    roles = ", ".join(each.fields) + (", by arm" if each.by_arm else "") + (", by source" if each.by_source else "")
+    parts = {"arm": each.by_arm, "source": each.by_source, "task": each.by_task}
+    roles = ", ".join([*each.fields, *(f"by {part}" for part, has_several in parts.items() if has_several)])
     fields = ", ".join(f"`{name}`" for name in each.fields.values())
     return f"| `{each.series}` | {roles} | {each.unit or '–'} | {each.help} | {fields} of `{each.event}` |"
 
@@ -164,3 +165,30 @@ def test_what_is_drawn_is_a_series_a_source() -> None:
     (panel,) = [p for p in dashboard()["panels"] if p["title"] == "Sequences by source"]
     assert panel["targets"][0]["legendFormat"] == "{{run}} {{source}}"
     assert panel["targets"][0]["expr"].startswith("sum by (run, role, source) (")
+
+
+def test_a_benchmark_while_training_is_a_series_a_metric() -> None:
+    from rayqd.actors.prometheus import MetricSeries
+    from rayqd.trackers.tracker import series_name
+
+    scores = (
+        task_value("arc_easy", "acc", 0.25),
+        task_value("gsm8k", "exact_match", 0.5, filter="strict-match", num_answers=64, num_cut=3),
+    )
+    event = eval_event("after step 8", 0.2, 8, tasks=scores)
+    drawn = [sample for sample in samples(event) if sample.metric.name == "benchmark"]
+    assert {sample.tags["task"]: sample.value for sample in drawn} == {
+        "arc_easy/acc": 0.25,
+        "gsm8k/exact_match,strict-match": 0.5,
+    }
+    assert [series_name(sample) for sample in drawn] == [
+        "benchmark/student/arc_easy/acc",
+        "benchmark/student/gsm8k/exact_match,strict-match",
+    ]
+    assert not [s for s in samples(eval_event("after step 8", 0.2, 8)) if "task" in s.tags]
+    MetricSeries("mine").record(event)
+    assert from_json(to_json(event, 0.0)) == event
+    assert "tasks" not in to_json(eval_event("after step 8", 0.2, 8), 0.0)
+    assert eval_line(event).endswith(
+        ", arc_easy/acc 0.250 ± 0.100 of 64, gsm8k/exact_match,strict-match 0.500 ± 0.100 of 64 (3 of 64 answers cut)"
+    )

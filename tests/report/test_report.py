@@ -19,10 +19,11 @@ from rayqd.config.sections import CheckpointConfig
 from rayqd.events import EvalEvent, StepEvent
 from rayqd.report.axis import format_ticks, round_ticks
 from rayqd.report.chart import Line, draw_line_chart
+from rayqd.report.curves import run_charts
 from rayqd.report.run import Run, run_page
 from rayqd.runs.environment import Environment
 from rayqd.runs.result_file import parse_result
-from tests.example_events import eval_event, step_event
+from tests.example_events import eval_event, step_event, task_value
 
 MADE = datetime.datetime(2026, 11, 23, 9, 5, tzinfo=datetime.UTC)
 ENVIRONMENT = {
@@ -230,3 +231,15 @@ def test_ticks_enclose_the_values_in_few_even_steps(low: float, span: float, fro
 )
 def test_ticks_are_written_alike(values: list[float], texts: list[str]) -> None:
     assert format_ticks(values) == texts
+
+
+def test_a_benchmark_while_training_is_a_chart_with_its_intervals() -> None:
+    events: list[StepEvent | EvalEvent] = [step_event(1), step_event(2)]
+    for step, value in ((1, 0.25), (2, 0.5)):
+        scores = (task_value("arc_easy", "acc", value), task_value("arc_easy", "acc_norm", value / 2, stderr=None))
+        events.append(eval_event(f"after step {step}", 0.2, step, tasks=scores))
+    (chart,) = [str(each) for each in run_charts(events, 2) if "arc_easy" in str(each)]
+    assert "arc_easy, 64 documents" in chart
+    assert "acc 0.500; acc_norm 0.250" in chart
+    assert chart.count('class="whisker') == 2  # of acc alone: 1.96 standard errors of 0.1 to either side
+    assert not [each for each in run_charts(events[:2], 2) if "documents" in str(each)]

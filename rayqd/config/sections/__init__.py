@@ -49,6 +49,7 @@ _URI_OR_PATH = re.compile(r"[a-z][a-z0-9+.-]*://\S|[/~.]|[^:]*/")
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._=-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)?$"
 
+OWN_METRICS = ("kl_to_teacher", "top1_agreement", "perplexity", "text_perplexity")  # of checkpoint.best
 
 # A step of a 4B model is 0.2 s shorter with compiled layers, and they take half a minute (docs/performance.md).
 _STEPS_WORTH_COMPILING = 200
@@ -151,12 +152,42 @@ class Config(Section):
             raise ValueError(f"eval.every is 0, and {asks} compares evaluations while training: set the steps between")
         if self.checkpoint.best == "text_perplexity" and not self.eval.text:
             raise ValueError("the perplexity is measured of eval.text, which is none: set it, or another metric")
+        if self.best_is_task:
+            self._check_best_task(str(self.checkpoint.best))
+        return self
+
+    def _check_best_task(self, best: str) -> None:
+        task = best.partition("/")[0]
+        if task not in self.eval.tasks and "study" not in self.eval.tasks:
+            raise ValueError(
+                f"checkpoint.best={best} is neither {', '.join(OWN_METRICS)} nor one of eval.tasks "
+                f"({', '.join(self.eval.tasks) or 'which are none'})"
+            )
+        if not self.eval.steps_between_tasks:
+            raise ValueError(f"checkpoint.best={best} is a benchmark, and eval.tasks_every=0 runs none while training")
+
+    @model_validator(mode="after")
+    def _benchmarks_have_an_engine(self) -> Config:
+        if self.eval.where == "rollout" and self.eval.steps_between_tasks and not self.is_on_policy:
+            raise ValueError(
+                "eval.where=rollout asks a rollout worker, and distill.lmbda=0 has none: set it to learner"
+            )
         return self
 
     @property
     def tracks_evaluations(self) -> bool:
         """Whether the evaluations during training decide what is exported, or when training ends."""
         return self.checkpoint.best is not None or self.eval.patience > 0
+
+    @property
+    def best_is_task(self) -> bool:
+        """Whether a benchmark decides which weights are exported."""
+        return self.checkpoint.best is not None and self.checkpoint.best not in OWN_METRICS
+
+    def runs_tasks(self, step: int) -> bool:
+        """Return whether the benchmarks are run with the weights after `step` steps, while training."""
+        between = self.eval.steps_between_tasks
+        return between > 0 and (step % between == 0 or step == self.learner.steps)
 
     @property
     def run_dir(self) -> Path:

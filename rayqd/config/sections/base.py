@@ -11,6 +11,10 @@ from rayqd.extensions import IMPORT_PATH
 # Beside the choices of a setting: `Literal["jsd", "k3"] | ImportPath`.
 ImportPath = Annotated[str, Field(pattern=IMPORT_PATH)]
 
+# A metric of a benchmark as lm-eval calls it: TASK, TASK/METRIC or TASK/METRIC,FILTER.
+TASK_METRIC = r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.@-]+(,[A-Za-z0-9_.-]+)?)?$"
+TaskMetric = Annotated[str, Field(pattern=TASK_METRIC)]
+
 
 class Section(BaseModel):
     """Settings that cannot be changed, nor have a name that there is not; the text under a field is its help."""

@@ -20,6 +20,7 @@ class SameResult(Marker):
     another value."""
 
     unless: tuple[str, ...] = ()  # keys of settings; where one of them has not its default, it does change the result
+    unless_best_is_task: bool = False  # where a benchmark decides which weights are exported, it does
 
 
 @dataclass(frozen=True, slots=True)

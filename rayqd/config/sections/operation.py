@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayqd.config.sections.base import Section
+from rayqd.config.sections.base import Section, TaskMetric
 from rayqd.config.sections.markers import (
     AbsolutePath,
     ChangesBenchmarks,
@@ -20,7 +20,7 @@ from rayqd.config.sections.sources import check_columns
 
 
 class EvalConfig(Section):
-    """The held-out rows, when they are evaluated, and the benchmarks of `rayqd eval`."""
+    """The held-out rows, the benchmarks, and when a run is measured on them."""
 
     source: Annotated[str | None, HubIdOrPath(only_files=True)] = None
     """As data.source: a file, several, a URL, a directory, a data set id, or "quickstart"; none keeps the first
@@ -60,28 +60,43 @@ class EvalConfig(Section):
     stride: int | None = Field(default=None, ge=1)
     """Tokens by which the window moves on; each token is scored once, with at least window - stride before it. none:
     the window, so that windows are disjoint, as those of llama.cpp and of GPTQ's code."""
-    tasks: Annotated[list[str], SameResult(), ChangesBenchmarks()] = Field(default=[])
-    """`rayqd eval`: benchmarks of lm-evaluation-harness, as gsm8k,arc_easy; quickstart_words needs no network; study
-    stands for hellaswag, arc_easy, arc_challenge, winogrande and mmlu."""
-    local_data: Annotated[dict[str, str], SameResult(), ChangesBenchmarks()] = Field(default={})
-    """`rayqd eval`: files of yours with a task's documents, in place of the hub's data set, as
+    tasks: Annotated[list[str], SameResult(unless_best_is_task=True), ChangesBenchmarks()] = Field(default=[])
+    """Benchmarks of lm-evaluation-harness, as gsm8k,arc_easy, of `rayqd eval` and while training (`tasks_every`);
+    quickstart_words needs no network; study stands for hellaswag, arc_easy, arc_challenge, winogrande and mmlu."""
+    tasks_every: Annotated[int | None, SameResult(unless_best_is_task=True)] = Field(default=None, ge=0)
+    """Steps between two runs of `tasks` while training, a multiple of `every`, and one more after the last step; none:
+    with every evaluation; 0: never, they are left to `rayqd eval`."""
+    where: Annotated[Literal["learner", "rollout"], SameResult(unless_best_is_task=True)] = "learner"
+    """Who answers `tasks` while training, with the weights as they are exported. learner: the student itself, through
+    transformers; rollout: a rollout worker's vLLM, which rounds sums in another order. The learner waits in either
+    case."""
+    backend: Annotated[Literal["transformers", "vllm"], SameResult(), ChangesBenchmarks()] = "transformers"
+    """`rayqd eval`: what runs the models on `tasks`. vllm rounds sums in another order."""
+    local_data: Annotated[dict[str, str], SameResult(unless_best_is_task=True), ChangesBenchmarks()] = Field(default={})
+    """Benchmarks: files of yours with a task's documents, in place of the hub's data set, as
     arc_easy=arc_test.jsonl,winogrande=wino.jsonl: JSON Lines with the fields of that data set."""
     tasks_dir: Annotated[Path | None, SameResult(), AbsolutePath()] = None
-    """`rayqd eval`: a directory of task files (YAML) of your own, whose names `tasks` may then have."""
-    num_fewshot: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=0)
-    """`rayqd eval`: solved examples before each document of a benchmark; none: as many as its task says."""
-    task_limit: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=1)
-    """`rayqd eval`: documents of each benchmark, the first ones; none takes all of them."""
+    """Benchmarks: a directory of task files (YAML) of your own, whose names `tasks` may then have."""
+    num_fewshot: Annotated[int | None, SameResult(unless_best_is_task=True), ChangesBenchmarks()] = Field(
+        default=None, ge=0
+    )
+    """Benchmarks: solved examples before each document; none: as many as its task says."""
+    task_limit: Annotated[int | None, SameResult(unless_best_is_task=True), ChangesBenchmarks()] = Field(
+        default=None, ge=1
+    )
+    """Benchmarks: documents of each, the first ones; none takes all of them."""
     task_batch_size: Annotated[int, SameResult(), ChangesBenchmarks()] = Field(default=16, ge=1)
-    """`rayqd eval`: sequences of a benchmark that run at once."""
-    apply_chat_template: Annotated[bool, SameResult(), ChangesBenchmarks()] = False
-    """`rayqd eval`: put the benchmarks' questions into the model's chat template, which an instruction-tuned model
+    """Benchmarks: sequences that run at once; vLLM takes as many as fit."""
+    apply_chat_template: Annotated[bool, SameResult(unless_best_is_task=True), ChangesBenchmarks()] = False
+    """Benchmarks: put their questions into the model's chat template, which an instruction-tuned model
     needs for tasks that it completes freely."""
-    task_max_new_tokens: Annotated[int | None, SameResult(), ChangesBenchmarks()] = Field(default=None, ge=1)
-    """`rayqd eval`: the longest answer to a benchmark, thoughts included; none: as its task says. A model that thinks
+    task_max_new_tokens: Annotated[int | None, SameResult(unless_best_is_task=True), ChangesBenchmarks()] = Field(
+        default=None, ge=1
+    )
+    """Benchmarks: the longest answer, thoughts included; none: as its task says. A model that thinks
     needs thousands."""
-    think_end: Annotated[str | None, SameResult(), ChangesBenchmarks()] = None
-    """`rayqd eval`: what ends the thoughts of a model that thinks, as </think>: only what follows is the answer."""
+    think_end: Annotated[str | None, SameResult(unless_best_is_task=True), ChangesBenchmarks()] = None
+    """Benchmarks: what ends the thoughts of a model that thinks, as </think>: only what follows is the answer."""
     continuations: Annotated[int, SameResult()] = Field(default=0, ge=0)
     """`rayqd eval`: so many prompts of held-out rows are continued by teacher, rounded model and student, of at most
     rollout.max_new_tokens tokens: KL and agreement by position along the data's and the student's own completions, and
@@ -94,6 +109,20 @@ class EvalConfig(Section):
     def _columns_are_known(cls, columns: dict[str, str]) -> dict[str, str]:
         return check_columns(columns)
 
+    @model_validator(mode="after")
+    def _tasks_go_with_evaluations(self) -> EvalConfig:
+        if self.tasks_every and (not self.every or self.tasks_every % self.every):
+            raise ValueError(
+                f"tasks_every={self.tasks_every} is no multiple of every={self.every}: benchmarks are a part of some "
+                "evaluations"
+            )
+        return self
+
+    @property
+    def steps_between_tasks(self) -> int:
+        """The steps between two runs of the benchmarks while training; 0 for none."""
+        return (self.every if self.tasks_every is None else self.tasks_every) if self.tasks else 0
+
 
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many are kept."""
@@ -103,10 +132,12 @@ class CheckpointConfig(Section):
     keep: Annotated[int, SameResult(), Housekeeping()] = Field(default=2, ge=1)
     """Newest checkpoints kept."""
     best: Annotated[
-        Literal["kl_to_teacher", "top1_agreement", "perplexity", "text_perplexity"] | None, IgnoredBy("quantize")
+        Literal["kl_to_teacher", "top1_agreement", "perplexity", "text_perplexity"] | TaskMetric | None,
+        IgnoredBy("quantize"),
     ] = None
     """Export the weights that were best by this, of all evaluations (eval.every, and one after the last step). They are
-    kept in checkpoints/best-..., beside the newest ones. none: those of the last step."""
+    kept in checkpoints/best-..., beside the newest ones. none: those of the last step. One of eval.tasks stands for its
+    first metric; another is TASK/METRIC, as arc_easy/acc_norm or gsm8k/exact_match,flexible-extract."""
 
 
 class RayConfig(Section):

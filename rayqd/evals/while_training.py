@@ -1,0 +1,107 @@
+"""Benchmarks of a student in training: what `rayqd eval` runs on its export, on the weights as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from pydantic import JsonValue
+
+from rayqd.config import Config
+from rayqd.data.chat_settings import chat_settings
+from rayqd.errors import ConfigError, DataError, ModelError
+from rayqd.evals.benchmarks import describe_shortened, items_of
+from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.evals.language_model import LanguageModel
+from rayqd.evals.scores import GroupScore, Scores, TaskScore
+from rayqd.metrics.fidelity import TaskResults, TaskValue
+from rayqd.model.load import load_tokenizer
+from rayqd.model.source import student_directory
+
+
+class TrainingBenchmarks:
+    """`eval.tasks`, opened once and run as often as there are new weights."""
+
+    def __init__(self, config: Config) -> None:
+        """Open them. Raises ConfigError or DataError where there is none to run, or not the one that decides."""
+        self._must_run = config.best_is_task
+        self._remarks: list[str] = []  # not told yet
+        self.tokenizer = evaluation_tokenizer(config)
+        self._benchmarks = open_benchmarks(
+            config.eval, self.tokenizer, chat_settings(config.data), lambda why: self._remarks.append(f"skipped: {why}")
+        )
+        _check_best(config, self._benchmarks, self._remarks)
+
+    def run(self, model: LanguageModel, name: str) -> TaskResults:
+        """Score `model`, called `name`. A benchmark that fails is left out from then on, and that is told."""
+        values: list[TaskValue] = []
+        items: list[Mapping[str, JsonValue]] = []
+        for benchmark in list(self._benchmarks):
+            try:
+                scores = benchmark.run(model)
+            except ModelError as error:
+                if self._must_run:
+                    raise
+                self._benchmarks.remove(benchmark)
+                self._remarks.append(f"skipped from now on: {error}")
+                continue
+            values += task_values(scores)
+            items += [cast("Mapping[str, JsonValue]", each) for each in items_of(benchmark, name, scores)]
+            if scores.num_shortened:
+                self._remarks.append(describe_shortened(benchmark.name, scores.num_shortened))
+        remarks, self._remarks = self._remarks, []
+        return TaskResults(values=tuple(values), items=tuple(items), remarks=tuple(remarks))
+
+
+def check_tasks(config: Config) -> None:
+    """Open the benchmarks that a run measures while training, if any; raises what `TrainingBenchmarks` does."""
+    if config.eval.steps_between_tasks:
+        TrainingBenchmarks(config)
+
+
+def evaluation_tokenizer(config: Config) -> Any:
+    """Return the model's tokenizer, with the run's chat template if it has one of its own."""
+    tokenizer = load_tokenizer(student_directory(config))
+    if template := chat_settings(config.data).template:
+        tokenizer.chat_template = template
+    return tokenizer
+
+
+def task_values(scores: Scores) -> list[TaskValue]:
+    """Return the metrics of a benchmark: those of its groups, which stand for their tasks, or else its tasks'."""
+    found: Sequence[GroupScore | TaskScore] = scores.groups or scores.tasks
+    return [
+        TaskValue(
+            task=score.task,
+            metric=score.metric,
+            filter=score.filter,
+            value=score.value,
+            stderr=score.stderr,
+            num_documents=sum(len(part.document_ids) for part in parts),
+            higher_is_better=parts[0].higher_is_better,
+            num_answers=scores.num_answers,
+            num_cut=scores.num_cut,
+        )
+        for score in found
+        for parts in [_parts(score, scores)]
+    ]
+
+
+def _parts(score: GroupScore | TaskScore, scores: Scores) -> list[TaskScore]:
+    if isinstance(score, TaskScore):
+        return [score]
+    return [scores.find(task, score.metric, score.filter) for task in score.parts]
+
+
+def _check_best(config: Config, benchmarks: Sequence[Benchmark], skipped: Sequence[str]) -> None:
+    """Raise where the benchmark by which the best weights are chosen is not there, or has no such metric."""
+    best = str(config.checkpoint.best)
+    if not config.best_is_task:
+        return
+    names = [name for benchmark in benchmarks for name in benchmark.metric_names()]
+    task = best.partition("/")[0]
+    own = [name for name in names if name.partition("/")[0] == task]
+    if not own:
+        raise DataError(f"checkpoint.best={best}: task {task} cannot be run{''.join(f'; {why}' for why in skipped)}")
+    if "/" in best and best not in own:
+        raise ConfigError(f"checkpoint.best={best}: task {task} has {', '.join(own)}")

@@ -1,0 +1,46 @@
+"""Benchmarks of the student that is being trained, run where `eval.where` says."""
+
+from __future__ import annotations
+
+from rayqd.config import Config
+from rayqd.evals.language_model import TransformersModel
+from rayqd.evals.while_training import TrainingBenchmarks
+from rayqd.events import NoticeEvent, StatusEvent
+from rayqd.learner.feed import Feed
+from rayqd.learner.learner import Learner
+from rayqd.learner.rollout_weights import collect_rollout_weights
+from rayqd.metrics.fidelity import TaskResults
+from rayqd.spans import span
+
+
+class StudentBenchmarks:
+    """Runs `eval.tasks` on the weights as they are exported; of all workers that join collectives."""
+
+    def __init__(self, config: Config, learner: Learner, feed: Feed) -> None:
+        self._config = config
+        self._learner = learner
+        self._feed = feed
+        self._own: TrainingBenchmarks | None = None  # opened when first needed
+
+    def run(self, step: int) -> TaskResults:
+        """Return what the student scores after `step` steps, without what is left out, which is told.
+
+        Collective where the student is sharded; empty on other workers than rank 0 where a rollout worker answers.
+        """
+        if not self._config.runs_tasks(step):
+            return TaskResults()
+        self._feed.report(StatusEvent(text=f"benchmarks after step {step}"))
+        with span("benchmarks"):
+            results = self._ask_engine(step) if self._config.eval.where == "rollout" else self._ask_student(step)
+        for remark in results.remarks:
+            self._feed.report(NoticeEvent(text=remark))
+        return results
+
+    def _ask_student(self, step: int) -> TaskResults:
+        student = self._learner.student
+        self._own = self._own or TrainingBenchmarks(self._config)
+        with student.as_exported(), student.with_plain_layers():
+            return self._own.run(TransformersModel(student.model, self._own.tokenizer), f"after step {step}")
+
+    def _ask_engine(self, step: int) -> TaskResults:
+        return self._feed.run_tasks(step, collect_rollout_weights(self._learner.student, self._config))
