@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray import ObjectRef, train
 from ray.exceptions import ObjectLostError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from rayqd.actors.balance import split_evenly
 from rayqd.actors.node import localize_run_dir, remove_local_run_dir
@@ -23,7 +23,7 @@ from rayqd.actors.pulse import give_signs
 from rayqd.actors.ray_types import fetch_all, put
 from rayqd.actors.stalls import learner_label, watch_learner
 from rayqd.actors.topology import describe_node
-from rayqd.actors.trainer import LocalTrainer
+from rayqd.actors.trainer import LocalTrainer, make_backend
 from rayqd.audit import SequenceAudit, StepAudit, audit_step
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
@@ -39,8 +39,6 @@ from rayqd.types import Batch, IntArray, Rollout, ScoredRollout, WireTensor
 
 if TYPE_CHECKING:
     from rayqd.actors.controller import ControllerHandle
-
-_COLLECTIVE_TIMEOUT_SECONDS = 6 * 3600  # others wait for rank 0 to calibrate; Ray ends them where one is lost
 
 
 class ControllerFeed:
@@ -127,7 +125,7 @@ class ControllerFeed:
 
 def make_trainer(
     config: Config, controller: ControllerHandle, placement: Placement, storage: Path, *, alone: bool
-) -> TorchTrainer:
+) -> DataParallelTrainer:
     """Return the Ray Train run; each worker runs `learn`.
 
     `alone`: on a Ray of this machine that ends with the run.
@@ -137,9 +135,9 @@ def make_trainer(
     def train_loop() -> None:
         learn(config, controller)
 
-    return (LocalTrainer if alone else TorchTrainer)(
+    return (LocalTrainer if alone else DataParallelTrainer)(
         train_loop,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+        backend_config=make_backend(config.learner.num_workers, on_gpus=gpus > 0),
         scaling_config=train.ScalingConfig(
             num_workers=config.learner.num_workers,
             use_gpu=gpus > 0,
