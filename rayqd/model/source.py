@@ -12,7 +12,9 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from rayqd.config import Config
 from rayqd.errors import ModelError
@@ -129,17 +131,19 @@ def _convert_once(gguf: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, directory: Path) -> None:
+def _convert(file: Path, directory: Path) -> None:
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from rayqd.console.quiet import quiet_libraries
 
-    with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    # transformers reads the table of the file three times, which takes longer than its weights.
+    with quiet_libraries(), patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)):
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
+            str(file.parent),
+            gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )

@@ -48,6 +48,11 @@ def test_both_runs_are_timed_from_the_command_to_its_prompt(
         assert 0 < table.first_step < table.last_step < table.end <= timing.seconds + 1
         names = {(span.role, span.name) for span in table.spans}
         assert {("driver", "start Ray"), ("learner", "first step"), ("teacher-0", "load model")} <= names
+        starts = {(span.role, span.name): span.start for span in table.spans}
+        ends = {(span.role, span.name): span.end for span in table.spans}
+        assert ends["driver", "start Ray"] < starts["driver", "import transformers"]
+        assert starts["teacher-0", "process"] < ends["driver", "read data"] < starts["teacher-0", "load model"]
+        assert ends["driver", "read data"] < ends["learner", "wait for the driver's checks"]
     assert [run["caches"] for run in json.loads((tmp_path / "numbers.json").read_text())["runs"]] == ["cold", "warm"]
     assert "to the first step" in output.getvalue()
     assert not list(tmp_path.glob("rayqd-startup-*"))
