@@ -99,6 +99,26 @@ def test_recovery_is_measured_from_rounding_to_the_teacher(tmp_path: Path) -> No
     assert rtn.recovered.value == 0
 
 
+def test_an_interval_without_0_that_decides_nothing_is_explained(tmp_path: Path) -> None:
+    """Its own p-value is below 5 %; four times as large, which Holm's correction may ask for, it is not."""
+    findings = judge(jobs := make_jobs(tmp_path, "seeds = [0, 1]"), leave_all(jobs))
+    decision = next(each.decision for each in findings.arms if each.arm.name == "gptq")
+    assert decision is not None
+    low, high = decision.difference.interval() or (0.0, 0.0)
+    assert 0 < low < high
+    assert (decision.difference.p_different() or 1.0) < 0.05 < (decision.p_different or 0.0)
+    assert re.search(
+        r"whether gptq is better than off-policy is not decided \(\+0\.\d+ to \+0\.\d+\), though it would be by this "
+        r"test alone: at 5 % for all 4 together it is not: about 1 more seed would",
+        sentence(findings),
+    )
+    on_policy = next(each.decision for each in findings.arms if each.arm.name == "on-policy")
+    assert on_policy is not None
+    low, high = on_policy.difference.interval() or (0.0, 0.0)
+    assert low < 0 < high
+    assert sentence(findings).count("test alone") == 1
+
+
 def test_too_little_is_not_decided_and_says_how_much_more_would_be_enough(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "seeds = [4, 5, 6]\nmargin = 1e-4", "off-policy = {}\nmixed = {}")
     findings = judge(jobs, leave_all(jobs, spread=0.3))
