@@ -36,12 +36,17 @@ def digest(content: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def digest_file(file: Path) -> str:
-    """Return the same of a file's content, read piece by piece."""
+def ignore_progress() -> None:
+    """Be called for every piece that was read, and do nothing."""
+
+
+def digest_file(file: Path, on_progress: Callable[[], None] = ignore_progress) -> str:
+    """Return the same of a file's content, read piece by piece; `on_progress` is called after each."""
     hasher = xxhash.xxh3_128()
     with file.open("rb") as stream:
         while piece := stream.read(_CHUNK_BYTES):
             hasher.update(piece)
+            on_progress()
     return hasher.hexdigest()
 
 

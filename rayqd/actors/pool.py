@@ -165,7 +165,7 @@ class Pool(Generic[A]):
         silence = self._silences[index]
         if silence.look(sign) < self._stall_seconds or sign is None or index in self._restarting:
             return
-        silence.seconds = 0.0
+        silence.disregard()  # before anything is waited for: other work of its looks as well
         name = self._name(index)
         state = await asyncio.to_thread(end_silent, sign, name)
         text = f"{name} gave no sign of life for ray.stall_seconds={self._stall_seconds:g}: {state}; it is ended"

@@ -37,6 +37,7 @@ from rayqd.spans import Span
 _POLL_SECONDS = 0.5
 _NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
 _STOP_SECONDS = 6.0  # for the controller to answer once the run is to stop
+_SAVE_SECONDS = 60.0  # for a sign of life of the learner that writes a checkpoint then, and may hold Python's lock
 
 T = TypeVar("T")
 
@@ -139,12 +140,16 @@ class RunActors:
     def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
         """Return the run's events from number `after` on; raises why the learner ended, if it did.
 
-        DeathError where `restart` may help.
+        DeathError where `restart` may help, StallError where the learner is silent while the run is to stop.
         """
         events = self._get(self.controller.events.remote(after, timeout_seconds))
         if not events and _list_done([self._training]):
             self._raise_learner_failure()
-        if not events and not self._is_stopping and (silent := self._learner_pulse.find_silent()):
+        if events:
+            return events
+        if self._is_stopping and self._learner_pulse.is_silent(_SAVE_SECONDS):
+            raise StallError(f"the learner gave no sign of life for {_SAVE_SECONDS:g} s")
+        if not self._is_stopping and (silent := self._learner_pulse.find_silent()):
             raise DeathError(silent)
         return events
 

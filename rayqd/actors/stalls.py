@@ -63,6 +63,13 @@ class LearnerPulse:
                 return self._end(sign, name)
         return None
 
+    def is_silent(self, seconds: float) -> bool:
+        """Return whether a worker gave no sign for `seconds`, while somebody looked; it is left as it is."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return any(silence.look(read_sign(name)) >= seconds for name, silence in self._silences.items())
+
     def forget(self) -> None:
         """Expect nothing more of the workers that there were: new ones give signs under the same names."""
         for silence in self._silences.values():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rayqd.actors.connection import connect
 from rayqd.cluster.nodes import Nodes
 from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
-from rayqd.comparison.budget import steps_of_arms
+from rayqd.comparison.budget import TIMED, check_pilots, steps_of_arms
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
 from rayqd.comparison.execute import Trainer, is_finished, run_baseline
 from rayqd.comparison.findings import Findings, find
@@ -102,6 +102,9 @@ class _Comparison:
         os.environ.setdefault(*STARTUP_CONCURRENCY)
         with connect(jobs.base, progress.say) as cluster:
             directory.link_logs(cluster.log_dir)
+            environment = collect_environment(cluster.size, jobs.base)
+            if jobs.spec.compare.budget in TIMED:
+                check_pilots(jobs.pilots(), environment)
             examples = [job.config for job in self._first_to_train()]
             num_concurrent = count_concurrent(jobs, examples, cluster.nodes)
             placement = place_concurrent_trials(examples, num_concurrent, cluster.nodes)
@@ -111,7 +114,7 @@ class _Comparison:
                 resources=TrialResources(
                     cluster=cluster,
                     placement=placement,
-                    environment=collect_environment(cluster.size, jobs.base),
+                    environment=environment,
                     make_engine=make_engine,
                 ),
                 shared=start_shared_resources(jobs.base.name, placement, self._data),
@@ -162,7 +165,7 @@ def count_concurrent(jobs: Jobs, examples: Sequence[Config], nodes: Nodes) -> in
     compare = jobs.spec.compare
     if compare.max_concurrent:
         return compare.max_concurrent
-    if compare.budget in ("wall-clock", "accelerator-seconds"):
+    if compare.budget in TIMED:
         return 1
     return choose_concurrency(examples, nodes, len(examples))
 

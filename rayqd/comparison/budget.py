@@ -12,10 +12,10 @@ from rayqd.cluster.placement import num_gpus, num_workers
 from rayqd.comparison.jobs import Job, Jobs
 from rayqd.config import Config
 from rayqd.config.sections.compare import Budget
-from rayqd.errors import ConfigError
+from rayqd.errors import ConfigError, RunError
 from rayqd.events import StepEvent
-from rayqd.runs.environment import ClusterSize
-from rayqd.runs.metrics_file import read_events
+from rayqd.runs.environment import ClusterSize, Environment
+from rayqd.runs.metrics_file import read_timed_events
 from rayqd.runs.paths import RESULT
 from rayqd.runs.result_file import DistillResult, read_result
 
@@ -25,6 +25,7 @@ UNITS: Mapping[Budget, str] = {
     "accelerator-seconds": "accelerator-seconds",
     "wall-clock": "seconds",
 }
+TIMED: frozenset[Budget] = frozenset({"wall-clock", "accelerator-seconds"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,17 @@ def count_accelerators(config: Config, cluster: ClusterSize | None) -> int:
 
 
 def read_pace(job: Job) -> Pace | None:
-    """Return what a pilot measured; None until it has finished. Its first step, which compiles, counts as start."""
+    """Return what a pilot measured; None until it has finished. Its first step, which compiles, counts as start.
+
+    Of one that was stopped and went on only what came after its last start counts, to which its total belongs.
+    """
     result = read_result(job.directory / RESULT)
     if not isinstance(result, DistillResult):
         return None
-    steps = [event for event in read_events(job.directory) if isinstance(event, StepEvent)]
+    timed = [(time, event) for time, event in read_timed_events(job.directory) if isinstance(event, StepEvent)]
+    began = result.finished - result.seconds["total"] if result.finished else 0.0
+    steps = [event for time, event in timed if time >= began]
+    steps = steps or [event for _, event in timed]  # it had done them all, and lacked its end
     later = steps[1:] or steps
     took = [step.learner.wait_seconds + step.learner.learner_seconds for step in steps]
     cluster = result.environment.cluster if result.environment else None
@@ -72,6 +79,25 @@ def read_pace(job: Job) -> Pace | None:
         fixed_seconds=max(0.0, result.seconds["total"] - sum(took[1:])),
         accelerators=count_accelerators(job.config, cluster),
     )
+
+
+def check_pilots(pilots: Sequence[Job], here: Environment) -> None:
+    """Raise RunError where a budget of time would rest on what another machine took."""
+    for job in pilots:
+        result = read_result(job.directory / RESULT)
+        there = result.environment if result else None
+        if there and _hardware(there) != _hardware(here):
+            raise RunError(
+                f"{job.directory} was timed on {_hardware(there)}, and this is {_hardware(here)}: seconds there are no "
+                "measure here; go on there, give this comparison another name, or remove the directories of its pilots"
+            )
+
+
+def _hardware(environment: Environment) -> str:
+    """Return what decides how long a step takes: the GPUs, or else the processor."""
+    if environment.cluster and environment.cluster.accelerators:
+        return ", ".join(environment.cluster.accelerators)
+    return f"{environment.machine.cores} cores of {environment.machine.processor}"
 
 
 def steps_of_arms(jobs: Jobs, pilots: Sequence[Job]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from rayqd.config import Config
 from rayqd.console.progress import InactivityTimer, Progress, cut_line, duration, eval_line, waiting_line
 from rayqd.console.say import ReaderGone
 from rayqd.driver.restarts import Restarts
-from rayqd.errors import DeathError, PlacementError, StallError, StorageError, WorkerError
+from rayqd.errors import DeathError, PlacementError, StallError, WorkerError
 from rayqd.events import (
     STOPPING,
     CheckpointEvent,
@@ -93,6 +93,7 @@ class Monitor:
                 except DeathError as death:
                     self._restart(death)
         except KeyboardInterrupt:  # Ctrl-C, SIGTERM, or nobody reads what is printed
+            self._run_dir.mirror.hurry()
             self._stop()
             raise
 
@@ -254,14 +255,11 @@ class Monitor:
         self._stopped = True
         if step:
             self._progress.say(f"stopped after step {step}, of which a checkpoint is kept")
-            self._upload()
+            self._say(self._run_dir.mirror.upload_last())
 
     def _upload(self) -> None:
         """Upload the driver's part of what a resumed run needs; the learner uploads the rest."""
-        try:
-            self._run_dir.upload()
-        except StorageError as error:
-            self._progress.say(f"{error}; it is kept in {self._run_dir.path}, and the next checkpoint tries again")
+        self._say(self._run_dir.mirror.begin_upload())
 
     def _check_starting_roles(self) -> None:
         for name, started in self._actors.collect_ready().items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -45,6 +45,8 @@ class Checkpoints:
     """
 
     on_saved: Callable[[], None] | None = None  # called after a checkpoint was written and older ones removed
+    on_flush: Callable[[], None] | None = None  # called when nobody will save any more: see `flush`
+    held: Collection[int] = ()  # steps whose checkpoints stay for now, because somebody reads them
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -77,8 +79,7 @@ class Checkpoints:
         `texts`: the content of further files, by name; an empty one is not written.
         """
         path = self._write(self.path(step), tensors, texts or {})
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+        self.forget_old()
         self._forget_superseded()
         if self.on_saved:
             self.on_saved()
@@ -91,6 +92,17 @@ class Checkpoints:
         if self.on_saved:
             self.on_saved()
         return path
+
+    def forget_old(self) -> None:
+        """Remove all but the newest `keep`, and those that are `held`."""
+        for old in self.steps()[: -self.keep]:
+            if old not in self.held:
+                shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def flush(self) -> None:
+        """Return when what `on_saved` began is done, or is given up: this process is about to end."""
+        if self.on_flush:
+            self.on_flush()
 
     def forget_best_after(self, step: int) -> None:
         """Remove best weights of later steps, which will be done again."""

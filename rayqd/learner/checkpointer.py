@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rayqd.errors import RunError
 from rayqd.export.digest import digest_layers
 from rayqd.learner.audit_trail import AuditTrail
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
@@ -50,6 +51,7 @@ class Checkpointer:
         self._num_steps = max(self._checkpoints.steps(), default=0)
         if self._num_steps:
             state = load_checkpoint(self._checkpoints.path(self._num_steps))
+            self._check_shapes(state[STUDENT])
             self._learner.load_state_dict(state)
             self.trail.load(self._checkpoints.path(self._num_steps))
             self.evaluations.load(self._checkpoints.path(self._num_steps))
@@ -138,11 +140,25 @@ class Checkpointer:
         if not group.all_gather_object(is_saved)[0]:  # only rank 0's directory is sure to have them all
             state = group.gather_full(self._learner.state_dict(), on_side_group=True)
             self._write(self._num_steps, state, digest_layers(self._learner.student, group.gather_on_side_group))
+        self._checkpoints.flush()
         return self._num_steps
 
     def go_on(self) -> None:
         """Let the learner change its weights again after `stop`."""
         self._weights_lock.release()
+
+    def _check_shapes(self, saved: Mapping[str, Tensor]) -> None:
+        """Raise RunError where the checkpoint's weights are those of another student."""
+        own = self._learner.student.state_dict()
+        for name in sorted({*own, *saved}):
+            here, there = (list(state[name].shape) if name in state else None for state in (own, saved))
+            is_shard = self._learner.group.mesh is not None and here is not None
+            if here != there and not (is_shard and there is not None):
+                raise RunError(
+                    f"checkpoint {self._checkpoints.path(self._num_steps)} is of another model: {name} has the shape "
+                    f"{there or 'of nothing'} there and {here or 'of nothing'} here; remove the run's checkpoints and "
+                    "start, or give this run another name"
+                )
 
     def _compare(self, recorded: Mapping[str, Tensor]) -> str | None:
         """Compare the weights with the digests of those that were saved; collective where they are sharded."""

@@ -13,7 +13,9 @@ from rayqd.checksums import find_damage
 from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.learner.checkpoint import Checkpoints, best_step_of, step_of
 from rayqd.runs.paths import CHECKPOINTS, EXPORT, FETCH_LOCK, START
+from rayqd.runs.storage.background import BackgroundUpload
 from rayqd.runs.storage.folder import Folder
+from rayqd.runs.storage.watched import Patience
 
 _ATTEMPTS = 3  # at the end, when no later checkpoint will try again
 
@@ -21,15 +23,27 @@ _ATTEMPTS = 3  # at the end, when no later checkpoint will try again
 class CheckpointUploader:
     """Keeps the storage like this node's directory of the run, and before that the directory like the storage.
 
-    What is uploaded is whatever the storage lacks, so a failed upload is made good by the next one.
+    What is uploaded is whatever the storage lacks, so a failed upload is made good by the next one. Nobody waits for
+    one before the run's end, or its stop.
     """
 
-    def __init__(self, folder: Folder, run_dir: Path, checkpoints: Checkpoints, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        run_dir: Path,
+        checkpoints: Checkpoints,
+        tell: Callable[[str], None],
+        patience: Patience | None = None,
+    ) -> None:
+        """Know where the run is, and whom to `tell` what the user should know; `patience` is the folder's."""
         self._folder = folder
         self._stored = folder.inside(CHECKPOINTS)
         self._run_dir = run_dir
         self._checkpoints = checkpoints
         self._tell = tell
+        self._patience = patience
+        self._background = BackgroundUpload(self._update)
+        self._known: set[str] = set()  # what the storage has
 
     def fetch(self, *, is_rank0: bool) -> None:
         """Get what this node lacks, so that every worker starts from the same checkpoint. Raises StorageError.
@@ -83,7 +97,21 @@ class CheckpointUploader:
         return True
 
     def update(self) -> None:
-        """Upload what the storage lacks and remove what is not kept any more; a failure is told, not raised."""
+        """Have what the storage lacks uploaded, and what is not kept any more removed; returns at once."""
+        self._background.request()
+
+    def flush(self) -> None:
+        """Return when that is done, or gets nowhere: the run is being stopped."""
+        if self._patience:
+            self._patience.end()
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when that is done, or has failed."""
+        self._background.wait()
+
+    def _update(self) -> None:
+        """Upload; a failure is told, not raised."""
         try:
             self._upload()
         except StorageError as error:
@@ -91,13 +119,16 @@ class CheckpointUploader:
 
     def finish(self) -> None:
         """Upload the rest and the export. Raises StorageError when that fails again and again."""
+        self.wait()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._upload()
                 self._folder.put(self._run_dir / EXPORT, EXPORT)
+                self._known.add(EXPORT)
             except StorageError as error:
                 if attempt == _ATTEMPTS:
-                    raise StorageError(f"{error}; mend that, and the same command finishes the run") from error
+                    lacking = f"; it lacks {', '.join(self._lacking())}" if self._lacking() else ""
+                    raise StorageError(f"{error}{lacking}; mend that, and the same command finishes the run") from error
                 time.sleep(2.0**attempt)
             else:
                 return
@@ -105,11 +136,18 @@ class CheckpointUploader:
     def _upload(self) -> None:
         if (self._run_dir / START).is_dir() and START not in self._folder.directories():
             self._folder.put(self._run_dir / START, START)
-        own, stored = self._checkpoints.steps(), self._stored_steps()
-        for step in reversed(own):
-            if step not in stored:
-                self._stored.put(self._checkpoints.path(step), self._checkpoints.path(step).name)
-        self._upload_best()
+        own = self._checkpoints.steps()
+        self._checkpoints.held = own[-1:]  # training goes on, and removes the others sooner than they are uploaded
+        try:
+            stored = self._stored_steps()
+            for step in reversed(own):
+                if step not in stored:
+                    self._put(self._checkpoints.path(step))
+                self._known.add(f"{CHECKPOINTS}/{self._checkpoints.path(step).name}")
+            self._upload_best()
+        finally:
+            self._checkpoints.held = ()
+            self._checkpoints.forget_old()
         for step in stored:
             if own and step not in own and step < own[-1]:
                 self._stored.remove(self._checkpoints.path(step).name)
@@ -118,9 +156,23 @@ class CheckpointUploader:
         own = {self._checkpoints.best_path(step).name for step in self._checkpoints.best_steps()}
         stored = {name for name in self._stored.directories() if best_step_of(name) is not None}
         for name in own - stored:
-            self._stored.put(self._checkpoints.directory / name, name)
+            self._put(self._checkpoints.directory / name)
         for name in stored - own if own else ():
             self._stored.remove(name)
+
+    def _put(self, path: Path) -> None:
+        """Upload a checkpoint, or best weights, unless they give way to newer ones meanwhile."""
+        try:
+            self._stored.put(path, path.name)
+        except StorageError:
+            if path.is_dir():
+                raise
+            self._stored.remove(path.name)
+
+    def _lacking(self) -> list[str]:
+        """Return what the storage is not known to have."""
+        names = [f"{CHECKPOINTS}/{self._checkpoints.path(step).name}" for step in self._checkpoints.steps()]
+        return [name for name in (*names, EXPORT) if name not in self._known]
 
     def _stored_steps(self) -> list[int]:
         return [step for name in self._stored.directories() if (step := step_of(name)) is not None]

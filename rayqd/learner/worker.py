@@ -94,7 +94,7 @@ class LearnerWorker:
         stored = StoredRun.of(self._config)
         if stored is None:
             return None
-        return CheckpointUploader(stored.folder, self._config.run_dir, self._checkpoints, self._notice)
+        return CheckpointUploader(stored.folder, self._config.run_dir, self._checkpoints, self._notice, stored.patience)
 
     def _notice(self, text: str) -> None:
         self._feed.report(NoticeEvent(text=text))
@@ -109,6 +109,7 @@ class LearnerWorker:
         if self._uploader:
             self._uploader.fetch(is_rank0=True)
             self._checkpoints.on_saved = self._uploader.update
+            self._checkpoints.on_flush = self._uploader.flush
 
     def _set_damaged_aside(self) -> None:
         """Go on from what is whole. What is not is told, and kept under another name."""
@@ -138,6 +139,8 @@ class LearnerWorker:
         self._initialization.make(self._source, calibration, heldout.evaluate, self._feed.report, measure_text, row)
         if self._uploader:
             self._uploader.update()
+            if self._config.learner.num_workers > 1:  # which get it from there
+                self._uploader.wait()
 
     def _make_learner(self, teacher_head: Head | None) -> Learner:
         student = self._initialization.load_student(self._source, self._group.mesh)

@@ -39,6 +39,7 @@ from rayqd.runs.paths import (
     RUN_ID,
 )
 from rayqd.runs.result_file import DistillResult, RunResult, find_damaged_result, read_result
+from rayqd.runs.storage.mirror import Mirror
 from rayqd.runs.storage.stored_run import StoredRun
 
 _NO_PROGRESS = {
@@ -88,6 +89,7 @@ class RunDirectory:
         self._patience_seconds = patience_seconds
         self._on_wait = on_wait
         self._stored: StoredRun | None = None
+        self.mirror = Mirror(self.path)
         self._leases: list[Lease] = []
         self.audit = AuditFile(self.path / AUDIT)
         self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
@@ -160,14 +162,11 @@ class RunDirectory:
 
         Raises StorageError.
         """
-        if self._stored:
-            self._stored.upload(self.path)
-        if self._stored and export:
-            self._stored.upload_figures(self.path)
-            self._stored.upload_export(self.path)
+        self.mirror.upload(export=export)
 
     def close(self) -> None:
         """Unlock the directory."""
+        self.mirror.hurry()
         self._release(self._lock)
 
     def check_lease(self) -> None:
@@ -204,6 +203,7 @@ class RunDirectory:
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._take_lease(Disk(self.path))
             self._stored = StoredRun.of(config)
+            self.mirror = Mirror(self.path, self._stored)
             if self._stored:
                 self._stored.folder.check_rights()
                 self._take_lease(self._stored.folder)

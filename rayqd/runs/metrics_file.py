@@ -23,6 +23,11 @@ def read_events(run_dir: Path) -> list[RecordedEvent]:
     return MetricsTail(run_dir).new_events()
 
 
+def read_timed_events(run_dir: Path) -> list[tuple[float, RecordedEvent]]:
+    """Return the events, each behind when it was, in seconds since the epoch; 0 where that is not told."""
+    return [(_time(row), event) for row in read_metrics(run_dir) for event in _event(row)]
+
+
 class MetricsTail:
     """What `metrics.jsonl` got since the last look."""
 
@@ -65,6 +70,11 @@ class _Tail:
         self.num_damaged += num_damaged
         self._num_seen = len(rows) if self._offset == len(whole) + len(newline) else self._num_seen + len(rows)
         return rows[num_known:]
+
+
+def _time(row: dict[str, JsonValue]) -> float:
+    time = row.get("time")
+    return float(time) if isinstance(time, int | float) else 0.0
 
 
 def _event(row: dict[str, JsonValue]) -> list[RecordedEvent]:

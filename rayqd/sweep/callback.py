@@ -12,6 +12,8 @@ from rayqd.actors.failures import unwrap_error
 from rayqd.config import Config
 from rayqd.console.progress import Progress
 from rayqd.errors import ConfigError
+from rayqd.runs.paths import RESULT
+from rayqd.runs.result_file import DistillResult, read_result
 from rayqd.sweep.directory import SweepDirectory
 from rayqd.sweep.report import write_page
 from rayqd.sweep.results import SweepResult
@@ -68,8 +70,8 @@ class TrialCallback(Callback):
     def on_trial_complete(self, *, trial: TuneTrial, **info: object) -> None:
         """Print how a run ended."""
         name, steps, last = trial.config["name"], trial.config["num_steps"], trial.last_result
-        state = "finished" if last["step"] >= steps else f"stopped early at step {last['step']} of {steps}"
-        self._end(trial.config["number"], f"{name} {state}: {format_report(last)}")
+        how = "finished" if last["step"] >= steps else f"{_why_ended(trial.config)} at step {last['step']} of {steps}"
+        self._end(trial.config["number"], f"{name} {how}: {format_report(last)}")
 
     def on_trial_error(self, *, trial: TuneTrial, **info: object) -> None:
         """Print and keep why a run failed."""
@@ -115,6 +117,13 @@ class SweepCallback(TrialCallback):
     def on_end(self) -> None:
         """Write the page anew."""
         write_page(SweepResult.of(self._study, self._directory.outcomes()), self._directory.path)
+
+
+def _why_ended(trial: TrialConfig) -> str:
+    """Say who ended a run before its last step: the scheduler, or its own evaluations (eval.patience)."""
+    result = read_result(Config.model_validate(trial["run"]).run_dir / RESULT)
+    reason = result.reason if isinstance(result, DistillResult) else None
+    return f"finished ({reason})" if reason else "stopped early"
 
 
 def read_error(trial: TuneTrial) -> str:

@@ -11,7 +11,7 @@ import pytest
 from made_runs import INPUTS, KL, every_job, leave_all, leave_run, make_jobs
 
 from rayqd import versions
-from rayqd.comparison.budget import Pace, count_accelerators, fit_steps, steps_of_arms
+from rayqd.comparison.budget import Pace, check_pilots, count_accelerators, fit_steps, read_pace, steps_of_arms
 from rayqd.comparison.charts import pareto
 from rayqd.comparison.cost import EARLIER, add_costs, cost_of_run
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
@@ -23,7 +23,11 @@ from rayqd.config.comparison import load_comparison
 from rayqd.config.sections.compare import Budget
 from rayqd.data import ExampleSet
 from rayqd.errors import ConfigError, RunError
-from rayqd.runs.environment import ClusterSize
+from rayqd.runs.directory import RunDirectory
+from rayqd.runs.environment import ClusterSize, Environment, Machine
+from rayqd.runs.paths import RESULT
+from rayqd.runs.result_file import DistillResult, read_result
+from tests.example_events import step_event
 
 NO_ROWS = ExampleSet(examples=[], keys=np.empty(0, np.uint64), source="none", num_rows=0, left_out=())
 PACE = Pace(tokens=500.0, seconds=2.0, fixed_seconds=60.0, accelerators=2)
@@ -84,6 +88,36 @@ def test_a_second_budget_finds_what_the_first_one_left(tmp_path: Path) -> None:
     steps = steps_of_arms(tokens, tokens.pilots())  # each step of a made run has 400 tokens
     assert steps == {"off-policy": 4, "mixed": 4, "on-policy": 4}
     assert all(is_finished(job) for job in tokens.trained(steps))
+
+
+def test_of_a_pilot_that_was_stopped_counts_what_came_after_its_last_start(tmp_path: Path) -> None:
+    (pilot, *_) = make_jobs(tmp_path, 'budget = "wall-clock"\namount = 1000').pilots()
+    leave_run(pilot, 0.1)
+    before = read_result(pilot.directory / RESULT)
+    assert isinstance(before, DistillResult)
+    run = RunDirectory(pilot.config)
+    for step in range(1, 9):  # ten seconds each; the first four were done hours before
+        run.append(step_event(step, wait_seconds=4.0 if step > 4 else 94.0), 9000.0 + 10 * step if step > 4 else 100.0)
+    run.finish(replace(before, seconds={"total": 95.0}, finished=9100.0))
+    run.close()
+    pace = read_pace(pilot)
+    assert pace is not None
+    assert (pace.seconds, pace.fixed_seconds) == (10.0, 95.0 - 3 * 10.0)
+
+
+def test_seconds_of_another_machine_are_no_pace_for_this_one(tmp_path: Path) -> None:
+    (pilot, *_) = make_jobs(tmp_path, 'budget = "wall-clock"\namount = 1000').pilots()
+    leave_run(pilot, 0.1)
+    machine = Machine(processor="EPYC", cores=16, memory_gib=64.0, system="Linux")
+    there = Environment(versions={}, machine=machine)
+    result = read_result(pilot.directory / RESULT)
+    assert isinstance(result, DistillResult)
+    run = RunDirectory(pilot.config)
+    run.finish(replace(result, environment=there))
+    run.close()
+    check_pilots([pilot], there)
+    with pytest.raises(RunError, match=r"was timed on 16 cores of EPYC, and this is 2 cores of EPYC: seconds "):
+        check_pilots([pilot], replace(there, machine=replace(machine, cores=2)))
 
 
 def test_a_run_with_other_settings_or_inputs_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rayqd.errors import RunError
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.evaluations import Evaluations
@@ -168,3 +170,16 @@ def test_a_stop_before_the_first_step_has_nothing_to_keep(start: Any, batch: lis
     assert done.wait(60)
     assert kept == [0]
     assert checkpoints.steps() == []
+
+
+def test_a_checkpoint_of_another_model_says_what_differs(
+    start: Any, batch: list[ScoredRollout], tiny_config: Any
+) -> None:
+    learner, checkpoints, thread = start(FakeFeed(batch))
+    thread.join(60)
+    state = learner.state_dict()
+    name = next(iter(state["student"]))
+    state["student"][name] = torch.zeros(3, 5)
+    checkpoints.save(9, state)
+    with pytest.raises(RunError, match=rf"step-000009 is of another model: {re.escape(name)} has the shape \[3, 5\] "):
+        Checkpointer(learner, checkpoints, Evaluations(tiny_config())).resume()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +16,25 @@ from rayqd.errors import StorageError
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.upload import CheckpointUploader
 from rayqd.runs.storage.folder import Folder
+from rayqd.runs.storage.watched import Patience, WatchedFolder
 
 
 class Node:
     """A machine's disk with the run on it."""
 
-    def __init__(self, run_dir: Path, store: Path, keep: int = 2) -> None:
+    def __init__(self, run_dir: Path, store: Path, keep: int = 2, folder: Folder | None = None) -> None:
         self.run_dir = run_dir
         self.told: list[str] = []
         self.checkpoints = Checkpoints(run_dir / "checkpoints", keep)
-        self.uploader = CheckpointUploader(Folder.open(f"file://{store}"), run_dir, self.checkpoints, self.told.append)
+        folder = folder or Folder.open(f"file://{store}")
+        patience = folder.patience if isinstance(folder, WatchedFolder) else None
+        self.uploader = CheckpointUploader(folder, run_dir, self.checkpoints, self.told.append, patience)
         self.checkpoints.on_saved = self.uploader.update
 
     def save(self, *steps: int) -> None:
         for step in steps:
             self.checkpoints.save(step, {"student": {"a": torch.full((3,), float(step))}})
+        self.uploader.wait()
 
     def has(self, part: str) -> None:
         (self.run_dir / part).mkdir(parents=True)
@@ -157,3 +163,47 @@ def test_the_end_uploads_the_export_and_insists(node: Node, store: Path, monkeyp
     with pytest.raises(StorageError, match=r"; mend that, and the same command finishes the run$"):
         node.uploader.finish()
     assert len(pauses) == 2  # three attempts
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Node]:
+    """A node whose storage takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        uri = f"s3://key:secret@bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        yield Node(tmp_path / "node", tmp_path, folder=WatchedFolder(uri, Patience(1.5)))
+
+
+def test_nobody_waits_for_a_storage_that_hangs_before_the_end(hanging: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rayqd.learner.upload.time, "sleep", lambda seconds: None)
+    for step in (2, 4, 6, 8):
+        hanging.checkpoints.save(step, {"student": {"a": torch.full((3,), float(step))}})
+        assert hanging.told == []  # training goes on while the first upload hangs
+    hanging.uploader.wait()
+    assert hanging.told[0].startswith("s3://bucket/runs/checkpoints: cannot be listed: nothing moved for the 1.5 s of ")
+    assert hanging.told[0].endswith(f"; it is kept in {hanging.run_dir}, and the next checkpoint tries again")
+    assert hanging.checkpoints.steps() == [6, 8]
+    with pytest.raises(
+        StorageError, match=r"; it lacks checkpoints/step-000006, checkpoints/step-000008, export; mend that, and the "
+    ):
+        hanging.uploader.finish()
+
+
+def test_a_stop_does_not_wait_for_a_storage_that_hangs(hanging: Node) -> None:
+    assert hanging.uploader._patience  # pyright: ignore[reportPrivateUsage]
+    hanging.uploader._patience.seconds = 10_000.0  # pyright: ignore[reportPrivateUsage]
+    hanging.checkpoints.save(2, {"student": {"a": torch.zeros(3)}})
+    hanging.uploader.flush()
+    assert "of a stop; it is kept in" in hanging.told[0]
+
+
+def test_a_checkpoint_that_is_being_uploaded_stays_until_it_is(node: Node, store: Path) -> None:
+    node.checkpoints.on_saved = None
+    node.save(2)
+    node.checkpoints.held = [2]
+    node.save(4, 6)
+    assert node.checkpoints.steps() == [2, 4, 6]
+    node.uploader.update()
+    node.uploader.wait()
+    assert node.checkpoints.steps() == [4, 6]
+    assert stored_steps(store) == ["step-000002", "step-000004", "step-000006"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayqd.audit import StepAudit, chain
+from rayqd.audit import Call, SequenceAudit, StepAudit, audit_step, chain
 from rayqd.errors import RunError
 from rayqd.runs.audit_file import AuditFile, read_audit
 
@@ -91,3 +92,24 @@ def test_damaged_lines_are_told_apart(tmp_path: Path) -> None:
     text = file.path.read_text().splitlines(keepends=True)
     file.path.write_text("".join([text[0], text[1].replace("data:1", "data:3"), text[2]]))
     assert [row is None for row in read_audit(file.path)] == [False, True, False]
+
+
+def test_a_year_of_a_step_a_second_is_less_than_ten_gigabytes(tmp_path: Path) -> None:
+    """With the default 8 sequences a step, half of them written by four rollout workers, and two teachers."""
+    steps = 365 * 24 * 3600
+    sequences = [
+        SequenceAudit(
+            index=index,
+            example=999_999,
+            version=None if index < 4 else steps - 2,
+            tokens="f" * 16,
+            wrote=Call(worker="data" if index < 4 else f"rollout-{index - 4}"),
+            scored=Call(worker=f"teacher-{index % 2}"),
+        )
+        for index in range(8)
+    ]
+    step = audit_step(steps, sequences, 0)
+    file = opened(tmp_path)
+    file.append([replace(step, weights="f" * 16)])
+    lines = file.path.read_bytes().splitlines(keepends=True)
+    assert len(lines[-1]) * steps < 10e9

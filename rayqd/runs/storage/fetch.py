@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
-from rayqd.errors import StorageError
+from rayqd.errors import RunError, StorageError
+from rayqd.extensions import is_import_path
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT, START
 from rayqd.runs.storage.folder import MANIFEST, Folder
 from rayqd.runs.storage.stored_run import StoredRun
@@ -15,12 +18,14 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     """Fetch the run at `uri` (`<storage>/<name>`): its settings, its result, and those of `parts` that it has.
 
     Returns its directory, which is under `cache`. `parts` are of start, checkpoints, which means the newest, and
-    export. What was fetched before and is stored as it was is not fetched again. Raises StorageError.
+    export. What was fetched before and is stored as it was is not fetched again. Raises StorageError, and RunError
+    where its settings name code: whoever wrote them would choose what runs here.
     """
     folder = Folder.open(uri)
     config, run_id = folder.read(CONFIG), StoredRun(folder).run_id
     if config is None or run_id is None:
         raise StorageError(f"{folder}: is no stored run: it has no {CONFIG}, or no run-id; name storage and run")
+    _refuse_code(folder, config)
     run_dir = cache / run_id / str(folder).rpartition("/")[2]
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG).write_bytes(config)
@@ -45,3 +50,28 @@ def _fetch_newest(folder: Folder, name: str, directory: Path) -> None:
         return
     folder.get(name, directory)
     seen.write_bytes(stored)
+
+
+def _refuse_code(folder: Folder, config: bytes) -> None:
+    try:
+        settings = tomllib.loads(config.decode())
+    except ValueError as error:
+        raise StorageError(f"{folder}/{CONFIG}: cannot be read: {error}") from error
+    for key, text in _texts(settings):
+        if key != "name" and is_import_path(text):
+            raise RunError(
+                f"{folder}/{CONFIG} names code to run ({key}={text}): where you trust who wrote it, copy the run here "
+                "and give its directory"
+            )
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in parsed TOML, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in cast("dict[str, object]", value).items():
+            yield from _texts(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in cast("list[object]", value):
+            yield from _texts(inner, key)

@@ -11,18 +11,21 @@ is not there; to remove a directory is to remove its manifest first.
 from __future__ import annotations
 
 import re
+import threading
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from rayqd.checksums import DamagedError, digest_file, from_checked_json, to_checked_json
+from rayqd.checksums import DamagedError, digest_file, from_checked_json, ignore_progress, to_checked_json
 from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.files import replace_directory
 
 MANIFEST = "manifest.json"
+_BLOCK_BYTES = 1 << 20  # of a file at a time
+_LOOK_SECONDS = 0.5
 
 _Listed = dict[str, int | str] | int  # of a file: its size and digest; in manifests of earlier versions its size
 
@@ -35,6 +38,8 @@ _OBJECT_STORES = (
 
 class Folder:
     """A folder by its URI. Every method raises StorageError, in one line that names it."""
+
+    on_progress: Callable[[], None] = staticmethod(ignore_progress)  # called while a directory is copied
 
     def __init__(self, filesystem: Any, path: str, uri: str) -> None:
         self._filesystem = filesystem
@@ -97,17 +102,20 @@ class Folder:
 
     def put(self, directory: Path, name: str) -> None:
         """Upload `directory` as `name`, in place of what is there."""
-        fs = _pyarrow_fs()
         self.remove(name)
         with _storage_errors(f"{self}/{name}", "written"):
             files = sorted(file for file in directory.rglob("*") if file.is_file())
             described = {
-                file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "xxh3_128": digest_file(file)}
+                file.relative_to(directory).as_posix(): {
+                    "bytes": file.stat().st_size,
+                    "xxh3_128": digest_file(file, self.on_progress),
+                }
                 for file in files
             }
             if not self._is_object_store:
                 self._filesystem.create_dir(f"{self._path}/{name}", recursive=True)
-            fs.copy_files(str(directory), f"{self._path}/{name}", fs.LocalFileSystem(), self._filesystem)
+            for file in described:
+                self._upload(directory / file, f"{self._path}/{name}/{file}")
         self.write(f"{name}/{MANIFEST}", to_checked_json({"files": described}).encode())
 
     def get(self, name: str, directory: Path) -> None:
@@ -121,9 +129,12 @@ class Folder:
         except (DamagedError, KeyError) as error:
             raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: {error}") from error
         with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
-            fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
+            with _watch_growth(partial, self.on_progress):
+                fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
             (partial / MANIFEST).unlink()
             for file, expected in listed.items():
+                if ".." in (parts := PurePosixPath(file).parts) or parts[:1] == ("/",):
+                    raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: names {file!r}, which is outside of it")
                 if (fault := _find_fault(partial / file, expected)) is not None:
                     raise DamagedStorageError(f"{self}/{name}/{file}: {fault}")
 
@@ -145,9 +156,38 @@ class Folder:
             if directory.type == fs.FileType.Directory:
                 self._filesystem.delete_dir(path)
 
+    def _upload(self, file: Path, path: str) -> None:
+        if not self._is_object_store:
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with file.open("rb") as source, self._filesystem.open_output_stream(path, compression=None) as stream:
+            while block := source.read(_BLOCK_BYTES):
+                stream.write(block)
+                self.on_progress()
+
     def _write(self, path: str, content: bytes) -> None:
         with self._filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(content)
+
+
+@contextmanager
+def _watch_growth(directory: Path, on_progress: Callable[[], None]) -> Generator[None]:
+    """Call `on_progress` from a thread whenever more has come into `directory`, as long as the block takes."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        num_bytes = 0
+        while not is_over.wait(_LOOK_SECONDS):
+            before, num_bytes = num_bytes, sum(each.stat().st_size for each in directory.rglob("*"))
+            if num_bytes > before:
+                on_progress()
+
+    thread = threading.Thread(target=look, name="growth", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _find_fault(file: Path, expected: _Listed) -> str | None:
@@ -163,8 +203,8 @@ def _find_fault(file: Path, expected: _Listed) -> str | None:
 
 
 def redact(uri: str) -> str:
-    """Return `uri` without its options, which may say more than everybody should read."""
-    return uri.partition("?")[0]
+    """Return `uri` without its options and its password, which may say more than everybody should read."""
+    return re.sub(r"(?<=://)[^/@:]*:[^/@]*@", "", uri.partition("?")[0])
 
 
 def _pyarrow_fs() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import uuid
@@ -27,6 +28,7 @@ from rayqd.runs.paths import (
 )
 from rayqd.runs.result_file import RunResult, parse_result
 from rayqd.runs.storage.folder import Folder
+from rayqd.runs.storage.watched import Patience, WatchedFolder
 
 _LINES = (METRICS, AUDIT, COMPLETIONS, QUARANTINE)  # files that only grow
 _FILES = (CONFIG, DATA, *_LINES, RESULT, RESULT_TABLE, REPORT)  # of the driver
@@ -36,14 +38,18 @@ _A_RUN_ID = re.compile(rb"[0-9a-f]{12}\s*")
 class StoredRun:
     """`<storage>/<name>/`. Methods raise StorageError where the storage fails."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, patience: Patience | None = None) -> None:
         self.folder = folder
+        self.patience = patience or Patience(math.inf)
         self._uploaded: dict[str, tuple[int, int]] = {}  # bytes and time of change of each file
 
     @classmethod
     def of(cls, config: Config) -> StoredRun | None:
         """Open the run's folder; None without `storage`."""
-        return cls(Folder.open(config.storage).inside(config.name)) if config.storage else None
+        if not config.storage:
+            return None
+        patience = Patience(config.ray.stall_seconds)
+        return cls(WatchedFolder(config.storage, patience).inside(config.name), patience)
 
     @property
     def run_id(self) -> str | None:

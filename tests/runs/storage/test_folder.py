@@ -11,8 +11,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rayqd.errors import StorageError
+from rayqd.checksums import to_checked_json
+from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.runs.storage.folder import MANIFEST, Folder, redact
+from rayqd.runs.storage.watched import Patience, WatchedFolder
 
 
 class Recorded(MemoryFileSystem):
@@ -51,8 +53,10 @@ def recorded() -> Iterator[type[Recorded]]:
     Recorded.fails_at = ""
 
 
-@pytest.fixture(params=["disk", "fsspec"])
+@pytest.fixture(params=["disk", "fsspec", "in another process"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, recorded: type[Recorded]) -> Folder:
+    if request.param == "in another process":
+        return WatchedFolder(f"file://{tmp_path}/store", Patience(60.0))
     return Folder.open(f"file://{tmp_path}/store" if request.param == "disk" else "recorded://bucket/store")
 
 
@@ -140,6 +144,17 @@ def test_a_file_cut_short_is_found_and_nothing_half_is_left_here(checkpoint: Pat
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("name", ["../secret", "inner/../../secret", "/etc/hostname"])
+def test_a_manifest_that_names_what_is_outside_is_damaged(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = Folder.open(f"file://{tmp_path}/store")
+    folder.put(checkpoint, "one")
+    manifest = {"files": {name: {"bytes": 1, "xxh3_128": "0"}}}
+    folder.write(f"one/{MANIFEST}", to_checked_json(manifest).encode())
+    with pytest.raises(DamagedStorageError, match=rf"one/{MANIFEST}: names '{name}', which is outside of it$"):
+        folder.get("one", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_checking_the_rights_leaves_nothing_behind(folder: Folder) -> None:
     folder.check_rights()
     assert folder.directories() == []
@@ -159,3 +174,4 @@ def test_a_scheme_that_nobody_knows_is_one_line(uri: str) -> None:
 
 def test_the_options_of_a_uri_are_not_shown() -> None:
     assert redact("s3://bucket/runs?endpoint_override=10.0.0.1:9000&scheme=http") == "s3://bucket/runs"
+    assert redact("s3://key:secret@bucket/runs") == "s3://bucket/runs"

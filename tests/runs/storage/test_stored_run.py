@@ -136,6 +136,9 @@ def test_a_storage_that_cannot_be_written_is_told_before_anything_is_done(tiny_c
     assert not (config.run_dir / "config.toml").exists()
 
 
+SOURCES = '[[data.sources]]\nfilter = "os:system"'
+
+
 def test_a_stored_run_is_fetched_for_the_commands_that_look_at_it(make: Any, store: Path, tmp_path: Path) -> None:
     begun(make())
     stored = RunDirectory(make())._stored
@@ -153,6 +156,18 @@ def test_a_stored_run_is_fetched_for_the_commands_that_look_at_it(make: Any, sto
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step-1000000"]
     with pytest.raises(StorageError, match=r"/store/other: is no stored run: it has no config.toml"):
         fetch_run(f"file://{store}/other", tmp_path / "cache", ["export"])
+
+
+def test_a_stored_run_whose_settings_name_code_is_not_fetched(make: Any, store: Path, tmp_path: Path) -> None:
+    RunDirectory(make()).close()
+    config = store / "tiny" / "config.toml"
+    text = config.read_text()
+    for key, line in (("data.reader", '[data]\nreader = "os:system"'), ("data.sources.filter", SOURCES)):
+        config.write_text(f'name = "a:b"\n{line}\n')
+        with pytest.raises(RunError, match=rf"/config.toml names code to run \({key}=os:system\): where you trust"):
+            fetch_run(f"file://{store}/tiny", tmp_path / "cache", ["export"])
+    config.write_text(text)
+    fetch_run(f"file://{store}/tiny", tmp_path / "cache", ["export"])
 
 
 def test_an_export_that_is_stored_anew_is_fetched_anew_and_no_other(make: Any, store: Path, tmp_path: Path) -> None:
