@@ -110,10 +110,13 @@ def _make(engine: VLLMEngine, tokenizer: Any, asking: Asking, answers: AnswerCou
 
         @staticmethod
         def modify_gen_kwargs(gen_kwargs: Any, eos: Any = None, default_max_gen_toks: int = 256) -> Any:
-            """Write greedily where a task says nothing, as with transformers; else vLLM's temperature were 1."""
+            """Answer as lm-eval's model of transformers: greedily where a task says nothing, without special tokens.
+
+            Left to itself, vLLM would sample at temperature 1.
+            """
             settings, *rest = base.modify_gen_kwargs(gen_kwargs, eos=eos, default_max_gen_toks=default_max_gen_toks)
             greedy = {} if gen_kwargs.get("do_sample") else {"temperature": 0.0}
-            return {**greedy, **settings}, *rest
+            return {**greedy, **settings, "skip_special_tokens": True}, *rest
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
             for request in requests:
