@@ -29,7 +29,7 @@ from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
-from rayqd.export.logits import check_logits, compute_packed_logits, compute_student_logits, short_row
+from rayqd.export.logits import check_logits, compute_packed_states, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import untrained_arm
 from rayqd.model.calibration import calibrate, check_method
@@ -113,7 +113,7 @@ class _Quantizing:
             student, reference = self._student(checked, short_row(heldout.rollouts))
             rounded = untrained_arm("rtn", quant)
             arms = {rounded: self._measured("rtn", student, heldout)}
-            errors = {rounded: reference.errors(student.model, compute_packed_logits)}
+            errors = {rounded: reference.errors(student.model, compute_packed_states)}
             if quant.method != "rtn":
                 del student  # before the next one takes its memory
                 examples = examples_by_weight(training, config)
@@ -121,7 +121,7 @@ class _Quantizing:
                 student = self._calibrated(checked, sequences)
                 calibrated = untrained_arm(quant.method, quant)
                 arms[calibrated] = self._measured(quant.method, student, heldout)
-                errors[calibrated] = reference.errors(student.model, compute_packed_logits)
+                errors[calibrated] = reference.errors(student.model, compute_packed_states)
             with self._timed("export", "writing the export"):
                 rows = self._exported(student, checked, teacher_row, arms, errors)
             with self._timed("export", "checking the export"):
@@ -159,7 +159,7 @@ class _Quantizing:
         """Load the model; return it rounded to nearest, and what leaves the layers of the original on `row`, [T]."""
         quant = self._config.quant
         model = load_model(checked.directory, self._config.model.dtype)
-        reference = OutputReference.record(model, quant, (quant.method,), row, compute_packed_logits)
+        reference = OutputReference.record(model, quant, (quant.method,), row, compute_packed_states)
         return Student(model, self._config, trainable=False), reference
 
     def _calibrated(self, checked: Checked, sequences: list[IntArray]) -> Student:

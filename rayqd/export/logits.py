@@ -75,9 +75,15 @@ def compute_student_logits(student: Student, token_ids: IntArray) -> Tensor:
         return compute_packed_logits(student.model, token_ids)
 
 
-@torch.no_grad()
 def compute_packed_logits(model: PreTrainedModel, token_ids: IntArray) -> Tensor:
     """Compute the same as training and evaluation do, from the hidden states and the output head of `model`."""
+    with torch.no_grad():
+        return logits_of(compute_packed_states(model, token_ids).float(), output_head(model).float()).cpu()
+
+
+@torch.no_grad()
+def compute_packed_states(model: PreTrainedModel, token_ids: IntArray) -> Tensor:
+    """Compute the last hidden states of every token but the last, [T - 1, d], as training and evaluation do."""
     row = Rollout(
         step=-1,
         index=0,
@@ -86,7 +92,7 @@ def compute_packed_logits(model: PreTrainedModel, token_ids: IntArray) -> Tensor
         completion_ids=token_ids[1:],
         policy_version=None,
     )
-    return logits_of(completion_states(model, [row]).float(), output_head(model).float()).cpu()
+    return completion_states(model, [row])
 
 
 def compare_logits(directory: Path, expected: Tensor, token_ids: IntArray, dtype: str) -> LogitDifference:

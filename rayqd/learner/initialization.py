@@ -20,7 +20,7 @@ from rayqd.config import Config
 from rayqd.config.sections import QuantConfig
 from rayqd.errors import RunError, StorageError
 from rayqd.events import Arm, ArmKind, EvalEvent, Fidelity, NoticeEvent, StatusEvent
-from rayqd.export.logits import compute_packed_logits
+from rayqd.export.logits import compute_packed_states
 from rayqd.files import replace_directory, set_aside
 from rayqd.losses.output_head import Head
 from rayqd.metrics.fidelity import TextFields
@@ -106,7 +106,7 @@ class Initialization:
                 student = Student(model, self._config, trainable=False)
                 arms[arm] = evaluate(student)
                 if reference:
-                    errors[arm] = reference.errors(student.model, compute_packed_logits)
+                    errors[arm] = reference.errors(student.model, compute_packed_states)
             report(EvalEvent(step=0, arm=arm, fidelity=arms[arm]))
 
         model = self._load(source)
@@ -117,7 +117,7 @@ class Initialization:
         reference = None
         if row is not None:
             with span("run the original"):
-                reference = OutputReference.record(model, quant, (quant.init,), row, compute_packed_logits)
+                reference = OutputReference.record(model, quant, (quant.init,), row, compute_packed_states)
         measure("rtn", model)
         del model
         weights: dict[str, Tensor] = {}

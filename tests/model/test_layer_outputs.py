@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rayqd.config import Config
-from rayqd.export.logits import compute_packed_logits, compute_student_logits
+from rayqd.export.logits import compute_packed_states, compute_student_logits
 from rayqd.model import layer_outputs
 from rayqd.model.decoder_layers import decoder_layers
 from rayqd.model.layer_outputs import OutputReference
@@ -27,7 +27,7 @@ def config(tiny_config: Any) -> Config:
 
 
 def record(model: Any, config: Config, *methods: str) -> OutputReference:
-    return OutputReference.record(model, config.quant, methods, TOKENS, compute_packed_logits)
+    return OutputReference.record(model, config.quant, methods, TOKENS, compute_packed_states)
 
 
 def errors_of(reference: OutputReference, student: Student) -> dict[str, float]:
@@ -76,7 +76,7 @@ def test_the_error_is_that_of_plain_linears_in_float64(tiny_model: Path, config:
 def test_the_original_has_no_error_and_what_training_changes_changes_it(tiny_model: Path, config: Config) -> None:
     model = load_model(tiny_model, "float32")
     reference = record(model, config)
-    assert set(reference.errors(model, compute_packed_logits).values()) == {0.0}
+    assert set(reference.errors(model, compute_packed_states).values()) == {0.0}
 
 
 def test_what_awq_divides_on_purpose_is_left_out(tiny_model: Path, config: Config) -> None:
