@@ -52,7 +52,7 @@ class Mirror:
         assert self._stored is not None
         try:
             self._stored.upload(self._run_dir)
-        except StorageError as error:
+        except (StorageError, OSError) as error:  # the run may just be putting a file aside
             self._failure = str(error)
 
     def _describe(self, failure: str, who: str) -> str:
