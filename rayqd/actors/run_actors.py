@@ -63,6 +63,7 @@ class RunActors:
         run that is `alone` has a Ray of this machine that ends with it.
         """
         _wait_until_free(f"rayqd/{config.name}/", _explain_taken(config.name))
+        self.began = time.monotonic()
         placement = placement or place(config, cluster.nodes)
         rollouts = start_rollouts(config, placement, make_engine)
         own_teachers = start_teachers(config, placement) if teachers is None else []

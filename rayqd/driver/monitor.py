@@ -64,7 +64,8 @@ class Monitor:
         self._report = report
         self._run_dir = run_dir
         self._progress = progress
-        self._began = time.monotonic()  # the start of the processes, or of those that were started again
+        self._began = time.monotonic()  # since when the processes may load, or those that were started again
+        self._processes_began = actors.began
         self._restarts = Restarts(config.ray.max_restarts)
         self._timeout_seconds = config.ray.placement_timeout_seconds
         self._learner_ready = False
@@ -135,7 +136,7 @@ class Monitor:
         self._progress.say(f"{death}; it is started again and goes on from the last checkpoint")
         self._actors.restart()
         self._num_seen = 0
-        self._began = time.monotonic()
+        self._began = self._processes_began = time.monotonic()
         self._training = self._learner_ready = False
         self._is_restarted = True
 
@@ -201,7 +202,7 @@ class Monitor:
                 self._learner_ready = True
                 if step > 0:  # it goes on from a checkpoint, perhaps where the student writes already
                     self._actors.start_engines()
-                seconds = time.monotonic() - self._began
+                seconds = time.monotonic() - self._processes_began
                 self._progress.say(
                     f"{role} is back after {seconds:.0f} s" if self._is_restarted else _ready(role, seconds, node)
                 )

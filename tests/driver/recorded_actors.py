@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rayqd.events import Event, TimedEvent
@@ -13,6 +14,7 @@ class RecordedActors:
     def __init__(self, events: Sequence[Event], interrupt_at: int | None = None) -> None:
         self._events = [TimedEvent(event=event, time=100.0 + i) for i, event in enumerate(events)]
         self._interrupt_at = interrupt_at
+        self.began = time.monotonic() - 100  # before the driver checked model and rows, and had them followed
         self.stop_requested = False
         self.engines_started_at: int | None = None  # the number of events that were seen by then
         self._num_seen = 0

@@ -77,7 +77,7 @@ def test_each_event_is_shown_and_kept_once_up_to_the_one_that_was_waited_for(mon
     finished = monitor.until(EvalEvent, FinishedEvent)
     assert finished == RUN[-1]
     lines = output.getvalue().splitlines()
-    assert lines[0].startswith("learner ready after 0 s on node-1")
+    assert lines[0].startswith("learner ready after 100 s on node-1")
     assert lines[1] == "GPTQ INT4: KL to teacher 0.5000, perplexity 10.500"
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "step 1/4", "teacher-0 died", "step 2: sequence 1 is left out: the teacher computed inf or nan", "step 2/4",
