@@ -10,22 +10,21 @@ is not there; to remove a directory is to remove its manifest first.
 
 from __future__ import annotations
 
+import io
 import re
-import threading
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from rayqd.checksums import DamagedError, digest_file, from_checked_json, ignore_progress, to_checked_json
 from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.files import replace_directory
+from rayqd.runs.storage.transfer import send, watch_growth
 
 MANIFEST = "manifest.json"
-_BLOCK_BYTES = 1 << 20  # of a file at a time
-_LOOK_SECONDS = 0.5
 
 _Listed = dict[str, int | str] | int  # of a file: its size and digest; in manifests of earlier versions its size
 
@@ -34,6 +33,12 @@ _OBJECT_STORES = (
     "gcs",
     "abfs",
 )  # pyarrow's names: no directories, no rename, and a file appears when it is whole
+
+
+_UNTOLD = (
+    "tls_verify_certificates",
+    "smart_defaults",
+)  # options of a URI that pyarrow's file system does not tell again
 
 
 class Folder:
@@ -67,7 +72,7 @@ class Folder:
         with _storage_errors(self._uri, "used as storage"):
             if not self._is_object_store:
                 self._filesystem.create_dir(self._path, recursive=True)
-            self._write(f"{self._path}/{name}", b"")
+            send(io.BytesIO(), self._filesystem, f"{self._path}/{name}", self.on_progress)
             self.directories()
             self._filesystem.delete_file(f"{self._path}/{name}")
 
@@ -82,14 +87,13 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file; nobody sees half of it."""
-        path = f"{self._path}/{name}"
         with _storage_errors(f"{self}/{name}", "written"):
-            if self._is_object_store:
-                self._write(path, content)
-                return
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-            self._write(f"{path}.partial", content)
-            self._filesystem.move(f"{path}.partial", path)
+            self._write(name, io.BytesIO(content))
+
+    def write_file(self, name: str, file: Path) -> None:
+        """Make or replace a file by what `file` has now; nobody sees half of it."""
+        with _storage_errors(f"{self}/{name}", "written"), file.open("rb") as source:
+            self._write(name, source)
 
     def directories(self) -> list[str]:
         """Return the names of the directories here that are whole."""
@@ -129,13 +133,13 @@ class Folder:
         except (DamagedError, KeyError) as error:
             raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: {error}") from error
         with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
-            with _watch_growth(partial, self.on_progress):
+            with watch_growth(partial, self.on_progress):
                 fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
             (partial / MANIFEST).unlink()
             for file, expected in listed.items():
                 if ".." in (parts := PurePosixPath(file).parts) or parts[:1] == ("/",):
                     raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: names {file!r}, which is outside of it")
-                if (fault := _find_fault(partial / file, expected)) is not None:
+                if (fault := _find_fault(partial / file, expected, self.on_progress)) is not None:
                     raise DamagedStorageError(f"{self}/{name}/{file}: {fault}")
 
     def disown(self, name: str) -> None:
@@ -156,48 +160,30 @@ class Folder:
             if directory.type == fs.FileType.Directory:
                 self._filesystem.delete_dir(path)
 
+    def _write(self, name: str, source: IO[bytes]) -> None:
+        path = f"{self._path}/{name}"
+        if self._is_object_store:
+            send(source, self._filesystem, path, self.on_progress)
+            return
+        self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        send(source, self._filesystem, f"{path}.partial", self.on_progress)
+        self._filesystem.move(f"{path}.partial", path)
+
     def _upload(self, file: Path, path: str) -> None:
         if not self._is_object_store:
             self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with file.open("rb") as source, self._filesystem.open_output_stream(path, compression=None) as stream:
-            while block := source.read(_BLOCK_BYTES):
-                stream.write(block)
-                self.on_progress()
-
-    def _write(self, path: str, content: bytes) -> None:
-        with self._filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(content)
+        with file.open("rb") as source:
+            send(source, self._filesystem, path, self.on_progress)
 
 
-@contextmanager
-def _watch_growth(directory: Path, on_progress: Callable[[], None]) -> Generator[None]:
-    """Call `on_progress` from a thread whenever more has come into `directory`, as long as the block takes."""
-    is_over = threading.Event()
-
-    def look() -> None:
-        num_bytes = 0
-        while not is_over.wait(_LOOK_SECONDS):
-            before, num_bytes = num_bytes, sum(each.stat().st_size for each in directory.rglob("*"))
-            if num_bytes > before:
-                on_progress()
-
-    thread = threading.Thread(target=look, name="growth", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def _find_fault(file: Path, expected: _Listed) -> str | None:
+def _find_fault(file: Path, expected: _Listed, on_progress: Callable[[], None]) -> str | None:
     """Say how a downloaded file differs from what its manifest lists; None where it does not."""
     size = expected if isinstance(expected, int) else expected["bytes"]
     if not file.is_file():
         return "is missing"
     if (num_bytes := file.stat().st_size) != size:
         return f"has {num_bytes} bytes of {size}"
-    if not isinstance(expected, int) and digest_file(file) != expected["xxh3_128"]:
+    if not isinstance(expected, int) and digest_file(file, on_progress) != expected["xxh3_128"]:
         return "is not what was written"
     return None
 
@@ -215,8 +201,12 @@ def _pyarrow_fs() -> Any:
 def filesystem_of(uri: str) -> tuple[Any, str]:
     """Return the filesystem, pyarrow's or an installed fsspec implementation, and the path in it that `uri` names."""
     fs = _pyarrow_fs()
+    if uri.startswith("abfs") and "background_writes" not in uri:
+        uri += f"{'&' if '?' in uri else '?'}background_writes=false"
     try:
-        return fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(uri)
+        is_described = filesystem.type_name == "s3" and not any(option in uri for option in _UNTOLD)
+        return (_in_foreground(filesystem) if is_described else filesystem), path
     except ValueError as unknown:
         if "Unrecognized filesystem type" not in str(unknown):
             raise
@@ -225,6 +215,15 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
         except ValueError:
             raise unknown from None
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def _in_foreground(s3: Any) -> Any:
+    """Return the file system as one whose writes wait until they are sent, which no URI can ask for.
+
+    Else a file of any size goes into memory first, and `close` sends it.
+    """
+    _, (settings,) = s3.__reduce__()
+    return type(s3)(**{**settings, "background_writes": False})
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.runs.storage.folder import Folder
+from rayqd.runs.storage.transfer import watch_traffic
 
 _LOOK_SECONDS = 1.0
 _TELL_SECONDS = 0.2
@@ -67,6 +68,11 @@ def _do(folders: dict[str, Folder], call: dict[str, Any], content: bytes | None,
         folders[key] = folder
     folder = folders[key]
     folder.on_progress = _Teller(connection)
+    with watch_traffic(folder.on_progress):
+        return _call(folder, call, content)
+
+
+def _call(folder: Folder, call: dict[str, Any], content: bytes | None) -> object:
     name, path = call["name"], Path(call["path"])
     match call["method"]:
         case "check_rights":
@@ -75,6 +81,8 @@ def _do(folders: dict[str, Folder], call: dict[str, Any], content: bytes | None,
             return folder.read(name)
         case "write":
             folder.write(name, content or b"")
+        case "write_file":
+            folder.write_file(name, path)
         case "directories":
             return folder.directories()
         case "put":
@@ -91,16 +99,18 @@ def _do(folders: dict[str, Folder], call: dict[str, Any], content: bytes | None,
 
 
 class _Teller:
-    """Tells of progress, now and then."""
+    """Tells of progress, now and then; from several threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._told = time.monotonic()
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        if time.monotonic() - self._told > _TELL_SECONDS:
-            self._told = time.monotonic()
-            _send(self._connection, progress=True)
+        with self._lock:
+            if time.monotonic() - self._told > _TELL_SECONDS:
+                self._told = time.monotonic()
+                _send(self._connection, progress=True)
 
 
 def _send(connection: Connection, **fields: object) -> None:

@@ -115,13 +115,13 @@ class StoredRun:
         for file in (run_dir / name for name in _FILES if (run_dir / name).is_file()):
             state = (file.stat().st_size, file.stat().st_mtime_ns)
             if self._uploaded.get(file.name) != state:
-                self.folder.write(file.name, file.read_bytes())
+                self.folder.write_file(file.name, file)
                 self._uploaded[file.name] = state
 
     def upload_figures(self, run_dir: Path) -> None:
         """Upload the page's drawings, as they are now."""
         for file in sorted((run_dir / FIGURES).glob("*.svg")):
-            self.folder.inside(FIGURES).write(file.name, file.read_bytes())
+            self.folder.inside(FIGURES).write_file(file.name, file)
 
     def upload_export(self, run_dir: Path) -> None:
         """Upload the export, unless one is there."""

@@ -75,6 +75,10 @@ class WatchedFolder(Folder):
         """Make or replace a file; nobody sees half of it."""
         self._call("write", "written", name, content=content)
 
+    def write_file(self, name: str, file: Path) -> None:
+        """Make or replace a file by what `file` has now; nobody sees half of it."""
+        self._call("write_file", "written", name, file)
+
     def directories(self) -> list[str]:
         """Return the names of the directories here that are whole."""
         return self._call("directories", "listed")

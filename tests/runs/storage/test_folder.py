@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from rayqd.checksums import to_checked_json
 from rayqd.errors import DamagedStorageError, StorageError
-from rayqd.runs.storage.folder import MANIFEST, Folder, redact
+from rayqd.runs.storage.folder import MANIFEST, Folder, filesystem_of, redact
 from rayqd.runs.storage.watched import Patience, WatchedFolder
 
 
@@ -175,3 +175,11 @@ def test_a_scheme_that_nobody_knows_is_one_line(uri: str) -> None:
 def test_the_options_of_a_uri_are_not_shown() -> None:
     assert redact("s3://bucket/runs?endpoint_override=10.0.0.1:9000&scheme=http") == "s3://bucket/runs"
     assert redact("s3://key:secret@bucket/runs") == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize(("option", "background_writes"), [("", False), ("&tls_verify_certificates=false", True)])
+def test_a_bucket_takes_a_file_as_it_is_sent_and_keeps_none_in_memory(option: str, background_writes: bool) -> None:
+    uri = f"s3://key:secret@bucket/runs?region=us-east-1&scheme=http&endpoint_override=host:1{option}"
+    filesystem, path = filesystem_of(uri)
+    expected = {**type(filesystem).from_uri(uri)[0].__reduce__()[1][0], "background_writes": background_writes}
+    assert (filesystem.__reduce__()[1][0], path) == (expected, "bucket/runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,35 @@ from rayqd.errors import StorageError
 from rayqd.runs.storage.watched import HangingStorageError, Patience, WatchedFolder
 
 SECONDS = 1.5
+FILE_BYTES = 3 << 20
+# A file system that keeps what is written and sends it in `close`, as those of buckets may; fsspec finds it by its
+# package's entry point, in the process that does the calls too.
+CLOSING = f"""
+import os, socket
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+class ClosingFile(MemoryFile):
+    def close(self):
+        if self.getbuffer().nbytes == {FILE_BYTES}:
+            with socket.create_connection(("127.0.0.1", int(os.environ["CLOSING_PORT"]))) as connection:
+                connection.sendall(self.getvalue())
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1)
+
+class ClosingFileSystem(MemoryFileSystem):
+    protocol = "closing"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("closing://"))
+
+    def _open(self, path, mode="rb", **options):
+        if mode != "wb":
+            return super()._open(path, mode, **options)
+        file = ClosingFile(self, path)
+        file.commit()
+        return file
+"""
 
 
 @pytest.fixture
@@ -23,6 +53,68 @@ def silent_server() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         yield f"s3://key:secret@bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+
+
+@pytest.fixture
+def slow_server() -> Iterator[tuple[int, threading.Event, list[int]]]:
+    """Its port, by what it is set to read on, and the bytes that it has read, 256 KiB in 0.3 s."""
+    goes_on, is_over, read = threading.Event(), threading.Event(), [0]
+
+    def serve() -> None:
+        connection = server.accept()[0]
+        with connection:
+            while goes_on.is_set() and (block := connection.recv(256 << 10, socket.MSG_WAITALL)):
+                read[0] += len(block)
+                is_over.wait(0.3)
+            if goes_on.is_set():
+                connection.sendall(b".")
+            is_over.wait(60.0)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], goes_on, read
+        is_over.set()
+        thread.join()
+
+
+@pytest.fixture
+def closing_folder(
+    tmp_path: Path, slow_server: tuple[int, threading.Event, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> WatchedFolder:
+    """A folder of the file system that sends in `close`, to the slow server."""
+    package = tmp_path / "packages"
+    (package / "closing-1.dist-info").mkdir(parents=True)
+    (package / "closing-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: closing\nVersion: 1\n")
+    (package / "closing-1.dist-info" / "entry_points.txt").write_text(
+        "[fsspec.specs]\nclosing = closing_file_system.ClosingFileSystem\n"
+    )
+    (package / "closing_file_system.py").write_text(CLOSING)
+    monkeypatch.syspath_prepend(package)
+    monkeypatch.setenv("CLOSING_PORT", str(slow_server[0]))
+    end_processes()  # those of other tests know neither
+    checkpoint = tmp_path / "step-000001"
+    checkpoint.mkdir()
+    (checkpoint / "student.safetensors").write_bytes(bytes(FILE_BYTES))
+    return WatchedFolder("closing://bucket/runs", Patience(SECONDS))
+
+
+def test_a_file_that_is_sent_when_it_is_closed_has_all_the_time_it_moves(
+    closing_folder: WatchedFolder, tmp_path: Path, slow_server: tuple[int, threading.Event, list[int]]
+) -> None:
+    _, goes_on, read = slow_server
+    goes_on.set()
+    closing_folder.put(tmp_path / "step-000001", "step-000001")  # 12 times 0.3 s
+    assert read == [FILE_BYTES]
+    assert closing_folder.directories() == ["step-000001"]
+
+
+def test_a_file_that_is_sent_when_it_is_closed_is_given_up_where_nothing_moves(
+    closing_folder: WatchedFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(HangingStorageError, match=r"/step-000001: cannot be written: nothing moved for the 1.5 s of "):
+        closing_folder.put(tmp_path / "step-000001", "step-000001")
 
 
 def test_a_file_system_that_hangs_is_given_up_and_tried_again(tmp_path: Path) -> None:
