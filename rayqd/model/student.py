@@ -58,6 +58,9 @@ class Student:
         self._shards = shard(model, self.layers, mesh) if mesh is not None else None
         if config.learner.gradient_checkpointing:
             checkpoint_layers(model)
+        # As sharded or made here: the model has others in their place while it computes, or answers benchmarks.
+        own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._trained = own if self._shards is None else self._shards
 
     @classmethod
     def load(cls, directory: Path, config: Config) -> Student:
@@ -70,10 +73,8 @@ class Student:
         return output_head(self.model)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name; of a sharded student this worker's rows, as DTensors."""
-        if self._shards is not None:
-            return dict(self._shards)  # the model has others in their place while it computes
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """Return what is trained, by name, at any time; of a sharded student this worker's rows, as DTensors."""
+        return dict(self._trained)
 
     def quantized_layers(self, gather: Callable[[Tensor], Tensor] = full_tensor) -> Iterator[tuple[str, Quantized]]:
         """Yield name in the original model, codes and scales of every quantized layer; exactly what forward uses.
@@ -137,7 +138,7 @@ class Student:
                 restore_experts(self.model.get_submodule(parent), {leaf: weight.reshape(layer.weight.shape)})
             else:
                 replace_module(self.model, name, _plain_linear(layer, name))
-        self.layers = {}
+        self.layers, self._trained = {}, {}
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
         return self.model.eval().requires_grad_(False)

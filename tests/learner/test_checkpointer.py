@@ -107,6 +107,41 @@ def test_a_stop_while_weights_are_published_waits_until_that_step_is_whole(
     assert checkpoints.steps() == [1]
 
 
+@pytest.mark.parametrize("adapter", [{}, {"kind": "none"}])
+def test_a_checkpoint_written_while_benchmarks_run_is_whole(
+    adapter: dict[str, Any],
+    batch: list[ScoredRollout],
+    tiny_model: Path,
+    tiny_config: Any,
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(model={"dtype": "float32"}, adapter=adapter)
+    checkpoints, evaluations = Checkpoints(tmp_path / "checkpoints", keep=2), Evaluations(config)
+
+    def make() -> tuple[Learner, Checkpointer]:
+        student = Student.load(tiny_model, config)
+        learner = Learner(student, student.head, config)
+        return learner, Checkpointer(learner, checkpoints, evaluations)
+
+    learner, checkpointer = make()
+    with checkpointer.step(1):
+        learner.step(0, batch, sum(each.rollout.num_loss_tokens for each in batch))
+    outside = learner.state_dict()
+    stopping = threading.Thread(target=checkpointer.stop, daemon=True)
+    with learner.student.as_exported(), learner.student.with_plain_layers():
+        stopping.start()
+        stopping.join(60)
+        checkpointer.go_on()
+    resumed, again = make()
+    assert again.resume() == 1
+    assert again.remarks == []
+    for name, tensors in outside.items():
+        found = resumed.state_dict()[name]
+        assert tensors
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
 def test_a_stop_after_the_last_step_finds_its_checkpoint_there(start: Any, batch: list[ScoredRollout]) -> None:
     feed = FakeFeed(batch)
     _, checkpoints, thread = start(feed)
