@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -103,7 +103,7 @@ class Benchmark:
                     fewshot_as_multiturn=template,
                 )
             except (AssertionError, ValueError, KeyError, TypeError) as error:  # of its own checks, or of a document
-                raise ModelError(f"lm-eval cannot run task {self.name}: {_first_line(error)}") from error
+                raise ModelError(f"lm-eval cannot run task {self.name}: {first_line(error)}") from error
         assert results is not None  # on rank 0
         return replace(
             read_scores(results, self._loaded),
@@ -114,18 +114,26 @@ class Benchmark:
 
     def metric_names(self) -> list[str]:
         """Return the names that its values have, as TASK/METRIC, those of groups first."""
-        groups = [
-            value_name(name, each.metric, "none")
-            for name, group in self._loaded["groups"].items()
-            for each in group.aggregate_metric_list or []
-        ]
-        tasks = [
-            value_name(name, metric, filtered.name)
+        filters = {
+            (name, metric): [each.name for each in task._filters]
             for name, task in self._loaded["tasks"].items()
             for metric in task.aggregation()
-            for filtered in task._filters
+        }
+        groups = [
+            value_name(name, each.metric, filtered)
+            for name, group in self._loaded["groups"].items()
+            for each in group.aggregate_metric_list or []
+            for filtered in _filters_of(group, each, filters)
         ]
-        return groups or tasks
+        return groups or [value_name(task, metric, each) for (task, metric), own in filters.items() for each in own]
+
+
+def _filters_of(group: Any, setting: Any, filters: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    """Return the filters by which a group's metric is aggregated: those of its tasks, or of these the ones it names."""
+    own = dict.fromkeys(
+        each for task in group.get_all_tasks() for each in filters.get((task.task_name, setting.metric), ())
+    )
+    return [each for each in own if setting.filter_list is None or each in setting.filter_list]
 
 
 def open_benchmarks(
@@ -195,7 +203,7 @@ def _open(name: str, manager: Any, settings: EvalConfig, chat: ChatSettings) -> 
         for task in loaded["tasks"].values():
             len(task.eval_docs)
     except ImportError as error:
-        raise ConfigError(f"task {name} needs another package: {_first_line(error)}") from error
+        raise ConfigError(f"task {name} needs another package: {first_line(error)}") from error
     except (OSError, DatasetsError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(_explain_not_loaded(name, error)) from error
     for task in loaded["tasks"].values():
@@ -212,7 +220,7 @@ def _open(name: str, manager: Any, settings: EvalConfig, chat: ChatSettings) -> 
 
 
 def _explain_not_loaded(name: str, error: Exception) -> str:
-    reason = _first_line(error)
+    reason = first_line(error)
     if isinstance(error, ConnectionError):
         return (
             f"task {name} needs a data set from the Hugging Face hub, which cannot be reached ({reason}): load it once "
@@ -265,5 +273,6 @@ def _name_of(value: object) -> str:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

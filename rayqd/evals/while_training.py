@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -11,20 +12,25 @@ from rayqd.config import Config
 from rayqd.data.chat_settings import chat_settings
 from rayqd.errors import ConfigError, DataError, ModelError
 from rayqd.evals.benchmarks import describe_shortened, items_of
-from rayqd.evals.harness import Benchmark, open_benchmarks
+from rayqd.evals.harness import Benchmark, first_line, open_benchmarks
 from rayqd.evals.language_model import LanguageModel
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
-from rayqd.metrics.fidelity import TaskResults, TaskValue
+from rayqd.metrics.fidelity import TaskResults, TaskValue, find_value
 from rayqd.model.load import load_tokenizer
+from rayqd.model.out_of_memory import release_memory
 from rayqd.model.source import student_directory
 
 
 class TrainingBenchmarks:
     """`eval.tasks`, opened once and run as often as there are new weights."""
 
-    def __init__(self, config: Config) -> None:
-        """Open them. Raises ConfigError or DataError where there is none to run, or not the one that decides."""
-        self._must_run = config.best_is_task
+    def __init__(self, config: Config, *, joined_by_others: bool = False) -> None:
+        """Open them. Raises ConfigError or DataError where there is none to run, or not the one that decides.
+
+        `joined_by_others`: the model is that of several workers, each of which runs them at the same time.
+        """
+        self._best = str(config.checkpoint.best) if config.best_is_task else None
+        self._joined_by_others = joined_by_others
         self._remarks: list[str] = []  # not told yet
         self.tokenizer = evaluation_tokenizer(config)
         self._benchmarks = open_benchmarks(
@@ -37,20 +43,54 @@ class TrainingBenchmarks:
         values: list[TaskValue] = []
         items: list[Mapping[str, JsonValue]] = []
         for benchmark in list(self._benchmarks):
+            failed = None
             try:
                 scores = benchmark.run(model)
-            except ModelError as error:
-                if self._must_run:
-                    raise
+                own = task_values(scores)
+                own_items = [cast("Mapping[str, JsonValue]", each) for each in items_of(benchmark, name, scores)]
+                if self._decides(benchmark):
+                    self._check_value(own, name)
+                values += own
+                items += own_items
+                if scores.num_shortened:
+                    self._remarks.append(describe_shortened(benchmark.name, scores.num_shortened))
+            except Exception as error:  # noqa: BLE001 (of lm-eval, of a task's own code, of vLLM)
+                failed = self._explain(benchmark, error)
+            if failed:
                 self._benchmarks.remove(benchmark)
-                self._remarks.append(f"skipped from now on: {error}")
-                continue
-            values += task_values(scores)
-            items += [cast("Mapping[str, JsonValue]", each) for each in items_of(benchmark, name, scores)]
-            if scores.num_shortened:
-                self._remarks.append(describe_shortened(benchmark.name, scores.num_shortened))
+                self._remarks.append(f"skipped from now on: {failed}")
+                release_memory()  # which the error's traceback no longer holds
         remarks, self._remarks = self._remarks, []
         return TaskResults(values=tuple(values), items=tuple(items), remarks=tuple(remarks))
+
+    def _decides(self, benchmark: Benchmark) -> bool:
+        names = benchmark.metric_names() if self._best else []
+        return any(name.partition("/")[0] == str(self._best).partition("/")[0] for name in names)
+
+    def _check_value(self, values: Sequence[TaskValue], name: str) -> None:
+        """Raise ModelError where the value that decides is not among `values`; remark on one that is no number."""
+        found = find_value(values, str(self._best))
+        if found is None:
+            there = ", ".join(value.name for value in values) or "nothing"
+            raise ModelError(f"checkpoint.best={self._best} was not measured {name}; lm-eval returned {there}")
+        if math.isnan(found.value):
+            self._remarks.append(f"checkpoint.best={self._best} is nan {name}: these weights cannot be the best")
+
+    def _explain(self, benchmark: Benchmark, error: Exception) -> str:
+        """Return in a line why a benchmark failed.
+
+        Raises ModelError where it decides which weights are the best, and `error` where other workers, whom it may have
+        spared, would wait for this one in what they compute together.
+        """
+        if isinstance(error, ModelError):
+            line = str(error)
+        elif self._joined_by_others:
+            raise error
+        else:
+            line = f"task {benchmark.name} failed: {type(error).__name__}: {first_line(error)}"
+        if self._decides(benchmark):
+            raise ModelError(line) from error
+        return line
 
 
 def check_tasks(config: Config) -> None:

@@ -38,7 +38,7 @@ class StudentBenchmarks:
 
     def _ask_student(self, step: int) -> TaskResults:
         student = self._learner.student
-        self._own = self._own or TrainingBenchmarks(self._config)
+        self._own = self._own or TrainingBenchmarks(self._config, joined_by_others=self._learner.group.is_sharded)
         with student.as_exported(), student.with_plain_layers():
             return self._own.run(TransformersModel(student.model, self._own.tokenizer), f"after step {step}")
 

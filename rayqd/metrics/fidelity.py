@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
@@ -46,6 +46,11 @@ class TaskValue:
         return value_name(self.task, self.metric, self.filter)
 
 
+def find_value(values: Sequence[TaskValue], name: str) -> TaskValue | None:
+    """Return the value called `name`, or the first one of the task of that name; None where there is none."""
+    return next((each for each in values if name in (each.name, each.task)), None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResults:
     """What one model scored on the benchmarks."""
@@ -71,7 +76,7 @@ class Fidelity:
 
     def find_task(self, name: str) -> TaskValue | None:
         """Return the value called `name`, or the first one of the task of that name; None where there is none."""
-        return next((each for each in self.tasks if name in (each.name, each.task)), None)
+        return find_value(self.tasks, name)
 
     def values(self) -> dict[str, Value]:
         """Return everything measured, by the names of fields that the table of metrics knows."""
