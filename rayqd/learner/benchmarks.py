@@ -10,7 +10,16 @@ from rayqd.learner.feed import Feed
 from rayqd.learner.learner import Learner
 from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.metrics.fidelity import TaskResults
+from rayqd.runs.metrics_file import read_metrics
 from rayqd.spans import span
+
+
+def lack_benchmarks(step: int, config: Config) -> bool:
+    """Return whether benchmarks are due after `step` steps, and the run's metrics, if they are here, lack them."""
+    if not config.runs_tasks(step):
+        return False
+    rows = read_metrics(config.run_dir)
+    return not any(row.get("event") == "eval" and row.get("step") == step for row in rows)
 
 
 class StudentBenchmarks:

@@ -26,7 +26,7 @@ from rayqd.events import (
 )
 from rayqd.learner.audit_trail import AuditTrail, digest_after_step
 from rayqd.learner.bad_steps import keep_share
-from rayqd.learner.benchmarks import StudentBenchmarks
+from rayqd.learner.benchmarks import StudentBenchmarks, lack_benchmarks
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.engine_check import check_engines
 from rayqd.learner.feed import Feed
@@ -78,7 +78,7 @@ def train(
     if joins and config.is_on_policy:
         with span("first publication"):
             feed.publish(start, collect_rollout_weights(learner.student, config))
-    if start and is_measured(start, config) and checkpointer.lacks_evaluation():
+    if _lacks_measurement(start, learner, checkpointer, config):
         _measure(feed, checkpointer, learner, evaluate, benchmarks)
     is_to_end = checkpointer.is_to_end()
     for step in range(start, config.learner.steps):
@@ -111,6 +111,19 @@ def is_measured(version: int, config: Config) -> bool:
     if version == config.learner.steps:
         return config.tracks_evaluations or config.runs_tasks(version)
     return config.eval.every > 0 and version % config.eval.every == 0
+
+
+def _lacks_measurement(start: int, learner: Learner, checkpointer: Checkpointer, config: Config) -> bool:
+    """Return, to every worker the same, whether a run was ended before the weights that it resumes were measured.
+
+    What decides nothing is measured later only if it has benchmarks: the rest the end of the run measures anyway.
+    """
+    if not start or not is_measured(start, config):
+        return False
+    if checkpointer.evaluations.decide:
+        return checkpointer.lacks_evaluation()
+    group = learner.group
+    return config.runs_tasks(start) and group.all_reduce_max(group.is_rank0 and lack_benchmarks(start, config)) == 1
 
 
 def _measure(

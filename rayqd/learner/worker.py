@@ -12,7 +12,7 @@ from rayqd.config import Config
 from rayqd.evals.heldout import Heldout
 from rayqd.events import FinishedEvent, NoticeEvent, ReadyEvent, StatusEvent
 from rayqd.export.logits import short_row
-from rayqd.learner.benchmarks import StudentBenchmarks
+from rayqd.learner.benchmarks import StudentBenchmarks, lack_benchmarks
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import SingleProcess
@@ -124,7 +124,7 @@ class LearnerWorker:
     def _lacks_evaluation(self, step: int) -> bool:
         evaluations = Evaluations(self._config)
         evaluations.load(self._checkpoints.path(step))
-        return evaluations.lack(step)
+        return evaluations.lack(step) if evaluations.decide else lack_benchmarks(step, self._config)
 
     def _get_heldout(self, teacher_head: Head | None) -> Heldout:
         with span("wait for held-out rows"):
