@@ -8,10 +8,12 @@ from rayqd.config.load import config_of
 from rayqd.console.quiet import quiet_driver
 from rayqd.runs.paths import EXPORT
 
+_OF_TRAINING = ("checkpoint.best", "eval.tasks_every", "eval.where")  # which go with the run's own eval.tasks
+
 
 def _evaluate(given: Given) -> int:
     path = existing_run(given.operands[0], parts=(EXPORT,))
-    config = config_of(given.arguments, before=settings_of_run(path))
+    config = config_of(given.arguments, before=settings_of_run(path), unread=_OF_TRAINING)
     quiet_driver()
     from rayqd.commands.evaluate import evaluate
 

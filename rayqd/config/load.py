@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -47,9 +47,14 @@ def load_config(argv_parts: Sequence[str]) -> Config:
     return config_of(arguments)
 
 
-def config_of(arguments: Arguments, before: Sequence[Path] = ()) -> Config:
-    """Return the Config of arguments already read; the files `before` count as the earliest ones."""
-    return resolve(assignments(arguments, before))
+def config_of(arguments: Arguments, before: Sequence[Path] = (), unread: Collection[str] = ()) -> Config:
+    """Return the Config of arguments already read; the files `before` count as the earliest ones.
+
+    `unread`: settings that a command does not use and takes from no file, as they go with others that it may change.
+    """
+    num_files = len(before) + len(arguments.files)
+    given = assignments(arguments, before)
+    return resolve([each for each in given if each.key not in unread or each.layer >= num_files])
 
 
 def assignments(arguments: Arguments, before: Sequence[Path] = ()) -> list[Assignment]:

@@ -78,3 +78,15 @@ def test_a_task_file_with_a_mistake_is_named(fails: Any, tmp_path: Path, old: st
     line = fails("--eval.tasks", "mine", "--eval.tasks_dir", str(tmp_path), exit_code=1)
     assert line.startswith("task mine cannot be loaded: ")
     assert told in line
+
+
+def test_other_tasks_than_those_of_the_run_may_be_asked_though_one_of_these_decided(
+    fails: Any, tiny_config: Any, tiny_model: Path, tmp_path: Path, few_files: None
+) -> None:
+    (tmp_path / "runs").mkdir()
+    file = tmp_path / "decided.toml"
+    eval_settings = {"every": 2, "tasks": ["arc_easy"], "tasks_every": 4, "where": "rollout"}
+    file.write_text(to_toml(tiny_config(eval=eval_settings, checkpoint={"best": "arc_easy/acc"})))
+    for flags in (["--eval.every", "3"], ["--eval.tasks_every", "0"], ["--distill.lmbda", "0"]):
+        line = fails(f"@{file}", "--eval.tasks", "quickstart_wrods", *flags)
+        assert line == 'eval.tasks: there is no task "quickstart_wrods"; did you mean quickstart_words?'
