@@ -42,7 +42,7 @@ class CheckpointUploader:
         self._checkpoints = checkpoints
         self._tell = tell
         self._patience = patience
-        self._background = BackgroundUpload(self._update)
+        self._background = BackgroundUpload(self._upload, self._tell_failure)
         self._known: set[str] = set()  # what the storage has
 
     def fetch(self, *, is_rank0: bool) -> None:
@@ -110,12 +110,8 @@ class CheckpointUploader:
         """Return when that is done, or has failed."""
         self._background.wait()
 
-    def _update(self) -> None:
-        """Upload; a failure is told, not raised."""
-        try:
-            self._upload()
-        except StorageError as error:
-            self._tell(f"{error}; it is kept in {self._run_dir}, and the next checkpoint tries again")
+    def _tell_failure(self, failure: str) -> None:
+        self._tell(f"{failure}; it is kept in {self._run_dir}, and the next checkpoint tries again")
 
     def finish(self) -> None:
         """Upload the rest and the export. Raises StorageError when that fails again and again."""
@@ -125,7 +121,7 @@ class CheckpointUploader:
                 self._upload()
                 self._folder.put(self._run_dir / EXPORT, EXPORT)
                 self._known.add(EXPORT)
-            except StorageError as error:
+            except (StorageError, OSError) as error:  # of the storage, or of this machine's disk
                 if attempt == _ATTEMPTS:
                     lacking = f"; it lacks {', '.join(self._lacking())}" if self._lacking() else ""
                     raise StorageError(f"{error}{lacking}; mend that, and the same command finishes the run") from error
@@ -161,12 +157,16 @@ class CheckpointUploader:
             self._stored.remove(name)
 
     def _put(self, path: Path) -> None:
-        """Upload a checkpoint, or best weights, unless they give way to newer ones meanwhile."""
+        """Upload a checkpoint, or best weights, unless they give way to newer ones meanwhile.
+
+        Of those that do, what was found may be half, with a manifest of just that.
+        """
         try:
             self._stored.put(path, path.name)
         except StorageError:
             if path.is_dir():
                 raise
+        if not path.is_dir():
             self._stored.remove(path.name)
 
     def _lacking(self) -> list[str]:

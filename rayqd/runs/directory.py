@@ -91,6 +91,7 @@ class RunDirectory:
         self._stored: StoredRun | None = None
         self.mirror = Mirror(self.path)
         self._leases: list[Lease] = []
+        self._leased: StoredRun | None = None  # the storage once more: a stop has no less patience with a renewal
         self.audit = AuditFile(self.path / AUDIT)
         self._lines = {name: LinesFile(self.path / name) for name in (METRICS, QUARANTINE)}
         self.extends: Config | None = None  # the settings of a finished run that is to do more steps
@@ -167,6 +168,8 @@ class RunDirectory:
     def close(self) -> None:
         """Unlock the directory."""
         self.mirror.hurry()
+        if self._leased:
+            self._leased.patience.end()
         self._release(self._lock)
 
     def check_lease(self) -> None:
@@ -202,11 +205,11 @@ class RunDirectory:
             elif any(path.name not in (LOCK, LEASE) for path in self.path.iterdir()):
                 raise RunError(f"{self.path} is not empty and not a run's directory; choose another name")
             self._take_lease(Disk(self.path))
-            self._stored = StoredRun.of(config)
+            self._stored, self._leased = StoredRun.of(config), StoredRun.of(config)
             self.mirror = Mirror(self.path, self._stored)
-            if self._stored:
+            if self._stored and self._leased:
                 self._stored.folder.check_rights()
-                self._take_lease(self._stored.folder)
+                self._take_lease(self._leased.folder)
                 self._stored.join(self.path, lambda uri, file, begun: self._refuse_other(uri, file, begun, config))
             write_config(saved, self._command, self.extends or config)
             if self._stored:

@@ -207,3 +207,42 @@ def test_a_checkpoint_that_is_being_uploaded_stays_until_it_is(node: Node, store
     node.uploader.wait()
     assert node.checkpoints.steps() == [4, 6]
     assert stored_steps(store) == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_an_error_of_this_machine_is_told_as_a_failed_upload_and_made_good(
+    node: Node, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Checkpoints) -> list[int]:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Checkpoints, "best_steps", fail)
+        node.uploader.update()
+        node.uploader.wait()
+    assert node.told == [
+        f"an upload broke off: OSError: [Errno 5] Input/output error; it is kept in {node.run_dir}, and the next "
+        "checkpoint tries again"
+    ]
+    node.save(2)
+    assert stored_steps(store) == ["step-000002"]
+
+
+def test_a_checkpoint_that_was_removed_while_it_was_read_is_not_one_in_the_storage(tmp_path: Path, store: Path) -> None:
+    class Removing(Folder):
+        def put(self, directory: Path, name: str) -> None:
+            if name == "step-000002":
+                (directory / "student.safetensors").unlink()
+                super().put(directory, name)
+                shutil.rmtree(directory)
+            else:
+                super().put(directory, name)
+
+        def inside(self, name: str) -> Folder:
+            return Removing(self._filesystem, f"{self._path}/{name}", f"{self._uri}/{name}")
+
+    node = Node(tmp_path / "node", store, folder=Removing.open(f"file://{store}"))
+    node.checkpoints.on_saved = None
+    node.save(2, 4)
+    node.uploader.update()
+    node.uploader.wait()
+    assert stored_steps(store) == ["step-000004"]

@@ -14,6 +14,7 @@ import pytest
 from rayqd.errors import RunError
 from rayqd.runs.directory import RunDirectory
 from rayqd.runs.lease import LEASE, Disk, Lease
+from rayqd.runs.storage.watched import WatchedFolder
 
 KILLED = """
 import os, sys
@@ -95,6 +96,11 @@ def test_a_run_leases_its_directory_and_its_storage(tiny_config: Any, tmp_path: 
     places = [config.run_dir, tmp_path / "store" / config.name]
     assert [content(place)["is_over"] for place in places] == [False, False]
     run_dir.check_lease()
+    run_dir.mirror.hurry()
+    leased = run_dir._leases[1]._place  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(leased, WatchedFolder)
+    assert leased.patience.seconds == config.ray.stall_seconds  # while the run stops, it is renewed as ever
     run_dir.close()
+    assert leased.patience.setting == "a stop"
     assert [content(place)["is_over"] for place in places] == [True, True]
     RunDirectory(config).close()

@@ -16,7 +16,7 @@ class Mirror:
         """Know both, and touch nothing."""
         self._run_dir = run_dir
         self._stored = stored
-        self._background = BackgroundUpload(self._upload_beside)
+        self._background = BackgroundUpload(self._upload_beside, self._note)
         self._failure: str | None = None  # of the last upload that went on beside the run
 
     def begin_upload(self) -> str | None:
@@ -30,7 +30,7 @@ class Mirror:
         """Upload where no checkpoint comes any more; return a line for the user where that failed."""
         try:
             self.upload()
-        except StorageError as error:
+        except (StorageError, OSError) as error:  # of the storage, or of this machine's disk
             return self._describe(str(error), "the same command")
         return None
 
@@ -50,10 +50,10 @@ class Mirror:
 
     def _upload_beside(self) -> None:
         assert self._stored is not None
-        try:
-            self._stored.upload(self._run_dir)
-        except (StorageError, OSError) as error:  # the run may just be putting a file aside
-            self._failure = str(error)
+        self._stored.upload(self._run_dir)
+
+    def _note(self, failure: str) -> None:
+        self._failure = failure
 
     def _describe(self, failure: str, who: str) -> str:
         return f"{failure}; it is kept in {self._run_dir}, and {who} tries again"

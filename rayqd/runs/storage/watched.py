@@ -159,7 +159,7 @@ class _Process:
     def call(self, call: dict[str, Any], content: bytes | None, patience: Patience) -> dict[str, Any]:
         """Return the answer; raises _HangError, and EOFError or OSError where the process is gone."""
         if not self._is_ready:
-            self._receive(patience, _START_SECONDS if patience.seconds > _AGAIN_SECONDS else 0.0)
+            self._receive(patience, _START_SECONDS if patience.seconds > _AGAIN_SECONDS else STOP_SECONDS)
             self._is_ready = True
         self._connection.send_bytes(json.dumps(call).encode())
         if content is not None:
@@ -184,13 +184,17 @@ class _Process:
 
         Nobody waits: in a system call of a disk that hangs not even this ends it.
         """
-        self._process.kill()
+        self.kill()
         threading.Thread(target=self._process.wait, name="storage", daemon=True).start()
-        self._connection.close()
         with self._said:
             self._said.seek(0)
             last = self._said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
         return f" ({last})" if last else ""
+
+    def kill(self) -> None:
+        """End it, also where this process ends, which starts no thread any more."""
+        self._process.kill()
+        self._connection.close()
 
 
 class _Idle:
@@ -217,7 +221,7 @@ class _Idle:
 
 def _end_all(processes: list[_Process]) -> None:
     for process in processes:
-        process.end()
+        process.kill()
 
 
 _IDLE = _Idle()

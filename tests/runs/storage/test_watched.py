@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rayqd.errors import StorageError
-from rayqd.runs.storage.watched import HangingStorageError, Patience, WatchedFolder
+from rayqd.runs.storage.watched import HangingStorageError, Patience, WatchedFolder, _end_all, _Process  # pyright: ignore[reportPrivateUsage]
 
 SECONDS = 1.5
 FILE_BYTES = 3 << 20
@@ -187,3 +187,19 @@ def test_a_process_that_ends_is_one_line_and_another_takes_its_place(tmp_path: P
     folder.write("other.toml", b"as ever")
     end_processes()
     assert folder.read("other.toml") == b"as ever"
+
+
+def test_processes_end_with_this_one_which_starts_no_thread_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")  # as CPython 3.12 says
+
+    process = _Process()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    _end_all([process])
+    assert process._process.wait() == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_process_has_time_to_start_in_a_stop_where_nothing_moved(tmp_path: Path) -> None:
+    patience = Patience(0.2)  # no process starts in that
+    end_processes()
+    assert WatchedFolder(f"file://{tmp_path}/store", patience).read("config.toml") is None
