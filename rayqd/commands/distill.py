@@ -138,12 +138,12 @@ def _run(
         inputs = read_inputs(progress) if is_elsewhere(config) or config.distill.seq_kd else None
         progress.status("starting Ray")
         with connect(config, progress.say) as cluster:
+            run_dir.link_logs(cluster.log_dir)  # of the checks' failures too
             placement = place(config, cluster.nodes)
             start = partial(_start_actors, config, cluster, placement, make_engine)
             actors = None if inputs else start()
             inputs = inputs or read_inputs(progress)
             checked, training = inputs.checked, inputs.training
-            run_dir.link_logs(cluster.log_dir)
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
             environment = replace(collect_environment(cluster.size, config), forward=checked.forward)

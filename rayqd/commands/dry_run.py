@@ -128,7 +128,8 @@ def find_nodes(config: Config) -> tuple[Nodes | None, str]:
 
 
 def _address(config: Config) -> str | None:
-    return config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address  # Ray's word for none
 
 
 def _tokens(config: Config, training: ExampleSet) -> str:

@@ -20,7 +20,7 @@ _KEY = "model.dtype"
 
 def is_elsewhere(config: Config) -> bool:
     """Return whether the run computes on a cluster, of whose machines this one may be none."""
-    return bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+    return (config.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local"  # Ray's word for none
 
 
 def with_concrete_dtype(config: Config, run_dir: Path | None = None) -> Config:

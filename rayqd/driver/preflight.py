@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rayqd.data.chat_settings import chat_settings
 from rayqd.data.render import check_variables
 from rayqd.data.select import OnTokenized
 from rayqd.data.user_code import check_user_code
+from rayqd.driver.dtype import is_elsewhere
 from rayqd.driver.export_check import check_export
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ConfigError, ModelError, StorageError
@@ -179,7 +179,7 @@ def _check_free_space(config: Config, num_parameters: int, trains: bool) -> None
     checkpoints = (config.checkpoint.keep + 1) * trained * 12 if trains else 0
     needed = num_parameters * 2 + checkpoints
     free = free_bytes(config.run_dir)
-    elsewhere = config.storage and (config.ray.address or os.environ.get("RAY_ADDRESS"))
+    elsewhere = config.storage and is_elsewhere(config)
     if free < needed and not elsewhere:  # the learner's disk counts, which is seldom the driver's then
         what = "checkpoints and export" if trains else "the export"
         raise StorageError(

@@ -10,7 +10,7 @@ import pytest
 from rayqd.config import load_config
 from rayqd.config.sweep import load_sweep
 from rayqd.driver import dtype
-from rayqd.driver.dtype import check_machine, describe_dtype, with_concrete_dtype
+from rayqd.driver.dtype import check_machine, describe_dtype, is_elsewhere, with_concrete_dtype
 from rayqd.errors import ConfigError
 from rayqd.rollout import support
 from rayqd.runs.directory import RunDirectory
@@ -97,3 +97,11 @@ def test_a_vllm_outside_the_range_is_refused(
     assert str(refused.value).startswith(reason)
     check_machine(tiny_config(), runs_vllm=False)
     check_machine(tiny_config(ray={"address": "auto"}), runs_vllm=True)
+
+
+@pytest.mark.parametrize(("address", "expected"), [("", False), ("local", False), ("auto", True), ("host:6379", True)])
+def test_rays_word_for_no_cluster_is_none(
+    tiny_config: Any, monkeypatch: pytest.MonkeyPatch, address: str, expected: bool
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert is_elsewhere(tiny_config()) is expected
