@@ -61,7 +61,10 @@ def slow_server() -> Iterator[tuple[int, threading.Event, list[int]]]:
     goes_on, is_over, read = threading.Event(), threading.Event(), [0]
 
     def serve() -> None:
-        connection = server.accept()[0]
+        try:
+            connection = server.accept()[0]
+        except OSError:  # nobody came
+            return
         with connection:
             while goes_on.is_set() and (block := connection.recv(256 << 10, socket.MSG_WAITALL)):
                 read[0] += len(block)
@@ -76,6 +79,7 @@ def slow_server() -> Iterator[tuple[int, threading.Event, list[int]]]:
         thread.start()
         yield server.getsockname()[1], goes_on, read
         is_over.set()
+        server.shutdown(socket.SHUT_RDWR)  # wakes `accept`
         thread.join()
 
 
