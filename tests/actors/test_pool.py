@@ -45,7 +45,7 @@ def worker_class() -> Any:
 
     class Worker(PooledActor):
         def __init__(self) -> None:
-            super().__init__(lambda: time.sleep(2) or 2.0)
+            super().__init__(lambda: time.sleep(2) or 2.0, None)
 
         def echo(self, value: int) -> tuple[int, int]:
             return value, 10 * value
