@@ -8,7 +8,6 @@ on using the first one.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT
 from rayqd.rollout.rank import RANK_CLASS, LikeliestIds
 from rayqd.rollout.tuning import Preparation, graph_sizes
+from rayqd.rollout.vllm_start import import_model_class, show_llvmlite_to_vllm
 from rayqd.rollout.weights import PackedLoader, WeightLoader
 from rayqd.spans import span
 from rayqd.types import IntArray, WireTensor
@@ -81,14 +81,15 @@ class VLLMEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        _show_llvmlite_to_vllm()
+        show_llvmlite_to_vllm()
         self._weight_loader = weight_loader or PackedLoader()
         self.context_length = context_length
         self.description = description
         self.on_progress: Callable[[], None] = ignore_progress
+        self._num_calls = 0  # of `_finish`
         if tensor_parallel == 1:
             with span("import the model's class"):
-                _import_model_class(checkpoint)
+                import_model_class(checkpoint)
         with span("vLLM"), record_engine_spans():
             self._llm = LLM(
                 model=str(checkpoint),
@@ -198,17 +199,29 @@ class VLLMEngine:
     def _finish(
         self, prompts: Sequence[IntArray], params: Sequence[SamplingParams]
     ) -> Iterator[list[tuple[int, RequestOutput]]]:
-        """Yield outputs with their indices as they are finished; `on_progress` hears of every step of the engine."""
+        """Yield outputs with their indices as they are finished; `on_progress` hears of every step of the engine.
+
+        Whatever ends this early, none of its requests stays in the engine, and no later call has one of the same name.
+        """
         engine = self._llm.llm_engine
-        for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
-            prompt: TokensInput = {"type": "token", "prompt_token_ids": ids.tolist()}
-            engine.add_request(str(index), prompt, param)
-        while engine.has_unfinished_requests():
-            with self._ending_with_a_rank():
-                outputs = cast("list[RequestOutput]", engine.step())
-            self.on_progress()
-            if finished := [(int(output.request_id), output) for output in outputs if output.finished]:
-                yield finished
+        self._num_calls += 1
+        waiting: dict[str, int] = {}
+        try:
+            for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
+                prompt: TokensInput = {"type": "token", "prompt_token_ids": ids.tolist()}
+                name = f"{self._num_calls}-{index}"
+                waiting[name] = index
+                engine.add_request(name, prompt, param)
+            while waiting and engine.has_unfinished_requests():
+                with self._ending_with_a_rank():
+                    outputs = cast("list[RequestOutput]", engine.step())
+                self.on_progress()
+                done = [output for output in outputs if output.finished and output.request_id in waiting]
+                if finished := [(waiting.pop(output.request_id), output) for output in done]:
+                    yield finished
+        finally:
+            if waiting:
+                engine.abort_request([*waiting])
 
     def _sampling_params(self, request: SamplingRequest, num_logprobs: int | None = None) -> SamplingParams:
         from vllm import SamplingParams
@@ -237,31 +250,6 @@ class VLLMEngine:
         prompt = np.arange(1, 17, dtype=np.int32)
         request = SamplingRequest(prompt_ids=prompt, seed=0, temperature=1.0, min_new_tokens=2, max_new_tokens=2)
         self.generate([request] * min(max_concurrent, 8))
-
-
-def _import_model_class(checkpoint: Path) -> None:
-    """Import vLLM's class of the model, which this process is to run.
-
-    vLLM would start another process to look at it, 15 to 20 s long, so that this one does not touch CUDA: but it does.
-    """
-    from vllm import ModelRegistry
-
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    for name in cast("list[str]", config.get("architectures") or []):
-        known = ModelRegistry.models.get(name)
-        if known is not None:
-            ModelRegistry.register_model(name, cast(Any, known).load_model_cls())
-
-
-def _show_llvmlite_to_vllm() -> None:
-    """Let vLLM look for its kernels in all that modules hold, also where weights were rounded and so Numba is loaded.
-
-    llvmlite's library answers for any attribute with a function of its own, and vLLM takes its `__dict__` for one.
-    """
-    library = getattr(sys.modules.get("llvmlite.binding.ffi"), "lib", None)
-    functions = cast("dict[str, object] | None", getattr(library, "_fntab", None))
-    if functions is not None:
-        functions.setdefault("__dict__", {})
 
 
 def _gpu_arguments(preparation: Preparation, max_batch: int | None, kv_bytes: int | None) -> dict[str, object]:

@@ -94,6 +94,26 @@ def write(worker: RolloutWorker, config: Config) -> list[list[int]]:
     return [rollout.completion_ids.tolist() for rollout in rollouts]
 
 
+def fail_in_the_middle(engine: Any) -> None:
+    """Ask for answers, of which vLLM refuses the second before the first is written, and then have a step fail."""
+    from vllm import SamplingParams
+
+    short, long = (np.full(n, 3, dtype=np.int32) for n in (6, 1000))
+    params = [SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)] * 2
+    with pytest.raises(Exception, match="longer than the maximum"):
+        engine.run([short, long], params)
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+
+    def fail() -> None:
+        raise MemoryError
+
+    before, engine.on_progress = engine.on_progress, fail
+    with pytest.raises(MemoryError):
+        engine.run([short, short], params)
+    engine.on_progress = before
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+
+
 def values(results: TaskResults) -> dict[str, list[Any]]:
     return {f"{item['task']}/{item['metric']}": item["values"] for item in results.items}  # type: ignore[misc]
 
@@ -108,6 +128,8 @@ def test_an_engine_scores_the_students_items_and_writes_as_before(
     config = make_config()
     before = write(worker, config)
     results = worker.run_tasks(weights(VERSION))
+    assert write(worker, config) == before
+    fail_in_the_middle(worker._engine)
     assert write(worker, config) == before
 
     benchmarks = TrainingBenchmarks(config)
