@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 from pydantic import JsonValue
 
+from rayqd.files import replace_file
 from rayqd.runs.paths import EVALS, EXPORT
 
 
@@ -56,12 +57,18 @@ def items_file(run_dir: Path, name: str) -> Path:
     return run_dir / EVALS / f"{name}-items.jsonl"
 
 
+def training_name(step: int) -> str:
+    """Return the name of the student after `step` steps as training measures it; `rayqd eval` has another name."""
+    return f"training-step-{step:06d}"
+
+
 def write_items(run_dir: Path, name: str, items: Sequence[Mapping[str, JsonValue]]) -> str | None:
     """Keep the items of the model called `name`; return a line for the user where they cannot be written."""
     file = items_file(run_dir, name)
     try:
         file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(json.dumps(each) + "\n" for each in items), encoding="utf-8")
+        with replace_file(file) as partial:
+            partial.write_text("".join(json.dumps(each) + "\n" for each in items), encoding="utf-8")
     except OSError as error:
         return f"{file} cannot be written ({error.strerror}); the run goes on"
     return None

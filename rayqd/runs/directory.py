@@ -17,7 +17,7 @@ from rayqd.errors import RayqdError, RunError, StorageError
 from rayqd.events import EvalEvent, QuarantineEvent, RecordedEvent, to_json
 from rayqd.files import set_aside, write_text
 from rayqd.runs.audit_file import AuditFile
-from rayqd.runs.benchmarks import write_items
+from rayqd.runs.benchmarks import training_name, write_items
 from rayqd.runs.config_file import check_config, command_of, load_run_config, write_config
 from rayqd.runs.extension import check_checkpoints, is_extension
 from rayqd.runs.lease import LEASE, Disk, Lease, Place
@@ -116,7 +116,7 @@ class RunDirectory:
         file = QUARANTINE if isinstance(event, QuarantineEvent) else METRICS
         line = self._lines[file].append(to_json(event, time))
         if isinstance(event, EvalEvent) and event.items:
-            return line or write_items(self.path, f"step-{event.step:06d}", event.items)
+            return line or write_items(self.path, training_name(event.step), event.items)
         return line
 
     def forget_metrics_after(self, step: int, *, and_evaluation: bool = False) -> str | None:

@@ -79,7 +79,7 @@ def test_it_ends_with_the_table(finished: tuple[Path, str]) -> None:
 
 def test_the_engine_answers_the_benchmark_as_transformers_does_with_the_export(finished: tuple[Path, str]) -> None:
     run_dir, output = finished
-    (line,) = (run_dir / "eval" / "step-000002-items.jsonl").read_text().splitlines()
+    (line,) = (run_dir / "eval" / "training-step-000002-items.jsonl").read_text().splitlines()
     config = load_config([f"@{run_dir / 'config.toml'}"])
     benchmarks = TrainingBenchmarks(config)
     model = load_export(run_dir / "export", config.model.dtype)
