@@ -174,13 +174,13 @@ def test_another_template_and_its_variables_take_the_place_of_the_tokenizers(
     tokenizer: PreTrainedTokenizerFast, chatml: str
 ) -> None:
     template = chatml + "{% if add_generation_prompt and mood is defined %}{{ mood }}{% endif %}"
-    chat = ChatSettings(template=template, kwargs='{"mood": "!"}')
-    prompt = tokenize_prompt(tokenizer, chat("Hi")[:1], chat).tolist()
+    settings = ChatSettings(template=template, kwargs='{"mood": "!"}')
+    prompt = tokenize_prompt(tokenizer, chat("Hi")[:1], settings).tolist()
     by_hand = tokenizer.apply_chat_template(
         chat("Hi")[:1], chat_template=template, mood="!", add_generation_prompt=True, return_dict=False
     )
     assert prompt == by_hand
-    check_variables(tokenizer, chat)
+    check_variables(tokenizer, settings)
     with pytest.raises(ConfigError, match=r"data.chat_template does not read mod; did you mean mood\?"):
         check_variables(tokenizer, ChatSettings(template=template, kwargs='{"mod": 1}'))
 

@@ -213,7 +213,7 @@ def test_a_share_that_agrees_is_the_better_the_higher_and_no_number_is_never_the
 
 
 def test_the_metrics_to_choose_from_are_those_of_evaluations_that_have_a_better_side() -> None:
-    (choices, _) = get_args(CheckpointConfig.model_fields["best"].annotation)
+    choices, *_ = get_args(CheckpointConfig.model_fields["best"].annotation)
     assert set(get_args(choices)) == {metric.name for metric in METRICS if metric.better and metric.event == "eval"}
 
 
