@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import spawn as spawn_processes
 from rayqd.config import Config
 from rayqd.config.sections import CheckpointConfig, EvalConfig
 from rayqd.evals.heldout import Heldout
+from rayqd.learner.benchmarks import StudentBenchmarks
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.distributed import DistributedGroup, SingleProcess
@@ -177,7 +178,8 @@ def _stopped(
     checkpoints = Checkpoints(directory / str(rank), keep=2)
     learner = make(given["model"], given["configs"]["plain"], group)
     feed = Feed(given["batches"]["plain"], rank, late_seconds)
-    options: dict[str, Any] = {"evaluate": lambda: None}
+    config = given["configs"]["plain"]
+    options: dict[str, Any] = {"evaluate": lambda: None, "benchmarks": StudentBenchmarks(config, learner, feed)}
     arguments = (
         learner,
         feed,
@@ -201,7 +203,8 @@ def _best(rank: int, group: SingleProcess, given: dict[str, Any], directory: Pat
     feed = Feed(given["batches"]["plain"], rank, late_seconds=0.0)
     feed.at_batch.clear()  # no stop
     checkpointer = Checkpointer(learner, checkpoints, Evaluations(config))
-    train(learner, feed, checkpointer, config, evaluate=lambda: _fidelity(next(values)))
+    benchmarks = StudentBenchmarks(config, learner, feed)
+    train(learner, feed, checkpointer, config, evaluate=lambda: _fidelity(next(values)), benchmarks=benchmarks)
     return {
         "num_steps": checkpointer.num_steps,
         "step": checkpointer.load_best(),

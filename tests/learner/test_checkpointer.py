@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayqd.errors import RunError
+from rayqd.learner.benchmarks import StudentBenchmarks
 from rayqd.learner.checkpoint import Checkpoints, load_checkpoint
 from rayqd.learner.checkpointer import Checkpointer
 from rayqd.learner.evaluations import Evaluations
@@ -44,7 +45,8 @@ def start(tiny_model: Path, tiny_config: Any, tmp_path: Path) -> Iterator[Any]:
         learner = Learner(student, student.head, config)
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
         checkpointer = Checkpointer(learner, checkpoints, Evaluations(config))
-        options: dict[str, Any] = {"evaluate": lambda: None}
+        benchmarks = StudentBenchmarks(config, learner, feed)
+        options: dict[str, Any] = {"evaluate": lambda: None, "benchmarks": benchmarks}
         thread = threading.Thread(target=train, args=(learner, feed, checkpointer, config), kwargs=options, daemon=True)
         started.append((checkpointer, thread))
         thread.start()
