@@ -73,7 +73,7 @@ def test_the_batch_size_changes_memory_and_not_the_result(load: Callable[[], Any
     grid = make_grid(QUANT, torch.float64)
     calibrate(one, QUANT, grid, sequences(), max_batch_tokens=10_000)
     calibrate(other, QUANT, grid, sequences(), max_batch_tokens=16)  # longer sequences run alone
-    # In float64 but for the norms, which are float32 in any model: another order of their sums tips a code on some CPUs,
+    # In float64 but for the norms, float32 in any model: another order of their sums tips a code on some CPUs,
     # that one those of the columns after it, and the layers behind see other inputs then.
     for name, linear in quantizable_layers(one, QUANT).items():
         same = grid.quantize(linear.weight).codes == grid.quantize(other.get_submodule(name).weight).codes
