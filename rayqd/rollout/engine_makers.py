@@ -22,6 +22,7 @@ from rayqd.errors import ConfigError, ModelError, RayqdError
 from rayqd.files import write_text
 from rayqd.model.import_transformers import import_transformers
 from rayqd.rollout.engine import Engine
+from rayqd.rollout.open_engine import end_open_engine
 from rayqd.rollout.support import explain_unusable_vllm, installed_vllm
 from rayqd.rollout.worker import MakeEngine, num_top_ids
 from rayqd.spans import span
@@ -130,6 +131,7 @@ def benchmark_engine(directory: Path, config: Config) -> Generator[VLLMEngine]:
         yield engine
     finally:
         engine = None
+        end_open_engine()
         _release_engine()
         gc.collect()
 

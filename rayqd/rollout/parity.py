@@ -19,6 +19,7 @@ from rayqd.model.load import load_meta_model
 from rayqd.model.rounded_head import find_head
 from rayqd.model.source import student_directory
 from rayqd.rollout.kernels import choose_weight_form
+from rayqd.rollout.open_engine import end_open_engine
 from rayqd.types import IntArray
 
 _VLLM_KINDS = ("compressed-tensors", "gptq", "awq")
@@ -80,6 +81,7 @@ def measure_vllm_change(
         except _REFUSALS as error:
             return Check(name="vLLM", text=f"vLLM could not load it: {_shorten(error)}; more in {log}")
         served = [engine.prompt_logprobs(ids) for ids in sequences]
+        end_open_engine()
     return measure_logprob_change("vLLM", served, expected)
 
 

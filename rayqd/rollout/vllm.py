@@ -21,6 +21,7 @@ import numpy as np
 from rayqd.rollout.engine import Completion, Prediction, SamplingRequest, ignore_progress
 from rayqd.rollout.engine_spans import record_engine_spans
 from rayqd.rollout.kernels import VLLM_ENVIRONMENT
+from rayqd.rollout.open_engine import end_open_engine, set_open_engine
 from rayqd.rollout.rank import RANK_CLASS, LikeliestIds
 from rayqd.rollout.tuning import Preparation, graph_sizes
 from rayqd.rollout.vllm_start import import_model_class, show_llvmlite_to_vllm
@@ -46,7 +47,10 @@ def import_vllm() -> None:
 
 
 class VLLMEngine:
-    """vLLM in this process. Raises whatever vLLM raises at a checkpoint that it cannot take, or without room for it."""
+    """vLLM in this process; the engine that it had before is ended.
+
+    Raises whatever vLLM raises at a checkpoint that it cannot take, or without room for it.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class VLLMEngine:
         from vllm.platforms import current_platform
 
         show_llvmlite_to_vllm()
+        end_open_engine()
         self._weight_loader = weight_loader or PackedLoader()
         self.context_length = context_length
         self.description = description
@@ -106,6 +111,7 @@ class VLLMEngine:
                 tensor_parallel_size=tensor_parallel,
                 **cast(Any, {} if current_platform.is_cpu() else _gpu_arguments(preparation, max_batch, kv_bytes)),
             )
+        set_open_engine(self._llm)
         self._on_every_rank("check_packed_weights", num_packed_weights)
         with span("warm-up"):
             self._warm_up(max_concurrent)
