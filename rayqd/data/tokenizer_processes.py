@@ -1,25 +1,21 @@
 """Processes that tokenize rows, as many as there are cores. They end with who started them, however that ends.
 
-Each is a plain interpreter at the end of a pipe, not `multiprocessing`'s: that would run the user's own script once
-more in every process. They get the tokenizer once and then rows, and see neither files nor the user's code. Until the
-first is ready, and where they cannot be had (a tokenizer that cannot be pickled), rows are tokenized here.
+They get the tokenizer once and then rows, and see neither files nor the user's code. Until the first is ready, and
+where they cannot be had (a tokenizer that cannot be pickled), rows are tokenized here.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import Pipe
 from queue import SimpleQueue
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from rayqd.child_process import ChildProcess
 from rayqd.data.row_tokenizer import RowTokenizer, TokenizedRows
 from rayqd.data.tokenizer_process import READY
 from rayqd.errors import RayqdError, WorkerError
@@ -106,33 +102,22 @@ class _Process:
     """One of them, seen from here."""
 
     def __init__(self) -> None:
-        self._connection, theirs = Pipe()
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        main = "import sys; from rayqd.data.tokenizer_process import serve; serve(int(sys.argv[1]))"
         environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", main, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
-                env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        self._child = ChildProcess("rayqd.data.tokenizer_process", environment)
 
     def prepare(self, pickled: bytes) -> bool:
         """Give it the tokenizer; return whether it can use that."""
         try:
-            self._connection.send_bytes(pickled)
-            return self._connection.recv() == READY
+            self._child.connection.send_bytes(pickled)
+            return self._child.connection.recv() == READY
         except (EOFError, OSError):
             return False
 
     def tokenize(self, rows: Sequence[tuple[int, Any]]) -> TokenizedRows:
         """Return what the rows come to there."""
         try:
-            self._connection.send(rows)
-            result = self._connection.recv()
+            self._child.connection.send(rows)
+            result = self._child.connection.recv()
         except (EOFError, OSError) as error:
             raise WorkerError(self._explain_end()) from error
         if isinstance(result, RayqdError):
@@ -140,18 +125,16 @@ class _Process:
         return result
 
     def kill(self) -> None:
-        self._process.kill()
+        self._child.kill()
 
     def wait(self) -> None:
-        self._process.wait()
-        self._connection.close()
-        self._said.close()
+        self._child.wait()
+        self._child.close()
 
     def _explain_end(self) -> str:
-        code = self._process.wait()
-        self._said.seek(0)
-        last = self._said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        code = self._child.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        last = self._child.last_words()
         why = f" ({last})" if last else ""
         return f"a process that tokenizes rows {how}{why}: run again, with more memory free if the system killed it"
 

@@ -57,7 +57,7 @@ def test_processes_give_what_is_given_here_and_are_gone_afterwards(
         _wait_until_ready(processes, 2)
         futures = [processes.submit(ROWS) for _ in range(4)]
         assert all(_same(future.result(), wanted) for future in futures)
-        pids = [process._process.pid for process in processes._all]
+        pids = [process._child.pid for process in processes._all]
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGINT)  # Ctrl-C is for who started them
         assert _same(processes.submit(ROWS).result(), wanted)

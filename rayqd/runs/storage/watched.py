@@ -7,18 +7,14 @@ here does, and gives up once nothing has moved for `Patience.seconds`.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import weakref
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from rayqd.child_process import ChildProcess
 from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.runs.storage.folder import Folder, redact
 
@@ -138,32 +134,20 @@ class _Process:
     _is_ready = False
 
     def __init__(self) -> None:
-        self._connection, theirs = Pipe()
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        main = "import sys; from rayqd.runs.storage.process import serve; serve(int(sys.argv[1]))"
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", main, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        self._child = ChildProcess("rayqd.runs.storage.process")
 
     @property
     def is_there(self) -> bool:
-        """Whether it has not ended, as one does that the system takes its memory from."""
-        return self._process.poll() is None
+        return self._child.is_there
 
     def call(self, call: dict[str, Any], content: bytes | None, patience: Patience) -> dict[str, Any]:
         """Return the answer; raises _HangError, and EOFError or OSError where the process is gone."""
         if not self._is_ready:
             self._receive(patience, _START_SECONDS if patience.seconds > _AGAIN_SECONDS else STOP_SECONDS)
             self._is_ready = True
-        self._connection.send_bytes(json.dumps(call).encode())
+        self._child.connection.send_bytes(json.dumps(call).encode())
         if content is not None:
-            self._connection.send_bytes(content)
+            self._child.connection.send_bytes(content)
         while True:
             answer: dict[str, Any] = json.loads(self._receive(patience))
             if "progress" not in answer:
@@ -174,10 +158,10 @@ class _Process:
 
     def _receive(self, patience: Patience, at_least: float = 0.0) -> bytes:
         began = time.monotonic()
-        while not self._connection.poll(_POLL_SECONDS):
+        while not self._child.connection.poll(_POLL_SECONDS):
             if time.monotonic() - began >= max(at_least, patience.seconds):
                 raise _HangError(f"nothing moved for the {patience.seconds:g} s of {patience.setting}")
-        return self._connection.recv_bytes()
+        return self._child.connection.recv_bytes()
 
     def end(self) -> str:
         """End it, and return its last words, if any.
@@ -185,16 +169,15 @@ class _Process:
         Nobody waits: in a system call of a disk that hangs not even this ends it.
         """
         self.kill()
-        threading.Thread(target=self._process.wait, name="storage", daemon=True).start()
-        with self._said:
-            self._said.seek(0)
-            last = self._said.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        threading.Thread(target=self._child.wait, name="storage", daemon=True).start()
+        last = self._child.last_words()
+        self._child.close()
         return f" ({last})" if last else ""
 
     def kill(self) -> None:
         """End it, also where this process ends, which starts no thread any more."""
-        self._process.kill()
-        self._connection.close()
+        self._child.kill()
+        self._child.connection.close()
 
 
 class _Idle:

@@ -204,7 +204,7 @@ def test_processes_end_with_this_one_which_starts_no_thread_any_more(monkeypatch
     process = _Process()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     _end_all([process])
-    assert process._process.wait() == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
+    assert process._child.wait() == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_process_has_time_to_start_in_a_stop_where_nothing_moved(tmp_path: Path) -> None:
