@@ -1,5 +1,8 @@
 """Tasks of a user's own, as lm-eval reads them, of rows with a question, choices and an answer."""
 
+import json
+from pathlib import Path
+
 CHOICE = """\
 task: {name}
 dataset_path: json
@@ -46,3 +49,14 @@ task: [first, second]
 aggregate_metric_list:
   - {metric: acc, weight_by_size: true}
 """
+
+
+def write_choices(directory: Path, name: str, number: int) -> None:
+    """Write a task of so many questions with three choices, and its rows."""
+    rows = [
+        {"question": f"{name} {i}, say {chr(97 + i)}: ", "choices": [chr(97 + i), "no", "q"], "answer": i % 3}
+        for i in range(number)
+    ]
+    file = directory / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / f"{name}.yaml").write_text(CHOICE.format(name=name, file=file))

@@ -19,21 +19,15 @@ from rayqd.export.load import load_export
 from rayqd.export.write import export
 from rayqd.learner.checkpoint import Checkpoints
 from rayqd.model.student import Student
-from tests.evals.task_files import CHOICE, GENERATE, GROUP, ROLLING
+from tests.evals.task_files import CHOICE, GENERATE, GROUP, ROLLING, write_choices
 
 
 @pytest.fixture(scope="module")
 def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tasks and a group of two of them."""
     directory = tmp_path_factory.mktemp("tasks")
-    for name, n in (("first", 24), ("second", 9)):
-        rows = [
-            {"question": f"{name} {i}, say {chr(97 + i)}: ", "choices": [chr(97 + i), "no", "q"], "answer": i % 3}
-            for i in range(n)
-        ]
-        file = directory / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (directory / f"{name}.yaml").write_text(CHOICE.format(name=name, file=file))
+    write_choices(directory, "first", 24)
+    write_choices(directory, "second", 9)
     (directory / "own_words.yaml").write_text(GENERATE.format(file=directory / "first.jsonl"))
     (directory / "own_text.yaml").write_text(ROLLING.format(file=directory / "first.jsonl"))
     (directory / "own_group.yaml").write_text(GROUP)

@@ -13,18 +13,12 @@ from rayqd.config import Config
 from rayqd.events import EvalEvent, ReadyEvent, ReportedEvent, to_json
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.worker import LearnerWorker
-from rayqd.model.load import load_model
 from rayqd.runs.paths import METRICS
-from rayqd.teacher.forward import Teacher
 from rayqd.types import ScoredRollout
 from tests.evals.task_files import CHOICE
-from tests.learner.fake_feed import FakeFeed
+from tests.learner.fake_feed import FakeFeed, NodeLostError, scored_rows
 
 STEPS = 2
-
-
-class NodeLostError(Exception):
-    """Ends a worker when it tells of what it has measured."""
 
 
 class LosingFeed(FakeFeed):
@@ -36,9 +30,7 @@ class LosingFeed(FakeFeed):
 
 @pytest.fixture
 def rows(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
-    rollouts = make_rollouts((5, 9), (7, 3))
-    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+    return scored_rows(tiny_model, make_rollouts((5, 9), (7, 3)))
 
 
 def resume(config: Config, feed: FakeFeed) -> tuple[bool, list[EvalEvent]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,11 +19,9 @@ from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.worker import LearnerWorker
 from rayqd.metrics.fidelity import Fidelity, TaskValue
-from rayqd.model.load import load_model
-from rayqd.teacher.forward import Teacher
 from rayqd.types import ScoredRollout
-from tests.evals.task_files import CHOICE, GENERATE, GROUP
-from tests.learner.fake_feed import FakeFeed
+from tests.evals.task_files import CHOICE, GENERATE, GROUP, write_choices
+from tests.learner.fake_feed import FakeFeed, scored_rows
 
 STEPS = 4
 
@@ -32,14 +29,8 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tasks")
-    for name, n in (("first", 24), ("second", 9)):
-        rows = [
-            {"question": f"{name} {i}, say {chr(97 + i)}: ", "choices": [chr(97 + i), "no", "q"], "answer": i % 3}
-            for i in range(n)
-        ]
-        file = directory / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (directory / f"{name}.yaml").write_text(CHOICE.format(name=name, file=file))
+    write_choices(directory, "first", 24)
+    write_choices(directory, "second", 9)
     (directory / "own_words.yaml").write_text(GENERATE.format(file=directory / "first.jsonl"))
     (directory / "own_group.yaml").write_text(GROUP)
     (directory / "far.yaml").write_text(CHOICE.format(name="far", file="x").replace(": json", ": someone/something"))
@@ -48,9 +39,7 @@ def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rows(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
-    rollouts = make_rollouts((5, 9), (17, 3), (7, 3))
-    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+    return scored_rows(tiny_model, make_rollouts((5, 9), (17, 3), (7, 3)))
 
 
 @pytest.fixture

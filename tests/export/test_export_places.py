@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayqd.config import Config
 from rayqd.errors import ConfigError, RunError, StorageError
-from rayqd.rollout import parity
-from tests.export.trained_run import make_trained_run, run
+from tests.export.trained_run import run
 
-
-@pytest.fixture(autouse=True)
-def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "_has_vllm", lambda: False)
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Config]]:
-    """A function that leaves a run with one checkpoint."""
-    return partial(make_trained_run, tmp_path)
+pytestmark = pytest.mark.usefixtures("without_vllm")
 
 
 def test_existing_export_stays_unless_overwritten(make_run: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayqd.commands import export as commands_export
-from rayqd.config import Config
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
-from rayqd.rollout import parity
-from tests.export.trained_run import flip_a_byte, make_trained_run, run, verdict
+from tests.export.trained_run import flip_a_byte, run, verdict
 
-
-@pytest.fixture(autouse=True)
-def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "_has_vllm", lambda: False)
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Config]]:
-    """A function that leaves a run with one checkpoint."""
-    return partial(make_trained_run, tmp_path)
+pytestmark = pytest.mark.usefixtures("without_vllm")
 
 
 @pytest.mark.parametrize(

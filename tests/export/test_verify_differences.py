@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.learner.checkpoint import DIGESTS, Checkpoints, load_checkpoint
 from rayqd.rollout import parity, vllm
 from rayqd.rollout.kernels import WeightForm
-from tests.export.trained_run import flip_a_byte, make_trained_run, run, verdict
+from tests.export.trained_run import flip_a_byte, run, verdict
 
-
-@pytest.fixture(autouse=True)
-def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "_has_vllm", lambda: False)
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Config]]:
-    """A function that leaves a run with one checkpoint."""
-    return partial(make_trained_run, tmp_path)
+pytestmark = pytest.mark.usefixtures("without_vllm")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from rayqd.data.example_set import RunningText
 from rayqd.events import (
@@ -17,8 +18,20 @@ from rayqd.events import (
     StatusEvent,
 )
 from rayqd.metrics.fidelity import TaskResults
+from rayqd.model.load import load_model
 from rayqd.spans import SpansEvent
-from rayqd.types import Batch, IntArray, ScoredRollout, WireTensor
+from rayqd.teacher.forward import Teacher
+from rayqd.types import Batch, IntArray, Rollout, ScoredRollout, WireTensor
+
+
+class NodeLostError(Exception):
+    """Ends a worker in the middle of something."""
+
+
+def scored_rows(model: Path, rollouts: list[Rollout]) -> list[ScoredRollout]:
+    """Return rollouts with the teacher's states, in float32."""
+    payloads = Teacher(load_model(model, "float32"), 8192).hidden(rollouts)
+    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
 
 
 class FakeFeed:

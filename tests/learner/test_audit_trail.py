@@ -14,10 +14,8 @@ from rayqd.learner import audit_trail
 from rayqd.learner.audit_trail import digest_weights
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.worker import LearnerWorker
-from rayqd.model.load import load_model
-from rayqd.teacher.forward import Teacher
 from rayqd.types import Batch, ScoredRollout
-from tests.learner.fake_feed import FakeFeed
+from tests.learner.fake_feed import FakeFeed, scored_rows
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +45,7 @@ class AuditedFeed(FakeFeed):
 
 @pytest.fixture
 def rows(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
-    rollouts = make_rollouts((5, 9), (17, 3))
-    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+    return scored_rows(tiny_model, make_rollouts((5, 9), (17, 3)))
 
 
 def run(config: Any, feed: AuditedFeed) -> AuditedFeed:

@@ -21,23 +21,15 @@ from rayqd.learner.evaluations import Evaluations
 from rayqd.learner.worker import LearnerWorker
 from rayqd.metrics.catalogue import METRICS
 from rayqd.metrics.fidelity import Fidelity
-from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
-from rayqd.teacher.forward import Teacher
 from rayqd.types import HiddenPayload, ScoredRollout
-from tests.learner.fake_feed import FakeFeed
-
-
-class NodeLostError(Exception):
-    """Ends a worker in the middle of a step."""
+from tests.learner.fake_feed import FakeFeed, NodeLostError, scored_rows
 
 
 @pytest.fixture
 def rows(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
-    rollouts = make_rollouts((5, 9), (17, 3), (7, 3))
-    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+    return scored_rows(tiny_model, make_rollouts((5, 9), (17, 3), (7, 3)))
 
 
 @pytest.fixture

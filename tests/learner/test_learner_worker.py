@@ -20,18 +20,12 @@ from rayqd.learner.checkpoint import load_checkpoint
 from rayqd.learner.distributed import SingleProcess
 from rayqd.learner.initialization import Initialization
 from rayqd.learner.worker import LearnerWorker
-from rayqd.model.load import load_model
 from rayqd.model.student import Student
 from rayqd.model.wire import from_wire, to_wire
 from rayqd.pipeline import Ref, RolloutRef, ScoredRef
-from rayqd.teacher.forward import Teacher
 from rayqd.types import Batch, HiddenPayload, Rollout, RolloutSummary, ScoredRollout, TeacherPayload
-from tests.learner.fake_feed import FakeFeed
+from tests.learner.fake_feed import FakeFeed, NodeLostError, scored_rows
 from tests.model.calibrating import sequences
-
-
-class NodeLostError(Exception):
-    """Ends a worker in the middle of a step."""
 
 
 class OtherRank(SingleProcess):
@@ -42,9 +36,7 @@ class OtherRank(SingleProcess):
 
 @pytest.fixture
 def rows(tiny_model: Path, make_rollouts: Any) -> list[ScoredRollout]:
-    rollouts = make_rollouts((5, 9), (17, 3), (7, 3))
-    payloads = Teacher(load_model(tiny_model, "float32"), 8192).hidden(rollouts)
-    return [ScoredRollout(rollout=r, payload=p) for r, p in zip(rollouts, payloads, strict=True)]
+    return scored_rows(tiny_model, make_rollouts((5, 9), (17, 3), (7, 3)))
 
 
 @pytest.fixture

@@ -20,22 +20,10 @@ from tests.learner.payload_batches import (
     D,
     V,
     loss_and_gradient,
-    random_heads,
-    random_states,
     scored,
 )
 
 OUTSIDE = "tests.losses.outside_losses:squared_log_ratio"
-
-
-@pytest.fixture
-def heads() -> tuple[Tensor, Tensor]:
-    return random_heads()
-
-
-@pytest.fixture
-def states() -> tuple[Tensor, Tensor]:
-    return random_states()
 
 
 @pytest.mark.parametrize(
