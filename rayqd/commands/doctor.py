@@ -31,7 +31,8 @@ def findings(config: Config) -> Iterator[Finding]:
     yield software.check_vllm_backend(outcomes["vllm"], outcomes["gpus"])
     yield parts.check_kernel(outcomes["4-bit kernel"])
     yield parts.check_ray(outcomes["ray task"])
-    yield from parts.check_nccl(outcomes["nccl"])
+    if len(outcomes["gpus"].value or ()) > 1:
+        yield parts.check_nccl(Probe(parts.NCCL).outcome())
     yield parts.check_dtype(Probe(parts.TIMING).outcome())
     yield from parts.check_storage(config)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rayqd.config import Config
 from rayqd.doctor.finding import Finding
-from rayqd.doctor.probe import Outcome
+from rayqd.doctor.probe import Outcome, unknown
 from rayqd.errors import RayqdError
 from rayqd.runs.storage.folder import Folder, redact
 
@@ -50,32 +50,32 @@ def best(dtype):
 print(json.dumps([best(torch.bfloat16), best(torch.float32), *choose_dtype()]))
 """
 _NCCL = """
-import json, os, sys, torch
-if torch.cuda.device_count() < 2:
-    print(json.dumps(None))
-else:
-    import torch.distributed as dist, torch.multiprocessing as mp
-    def reduce(rank):
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-        torch.cuda.set_device(rank)
-        dist.init_process_group("nccl", rank=rank, world_size=2)
-        x = torch.full((1 << 20,), rank + 1.0, device="cuda")
-        dist.all_reduce(x)
-        assert x.eq(3).all()
-        dist.destroy_process_group()
-    context = mp.get_context("fork")
-    workers = [context.Process(target=reduce, args=(rank,)) for rank in (0, 1)]
-    for worker in workers: worker.start()
-    for worker in workers: worker.join()
-    print(json.dumps([worker.exitcode for worker in workers]))
+import json, os, torch
+import torch.distributed as dist, torch.multiprocessing as mp
+def reduce(rank):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", rank=rank, world_size=2)
+    x = torch.full((1 << 20,), rank + 1.0, device="cuda")
+    dist.all_reduce(x)
+    assert x.eq(3).all()
+    dist.destroy_process_group()
+context = mp.get_context("fork")
+workers = [context.Process(target=reduce, args=(rank,)) for rank in (0, 1)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+print(json.dumps([worker.exitcode for worker in workers]))
 """
-PROBES = {"4-bit kernel": _KERNEL, "ray task": _RAY, "nccl": _NCCL}
+PROBES = {"4-bit kernel": _KERNEL, "ray task": _RAY}
+NCCL = _NCCL  # where there are two GPUs
 TIMING = _MATMUL  # by itself, when the others are done
 
 
 def check_kernel(outcome: Outcome) -> Finding:
     """Report what form rollouts take: the 4-bit kernel computed as the dense product does, or why there is none."""
     subject = "4-bit kernel"
+    if outcome.is_late:
+        return unknown(subject, outcome)
     if outcome.failure:
         fix = "rollouts would end the same way: choose --quant.group_size 16, which runs dense"
         return Finding(subject=subject, mark="fail", text=outcome.failure, fix=fix)
@@ -93,24 +93,29 @@ def check_kernel(outcome: Outcome) -> Finding:
 
 def check_ray(outcome: Outcome) -> Finding:
     """Report whether Ray starts here and runs a task."""
+    if outcome.is_late:
+        return unknown("ray task", outcome)
     if outcome.failure or outcome.value != 7:
         fix = "see the newest session's logs in $RAY_TMPDIR or /tmp/ray"
         return Finding(subject="ray task", mark="fail", text=outcome.failure or "a wrong answer", fix=fix)
     return Finding(subject="ray task", mark="ok", text="started and ran")
 
 
-def check_nccl(outcome: Outcome) -> Iterator[Finding]:
-    """Report whether two GPUs add what each of them has; nothing where there are fewer."""
-    if outcome.failure or (outcome.value and any(outcome.value)):
+def check_nccl(outcome: Outcome) -> Finding:
+    """Report whether two GPUs add what each of them has."""
+    if outcome.is_late:
+        return unknown("nccl", outcome)
+    if outcome.failure or any(outcome.value):
         fix = "NCCL_DEBUG=INFO tells more; NCCL_P2P_DISABLE=1 goes around broken links"
         text = outcome.failure or "an all-reduce between two GPUs fails"
-        yield Finding(subject="nccl", mark="fail", text=text, fix=fix)
-    elif outcome.value:
-        yield Finding(subject="nccl", mark="ok", text="two GPUs add up")
+        return Finding(subject="nccl", mark="fail", text=text, fix=fix)
+    return Finding(subject="nccl", mark="ok", text="two GPUs add up")
 
 
 def check_dtype(outcome: Outcome) -> Finding:
     """Report what `model.dtype = "auto"` takes here, beside what a product takes in either dtype."""
+    if outcome.is_late:
+        return unknown("model.dtype auto", outcome)
     if outcome.failure:
         return Finding(subject="model.dtype auto", mark="fail", text=outcome.failure, fix="reinstall torch")
     bfloat16, float32, dtype, why = outcome.value

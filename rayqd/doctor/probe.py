@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from rayqd.doctor.finding import Finding
+
 TIMEOUT_SECONDS = 60.0
 
 
@@ -20,6 +22,7 @@ class Outcome:
 
     value: Any = None
     failure: str = ""
+    is_late: bool = False  # it gave no answer in time, which says nothing of what was tried
 
 
 class Probe:
@@ -44,7 +47,7 @@ class Probe:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return Outcome(failure=f"no answer within {TIMEOUT_SECONDS:.0f} s")
+            return Outcome(failure=f"unknown: no answer in {TIMEOUT_SECONDS:.0f} s", is_late=True)
         code = self._process.returncode
         if code < 0:
             return Outcome(failure=f"killed by {signal.Signals(-code).name}")
@@ -54,6 +57,12 @@ class Probe:
             return Outcome(value=json.loads(_last_line(printed)))
         except ValueError:
             return Outcome(failure=f'unexpected answer "{_last_line(printed)}"')
+
+
+def unknown(subject: str, outcome: Outcome) -> Finding:
+    """Report a probe that gave no answer in time: a machine that is busy is no fault of what was tried."""
+    fix = "run `rayqd doctor` again when the machine is less busy"
+    return Finding(subject=subject, mark="warn", text=outcome.failure, fix=fix)
 
 
 def start_probes(programs: dict[str, str]) -> dict[str, Probe]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from packaging.version import Version
 
 from rayqd.doctor.finding import Finding
-from rayqd.doctor.probe import Outcome
+from rayqd.doctor.probe import Outcome, unknown
 from rayqd.rollout.support import INSTALL_VLLM, SUPPORTED_VLLM, installed_vllm
 from rayqd.versions import installed_version
 
@@ -92,6 +92,8 @@ def check_torch_companions(outcomes: dict[str, Outcome]) -> Iterator[Finding]:
         found = installed_version(name)
         if found is None:
             yield Finding(subject=name, mark="ok", text="not installed, not needed")
+        elif outcomes[name].is_late:
+            yield unknown(name, outcomes[name])
         elif outcomes[name].failure:
             text = f"{found} does not import, which breaks transformers: {outcomes[name].failure}"
             fix = "pip uninstall -y torchvision torchaudio torchcodec"
@@ -102,6 +104,8 @@ def check_torch_companions(outcomes: dict[str, Outcome]) -> Iterator[Finding]:
 
 def check_gpus(outcome: Outcome) -> Finding:
     """Name the GPUs that torch sees; a driver without one is a warning."""
+    if outcome.is_late:
+        return unknown("gpu", outcome)
     if outcome.failure:
         fix = "python -c 'import torch; torch.cuda.init()' shows all of it"
         return Finding(subject="gpu", mark="fail", text=f"torch cannot look: {outcome.failure}", fix=fix)
@@ -130,6 +134,8 @@ def check_c_compiler(gpu_outcome: Outcome) -> Iterator[Finding]:
 def check_vllm_backend(outcome: Outcome, gpu_outcome: Outcome) -> Finding:
     """Check that vLLM imports, and runs on the GPU if there is one."""
     subject = "vllm's backend"
+    if outcome.is_late:
+        return unknown(subject, outcome)
     if outcome.failure:
         return Finding(subject=subject, mark="fail", text=f"vLLM does not import: {outcome.failure}", fix=INSTALL_VLLM)
     if not outcome.value:

@@ -12,7 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from rayqd.cli import main
-from rayqd.doctor import machine, software
+from rayqd.commands.doctor import findings
+from rayqd.config import Config
+from rayqd.doctor import machine, parts, software
 from rayqd.doctor.probe import Outcome, Probe
 
 Usage = namedtuple("Usage", "total used free")
@@ -87,9 +89,40 @@ def test_a_crash_of_a_probe_is_a_finding(program, outcome):
     assert Probe(program).outcome() == outcome
 
 
-def test_a_probe_that_hangs_is_given_up(monkeypatch):
+def test_a_probe_that_hangs_is_given_up_and_no_failure_of_what_it_tried(monkeypatch):
     monkeypatch.setattr("rayqd.doctor.probe.TIMEOUT_SECONDS", 0.2)
-    assert Probe("import time; time.sleep(60)").outcome().failure.startswith("no answer within")
+    monkeypatch.setattr(software, "installed_version", {"torchvision": "0.28.0"}.get)
+    late = Probe("import time; time.sleep(60)").outcome()
+    gpus = Outcome(value=[])
+    told = [
+        *(check(late) for check in (parts.check_kernel, parts.check_ray, parts.check_nccl, parts.check_dtype)),
+        *(software.check_gpus(late), software.check_vllm_backend(late, gpus)),
+        next(iter(software.check_torch_companions({"torchvision": late}))),
+    ]
+    assert {(finding.mark, finding.text) for finding in told} == {("warn", "unknown: no answer in 0 s")}
+
+
+@pytest.mark.parametrize(("num_gpus", "expected"), [(0, 0), (1, 0), (2, 1)])
+def test_nccl_is_tried_where_there_are_two_gpus(num_gpus, expected, monkeypatch):
+    answers = {"gpus": [["H100", 80 * GIB]] * num_gpus, "vllm": "cuda", "4-bit kernel": ["gpu", ""], "ray task": 7}
+    answers |= {"torchvision": "", "torchaudio": ""}
+    of_program = {parts.NCCL: [0, 0], parts.TIMING: [1.0, 1.0, "float32", "no card"]}
+
+    class Answered:
+        def __init__(self, program):
+            self._value = of_program[program]
+
+        def outcome(self):
+            return Outcome(value=self._value)
+
+    def start(programs):
+        assert "nccl" not in programs
+        of_program.update({name: answers[name] for name in programs})
+        return {name: Answered(name) for name in programs}
+
+    monkeypatch.setattr("rayqd.commands.doctor.start_probes", start)
+    monkeypatch.setattr("rayqd.commands.doctor.Probe", Answered)
+    assert [finding.subject for finding in findings(Config())].count("nccl") == expected
 
 
 @pytest.mark.parametrize(
