@@ -38,6 +38,26 @@ with watch.working():
 print("done")
 """
 
+COMPUTE = """
+import sys, time
+from pathlib import Path
+from rayqd.stall import StallWatch
+def spin(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end: pass
+watch = StallWatch(Path(sys.argv[1]), 0.4)
+with watch.computing():
+    spin(1)
+    with watch.working():
+        time.sleep(0.1)
+        watch.beat()
+    spin(1)
+time.sleep(0.6)
+with watch.computing():
+    print("done", flush=True)
+    HANG
+"""
+
 
 def run(code: str, file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=50)
@@ -55,6 +75,19 @@ def test_time_without_work_and_time_with_tokens_do_not_count(tmp_path: Path) -> 
     done = run(WAIT_OUTSIDE, tmp_path / "stall.txt")
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert read_stall(tmp_path / "stall.txt") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hang", "where"),
+    [("time.sleep(50)", "<module>"), ("with watch.working(): spin(50)", "spin, <string>:18 <module>")],
+)
+def test_the_hosts_work_counts_by_its_time_alone_and_a_wait_or_a_spin_for_a_device_does_not(
+    hang: str, where: str, tmp_path: Path
+) -> None:
+    done = run(COMPUTE.replace("HANG", hang), tmp_path / "stall.txt")
+    assert (done.returncode, done.stdout) == (1, "done\n")
+    assert read_stall(tmp_path / "stall.txt").endswith(where)
 
 
 def test_of_several_threads_the_one_at_work_is_told(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ class _Comparison:
         jobs = self._jobs
         with Progress(self._console, jobs.base.learner.steps) as progress:
             progress.say(f"{jobs.base.name}: {describe_jobs(jobs)}")
+            if names := [arm.name for arm in jobs.trained_arms if jobs.spec.asks_learner(arm)]:
+                progress.say(
+                    f"{', '.join(names)}: the learner answers eval.tasks (eval.where), as nothing is on-policy"
+                )
             for job in jobs.baselines():
                 if is_finished(job):
                     progress.say(f"{job.name} has finished already")

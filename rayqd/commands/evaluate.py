@@ -94,7 +94,8 @@ class _Evaluation:
         self._path, self._config, self._checked = path, config, checked
         self._console = console
         tokenizer = _tokenizer(checked, config) if benchmarks else None
-        self._runner = BenchmarkRunner(benchmarks, tokenizer, self._say) if benchmarks else None
+        batch_size = config.eval.task_batch_size
+        self._runner = BenchmarkRunner(benchmarks, tokenizer, self._say, batch_size) if benchmarks else None
         self._models = EvaluatedModels(config, checked.directory, tokenizer, self._say)
         self._arms: dict[str, ModelScores] = {}
 

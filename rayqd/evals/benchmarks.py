@@ -8,12 +8,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rayqd.evals.harness import Benchmark
 from rayqd.evals.language_model import LanguageModel
 from rayqd.evals.paired import Difference, mean_difference, resampled_difference, weighted_difference
+from rayqd.evals.question_batch import QuestionBatch
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.files import replace_file
 from rayqd.model.source import cache_dir
@@ -27,10 +29,14 @@ ModelScores = Mapping[str, Scores]  # a model's scores by benchmark
 class BenchmarkRunner:
     """Runs models on the benchmarks."""
 
-    def __init__(self, benchmarks: Sequence[Benchmark], tokenizer: Any, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, benchmarks: Sequence[Benchmark], tokenizer: Any, say: Callable[[str], None], batch_size: int
+    ) -> None:
+        """`batch_size`: sequences that a model of transformers answers at a time, fewer where memory ends."""
         self._benchmarks = benchmarks
         self._tokenizer = tokenizer
         self._say = say
+        self._batch = QuestionBatch(size=batch_size, tell=say)
 
     def score(
         self, name: str, load: Callable[[], AbstractContextManager[LanguageModel]], identity: Sequence[str] = ()
@@ -49,10 +55,10 @@ class BenchmarkRunner:
         with load() as model:
             for benchmark in missing:
                 began = time.monotonic()
-                arm[benchmark.name] = scores = benchmark.run(model)
+                arm[benchmark.name] = scores = self._batch.attempt(benchmark.name, partial(benchmark.run, model))
                 self._say(f"{name}: {benchmark.name} in {time.monotonic() - began:.0f} s")
-                if scores.num_shortened:
-                    self._say(describe_shortened(benchmark.name, scores.num_shortened))
+                for remark in describe_limits(benchmark.name, scores):
+                    self._say(remark)
                 if identity:
                     _write_cache(files[benchmark.name], scores)
         return arm
@@ -93,13 +99,20 @@ def items_of(benchmark: Benchmark, name: str, scores: Scores) -> Iterator[Benchm
         )
 
 
-def describe_shortened(name: str, number: int) -> str:
-    """Format what the user must know of questions that an engine could not take whole."""
-    questions = "question is" if number == 1 else "questions are"
-    return (
-        f"{name}: {number} {questions} longer than the engine's context and lost the beginning; such scores are not "
-        "those of transformers"
-    )
+def describe_limits(name: str, scores: Scores) -> Iterator[str]:
+    """Format what the user must know of questions and texts that an engine could not take whole."""
+    if number := scores.num_shortened:
+        questions = "question is" if number == 1 else "questions are"
+        yield (
+            f"{name}: {number} {questions} longer than the engine's context and lost the beginning; such scores are "
+            "not those of transformers"
+        )
+    if number := scores.num_windowed:
+        texts = "text is" if number == 1 else "texts are"
+        yield (
+            f"{name}: {number} {texts} read in windows of {scores.window:,} tokens, as the engine takes no more; such "
+            "perplexities are not those of transformers, whose windows are as long as the model's context"
+        )
 
 
 def _group_row(benchmark: Benchmark, index: int, scores: Mapping[str, Scores]) -> BenchmarkRow:

@@ -83,14 +83,19 @@ class Benchmark:
                 digest.update(json.dumps(part, sort_keys=True, default=_name_of).encode())
         return digest.hexdigest()
 
-    def run(self, model: LanguageModel) -> Scores:
-        """Score the model, document by document, as `lm_eval run` does. Raises ModelError."""
+    def run(self, model: LanguageModel, batch_size: int | None = None) -> Scores:
+        """Score the model, document by document, as `lm_eval run` does. Raises ModelError.
+
+        `batch_size`: sequences at a time; `eval.task_batch_size` unless given.
+        """
         from lm_eval.evaluator import evaluate
 
         settings = self._settings
         template = settings.apply_chat_template
         asking = Asking(
-            batch_size=settings.task_batch_size, chat_variables=self._chat.variables, think_end=settings.think_end
+            batch_size=batch_size or settings.task_batch_size,
+            chat_variables=self._chat.variables,
+            think_end=settings.think_end,
         )
         answers = AnswerCount()
         with _quiet(), model.answering(asking, answers) as language_model, _seeded():
@@ -110,6 +115,8 @@ class Benchmark:
             num_answers=answers.num_all,
             num_cut=answers.num_cut,
             num_shortened=answers.num_shortened,
+            num_windowed=answers.num_windowed,
+            window=answers.window,
         )
 
     def metric_names(self) -> list[str]:

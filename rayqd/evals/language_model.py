@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import JsonValue
 
-from rayqd.evals.answers import AnswerCount, counting_model
+from rayqd.evals.answers import AnswerCount, beating, counting_model
 from rayqd.model.decoder_layers import eager_layers
 from rayqd.model.forward.of_model import mode_of
+from rayqd.stall import NoWatch, Watch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,16 +40,18 @@ class LanguageModel(Protocol):
 class TransformersModel:
     """A model in this process, as `lm_eval run --model hf` runs it."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, watch: Watch | None = None) -> None:
+        """`watch` watches over the model's work; the host's is who runs benchmarks'."""
+        self._model, self._tokenizer, self._watch = model, tokenizer, watch or NoWatch()
 
     @contextmanager
     def answering(self, asking: Asking, answers: AnswerCount) -> Generator[Any]:
         """Yield lm-eval's model, in evaluation mode, uncompiled, and with transformers' own attention."""
         model = self._model
-        with own_attention(model), _kept_mode(model), eager_layers(model):
+        with own_attention(model), _kept_mode(model), eager_layers(model), beating(model, self._watch):
             yield counting_model(
                 answers,
+                self._watch,
                 pretrained=model,
                 tokenizer=self._tokenizer,
                 batch_size=asking.batch_size,

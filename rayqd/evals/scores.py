@@ -42,6 +42,8 @@ class Scores:
     num_answers: int = 0  # that it wrote in its own words
     num_cut: int = 0  # of those, that the task's limit of tokens ended before they came to an end
     num_shortened: int = 0  # questions that lost their beginning, as an engine takes no more tokens
+    num_windowed: int = 0  # texts of which an engine reads no more than a window at a time
+    window: int = 0  # its tokens
 
     def find(self, task: str, metric: str, filtered: str) -> TaskScore:
         """Return the score of a task's metric after a filter. Raises KeyError where there is none."""
@@ -64,7 +66,9 @@ class Scores:
             groups=tuple(GroupScore(**g) for g in groups),
             num_answers=fields["num_answers"],
             num_cut=fields["num_cut"],
-            num_shortened=fields.get("num_shortened", 0),  # not counted at first
+            **{
+                name: fields.get(name, 0) for name in ("num_shortened", "num_windowed", "window")
+            },  # not counted at first
         )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 from pydantic import JsonValue
@@ -11,14 +14,17 @@ from pydantic import JsonValue
 from rayqd.config import Config
 from rayqd.data.chat_settings import chat_settings
 from rayqd.errors import ConfigError, DataError, ModelError
-from rayqd.evals.benchmarks import describe_shortened, items_of
+from rayqd.evals.benchmarks import describe_limits, items_of
 from rayqd.evals.harness import Benchmark, first_line, open_benchmarks
 from rayqd.evals.language_model import LanguageModel
+from rayqd.evals.question_batch import QuestionBatch
 from rayqd.evals.scores import GroupScore, Scores, TaskScore
 from rayqd.metrics.fidelity import TaskResults, TaskValue, find_value
 from rayqd.model.load import load_tokenizer
 from rayqd.model.out_of_memory import release_memory
 from rayqd.model.source import student_directory
+
+_NO_COPIES = "DISABLE_MULTIPROC"  # of lm-eval's
 
 
 class TrainingBenchmarks:
@@ -32,6 +38,9 @@ class TrainingBenchmarks:
         self._best = str(config.checkpoint.best) if config.best_is_task else None
         self._joined_by_others = joined_by_others
         self._remarks: list[str] = []  # not told yet
+        self._batch = QuestionBatch(
+            size=config.eval.task_batch_size, can_be_lowered=not joined_by_others, tell=self._remarks.append
+        )
         self.tokenizer = evaluation_tokenizer(config)
         self._benchmarks = open_benchmarks(
             config.eval, self.tokenizer, chat_settings(config.data), lambda why: self._remarks.append(f"skipped: {why}")
@@ -39,29 +48,36 @@ class TrainingBenchmarks:
         _check_best(config, self._benchmarks, self._remarks)
 
     def run(self, model: LanguageModel, name: str) -> TaskResults:
-        """Score `model`, called `name`. A benchmark that fails is left out from then on, and that is told."""
+        """Score `model`, called `name`. A benchmark that fails is left out from then on, and that is told.
+
+        All of it in this process: copies of one with threads and a GPU, as lm-eval's bootstrap makes them, may hang.
+        """
+        with _without_copies():
+            return self._run(model, name)
+
+    def _run(self, model: LanguageModel, name: str) -> TaskResults:
         values: list[TaskValue] = []
         items: list[Mapping[str, JsonValue]] = []
         for benchmark in list(self._benchmarks):
             failed = None
             try:
-                scores = benchmark.run(model)
+                scores = self._batch.attempt(benchmark.name, partial(benchmark.run, model))
                 own = task_values(scores)
                 own_items = [cast("Mapping[str, JsonValue]", each) for each in items_of(benchmark, name, scores)]
                 if self._decides(benchmark):
                     self._check_value(own, name)
                 values += own
                 items += own_items
-                if scores.num_shortened:
-                    self._remarks.append(describe_shortened(benchmark.name, scores.num_shortened))
+                self._remarks += describe_limits(benchmark.name, scores)
             except Exception as error:  # noqa: BLE001 (of lm-eval, of a task's own code, of vLLM)
                 failed = self._explain(benchmark, error)
             if failed:
                 self._benchmarks.remove(benchmark)
                 self._remarks.append(f"skipped from now on: {failed}")
                 release_memory()  # which the error's traceback no longer holds
-        remarks, self._remarks = self._remarks, []
-        return TaskResults(values=tuple(values), items=tuple(items), remarks=tuple(remarks))
+        remarks = tuple(self._remarks)
+        self._remarks.clear()
+        return TaskResults(values=tuple(values), items=tuple(items), remarks=remarks)
 
     def _decides(self, benchmark: Benchmark) -> bool:
         names = benchmark.metric_names() if self._best else []
@@ -91,6 +107,20 @@ class TrainingBenchmarks:
         if self._decides(benchmark):
             raise ModelError(line) from error
         return line
+
+
+@contextmanager
+def _without_copies() -> Iterator[None]:
+    """Have lm-eval draw its bootstrap samples, the same ones, in this process."""
+    before = os.environ.get(_NO_COPIES)
+    os.environ[_NO_COPIES] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_COPIES]
+        else:
+            os.environ[_NO_COPIES] = before
 
 
 def check_tasks(config: Config) -> None:

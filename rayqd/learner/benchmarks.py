@@ -12,6 +12,12 @@ from rayqd.learner.rollout_weights import collect_rollout_weights
 from rayqd.metrics.fidelity import TaskResults
 from rayqd.runs.metrics_file import read_metrics
 from rayqd.spans import span
+from rayqd.stall import NoWatch, Watch
+
+_ROUNDS = (
+    "benchmarks: memory has no room for the values of all codes, so that the student rounds its weights anew for every "
+    "batch: slower, the same scores; eval.where=rollout leaves it to an engine"
+)
 
 
 def lack_benchmarks(step: int, config: Config) -> bool:
@@ -25,10 +31,13 @@ def lack_benchmarks(step: int, config: Config) -> bool:
 class StudentBenchmarks:
     """Runs `eval.tasks` on the weights as they are exported; of all workers that join collectives."""
 
-    def __init__(self, config: Config, learner: Learner, feed: Feed) -> None:
+    def __init__(self, config: Config, learner: Learner, feed: Feed, watch: Watch | None = None) -> None:
+        """`watch` watches over what runs in this process."""
+        self._watch = watch or NoWatch()
         self._config = config
         self._learner = learner
         self._feed = feed
+        self._has_told = False
         self._own: TrainingBenchmarks | None = None  # opened when first needed
 
     def run(self, step: int) -> TaskResults:
@@ -48,8 +57,13 @@ class StudentBenchmarks:
     def _ask_student(self, step: int) -> TaskResults:
         student = self._learner.student
         self._own = self._own or TrainingBenchmarks(self._config, joined_by_others=self._learner.group.is_sharded)
-        with student.as_exported(), student.with_plain_layers():
-            return self._own.run(TransformersModel(student.model, self._own.tokenizer), f"after step {step}")
+        model = TransformersModel(student.model, self._own.tokenizer, self._watch)
+        with student.as_exported(), student.with_plain_layers() as is_plain:
+            if not is_plain and not self._has_told:
+                self._has_told = True
+                self._feed.report(NoticeEvent(text=_ROUNDS))
+            with self._watch.computing():
+                return self._own.run(model, f"after step {step}")
 
     def _ask_engine(self, step: int) -> TaskResults:
         return self._feed.run_tasks(step, collect_rollout_weights(self._learner.student, self._config))

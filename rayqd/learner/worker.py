@@ -78,7 +78,7 @@ class LearnerWorker:
         if self._watch:
             learner.on_progress, working = self._watch.beat, self._watch.working
         checkpointer = Checkpointer(learner, self._checkpoints, Evaluations(self._config))
-        benchmarks = StudentBenchmarks(self._config, learner, self._feed)
+        benchmarks = StudentBenchmarks(self._config, learner, self._feed, self._watch)
         train(
             learner,
             self._feed,

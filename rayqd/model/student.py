@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from rayqd.model.adapters import adapter_state, is_adapter, load_adapter_state
 from rayqd.model.decoder_layers import checkpoint_layers, uncompile_layers
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import load_model, output_head, torch_dtype
+from rayqd.model.out_of_memory import is_out_of_memory, release_memory
 from rayqd.model.qat import QATLinear
 from rayqd.model.qat_experts import QATExperts, restore_experts
 from rayqd.model.replace import replace_layers, replace_module
@@ -112,21 +113,37 @@ class Student:
                 layer.outside = True
 
     @contextmanager
-    def with_plain_layers(self) -> Iterator[None]:
+    def with_plain_layers(self) -> Iterator[bool]:
         """Let the model compute with the values of the codes, made once, for who runs it thousands of times.
 
-        Experts, and a sharded student, go on rounding in every forward pass; what they compute is the same.
+        Experts, a sharded student, and one for whose values memory does not suffice, which yields False, go on rounding
+        in every forward pass; what they compute is the same.
         """
-        replaced = {} if self._shards is not None else self.layers
+        can_be = {} if self._shards is not None else self.layers
+        replaced = {name: layer for name, layer in can_be.items() if not isinstance(layer, QATExperts)}
+        fits = self._try_plain(replaced)
         try:
-            for name, layer in replaced.items():
-                if not isinstance(layer, QATExperts):
-                    replace_module(self.model, name, _plain_linear(layer, name))
-            yield
+            yield fits
         finally:
-            for name, layer in replaced.items():
-                if not isinstance(layer, QATExperts):
-                    replace_module(self.model, name, layer)
+            self._put_back(replaced)
+
+    def _try_plain(self, layers: Mapping[str, QATLinear | QATLoraLinear]) -> bool:
+        """Replace `layers` by their values; none of them where memory does not suffice, and return whether it did."""
+        try:
+            for name, layer in layers.items():
+                replace_module(self.model, name, _plain_linear(layer, name))
+        except RuntimeError as error:  # torch's are
+            self._put_back(layers)
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return True
+        release_memory()  # which the error's traceback no longer holds
+        return False
+
+    def _put_back(self, layers: Mapping[str, nn.Module]) -> None:
+        for name, layer in layers.items():
+            replace_module(self.model, name, layer)
 
     def to_plain_model(self) -> PreTrainedModel:
         """Turn the student into the model of the export: plain linear layers with the values of the codes."""

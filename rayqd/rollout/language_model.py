@@ -24,6 +24,7 @@ import torch
 from rayqd.evals.answers import AnswerCount
 from rayqd.evals.language_model import Asking
 from rayqd.rollout.support import installed_vllm
+from rayqd.stall import NoWatch, Watch
 
 if TYPE_CHECKING:
     from rayqd.rollout.vllm import VLLMEngine
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
 class EngineModel:
     """An engine with the weights that it has, and the model's tokenizer."""
 
-    def __init__(self, engine: VLLMEngine, tokenizer: Any) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
+    def __init__(self, engine: VLLMEngine, tokenizer: Any, watch: Watch | None = None) -> None:
+        """`watch` watches over the engine's work, of whose steps the engine tells it; the host's is who runs tasks'."""
+        self._engine, self._tokenizer, self._watch = engine, tokenizer, watch or NoWatch()
 
     @contextmanager
     def answering(self, asking: Asking, answers: AnswerCount) -> Generator[Any]:
         """Yield lm-eval's model; see `LanguageModel`."""
         try:
-            yield _make(self._engine, self._tokenizer, asking, answers)
+            yield _make(self._engine, self._tokenizer, asking, answers, self._watch)
         finally:
             self._engine.reset_prefix_cache()
 
@@ -56,12 +58,16 @@ def _import_vllm_model() -> Any:
         return importlib.import_module("lm_eval.models.vllm_causallms").VLLM
 
 
+def _args(request: Any) -> Any:
+    return request.args
+
+
 def _uncompiled_on_cpu() -> AbstractContextManager[object]:
     """Let vLLM count ranks as it is written: inductor takes a minute of a CPU for that one line, the first time."""
     return nullcontext() if torch.cuda.is_available() else torch.compiler.set_stance("force_eager")
 
 
-def _make(engine: VLLMEngine, tokenizer: Any, asking: Asking, answers: AnswerCount) -> Any:
+def _make(engine: VLLMEngine, tokenizer: Any, asking: Asking, answers: AnswerCount, watch: Watch) -> Any:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.models.utils import configure_pad_token
     from vllm import SamplingParams
@@ -96,7 +102,7 @@ def _make(engine: VLLMEngine, tokenizer: Any, asking: Asking, answers: AnswerCou
             params = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(requests)
             for each in params:
                 each.output_kind = RequestOutputKind.FINAL_ONLY
-            with _uncompiled_on_cpu():
+            with _uncompiled_on_cpu(), watch.working():
                 outputs = engine.run([np.asarray(ids, dtype=np.int32) for ids in requests], params)
             if generate:
                 answers.num_all += len(outputs)
@@ -107,6 +113,11 @@ def _make(engine: VLLMEngine, tokenizer: Any, asking: Asking, answers: AnswerCou
             lengths = [len(context) + len(continuation) for _, context, continuation in requests]
             answers.num_shortened += sum(length > self.max_length - 1 for length in lengths)
             return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            answers.window = self.max_length - 2  # beside what comes before the first token and after the last one
+            answers.num_windowed += sum(len(self.tok_encode(text)) > answers.window for (text,) in map(_args, requests))
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         @staticmethod
         def modify_gen_kwargs(gen_kwargs: Any, eos: Any = None, default_max_gen_toks: int = 256) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from rayqd.config import Config
 from rayqd.metrics.fidelity import TaskResults
 from rayqd.rollout.engine import Engine
+from rayqd.stall import Watch
 
 if TYPE_CHECKING:
     from rayqd.evals.while_training import TrainingBenchmarks
@@ -19,8 +20,8 @@ class RunTasks(Protocol):
         """Read them, which may take long."""
         ...
 
-    def __call__(self, engine: Engine, name: str) -> TaskResults:
-        """Return what the weights that `engine` has, called `name`, score."""
+    def __call__(self, engine: Engine, name: str, watch: Watch) -> TaskResults:
+        """Return what the weights that `engine` has, called `name`, score; `watch` watches over it."""
         ...
 
 
@@ -38,7 +39,7 @@ class EngineTasks:
         if self._benchmarks is None:
             self._benchmarks = TrainingBenchmarks(self._config)
 
-    def __call__(self, engine: Engine, name: str) -> TaskResults:
+    def __call__(self, engine: Engine, name: str, watch: Watch) -> TaskResults:
         """Run them. Raises ConfigError for another engine than vLLM."""
         from rayqd.errors import ConfigError
         from rayqd.rollout.language_model import EngineModel
@@ -48,4 +49,5 @@ class EngineTasks:
             raise ConfigError("eval.where=rollout needs vLLM as the rollouts' engine: set it to learner")
         self.open()
         assert self._benchmarks is not None
-        return self._benchmarks.run(EngineModel(engine, self._benchmarks.tokenizer), name)
+        with watch.computing():
+            return self._benchmarks.run(EngineModel(engine, self._benchmarks.tokenizer, watch), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from rayqd.config import Config
@@ -16,7 +16,7 @@ from rayqd.rollout.engine import Completion, Engine, SamplingRequest
 from rayqd.rollout.sampling import SamplingRules, sampling_request
 from rayqd.rollout.tasks import RunTasks
 from rayqd.spans import span
-from rayqd.stall import StallWatch
+from rayqd.stall import NoWatch, StallWatch, Watch
 from rayqd.types import EngineProbe, Example, IntArray, PlannedSequence, Rollout, WireTensor
 
 _PROBE_PROMPT_TOKENS, _PROBE_TOKENS, _PROBE_TOP_IDS = 32, 8, 64
@@ -51,7 +51,7 @@ class RolloutWorker:
         self._num_top_ids = num_top_ids
         self.stall_seconds = stall_seconds
         self._tasks = tasks
-        self._watch: StallWatch | None = None
+        self._watch: Watch = NoWatch()
         self._probe: EngineProbe | None = None
         self._engine: Engine | None = None
         self._version = -1  # the checkpoint on disk, which nobody asks for
@@ -82,8 +82,7 @@ class RolloutWorker:
         if self._engine is None:
             with span("engine"):
                 self._engine = self._make_engine()
-            if self._watch:
-                self._engine.on_progress = self._watch.beat
+            self._engine.on_progress = self._watch.beat
         return time.perf_counter() - began
 
     def write(
@@ -97,11 +96,11 @@ class RolloutWorker:
         with span("first weights") if is_first else nullcontext():
             self._load(self._engine, weights)
             if is_first:
-                with self._working():
+                with self._watch.working():
                     self._probe = self._make_probe(self._engine, prompts[0])
         self._has_written = True
         requests = [_request(rules, s, p) for s, p in zip(sequences, prompts, strict=True)]
-        with span("first rollouts") if is_first else nullcontext(), self._working():
+        with span("first rollouts") if is_first else nullcontext(), self._watch.working():
             completions = write_checked(self._completions, requests, rules.vocab_size, self._num_top_ids)
         rollouts = [
             Rollout(
@@ -127,15 +126,14 @@ class RolloutWorker:
         assert self._engine is not None
         self._tasks.open()
         self._load(self._engine, weights)
-        with self._working():
-            return self._tasks(self._engine, f"after step {weights.version}")
+        return self._tasks(self._engine, f"after step {weights.version}", self._watch)
 
     def _load(self, engine: Engine, weights: Weights) -> None:
         """Put `weights` into the engine, if it has others."""
         if (weights.version, weights.lineage) == (self._version, self._lineage):
             return
         tensors = self._fetch(weights.tensors)
-        with self._working():
+        with self._watch.working():
             engine.load_weights(tensors)
         self._version, self._lineage = weights.version, weights.lineage
 
@@ -169,12 +167,9 @@ class RolloutWorker:
         assert self._engine is not None
         assert self._version == -1, "these are no longer the checkpoint's weights"
         keys = list(requests)
-        with self._working():
+        with self._watch.working():
             for finished in self._engine.stream(list(requests.values())):
                 yield [(keys[place], completion) for place, completion in finished]
-
-    def _working(self) -> AbstractContextManager[None]:
-        return self._watch.working() if self._watch else nullcontext()
 
 
 def num_top_ids(config: Config) -> int:

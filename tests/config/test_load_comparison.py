@@ -48,6 +48,16 @@ def test_an_arm_has_the_settings_of_its_kind_and_its_own(tmp_path: Path) -> None
     assert spec.reference.name == "off-policy"
 
 
+def test_an_arm_without_rollouts_asks_the_learner_where_the_others_ask_an_engine(tmp_path: Path) -> None:
+    text = arms('off-policy = {}\non-policy = {}\nown = {kind = "off-policy", learner.lr = 2e-4}')
+    text = text.replace("[compare]", 'eval.every = 5\neval.tasks = ["first"]\neval.where = "rollout"\n[compare]')
+    spec = load(tmp_path, text)
+    where = {arm.name: spec.config(arm).eval.where for arm in spec.arms}
+    assert where == {"rtn": "rollout", "off-policy": "learner", "on-policy": "rollout", "own": "learner"}
+    asked = text.replace("learner.lr = 2e-4", 'eval.where = "rollout"')
+    assert "distill.lmbda=0 has none: set it to learner" in refusal(tmp_path, asked)
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     text = arms("on-policy = {}", 'seeds = [1]\nbudget = "tokens"\namount = 5')
     spec = load(tmp_path, text, "--compare.seeds", "3,4,5", "--compare.budget=steps", "--compare.amount", "32")

@@ -57,7 +57,7 @@ def test_cut_answers_are_those_that_reach_the_limit_without_an_end(
     settings = EvalConfig(tasks=["own_words"], tasks_dir=tasks_dir)
     tokenizer = load_tokenizer(tiny_model)
     benchmarks = open_benchmarks(settings, tokenizer)
-    runner = BenchmarkRunner(benchmarks, tokenizer, print)
+    runner = BenchmarkRunner(benchmarks, tokenizer, print, settings.task_batch_size)
     model = TransformersModel(load_model(tiny_model, "float32"), tokenizer)
     scores = runner.score(TEACHER, lambda: nullcontext(model), ["a model"])
     found = scores["own_words"]

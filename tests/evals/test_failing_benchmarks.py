@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lm_eval.api.task import ConfigurableTask
 
 from rayqd.config import Config
 from rayqd.errors import ConfigError, ModelError
 from rayqd.evals import harness
-from rayqd.evals.language_model import TransformersModel
+from rayqd.evals.answers import AnswerCount
+from rayqd.evals.language_model import Asking, TransformersModel
 from rayqd.evals.results import read_scores
 from rayqd.evals.scores import Scores
 from rayqd.evals.while_training import TrainingBenchmarks, check_tasks
 from rayqd.metrics.fidelity import TaskResults
+from rayqd.model.decoder_layers import decoder_layers
 from rayqd.model.load import load_model
+from rayqd.stall import NoWatch
 from tests.evals.task_files import CHOICE, GENERATE
 
 WORDS_GROUP = """\
@@ -62,6 +69,100 @@ def measure(config: Config, **settings: Any) -> tuple[TrainingBenchmarks, TaskRe
 def run(benchmarks: TrainingBenchmarks, config: Config) -> TaskResults:
     model = load_model(Path(config.model.name), config.model.dtype)
     return benchmarks.run(TransformersModel(model, benchmarks.tokenizer), "after step 1")
+
+
+class FullMemory:
+    """A model whose memory takes `room` sequences at a time."""
+
+    def __init__(self, model: TransformersModel, room: int) -> None:
+        self.model, self.room = model, room
+
+    @contextmanager
+    def answering(self, asking: Asking, answers: AnswerCount) -> Iterator[Any]:
+        with self.model.answering(asking, answers) as lm:
+            if asking.batch_size > self.room:
+                lm._model_call = self._end
+            yield lm
+
+    @staticmethod
+    def _end(*arguments: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_a_benchmark_without_memory_takes_fewer_questions_at_a_time(make_config: Callable[..., Config]) -> None:
+    config = make_config(["sound"])
+    benchmarks, enough = measure(config)
+    model = load_model(Path(config.model.name), config.model.dtype)
+    scarce = FullMemory(TransformersModel(model, benchmarks.tokenizer), 5)
+    results = benchmarks.run(scarce, "after step 1")
+    assert [value.value for value in results.values] == [value.value for value in enough.values]
+    told = [
+        f"sound: {n} sequences at a time did not fit in memory: from now on {n // 2} (eval.task_batch_size)"
+        for n in (16, 8)
+    ]
+    assert [*results.remarks] == told
+    assert benchmarks.run(scarce, "after step 2").remarks == ()
+    scarce.room = 0
+    assert (
+        "skipped from now on: task sound failed: OutOfMemoryError: CUDA out of memory"
+        in benchmarks.run(scarce, "after step 3").remarks[-1]
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        TrainingBenchmarks(config, joined_by_others=True).run(scarce, "after step 1")
+
+
+class Recorder(NoWatch):
+    """Keeps what a watch is told of."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    @contextmanager
+    def working(self, *, is_first: bool = False) -> Iterator[None]:
+        self.told.append("begin")
+        yield
+        self.told.append("end")
+
+    def beat(self) -> None:
+        self.told.append("beat")
+
+
+@pytest.mark.parametrize("task", ["sound", "own_words"])
+def test_a_models_work_is_watched_layer_by_layer_and_the_hosts_is_not(
+    task: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, watch = make_config([task]), Recorder()
+    benchmarks = TrainingBenchmarks(config)
+    model = load_model(Path(config.model.name), config.model.dtype)
+    scored = ConfigurableTask.process_results
+    monkeypatch.setattr(
+        ConfigurableTask, "process_results", lambda *given: [watch.told.append("host"), scored(*given)][1]
+    )
+    assert benchmarks.run(TransformersModel(model, benchmarks.tokenizer, watch), "after step 1").values
+    first, last = watch.told.index("begin"), len(watch.told) - watch.told[::-1].index("end")
+    assert "host" not in watch.told[first:last]
+    assert watch.told.count("host") == 3  # documents
+    assert set(watch.told[first:last]) == {"begin", "beat", "end"}
+    assert watch.told.count("beat") % len(decoder_layers(model)) == 0
+    assert not any(layer._forward_pre_hooks for layer in decoder_layers(model))
+
+
+def test_bootstrap_samples_are_drawn_in_this_process(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api import metrics
+
+    config, drawn = make_config(["sound"]), []
+    file = Path(str(config.eval.tasks_dir)) / "sound.yaml"
+    file.write_text(
+        file.read_text().replace("metric: acc_norm, aggregation: mean", "metric: acc_norm, aggregation: median")
+    )
+    monkeypatch.setattr("multiprocessing.Pool", None)
+    monkeypatch.setattr(metrics, "_bootstrap_internal_no_mp", lambda f, xs, n: drawn.append(list(xs)) or [0.5, 0.5])
+    _, results = measure(config)
+    assert [len(xs) for xs in drawn] == [3]
+    assert results.remarks == ()
+    assert "DISABLE_MULTIPROC" not in os.environ
 
 
 @pytest.mark.parametrize("best", [None, "sound"])

@@ -25,6 +25,7 @@ from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.tasks import EngineTasks
 from rayqd.rollout.worker import RolloutWorker
+from rayqd.stall import NoWatch
 from rayqd.types import Example, PlannedSequence
 from tests.evals.task_files import CHOICE, GENERATE, ROLLING
 from tests.rollout.served_model import trained
@@ -48,13 +49,14 @@ def tasks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = directory / "long.jsonl"
     long.write_text(json.dumps({**rows[0], "question": "a long way " * LONG}) + "\n" + json.dumps(rows[1]) + "\n")
     (directory / "too_long.yaml").write_text(CHOICE.format(name="too_long", file=long))
+    (directory / "long_text.yaml").write_text(ROLLING.format(file=long).replace("own_text", "long_text"))
     return directory
 
 
 @pytest.fixture
 def make_config(tiny_config: Callable[..., Config], tasks_dir: Path) -> Callable[..., Config]:
     def make(**settings: Any) -> Config:
-        tasks = ["choice", "own_words", "own_text", "too_long"]
+        tasks = ["choice", "own_words", "own_text", "too_long", "long_text"]
         return tiny_config(
             model={"dtype": "float32"},
             rollout={"temperature": 0.9, "top_k": 5, "stop": ["e"]},
@@ -145,7 +147,7 @@ def test_an_engine_scores_the_students_items_and_writes_as_before(
     np.testing.assert_allclose(engines["own_text/word_perplexity"], students["own_text/word_perplexity"], rtol=1e-4)
     engines_words, students_words = (
         [sample["resps"] for found in half for sample in found["samples"].get("own_words", [])]
-        for half in (samples[:4], samples[4:])
+        for half in (samples[:5], samples[5:])
     )
     assert engines_words == students_words  # greedily, whatever rollout.temperature is
     assert len(engines_words) == 12
@@ -156,8 +158,12 @@ def test_an_engine_scores_the_students_items_and_writes_as_before(
         "too_long: 3 questions are longer than the engine's context and lost the beginning; such scores are not those "
         "of transformers"
     ]
+    assert [remark for remark in results.remarks if "windows" in remark] == [
+        "long_text: 1 text is read in windows of 510 tokens, as the engine takes no more; such perplexities are not "
+        "those of transformers, whose windows are as long as the model's context"
+    ]
 
 
 def test_another_engine_than_vllm_is_refused(make_config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"eval\.where=rollout needs vLLM"):
-        EngineTasks(make_config())(FakeEngine(128), "after step 1")
+        EngineTasks(make_config())(FakeEngine(128), "after step 1", NoWatch())

@@ -38,12 +38,23 @@ class ComparisonSpec:
             return names[self.compare.against]
         return names.get("off-policy") or next((arm for arm in self.arms if arm.trains), self.arms[-1])
 
+    def asks_learner(self, arm: ArmSpec) -> bool:
+        """Return whether the learner answers the benchmarks of an arm for whose rollouts there is no engine to ask.
+
+        Where that is the others' `eval.where`: one that the arm has of its own is what it says.
+        """
+        shared = {assignment.key: assignment.value for assignment in self.common}
+        has_none = arm.settings.get("distill.lmbda", shared.get("distill.lmbda")) == 0
+        return has_none and shared.get("eval.where") == "rollout" and "eval.where" not in arm.settings
+
     def config(self, arm: ArmSpec | None = None, values: Mapping[str, object] | None = None) -> Config:
         """Return the Config of an arm, or what all share, with `values`, by dotted name, laid over it.
 
         Raises ConfigError at what the settings refuse.
         """
         over = {**(arm.settings if arm else {}), **(values or {})}
+        if arm and self.asks_learner(arm):
+            over["eval.where"] = "learner"
         prefix = f"{ARMS}{arm.name}." if arm else ""
         return resolve([*self.common, *(_over(f"{prefix}{key}", key, value) for key, value in over.items())])
 
