@@ -155,6 +155,7 @@ class Pipeline:
                 for task in tasks.values():
                     task.cancel()
                 tasks.clear()
+            self._attempts.clear()
         self._weights = weights
         self._published.set()
         self._published = asyncio.Event()

@@ -228,8 +228,8 @@ class Controller:
         self._step = learner.step
         step = learner.step - 1  # sequences count from 0
         event = StepEvent(learner=learner, roles=self._role_metrics(step))
-        for counts in (self._rollout_clock, self._teacher_clock, self._cache):
-            counts.forget(step)
+        for each in (self._rollout_clock, self._teacher_clock, self._cache, self._quarantine, self._pooled_rollouts):
+            each.forget(step)
         return event
 
     def _count_by_source(self, step: int) -> dict[str, int] | None:

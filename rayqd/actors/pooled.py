@@ -64,6 +64,10 @@ class PooledRollouts:
         """Return what workers predicted whose first weights were those of `version`."""
         return tuple(probe for probe in self._probes if probe.policy_version == version)
 
+    def forget(self, step: int) -> None:
+        """Drop the probes of versions that nobody asks for once `step` is done."""
+        self._probes = [probe for probe in self._probes if probe.policy_version > step]
+
     async def write(
         self, sequences: Sequence[PlannedSequence], prompts: Sequence[Example], weights: Weights
     ) -> list[RolloutRef]:

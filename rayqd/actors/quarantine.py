@@ -20,7 +20,11 @@ class Quarantine:
         self._max_fraction = config.teacher.max_bad_fraction
         self._max_sequences = int(self._max_fraction * config.learner.steps * config.learner.batch_size)
         self.num_sequences = 0
-        self._seen: set[tuple[int, int]] = set()
+        self._seen: set[tuple[int, int]] = set()  # of the steps that are not done yet
+
+    def forget(self, step: int) -> None:
+        """Drop what a step that is done left out; its number stays."""
+        self._seen = {seen for seen in self._seen if seen[0] > step}
 
     async def add(self, ref: RolloutRef, reason: str) -> None:
         """Report one, and why; raises WorkerError for one too many, LostError if the rollout was lost with its node."""
