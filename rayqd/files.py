@@ -10,10 +10,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rayqd.errors import StorageError
+
+_REMOVED = ".removed"
+_SEPARATORS = {"\\", "\0"}  # of some system
 
 
 @contextmanager
@@ -66,6 +69,32 @@ def replace_directory(directory: Path, *, concurrent: bool = False) -> Iterator[
             flush_to_disk(directory.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory, as far as that can be; who is killed meanwhile leaves nothing of it under its name."""
+    retired = directory.with_name(f".{directory.name}{_REMOVED}")
+    shutil.rmtree(retired, ignore_errors=True)
+    with suppress(OSError):
+        directory.rename(retired)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove from `directory` what processes that were killed in `remove_directory` have left."""
+    for left in directory.glob(f".*{_REMOVED}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def join_read(directory: Path, name: str) -> Path:
+    """Return the file or folder `name`, parts divided by /, in `directory`, where the name was read from somewhere.
+
+    Raises ValueError where it would lie elsewhere, or be called otherwise on some machine.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or set(part) & _SEPARATORS for part in parts):
+        raise ValueError(f"names {name!r}, which is outside of it")
+    return directory.joinpath(*parts)
 
 
 def set_aside(path: Path, why: str) -> Path:

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from rayqd.errors import StorageError
-from rayqd.files import directory_bytes, free_bytes, replace_directory, replace_file, write_text
+from rayqd.files import (
+    directory_bytes,
+    free_bytes,
+    join_read,
+    remove_directory,
+    remove_leftovers,
+    replace_directory,
+    replace_file,
+    write_text,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -96,3 +105,29 @@ def test_processes_that_write_the_same_file_do_not_share_a_passing_name(tmp_path
 def test_free_space_is_told_of_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(status.f_bavail * status.f_frsize, rel=0.01)
+
+
+def test_a_directory_whose_removal_is_broken_off_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "step-000001"
+    directory.mkdir()
+    (directory / "a").write_text("a")
+
+    def break_off(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            remove_directory(directory)
+    assert names(tmp_path) == [".step-000001.removed"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+    remove_directory(directory)  # of which there is nothing
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/a", "a//b", "", ".", "a\\..\\b", "a\0b"])
+def test_a_name_that_was_read_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="outside of it"):
+        join_read(tmp_path, name)
+    assert join_read(tmp_path, "a/b..c") == tmp_path / "a" / "b..c"

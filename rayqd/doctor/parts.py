@@ -8,7 +8,8 @@ from rayqd.config import Config
 from rayqd.doctor.finding import Finding
 from rayqd.doctor.probe import Outcome, unknown
 from rayqd.errors import RayqdError
-from rayqd.runs.storage.folder import Folder, redact
+from rayqd.runs.storage.folder import redact
+from rayqd.runs.storage.watched import LOOK_SECONDS, Patience, WatchedFolder
 
 # Codes of 9, of which 8 stands for 0, so each weight is 1: sums of 0 + 1 + ... + 63, which bfloat16 holds.
 _KERNEL = """
@@ -128,7 +129,8 @@ def check_storage(config: Config) -> Iterator[Finding]:
     if not config.storage:
         return
     try:
-        Folder.open(config.storage).check_rights()
+        patience = Patience(min(config.ray.stall_seconds, LOOK_SECONDS), "patience with a storage")
+        WatchedFolder(config.storage, patience).check_rights()
     except RayqdError as error:
         yield Finding(subject="storage", mark="fail", text=str(error), fix="mend its address, rights or credentials")
         return

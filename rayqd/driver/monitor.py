@@ -95,7 +95,7 @@ class Monitor:
                     self._restart(death)
         except KeyboardInterrupt:  # Ctrl-C, SIGTERM, or nobody reads what is printed
             self._run_dir.mirror.hurry()
-            self._stop()
+            self.stop()
             raise
 
     def result(self, finished: FinishedEvent, total_seconds: float) -> DistillResult:
@@ -140,7 +140,7 @@ class Monitor:
         self._training = self._learner_ready = False
         self._is_restarted = True
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Let the learner keep the last step it has done, and hear of all steps up to that: they are not done again."""
         if not self._training:
             return

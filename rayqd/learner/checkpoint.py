@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from rayqd.checksums import find_damage, seal
 from rayqd.errors import RunError, StorageError
-from rayqd.files import free_bytes, replace_directory, set_aside
+from rayqd.files import free_bytes, remove_directory, remove_leftovers, replace_directory, set_aside
 
 DIGESTS = "digests"  # the set of tensors that says what the weights came to, see `rayqd.export.digest`
 
@@ -95,9 +94,10 @@ class Checkpoints:
 
     def forget_old(self) -> None:
         """Remove all but the newest `keep`, and those that are `held`."""
+        remove_leftovers(self.directory)
         for old in self.steps()[: -self.keep]:
             if old not in self.held:
-                shutil.rmtree(self.path(old), ignore_errors=True)
+                remove_directory(self.path(old))
 
     def flush(self) -> None:
         """Return when what `on_saved` began is done, or is given up: this process is about to end."""
@@ -108,7 +108,7 @@ class Checkpoints:
         """Remove best weights of later steps, which will be done again."""
         for later in self.best_steps():
             if later > step:
-                shutil.rmtree(self.best_path(later), ignore_errors=True)
+                remove_directory(self.best_path(later))
 
     def set_damaged_aside(self) -> list[str]:
         """Put every newest checkpoint aside until one is whole; return a line for each, which says what is wrong.
@@ -148,7 +148,7 @@ class Checkpoints:
         for step in self.steps():
             needed |= {*[each for each in best if each <= step][-1:], *[each for each in best if each < step][-1:]}
         for step in set(best) - needed:
-            shutil.rmtree(self.best_path(step), ignore_errors=True)
+            remove_directory(self.best_path(step))
 
 
 def _set_aside_if_damaged(path: Path) -> str | None:

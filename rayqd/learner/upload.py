@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from filelock import FileLock
 
 from rayqd.checksums import find_damage
 from rayqd.errors import DamagedStorageError, StorageError
+from rayqd.files import remove_directory
 from rayqd.learner.checkpoint import Checkpoints, best_step_of, step_of
 from rayqd.runs.paths import CHECKPOINTS, EXPORT, FETCH_LOCK, START
 from rayqd.runs.storage.background import BackgroundUpload
@@ -66,7 +66,7 @@ class CheckpointUploader:
                 self._upload()
                 return
             for step in ahead:
-                shutil.rmtree(self._checkpoints.path(step))
+                remove_directory(self._checkpoints.path(step))
 
     def _get_newest(self) -> int:
         """Get the newest checkpoint of the storage that is whole, where this node lacks it; return its step, or 0."""
@@ -88,7 +88,7 @@ class CheckpointUploader:
         try:
             folder.get(name, path)
             if (fault := find_damage(path)) is not None:
-                shutil.rmtree(path)
+                remove_directory(path)
                 raise DamagedStorageError(f"{folder}/{name}: {fault}")
         except DamagedStorageError as error:
             folder.disown(name)

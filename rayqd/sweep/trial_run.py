@@ -116,6 +116,8 @@ def _run(
                         yield _report(event.step, event.fidelity, done=False)
             except GeneratorExit:
                 step = evaluated[-1].step
+                if config.storage:  # the learner's uploads end with its process
+                    monitor.stop()
                 rows = [ArmResult(arm=e.arm, fidelity=e.fidelity) for e in evaluated if e.step in (0, step)]
                 ended = FinishedEvent(rows=tuple(rows), num_steps=step, exported_step=step)
                 result = monitor.result(ended, time.monotonic() - began)

@@ -13,8 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from tests.chaos.chaos_config import make_config, make_model
 from tests.chaos.disturbed_run import DisturbedRun
 

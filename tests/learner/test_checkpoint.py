@@ -22,9 +22,11 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
+    (tmp_path / ".step-000001.removed").mkdir()  # by a process that was killed over it
     for step in (2, 10, 4, 100):
         checkpoints.save(step, TENSORS)
     assert checkpoints.steps() == [10, 100]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_older_checkpoint_whole(

@@ -19,6 +19,9 @@ from rayqd.sweep.trial_run import TrialResources, run_trial
 from tests.example_events import arm_result, eval_event
 
 
+STOPPED: list[object] = []  # monitors, before their run had its result
+
+
 class Quiet:
     """Stands for what the trial starts and writes, beside its events and its result."""
 
@@ -39,6 +42,10 @@ class ScriptedMonitor(Quiet):
         ended = FinishedEvent(rows=(arm_result("distilled INT4", 0.3),), num_steps=4, exported_step=4)
         self._events: Iterator[Event] = iter([*evals, ended])
 
+    def stop(self) -> None:
+        """Let the learner keep its last step, and end its uploads."""
+        STOPPED.append(self)
+
     def until(self, *kinds: type[Event]) -> Event | None:
         return None if kinds == (ReadyEvent,) else next(self._events)
 
@@ -49,9 +56,9 @@ class ScriptedMonitor(Quiet):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("ended_at", [2, 4])
+@pytest.mark.parametrize(("ended_at", "is_stored"), [(2, False), (2, True), (4, False)])
 def test_a_trial_is_stopped_early_before_its_last_step_alone(
-    ended_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ended_at: int, is_stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, stands_in in (("RunActors", Quiet), ("Report", Quiet), ("Monitor", ScriptedMonitor)):
         monkeypatch.setattr(trial_run, name, stands_in)
@@ -59,7 +66,9 @@ def test_a_trial_is_stopped_early_before_its_last_step_alone(
     config = Config(
         runs_dir=tmp_path, name="trial", model={"name": "smollm2-135m"}, learner={"steps": 4, "batch_size": 4},
         eval={"every": 2}, checkpoint={"best": "kl_to_teacher"},
+        storage=f"file://{tmp_path}/store" if is_stored else None,
     )  # fmt: skip
+    STOPPED.clear()
     quiet = cast("Any", Quiet())
     resources = TrialResources(
         cluster=quiet, placement=quiet, environment=collect_environment(), make_engine=None
@@ -74,3 +83,4 @@ def test_a_trial_is_stopped_early_before_its_last_step_alone(
     assert result.num_steps == ended_at
     assert (result.stopped_early is None) == (ended_at == 4)
     assert bool(result.export) == (ended_at == 4)
+    assert len(STOPPED) == is_stored

@@ -9,9 +9,11 @@ from typing import cast
 
 from rayqd.errors import RunError, StorageError
 from rayqd.extensions import is_import_path
+from rayqd.files import join_read
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT, START
 from rayqd.runs.storage.folder import MANIFEST, Folder
 from rayqd.runs.storage.stored_run import StoredRun
+from rayqd.runs.storage.watched import LOOK_SECONDS, Patience, WatchedFolder
 
 
 def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
@@ -21,12 +23,12 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
     export. What was fetched before and is stored as it was is not fetched again. Raises StorageError, and RunError
     where its settings name code: whoever wrote them would choose what runs here.
     """
-    folder = Folder.open(uri)
+    folder = WatchedFolder(uri, Patience(LOOK_SECONDS, "patience with a storage"))
     config, run_id = folder.read(CONFIG), StoredRun(folder).run_id
     if config is None or run_id is None:
         raise StorageError(f"{folder}: is no stored run: it has no {CONFIG}, or no run-id; name storage and run")
     _refuse_code(folder, config)
-    run_dir = cache / run_id / str(folder).rpartition("/")[2]
+    run_dir = join_read(cache, f"{run_id}/{str(folder).rpartition('/')[2]}")
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / CONFIG).write_bytes(config)
     if (result := folder.read(RESULT)) is not None:
@@ -38,8 +40,8 @@ def fetch_run(uri: str, cache: Path, parts: Sequence[str]) -> Path:
         for kind in ("step-", "best-"):
             names = [name for name in stored if name.startswith(kind)]
             newest = max(names, key=lambda name: (len(name), name), default=None)  # 1000000 comes after 999999
-            if newest and not (run_dir / CHECKPOINTS / newest).is_dir():
-                folder.inside(CHECKPOINTS).get(newest, run_dir / CHECKPOINTS / newest)
+            if newest and not (own := join_read(run_dir / CHECKPOINTS, newest)).is_dir():
+                folder.inside(CHECKPOINTS).get(newest, own)
     return run_dir
 
 

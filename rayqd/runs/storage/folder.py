@@ -16,12 +16,12 @@ import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, cast
 
 from rayqd.checksums import DamagedError, digest_file, from_checked_json, ignore_progress, to_checked_json
 from rayqd.errors import DamagedStorageError, StorageError
-from rayqd.files import replace_directory
+from rayqd.files import join_read, replace_directory
 from rayqd.runs.storage.transfer import send, watch_growth
 
 MANIFEST = "manifest.json"
@@ -132,15 +132,30 @@ class Folder:
             listed = cast("dict[str, _Listed]", from_checked_json(manifest)["files"])
         except (DamagedError, KeyError) as error:
             raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: {error}") from error
+        self._check_names(name)
         with _storage_errors(f"{self}/{name}", f"downloaded to {directory}"), replace_directory(directory) as partial:
             with watch_growth(partial, self.on_progress):
                 fs.copy_files(f"{self._path}/{name}", str(partial), self._filesystem, fs.LocalFileSystem())
             (partial / MANIFEST).unlink()
             for file, expected in listed.items():
-                if ".." in (parts := PurePosixPath(file).parts) or parts[:1] == ("/",):
-                    raise DamagedStorageError(f"{self}/{name}/{MANIFEST}: names {file!r}, which is outside of it")
-                if (fault := _find_fault(partial / file, expected, self.on_progress)) is not None:
+                place = self._join(partial, file, f"{name}/{MANIFEST}")
+                if (fault := _find_fault(place, expected, self.on_progress)) is not None:
                     raise DamagedStorageError(f"{self}/{name}/{file}: {fault}")
+
+    def _check_names(self, name: str) -> None:
+        """Raise DamagedStorageError where a directory has something that would be copied to outside of its copy."""
+        fs = _pyarrow_fs()
+        path = f"{self._path}/{name}"
+        with _storage_errors(f"{self}/{name}", "listed"):
+            entries = self._filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+        for entry in entries:  # some file systems tell paths without the slash that others begin with
+            self._join(Path(), entry.path.strip("/").removeprefix(f"{path.strip('/')}/"), name)
+
+    def _join(self, directory: Path, read: str, name: str) -> Path:
+        try:
+            return join_read(directory, read)
+        except ValueError as error:
+            raise DamagedStorageError(f"{self}/{name}: {error}") from None
 
     def disown(self, name: str) -> None:
         """Have a directory count as absent from now on; its files stay, and its manifest as `manifest-damaged.json`."""

@@ -19,6 +19,7 @@ from rayqd.errors import DamagedStorageError, StorageError
 from rayqd.runs.storage.folder import Folder, redact
 
 _POLL_SECONDS = 0.2
+LOOK_SECONDS = 60.0  # of patience of a command that only looks at a storage
 STOP_SECONDS = 3.0  # of patience once the run is to stop: all must be over within 10 s of the signal
 _AGAIN_SECONDS = 0.5
 _START_SECONDS = 30.0  # of the process that does the calls, on cores that others keep busy

@@ -155,6 +155,20 @@ def test_a_manifest_that_names_what_is_outside_is_damaged(checkpoint: Path, tmp_
     assert not (tmp_path / "back").exists()
 
 
+def test_a_file_whose_name_leads_outside_is_never_copied(
+    recorded: type[Recorded], checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Folder.open("recorded://bucket/store")
+    folder.put(checkpoint, "one")
+    name = next(each for each in Recorded.store if each.endswith("/one/student.safetensors"))
+    Recorded.store[name.replace("student", "../../evil")] = Recorded.store[name]
+    with pytest.raises(
+        DamagedStorageError, match=r"store/one: names '../../evil.safetensors', which is outside of it$"
+    ):
+        folder.get("one", tmp_path / "back" / "one")
+    assert not list(tmp_path.rglob("evil*"))
+
+
 def test_checking_the_rights_leaves_nothing_behind(folder: Folder) -> None:
     folder.check_rights()
     assert folder.directories() == []

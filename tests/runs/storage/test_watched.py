@@ -12,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rayqd.config import Config
+from rayqd.doctor.parts import check_storage
 from rayqd.errors import StorageError
+from rayqd.runs.storage.fetch import fetch_run
 from rayqd.runs.storage.watched import HangingStorageError, Patience, WatchedFolder, _end_all, _Process  # pyright: ignore[reportPrivateUsage]
 
 SECONDS = 1.5
@@ -211,3 +214,15 @@ def test_a_process_has_time_to_start_in_a_stop_where_nothing_moved(tmp_path: Pat
     patience = Patience(0.2)  # no process starts in that
     end_processes()
     assert WatchedFolder(f"file://{tmp_path}/store", patience).read("config.toml") is None
+
+
+def test_commands_that_look_at_a_storage_give_up_a_hanging_one(
+    silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("rayqd.runs.storage.fetch", "rayqd.doctor.parts"):
+        monkeypatch.setattr(f"{module}.LOOK_SECONDS", 0.5)
+    with pytest.raises(HangingStorageError, match=r"cannot be read: nothing moved for the 0.5 s of patience with a"):
+        fetch_run(silent_server, tmp_path, [])
+    (found,) = check_storage(Config(storage=silent_server))
+    assert (found.mark, found.subject) == ("fail", "storage")
+    assert "nothing moved for the 0.5 s" in found.text
