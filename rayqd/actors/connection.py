@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -63,9 +62,7 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
 
     `notice` is told where Ray is started again, because it took too long. Raises a RayqdError where it cannot be.
     """
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    if address == "local":  # Ray's word for none
-        address = None
+    address = config.ray.cluster_address
     if config.ray.dashboard and not address:
         _check_dashboard()
     cluster_file = load_valid_cluster_file(config.ray.cluster_file) if address and config.ray.cluster_file else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import torch
 from ray._private.utils import get_num_cpus
@@ -112,7 +110,7 @@ def _show_roles(console: Console, config: Config, checked: Checked) -> None:
     say(console, f"cluster   {where}: {nodes.cpus:g} CPUs, {nodes.gpus} GPUs")
     print_roles(console, config, best_plan(config, nodes))
     placement = place(config, nodes)
-    if not _address(config):
+    if not config.ray.cluster_address:
         check_gpu_memory(checked, config, placement)
 
 
@@ -120,16 +118,11 @@ def find_nodes(config: Config) -> tuple[Nodes | None, str]:
     """Return the nodes that the run could have, None where only the cluster itself knows, and what they are."""
     if config.ray.cluster_file:
         return parse_nodes(load_valid_cluster_file(config.ray.cluster_file)), str(config.ray.cluster_file)
-    if address := _address(config):
+    if address := config.ray.cluster_address:
         return None, address
     cpus, gpus = float(get_num_cpus()), torch.cuda.device_count()
     here = NodeGroup(name="this machine", cpus=cpus, gpus=gpus, labels={}, running=1, startable=0)
     return Nodes(groups=(here,)), "a Ray of this machine's own"
-
-
-def _address(config: Config) -> str | None:
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    return None if address == "local" else address  # Ray's word for none
 
 
 def _tokens(config: Config, training: ExampleSet) -> str:

@@ -157,11 +157,24 @@ def _serving_line(quant_format: str, export: str) -> str:
     return f"{verb:8}  {command}{f'   ({remark})' if remark else ''}"
 
 
-def how_to_run(quant_format: str, export: Path | str) -> tuple[str, str, str]:
-    """Return what one does with an export, the command for it, and what to know of that."""
+def how_to_run(quant_format: str, export: Path | str, proc: Path = Path("/proc")) -> tuple[str, str, str]:
+    """Return what one does with an export, the command for it, and what to know of that.
+
+    `proc`: where the system tells what this machine has.
+    """
     if quant_format in ("nf4", "fp4"):  # bitsandbytes' formats are not in vLLM
         return "load it", f'AutoModelForCausalLM.from_pretrained("{export}")', "transformers, with bitsandbytes"
-    return "serve it", f"vllm serve {export}", "on a GPU" if quant_format == "nvfp4" else ""
+    remark = "on a GPU" if quant_format == "nvfp4" else "on a GPU, or a CPU with AVX-512" if _lacks_both(proc) else ""
+    return "serve it", f"vllm serve {export}", remark
+
+
+def _lacks_both(proc: Path) -> bool:
+    """Return whether this machine has no GPU, and a CPU of x86 for which vLLM has no kernel for 4-bit codes."""
+    try:
+        flags = set((proc / "cpuinfo").read_text().split())
+    except OSError:  # another system than Linux
+        return False
+    return "avx2" in flags and "avx512f" not in flags and not (proc / "driver" / "nvidia").exists()
 
 
 def short_path(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 
@@ -20,7 +19,7 @@ _KEY = "model.dtype"
 
 def is_elsewhere(config: Config) -> bool:
     """Return whether the run computes on a cluster, of whose machines this one may be none."""
-    return (config.ray.address or os.environ.get("RAY_ADDRESS") or "local") != "local"  # Ray's word for none
+    return config.ray.cluster_address is not None
 
 
 def with_concrete_dtype(config: Config, run_dir: Path | None = None) -> Config:

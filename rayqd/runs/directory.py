@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -42,17 +43,8 @@ from rayqd.runs.result_file import DistillResult, RunResult, find_damaged_result
 from rayqd.runs.storage.mirror import Mirror
 from rayqd.runs.storage.stored_run import StoredRun
 
-_NO_PROGRESS = {
-    CONFIG,
-    LOCK,
-    RUN_ID,
-    LOGS,
-    RAY_TRAIN,
-    FETCH_LOCK,
-    ENDED,
-    DATA,
-    LEASE,
-}  # a run that left no more has not begun
+# A run that left no more has not begun.
+_NO_PROGRESS = {CONFIG, LOCK, RUN_ID, LOGS, RAY_TRAIN, FETCH_LOCK, ENDED, DATA, LEASE}
 
 
 def _ignore(text: str) -> None:
@@ -170,6 +162,8 @@ class RunDirectory:
         self.mirror.hurry()
         if self._leased:
             self._leased.patience.end()
+        if self.path.is_dir() and all(path.name in _NO_PROGRESS for path in self.path.iterdir()):
+            shutil.rmtree(self.path / RAY_TRAIN, ignore_errors=True)
         self._release(self._lock)
 
     def check_lease(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from rayqd.bench.report import BenchReport, BenchRow
 from rayqd.bench.timing import Timing
 from rayqd.console.benchmark_table import print_benchmarks
+from rayqd.console.result_table import how_to_run
 from rayqd.console.tables import Column, print_table
 
 WIDTHS = range(40, 121)
@@ -92,3 +94,21 @@ def test_scores_of_benchmarks_are_shown_whole(width: int) -> None:
     assert "0.4123 ± 0.0101" in text
     assert "-0.0200 ± 0.0065" in text or "against teacher" in text.rpartition("not shown")[2]
     assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_gpu", "remark"),
+    [
+        ("fpu avx2 avx512f", False, ""),
+        ("fpu avx2", True, ""),
+        ("fpu avx2", False, "on a GPU, or a CPU with AVX-512"),
+        ("fp asimd", False, ""),
+    ],
+)
+def test_what_serving_an_export_needs_is_told_where_this_machine_lacks_it(
+    flags: str, has_gpu: bool, remark: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    if has_gpu:
+        (tmp_path / "driver" / "nvidia").mkdir(parents=True)
+    assert how_to_run("int4", "runs/mine/export", tmp_path) == ("serve it", "vllm serve runs/mine/export", remark)

@@ -82,3 +82,13 @@ def test_a_checkout_that_is_not_installed_writes_what_it_reads(
     file.write_text(file.read_text().replace("directories of form 1", "directories of form 2"))
     with pytest.raises(RunError, match=r"was written by rayqd uninstalled, whose run directories have form 2"):
         load_run_config(file)
+
+
+def test_a_run_that_was_refused_before_its_first_step_leaves_nothing_of_ray_trains(tiny_config: Any) -> None:
+    for begun in (False, True):
+        run_dir = RunDirectory(tiny_config())
+        (run_dir.path / "ray_train" / "tiny-1").mkdir(parents=True)
+        if begun:
+            (run_dir.path / "metrics.jsonl").touch()
+        run_dir.close()
+        assert (run_dir.path / "ray_train").exists() == begun

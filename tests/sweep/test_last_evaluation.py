@@ -18,7 +18,6 @@ from rayqd.sweep import trial_run
 from rayqd.sweep.trial_run import TrialResources, run_trial
 from tests.example_events import arm_result, eval_event
 
-
 STOPPED: list[object] = []  # monitors, before their run had its result
 
 

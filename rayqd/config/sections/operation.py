@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -178,6 +179,12 @@ class RayConfig(Section):
                 if not key or not value:
                     raise ValueError(f'{role}_labels: "{label}" is not of the form KEY=VALUE')
         return self
+
+    @property
+    def cluster_address(self) -> str | None:
+        """The cluster that a run connects to, by `address` or RAY_ADDRESS; None for a Ray of this machine's own."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        return None if address in ("", "local") else address  # the second is Ray's word for none
 
     def selector(self, role: str) -> dict[str, str]:
         """Return the labels that nodes of `role` must have, as Ray's label_selector."""
