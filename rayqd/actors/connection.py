@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -39,6 +40,7 @@ class Cluster:
     accelerators: tuple[str, ...]  # what Ray calls the GPUs of those that run: "H100"
     dashboard: str  # its address; "" without one
     log_dir: Path | None  # of the processes' output; None on a cluster that is not this machine's own
+    store_bytes: float = math.inf  # of the object stores of those that run
 
     @property
     def size(self) -> ClusterSize:
@@ -88,17 +90,15 @@ def connect(config: Config, notice: Callable[[str], None] = _ignore) -> Generato
             protect_token()
             if exposure := describe_exposure():
                 notice(exposure)
-        accelerators = [
-            name.partition(":")[2]
-            for name in cast("dict[str, float]", ray.cluster_resources())
-            if name.startswith("accelerator_type:")
-        ]
+        resources = cast("dict[str, float]", ray.cluster_resources())
+        accelerators = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
         yield Cluster(
             nodes=list_cluster_nodes(cluster_file) if address else list_local_nodes(),
             node_id=ray.get_runtime_context().get_node_id(),
             accelerators=tuple(sorted(accelerators)),
             dashboard=context.dashboard_url or "",
             log_dir=None if address else Path(context.address_info["session_dir"]) / "logs",
+            store_bytes=resources.get("object_store_memory", math.inf),
         )
     finally:
         with span("end Ray"), silence_stderr():

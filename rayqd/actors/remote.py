@@ -62,10 +62,6 @@ def start_controller(
     config: Config, node_id: str, rollouts: list[RolloutHandle], teachers: list[TeacherHandle], placement: Placement
 ) -> ControllerHandle:
     """Start the controller beside the driver; it asks for no CPU, so Ray might put it on a spot node."""
-    prefetch_steps = config.teacher.prefetch_steps
-    if prefetch_steps is None:
-        has_room = config.teacher.payload != "logits"  # of which a step may be tens of gigabytes
-        prefetch_steps = _PREFETCH_STEPS if placement.gpus_per_worker["teacher"] and has_room else 0
     return (
         ray.remote(Controller)
         .options(
@@ -75,8 +71,16 @@ def start_controller(
             label_selector={NODE_ID: node_id},
             scheduling_strategy=ANYWHERE,
         )
-        .remote(config, rollouts, teachers, prefetch_steps)
+        .remote(config, rollouts, teachers, count_prefetched(config, placement))
     )
+
+
+def count_prefetched(config: Config, placement: Placement) -> int:
+    """Return how many steps further ahead the teachers score what the data gives."""
+    if config.teacher.prefetch_steps is not None:
+        return config.teacher.prefetch_steps
+    has_room = config.teacher.payload != "logits"  # of which a step may be tens of gigabytes
+    return _PREFETCH_STEPS if placement.gpus_per_worker["teacher"] and has_room else 0
 
 
 def _actor_classes(

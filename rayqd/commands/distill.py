@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rayqd.actors.connection import Cluster, connect
+from rayqd.actors.remote import count_prefetched
 from rayqd.actors.run_actors import RunActors
 from rayqd.cluster.placement import Placement, format_nodes, place
 from rayqd.config import Config
@@ -35,6 +36,7 @@ from rayqd.driver.dtype import check_machine, describe_dtype, is_elsewhere
 from rayqd.driver.extension import begin_audit, extend
 from rayqd.driver.frozen import describe_date, with_frozen_settings
 from rayqd.driver.monitor import Monitor
+from rayqd.driver.object_store import describe_store
 from rayqd.driver.seq_kd import generate_teacher_completions
 from rayqd.events import FinishedEvent
 from rayqd.model.import_transformers import import_transformers
@@ -146,6 +148,9 @@ def _run(
             checked, training = inputs.checked, inputs.training
             if cluster.dashboard:
                 progress.say(f"dashboard: http://{cluster.dashboard}")
+            prefetched = count_prefetched(config, placement)
+            if full := describe_store(config, training, inputs.heldout, prefetched, cluster.store_bytes):
+                progress.say(full)
             environment = replace(collect_environment(cluster.size, config), forward=checked.forward)
             seconds: dict[str, float] = {}
             if config.distill.seq_kd:

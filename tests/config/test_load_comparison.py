@@ -54,8 +54,6 @@ def test_an_arm_without_rollouts_asks_the_learner_where_the_others_ask_an_engine
     spec = load(tmp_path, text)
     where = {arm.name: spec.config(arm).eval.where for arm in spec.arms}
     assert where == {"rtn": "rollout", "off-policy": "learner", "on-policy": "rollout", "own": "learner"}
-    asked = text.replace("learner.lr = 2e-4", 'eval.where = "rollout"')
-    assert "distill.lmbda=0 has none: set it to learner" in refusal(tmp_path, asked)
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

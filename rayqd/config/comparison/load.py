@@ -39,13 +39,10 @@ class ComparisonSpec:
         return names.get("off-policy") or next((arm for arm in self.arms if arm.trains), self.arms[-1])
 
     def asks_learner(self, arm: ArmSpec) -> bool:
-        """Return whether the learner answers the benchmarks of an arm for whose rollouts there is no engine to ask.
-
-        Where that is the others' `eval.where`: one that the arm has of its own is what it says.
-        """
+        """Return whether the learner answers the benchmarks of an arm that has no rollouts, and so no engine to ask."""
         shared = {assignment.key: assignment.value for assignment in self.common}
         has_none = arm.settings.get("distill.lmbda", shared.get("distill.lmbda")) == 0
-        return has_none and shared.get("eval.where") == "rollout" and "eval.where" not in arm.settings
+        return has_none and shared.get("eval.where") == "rollout"
 
     def config(self, arm: ArmSpec | None = None, values: Mapping[str, object] | None = None) -> Config:
         """Return the Config of an arm, or what all share, with `values`, by dotted name, laid over it.

@@ -162,9 +162,7 @@ def test_a_file_whose_name_leads_outside_is_never_copied(
     folder.put(checkpoint, "one")
     name = next(each for each in Recorded.store if each.endswith("/one/student.safetensors"))
     Recorded.store[name.replace("student", "../../evil")] = Recorded.store[name]
-    with pytest.raises(
-        DamagedStorageError, match=r"store/one: names '../../evil.safetensors', which is outside of it$"
-    ):
+    with pytest.raises(DamagedStorageError, match=r"store/one: names '[.][.].*', which is outside of it$"):
         folder.get("one", tmp_path / "back" / "one")
     assert not list(tmp_path.rglob("evil*"))
 

@@ -223,6 +223,9 @@ def test_commands_that_look_at_a_storage_give_up_a_hanging_one(
         monkeypatch.setattr(f"{module}.LOOK_SECONDS", 0.5)
     with pytest.raises(HangingStorageError, match=r"cannot be read: nothing moved for the 0.5 s of patience with a"):
         fetch_run(silent_server, tmp_path, [])
-    (found,) = check_storage(Config(storage=silent_server))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    end_processes()
+    (found,) = check_storage(Config(storage=silent_server.replace("key:secret@", "")))
     assert (found.mark, found.subject) == ("fail", "storage")
     assert "nothing moved for the 0.5 s" in found.text
