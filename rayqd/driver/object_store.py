@@ -22,9 +22,7 @@ class Held:
     """What lies in the store at once, while the learner is at work."""
 
     steps: int  # that are made ahead, and the one that is trained on
-    bytes_a_step: (
-        float  # of the teacher's payloads, for completions of the data's mean length, rollouts at their longest
-    )
+    bytes_a_step: float  # of the teacher's payloads: of the data's mean length, and of rollouts at their longest
     heldout_bytes: float
 
     @property
@@ -44,9 +42,10 @@ def describe_store(
     instead = _ADVICE.get(config.teacher.payload)
     return (
         f"Ray's object store has {store_bytes / _GIB:.1f} GiB, and {held.steps} steps of payloads and the held-out "
-        f"rows' take {held.total / _GIB:.1f}: Ray moves the rest to its disk, which is slow; in a container give a larger "
-        "--shm-size, to `ray start` a larger --object-store-memory, or lower rollout.max_staleness, "
-        f"teacher.prefetch_steps, learner.batch_size or eval.num_rows{f', or {instead}' if instead else ''}"
+        f"rows' take {held.total / _GIB:.1f}: Ray moves the rest to its disk, which is slow; in a container give a "
+        "larger --shm-size, to `ray start` a larger --object-store-memory, or lower rollout.max_staleness, "
+        "teacher.prefetch_steps, learner.batch_size or eval.num_rows"
+        f"{f', or {instead}' if instead else ''}"
     )
 
 
