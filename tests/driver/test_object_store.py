@@ -32,7 +32,6 @@ TOKENS = 2000
         ({"model": {"dtype": "float32"}}, 2, 3, 4 * WIDTH),
         ({"teacher": {"payload": "logits"}}, 0, 1, 2 * VOCABULARY),
         ({"teacher": {"payload": "topk", "top_k": 64}}, 0, 1, 8 * 64),
-        ({"teacher": {"payload": "sampled"}}, 1, 2, 4),
     ],
 )
 def test_what_is_held_at_once_is_estimated(sections: Any, prefetched: int, steps: int, bytes_a_token: int) -> None:

@@ -264,34 +264,6 @@ def test_a_benchmark_decides_by_its_own_evaluations_alone_and_in_its_own_directi
     assert [bool(reason) for reason in reasons] == ([False, True] if higher else [True, True])
 
 
-def test_a_student_for_whose_values_there_is_no_memory_goes_on_rounding(
-    make_config: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rayqd.model import student as module
-
-    student = module.Student.load(tiny_model, make_config())
-    made: list[str] = []
-
-    def run_out(layer: Any, name: str) -> Any:
-        made.append(name)
-        if len(made) == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return plain(layer, name)
-
-    plain = module._plain_linear
-    ids = torch.arange(1, 9)[None]
-    with torch.no_grad(), student.as_exported():
-        with student.with_plain_layers() as is_plain:
-            assert is_plain
-            logits = student.model(ids).logits
-        monkeypatch.setattr(module, "_plain_linear", run_out)
-        with student.with_plain_layers() as is_plain:
-            assert not is_plain
-            assert [student.model.get_submodule(name) for name in made] == [student.layers[name] for name in made]
-            assert torch.equal(student.model(ids).logits, logits)
-    assert len(made) == 3
-
-
 def test_every_module_has_the_mode_again_that_it_had(make_config: Any, tiny_model: Path, few_files: None) -> None:
     from rayqd.evals.language_model import TransformersModel
     from rayqd.model.student import Student

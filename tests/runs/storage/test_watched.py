@@ -225,7 +225,6 @@ def test_commands_that_look_at_a_storage_give_up_a_hanging_one(
         fetch_run(silent_server, tmp_path, [])
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
-    end_processes()
     (found,) = check_storage(Config(storage=silent_server.replace("key:secret@", "")))
     assert (found.mark, found.subject) == ("fail", "storage")
     assert "nothing moved for the 0.5 s" in found.text
