@@ -119,6 +119,7 @@ class StallWatch:
                     self._wind_up()
 
     def _wind_up(self) -> None:
+        assert self._stream is not None, "whoever begins to watch opens it"
         faulthandler.dump_traceback_later(self._allowed, exit=True, file=self._stream)
 
     def beat(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from rayqd.config import Config
 from rayqd.data.example_set import ExampleSet
@@ -79,7 +80,8 @@ def _completion_lengths(rows: ExampleSet) -> list[int]:
 
 
 def _read_sizes(config: Config) -> tuple[int, int]:
+    """Return the teacher's width and vocabulary, 0 for what its config.json does not name."""
     from transformers import AutoConfig
 
-    own = AutoConfig.from_pretrained(teacher_directory(config)).get_text_config()
+    own = cast(Any, AutoConfig).from_pretrained(teacher_directory(config)).get_text_config()
     return int(getattr(own, "hidden_size", 0)), int(getattr(own, "vocab_size", 0))
