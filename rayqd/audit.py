@@ -67,6 +67,7 @@ class StepAudit:
     weights: str | None = None  # None where they are too large for a digest at every step
     remade: int = 0  # how often the whole step was made again, because parts of it were lost with a node
     skipped: bool = False  # its gradient was inf or nan, and the weights are as they were
+    max_staleness: int | None = None  # that rollout.max_staleness=auto has come to; None before, and of a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,9 @@ class Part:
     indices: tuple[int, ...]
 
 
-def audit_step(step: int, sequences: Sequence[SequenceAudit], remade: int = 0) -> StepAudit:
+def audit_step(
+    step: int, sequences: Sequence[SequenceAudit], remade: int = 0, max_staleness: int | None = None
+) -> StepAudit:
     """Return the record of `step`, counted from 1, of which `sequences` are all that it trains on."""
     in_order = sorted(sequences, key=lambda sequence: sequence.index)
     return StepAudit(
@@ -97,6 +100,7 @@ def audit_step(step: int, sequences: Sequence[SequenceAudit], remade: int = 0) -
         scored=_format_parts((s.scored.label(), s.index) for s in in_order),
         tokens=_digest(" ".join(f"{s.index}:{s.tokens}" for s in in_order)),
         remade=remade,
+        max_staleness=max_staleness,
     )
 
 

@@ -176,6 +176,7 @@ class StartEvent:
     """Training begins."""
 
     step: int  # optimizer steps done before
+    max_staleness: int | None = None  # that rollout.max_staleness=auto had come to by then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,10 +281,9 @@ def from_json(row: Mapping[str, JsonValue]) -> RecordedEvent:
 
 STOPPING = "keeping a checkpoint of the last step"  # the status that says that the learner has heard of a stop
 _INTEGER = TypeAdapter(int)
-_NUMBER = TypeAdapter(float)
 _NUMBERS = TypeAdapter(dict[str, float])
 _OPTIONAL: Mapping[str, TypeAdapter[Any]] = {  # fields of an ArmResult, that JSON leaves out where they are None
-    "bits_per_weight": _NUMBER,
+    "bits_per_weight": TypeAdapter(float),
     "size_bytes": _INTEGER,
     "bits_by_kind": _NUMBERS,
     "layer_errors": _NUMBERS,

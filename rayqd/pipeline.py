@@ -160,6 +160,10 @@ class Pipeline:
         self._published.set()
         self._published = asyncio.Event()
 
+    def allow_staleness(self, max_staleness: int) -> None:
+        """Have rollouts lag behind by at most so many versions from the next `batch` on."""
+        self._max_staleness = max_staleness
+
     async def batch(self, step: int, attempt: int = 0) -> list[ScoredRef]:
         """Return all that the learner trains on at `step`, by index; start the work of the steps it may run ahead of.
 

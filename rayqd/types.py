@@ -235,3 +235,4 @@ class Batch:
     num_cut: int = 0  # on-policy sequences that reached a limit before they ended, over all workers
     audit: StepAudit | None = None  # who made what, over all workers
     probes: tuple[EngineProbe, ...] = ()  # of the engines that were given their first weights for this step
+    max_staleness: int | None = None  # that rollout.max_staleness=auto has come to; None before, and of a number

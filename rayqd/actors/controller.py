@@ -24,6 +24,7 @@ from rayqd.actors.pooled import CacheCounts, PooledRollouts, PooledTeachers, Rol
 from rayqd.actors.prometheus import MetricSeries
 from rayqd.actors.quarantine import Quarantine
 from rayqd.actors.ray_types import put
+from rayqd.actors.staleness import Staleness
 from rayqd.actors.workers import RolloutHandle, TeacherHandle
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
@@ -31,7 +32,7 @@ from rayqd.data import ExampleSet, calibration_sequences, make_plan
 from rayqd.data.example_set import RunningText
 from rayqd.data.run_data import examples_by_weight, weights_of
 from rayqd.data.shares import count_drawn
-from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StepEvent, TimedEvent
+from rayqd.events import LearnerStep, NoticeEvent, ReportedEvent, RoleMetrics, StartEvent, StepEvent, TimedEvent
 from rayqd.metrics.fidelity import TaskResults
 from rayqd.pipeline import Pipeline, Ref, ScoredRef, Weights
 from rayqd.rollout.sampling import SamplingRules
@@ -50,12 +51,14 @@ class Controller:
         config: Config,
         rollouts: Sequence[RolloutHandle],
         teachers: Sequence[TeacherHandle],
-        prefetch_steps: int = 0,
+        prefetch_steps: int,
+        staleness: Staleness,
     ) -> None:
         record_span("process", process_start(), time.time())
         faulthandler.register(signal.SIGUSR1)  # where it does not answer, the driver asks for its stacks
         self._config = config
         self._prefetch_steps = prefetch_steps
+        self._staleness = staleness
         self._lineage = time.time_ns()
         timeout = config.ray.placement_timeout_seconds
         self._series = MetricSeries(config.name)
@@ -112,7 +115,7 @@ class Controller:
             plan=make_plan(config, training.sizes),
             examples=training.examples,
             num_steps=config.learner.steps,
-            max_staleness=config.rollout.max_staleness,
+            max_staleness=self._staleness.bound,
             prefetch_steps=self._prefetch_steps,
             rollouts=self._pooled_rollouts,
             teachers=PooledTeachers(self._teachers, self._teacher_clock, self._cache),
@@ -162,9 +165,13 @@ class Controller:
             self._num_waiting -= 1
 
     @ray.method
-    async def probes(self, version: int) -> tuple[EngineProbe, ...]:
-        """Return what rollout workers predicted whose first weights were those of `version`."""
-        return self._pooled_rollouts.probes(version)
+    async def notes(self, version: int) -> tuple[tuple[EngineProbe, ...], int | None]:
+        """Return what the learner must know of a step beside its sequences.
+
+        What rollout workers predicted whose first weights were those of `version`, and what rollout.max_staleness=auto
+        has come to.
+        """
+        return self._pooled_rollouts.probes(version), self._staleness.chosen
 
     @ray.method
     async def list_awaited_workers(self) -> list[str]:
@@ -189,7 +196,15 @@ class Controller:
     @ray.method
     async def report(self, reported: ReportedEvent) -> None:
         """Keep an event for the driver; what rollout workers and teachers did for a step is put beside its own part."""
-        await self._log.add(self._step_event(reported) if isinstance(reported, LearnerStep) else reported)
+        event = self._step_event(reported) if isinstance(reported, LearnerStep) else reported
+        await self._log.add(event)
+        match event:
+            case StartEvent(max_staleness=chosen):
+                await self._apply_staleness(self._staleness.begin(chosen))
+            case StepEvent():
+                await self._apply_staleness(self._staleness.add(event))
+            case _:
+                pass
 
     @ray.method
     async def events(self, after: int, timeout_seconds: float) -> list[TimedEvent]:
@@ -215,6 +230,11 @@ class Controller:
     async def role_spans(self) -> list[Span]:
         """Return what the controller's process did, and what the first calls of rollout workers and teachers took."""
         return [*take_spans("controller"), *self._rollout_clock.spans, *self._teacher_clock.spans]
+
+    async def _apply_staleness(self, line: str) -> None:
+        (await self._wait_for_pipeline()).allow_staleness(self._staleness.bound)
+        if line:
+            await self._notice(line)
 
     async def _notice(self, text: str, died: str = "") -> None:
         await self._log.add(NoticeEvent(text=text, died=died))
@@ -252,6 +272,7 @@ class Controller:
             teacher_seconds=self._teacher_clock.seconds.get(step, 0.0),
             teacher_tokens_per_second=self._teacher_clock.tokens_per_second(step),
             sequences_by_source=self._count_by_source(step),
+            payload_bytes=self._cache.num_bytes.get(step, 0),
         )
 
 

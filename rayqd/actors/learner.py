@@ -64,8 +64,10 @@ class ControllerFeed:
             indices = split_evenly([r.rollout.summary.num_tokens for r in refs], self._world_size)[self._rank]
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
-                probes = ray.get(self._controller.probes.remote(step))
-                return replace(make_batch(refs, share or []), probes=probes, audit=_audit(step, refs, attempt))
+                probes, staleness = ray.get(self._controller.notes.remote(step))
+                audit = _audit(step, refs, attempt, staleness)
+                batch = make_batch(refs, share or [])
+                return replace(batch, probes=probes, audit=audit, max_staleness=staleness)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
 
     def heldout(self) -> list[ScoredRollout]:
@@ -219,7 +221,7 @@ def _check_tokens(ref: ScoredRef, rollout: Rollout) -> None:
         )
 
 
-def _audit(step: int, refs: list[ScoredRef], remade: int) -> StepAudit | None:
+def _audit(step: int, refs: list[ScoredRef], remade: int, max_staleness: int | None) -> StepAudit | None:
     """Return the record of a step; None where nobody says who scored it."""
     sequences = [
         SequenceAudit(
@@ -233,4 +235,4 @@ def _audit(step: int, refs: list[ScoredRef], remade: int) -> StepAudit | None:
         for ref in refs
         if ref.scored
     ]
-    return audit_step(step + 1, sequences, remade) if sequences else None
+    return audit_step(step + 1, sequences, remade, max_staleness) if sequences else None

@@ -104,20 +104,23 @@ class PooledRollouts:
 
 @dataclass
 class CacheCounts:
-    """Sequences whose scores the teachers found in their cache, and those that they had to read, by step."""
+    """Sequences whose scores the teachers found in their cache, those that they had to read, and bytes, by step."""
 
     hits: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     misses: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    num_bytes: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # of all payloads
 
     def add(self, step: int, report: ScoringReport) -> None:
         """Count one call's sequences for `step`."""
         self.hits[step] += report.num_cache_hits
         self.misses[step] += report.num_cache_misses
+        self.num_bytes[step] += report.num_bytes
 
     def forget(self, step: int) -> None:
         """Drop the counts of a step that is done."""
         self.hits.pop(step, None)
         self.misses.pop(step, None)
+        self.num_bytes.pop(step, None)
 
 
 class _Score(Protocol):

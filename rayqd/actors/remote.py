@@ -9,7 +9,8 @@ from ray.actor import ActorClass
 
 from rayqd.actors.controller import Controller, ControllerHandle
 from rayqd.actors.ray_types import fetch
-from rayqd.actors.topology import NODE_ID
+from rayqd.actors.staleness import Staleness
+from rayqd.actors.topology import NODE_ID, smallest_object_store
 from rayqd.actors.workers import PooledActor, RolloutActor, RolloutHandle, TeacherActor, TeacherHandle
 from rayqd.cluster.nodes import MARKET, SPOT, Selector
 from rayqd.cluster.placement import Placement
@@ -62,6 +63,7 @@ def start_controller(
     config: Config, node_id: str, rollouts: list[RolloutHandle], teachers: list[TeacherHandle], placement: Placement
 ) -> ControllerHandle:
     """Start the controller beside the driver; it asks for no CPU, so Ray might put it on a spot node."""
+    prefetch_steps = count_prefetched(config, placement)
     return (
         ray.remote(Controller)
         .options(
@@ -71,7 +73,16 @@ def start_controller(
             label_selector={NODE_ID: node_id},
             scheduling_strategy=ANYWHERE,
         )
-        .remote(config, rollouts, teachers, count_prefetched(config, placement))
+        .remote(config, rollouts, teachers, prefetch_steps, _staleness(config, placement, prefetch_steps))
+    )
+
+
+def _staleness(config: Config, placement: Placement, prefetch_steps: int) -> Staleness:
+    return Staleness(
+        config,
+        roles_share=min(placement.gpus_per_worker.values()) < 1,
+        store_bytes=smallest_object_store(),
+        prefetch_steps=prefetch_steps,
     )
 
 

@@ -72,7 +72,7 @@ class RunActors:
         actors |= {f"teacher-{rank}": actor for rank, actor in enumerate(teachers)}
         self._unplaced = {actor.is_alive.remote(): name for name, actor in actors.items()}
         # On CPUs an engine's start takes the cores from those whom the first step waits for.
-        has_time = first_on_policy_step(config) > config.rollout.max_staleness
+        has_time = first_on_policy_step(config) > config.rollout.first_staleness
         waits = alone and has_time and not any(placement.gpus_per_worker.values())
         self._unstarted = dict(zip(actors, rollouts, strict=False)) if waits else {}
         self._prepared = {name: actor for name, actor in actors.items() if name not in self._unstarted}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import tempfile
 from collections import Counter
 from dataclasses import replace
@@ -70,6 +71,12 @@ def describe_node() -> str:
     group, market = labels.get(NODE_GROUP, ""), labels.get(MARKET, "")
     address = cast("str", ray.util.get_node_ip_address()) if group or market else ""
     return " ".join(part for part in (group, address, f"({market})" if market else "") if part)
+
+
+def smallest_object_store() -> float:
+    """Return the bytes of the object store of the node that has the least; infinite where Ray does not say."""
+    nodes = (node["Resources"] for node in cast("list[_Node]", ray.nodes()) if node["Alive"])
+    return min((resources.get("object_store_memory", math.inf) for resources in nodes), default=math.inf)
 
 
 def find_log_dir() -> Path:

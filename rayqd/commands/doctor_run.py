@@ -84,7 +84,7 @@ def _expect(path: Path, config: Config, plan: Plan) -> Expected:
     quarantined = {(row.get("step"), row.get("index")) for row in read_lines(path / QUARANTINE)[0]}
     return Expected(
         plan=plan,
-        max_staleness=config.rollout.max_staleness,
+        max_staleness=None if config.rollout.max_staleness == "auto" else config.rollout.max_staleness,
         num_steps=_count_lasting_steps(path),
         left_out={(step, index) for step, index in quarantined if isinstance(step, int) and isinstance(index, int)},
         weights=_digest_checkpoints(path),

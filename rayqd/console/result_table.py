@@ -94,6 +94,8 @@ def _notes(result: RunResult, run_dir: Path) -> Iterator[str]:
         yield f"work      {roles}"
     if found := _bottleneck(result, config, run_dir):
         yield f"limit     {found.sentence}"
+    if isinstance(result, DistillResult) and result.max_staleness is not None:
+        yield f"staleness {result.max_staleness} at most, chosen by rollout.max_staleness=auto"
     if result.startup:
         yield from _startup_lines(result.startup)
     if isinstance(result, DistillResult) and result.deaths:

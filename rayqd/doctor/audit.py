@@ -21,7 +21,7 @@ class Expected:
     """What a run's settings and its other files say of its steps."""
 
     plan: Plan
-    max_staleness: int
+    max_staleness: int | None  # None: as the steps' records say that rollout.max_staleness=auto came to
     num_steps: int  # that must be there
     left_out: Collection[tuple[int, int]] = ()  # (step from 1, index) of the sequences in quarantine.jsonl
     weights: Mapping[int, str] = field(default_factory=dict[int, str])  # digests of what checkpoints hold, by step
@@ -58,6 +58,7 @@ def find_faults(rows: Iterable[Row | None], expected: Expected, tally: Tally) ->
     """
     step, previous = 0, ""
     weights: str | None = None
+    chosen: int | None = None  # by rollout.max_staleness=auto
     for row in rows:
         if row is None:
             yield Fault(step=step + 1, text="its line in audit.jsonl is damaged")
@@ -77,9 +78,11 @@ def find_faults(rows: Iterable[Row | None], expected: Expected, tally: Tally) ->
         if previous and row.get("chain") != chain(previous, row) and audit.step == step + 1:
             yield Fault(step=audit.step, text="its line does not follow from the one before: one of them was changed")
         yield from _find_step_faults(audit, expected, tally)
+        if chosen is not None and audit.max_staleness != chosen:
+            yield Fault(step=audit.step, text=f"rollout.max_staleness=auto came to {chosen} before it, and is no more")
         if audit.skipped and weights and audit.weights and audit.weights != weights:
             yield Fault(step=audit.step, text="it was skipped, and the weights changed all the same")
-        step, previous, weights = audit.step, str(row.get("chain")), audit.weights
+        step, previous, weights, chosen = audit.step, str(row.get("chain")), audit.weights, audit.max_staleness
         tally.num_steps += 1
     if step < expected.num_steps:
         yield Fault(step=step + 1, text=_missing(step + 1, expected.num_steps))
@@ -110,8 +113,9 @@ def _find_step_faults(audit: StepAudit, expected: Expected, tally: Tally) -> Ite
     for name, parts in (("trained on", wrote), ("scored", scored)):
         yield from _find_count_faults(audit.step, name, parts, {s.index for s in planned}, expected.left_out)
     on_policy = {s.index for s in planned if s.on_policy}
+    bound = expected.max_staleness if expected.max_staleness is not None else audit.max_staleness or 0
     for part in wrote:
-        yield from _find_version_faults(audit.step, part, on_policy, expected.max_staleness, tally)
+        yield from _find_version_faults(audit.step, part, on_policy, bound, tally)
     if (saved := expected.weights.get(audit.step)) and audit.weights:
         tally.num_checkpoints += 1
         if saved != audit.weights:

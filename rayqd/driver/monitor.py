@@ -71,6 +71,7 @@ class Monitor:
         self._learner_ready = False
         self._training = self._stopped = self._finished = self._is_restarted = False
         self._step = 0
+        self._max_staleness: int | None = None  # that rollout.max_staleness=auto has come to
         self._inactivity = InactivityTimer()
         self._slow_start = InactivityTimer()
         self._has_explained_cut = False
@@ -110,6 +111,7 @@ class Monitor:
             num_steps=finished.num_steps,
             exported_step=finished.exported_step,
             reason=finished.reason,
+            max_staleness=self._max_staleness,
             engines=self._engines,
             finished=round(ended, 1),
             parts=self._steps.split(ended - total_seconds, ended),
@@ -206,10 +208,10 @@ class Monitor:
                 self._progress.say(
                     f"{role} is back after {seconds:.0f} s" if self._is_restarted else _ready(role, seconds, node)
                 )
-            case StartEvent(step=step):
-                self._begin_training(step)
+            case StartEvent(step=step, max_staleness=chosen):
+                self._begin_training(step, chosen)
             case StepEvent(learner=learner):
-                self._step = learner.step
+                self._step, self._max_staleness = learner.step, learner.max_staleness
                 self._actors.start_engines()
                 self._progress.step(event)
                 self._explain_cut(learner.cut_share)
@@ -244,11 +246,11 @@ class Monitor:
             self._has_explained_cut = True
             self._progress.say(cut_line(self._config.rollout.max_new_tokens))
 
-    def _begin_training(self, step: int) -> None:
+    def _begin_training(self, step: int, max_staleness: int | None) -> None:
         if step or self._is_restarted:
             self._progress.say(f"resuming after step {step}")
         self._training = True
-        self._step = step
+        self._step, self._max_staleness = step, max_staleness
         self._progress.begin_steps()
         self._upload()
 

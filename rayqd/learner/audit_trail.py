@@ -45,6 +45,11 @@ class AuditTrail:
         return AuditEvent(steps=(self._steps[-1],)) if self._steps else None
 
     @property
+    def max_staleness(self) -> int | None:
+        """Return what rollout.max_staleness=auto had come to at the last step; None where it had to nothing."""
+        return self._steps[-1].max_staleness if self._steps else None
+
+    @property
     def all(self) -> AuditEvent:
         """Return every step that is kept."""
         return AuditEvent(steps=tuple(self._steps))

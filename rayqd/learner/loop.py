@@ -69,7 +69,7 @@ def train(
     joins = learner.group.joins_collectives
     if joins:
         feed.when_stopping(partial(checkpointer.stop, lambda: feed.report(StatusEvent(text=STOPPING))))
-    feed.report(StartEvent(step=start))
+    feed.report(StartEvent(step=start, max_staleness=checkpointer.trail.max_staleness))
     if checkpointer.trail.all.steps:
         feed.report(checkpointer.trail.all)
     if learner.group.is_rank0:
@@ -147,7 +147,7 @@ def _measure(
 def _is_written_with(version: int, config: Config) -> bool:
     """Return whether the student writes anything with this version of its weights; what it does not, is not sent."""
     plan = make_plan(config, [1] * len(config.data.each_source))  # which examples does not matter
-    return plan.needs_student(steps_ahead(version, config.rollout.max_staleness, config.learner.steps))
+    return plan.needs_student(steps_ahead(version, config.rollout.most_staleness, config.learner.steps))
 
 
 def _step(
@@ -163,7 +163,7 @@ def _step(
     start, began = time.time(), time.perf_counter()
     batch = feed.batch(step)
     ready = time.perf_counter()
-    staleness = _check_staleness(batch, step, config.rollout.max_staleness)
+    staleness = _check_staleness(batch, step, config)
     error = check_engines(learner.student, batch.probes, config.model.dtype)
     with working(is_first=is_first):
         result = learner.step(step, batch.share, batch.num_loss_tokens)
@@ -191,6 +191,7 @@ def _step(
             engine_error=error,
             mean_completion_tokens=batch.num_written_tokens / batch.num_on_policy if batch.num_on_policy else None,
             cut_share=batch.num_cut / batch.num_on_policy if batch.num_on_policy else None,
+            max_staleness=batch.max_staleness,
         )
     )
 
@@ -207,9 +208,10 @@ def _tell_skipped(learner: Learner, feed: Feed, config: Config, step: int, batch
         feed.report(NoticeEvent(text=text, is_fault=True))
 
 
-def _check_staleness(batch: Batch, step: int, max_staleness: int) -> int:
-    """Return how many versions the oldest rollout lags behind `step`; raises WorkerError beyond `max_staleness`."""
+def _check_staleness(batch: Batch, step: int, config: Config) -> int:
+    """Return how many versions the oldest rollout lags behind `step`; raises WorkerError where they are too many."""
     staleness = step - batch.policy_version if batch.policy_version is not None else 0
-    if not 0 <= staleness <= max_staleness:
-        raise WorkerError(f"step {step} got rollouts {staleness} versions old; rollout.max_staleness={max_staleness}")
+    bound = config.rollout.first_staleness if batch.max_staleness is None else batch.max_staleness
+    if not 0 <= staleness <= bound:
+        raise WorkerError(f"step {step} got rollouts {staleness} versions old; rollout.max_staleness={bound}")
     return staleness

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # Fields that the lines of steps lack which have no value for them: no engine began, the student wrote nothing, or
-# the data is of one source.
-SELDOM_MEASURED = {"engine_error", "mean_completion_tokens", "cut_share", "sequences_by_source"}
+# the data is of one source, or rollout.max_staleness is a number.
+SELDOM_MEASURED = {
+    "engine_error",
+    "mean_completion_tokens",
+    "cut_share",
+    "max_staleness",
+    "sequences_by_source",
+    "payload_bytes",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,7 @@ class LearnerStep:
     engine_error: float | None = None  # None where no engine was given its first weights for the step
     mean_completion_tokens: float | None = None  # of the sequences that the student wrote; None without any
     cut_share: float | None = None  # of those sequences: they reached their limit before they ended
+    max_staleness: int | None = None  # that rollout.max_staleness=auto has come to; None before, and of a number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,3 +51,4 @@ class RoleMetrics:
     teacher_seconds: float
     teacher_tokens_per_second: float | None
     sequences_by_source: Mapping[str, int] | None = None  # sequences drawn from each, by its name; None of one source
+    payload_bytes: int | None = None  # that the teachers sent for the step; None in runs from before it was kept

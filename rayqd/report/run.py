@@ -139,11 +139,14 @@ def _how_fresh(run: Run) -> str:
     if not any(step.num_on_policy for step in steps):
         return ""
     stale = max(step.staleness for step in steps)
-    return (
+    chosen = [step for step in steps if step.max_staleness is not None]
+    auto = f" rollout.max_staleness auto: {chosen[0].max_staleness} from step {chosen[0].step} on." if chosen else ""
+    written = (
         "The student wrote with the learner's newest weights at every step (staleness 0)."
         if not stale
         else f"The student wrote with weights up to {stale} versions old."
     )
+    return written + auto
 
 
 def _time(run: Run) -> Markup:

@@ -1,13 +1,11 @@
 """Which role a run's steps wait for, and which setting would shorten them, by how much at best.
 
-A step that runs ahead by nothing has its parts behind each other: rollouts, scores, the learner. One step ahead the
-first two lie beside the third, and two steps ahead all three beside each other:
+A step has its parts behind each other: rollouts, scores, the learner. At a staleness of k there are k + 1 steps on the
+way at a time, each at another part, and a role works for one of them at a time:
 
-    max_staleness = 0    learner + rollout + teacher
-                    1    max(learner, rollout + teacher)
-                    2    max(learner, rollout, teacher)
+    seconds = max(rollout, teacher, learner, (rollout + teacher + learner) / (k + 1))
 
-Nothing of that holds where the roles compute on the same cores or GPUs, which are no quicker for being asked at once.
+so that at 2 none waits for another. Nothing of that holds where the roles compute on the same cores or GPUs, which are no quicker for being asked at once.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Bottleneck:
 
 def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float) -> Bottleneck | None:
     """Judge a run's steps on a cluster of `num_gpus`; None where they are too few, or roles share what computes."""
-    measured = steps[1:]
+    measured = [step for step in steps[1:] if step.learner.max_staleness == steps[-1].learner.max_staleness]
     gpus = {name: number * gpus_each for name, (number, gpus_each) in _workers(config).items()}
     free = num_gpus - sum(gpus.values())
     if len(measured) < _LEAST_STEPS or free < 0:
@@ -58,7 +56,9 @@ def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float)
     }
     step_seconds = busy["learner"] + _mean(step.learner.wait_seconds for step in measured)
     role = max(busy, key=lambda name: busy[name])
-    setting, would_be = min(_options(busy, config, role, free), key=lambda option: option[1])
+    staleness = measured[-1].learner.max_staleness
+    options = _options(busy, config, role, free, config.rollout.first_staleness if staleness is None else staleness)
+    setting, would_be = min(options, key=lambda option: option[1])
     if would_be > (1 - _LEAST_GAIN) * step_seconds:
         return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=None, would_be=step_seconds)
     return Bottleneck(role=role, busy=busy, step_seconds=step_seconds, setting=setting, would_be=would_be)
@@ -73,10 +73,12 @@ def _workers(config: Config) -> dict[str, tuple[int, int]]:
     }
 
 
-def _options(busy: Mapping[str, float], config: Config, role: str, free: float) -> Iterator[tuple[str, float]]:
+def _options(
+    busy: Mapping[str, float], config: Config, role: str, free: float, staleness: int
+) -> Iterator[tuple[str, float]]:
     """Yield settings, and the seconds of a step that they lead to; `free`: GPUs that the run does not use."""
-    staleness = config.rollout.max_staleness
-    if busy["rollout"] and staleness < 2 and config.teacher.payload != "sampled":  # which needs the student's own text
+    may_run_ahead = config.teacher.payload != "sampled" and config.rollout.max_staleness != "auto"  # sampled: own text
+    if busy["rollout"] and staleness < 2 and may_run_ahead:
         yield f"rollout.max_staleness = {staleness + 1}", predict_step(busy, staleness + 1)
     number, gpus_each = _workers(config)[role]
     lacks = max(0, math.ceil(gpus_each - free))
@@ -87,12 +89,10 @@ def _options(busy: Mapping[str, float], config: Config, role: str, free: float) 
 
 def predict_step(busy: Mapping[str, float], max_staleness: int) -> float:
     """Return the seconds of a step whose roles work that long, where each has what it computes on to itself."""
-    rollout, teacher, learner = busy["rollout"], busy["teacher"], busy["learner"]
-    if not rollout:
-        return max(teacher, learner)  # what comes from the data is scored ahead
-    if max_staleness == 0:
-        return rollout + teacher + learner
-    return max(learner, rollout + teacher) if max_staleness == 1 else max(learner, rollout, teacher)
+    slowest = max(busy.values())
+    if not busy["rollout"]:
+        return slowest  # what comes from the data is scored ahead
+    return max(slowest, sum(busy.values()) / (max_staleness + 1))
 
 
 def _mean(numbers: Iterator[float]) -> float:

@@ -99,6 +99,7 @@ class DistillResult(RunResult):
     stopped_early: StoppedEarly | None = None
     exported_step: int | None = None  # whose weights are exported; None in runs from before it was kept
     reason: str | None = None  # why training ended before learner.steps; None where it did not
+    max_staleness: int | None = None  # that rollout.max_staleness=auto came to; None where it is a number
     engines: Mapping[str, str] | None = None  # what each rollout worker computes with; None in runs from before
     deaths: Mapping[str, int] = field(default_factory=dict[str, int])  # of processes, that the run survived, by worker
 
@@ -112,6 +113,7 @@ class DistillResult(RunResult):
             "stopped_early": early,
             "exported_step": self.exported_step,
             "reason": self.reason,
+            "max_staleness": self.max_staleness,
             "engines": dict(self.engines) if self.engines else None,
             "deaths": dict(self.deaths) or None,
             "faults": [asdict(fault) for fault in self.faults] or None,

@@ -59,6 +59,7 @@ class ScoringReport:
     num_tokens: int  # that went through the model
     num_cache_hits: int  # sequences
     num_cache_misses: int  # sequences; those that the student has written are neither
+    num_bytes: int  # of the payloads
     quarantined: tuple[int, ...]  # which of the call's sequences have no payload
     kept: tuple[int, ...] = ()  # which of them have one from the disk
     spans: tuple[Span, ...] = ()  # of a worker's first call
@@ -141,6 +142,7 @@ class TeacherWorker:
             num_tokens=sum(rollouts[i].num_tokens for i in [*on_policy, *missing]),
             num_cache_hits=len(cached),
             num_cache_misses=0 if cache is None else len(missing),
+            num_bytes=sum(payload.num_bytes for payload in payloads.values() if payload is not None),
             quarantined=tuple(i for i in range(len(rollouts)) if payloads[i] is None),
             kept=tuple(sorted(cached)),
         )

@@ -179,7 +179,8 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
     whole: Finished, tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     expected = whole.result
-    interrupted = config_of_the_run("interrupted", tiny_model, tiny_data)
+    auto = {"max_staleness": "auto"}  # where roles share cores that is 0
+    interrupted = config_of_the_run("interrupted", tiny_model, tiny_data, rollout=auto)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(interrupted))
     process = subprocess.Popen(
@@ -201,6 +202,8 @@ def test_a_run_interrupted_and_resumed_exports_the_same_bits_as_one_that_was_not
 
     resumed, output = run(interrupted)
     assert "resuming after step" in output
+    assert "rollout.max_staleness auto: 0, as it was chosen before" in output
+    assert [row["max_staleness"] for row in steps(resumed.run_dir)] == [0] * STEPS
     assert [row["step"] for row in steps(resumed.run_dir)] == list(range(1, STEPS + 1))
     assert {row["staleness"] for row in steps(resumed.run_dir)} == {0}  # so the weights that wrote are the same, too
     assert [examine_run(each.run_dir) for each in (expected, resumed)] == [0, 0]

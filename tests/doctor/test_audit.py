@@ -181,3 +181,26 @@ def test_a_year_at_a_step_a_second_stays_under_10_gb() -> None:
 
     audit = replace(audit_step(step, made), weights="0" * 16)
     assert len(to_checked_line(to_row(audit, ""))) * seconds < 10e9
+
+
+def chosen(staleness: int | None, since: int) -> list[StepAudit]:
+    """The good run, in which auto came to `staleness` at step `since`."""
+    return [replace(audit, max_staleness=staleness if audit.step >= since else None) for audit in good()]
+
+
+def test_of_auto_each_step_is_held_against_what_it_had_come_to() -> None:
+    assert faults(rows(chosen(1, since=2)), max_staleness=None) == []
+    assert faults(rows(chosen(2, since=2)), max_staleness=None) == []
+    early = faults(rows(chosen(1, since=4)), max_staleness=None)
+    assert {fault.partition(":")[0] for fault in early} == {"step 2", "step 3"}
+    assert all("1 behind; rollout.max_staleness=0" in fault for fault in early)
+
+
+def test_what_auto_has_come_to_it_never_leaves() -> None:
+    steps = chosen(1, since=2)
+    steps[3] = replace(steps[3], max_staleness=2)
+    found = faults(rows(steps), max_staleness=None)
+    assert found == [
+        "step 4: rollout.max_staleness=auto came to 1 before it, and is no more",
+        "step 5: rollout.max_staleness=auto came to 2 before it, and is no more",
+    ]

@@ -44,6 +44,7 @@ class FakeFeed:
         self.events: list[ReportedEvent] = []
         self.published: dict[int, Mapping[str, WireTensor]] = {}
         self.policy_version: int | None = None  # of every batch
+        self.max_staleness: int | None = None  # likewise
         self.stop: Callable[[], int]
         self.at_batch: dict[int, Callable[[], object]] = {}
         self.at_publish: dict[int, Callable[[], object]] = {}
@@ -59,6 +60,7 @@ class FakeFeed:
             num_tokens=sum(s.rollout.num_tokens for s in self._scored),
             num_on_policy=0,
             policy_version=self.policy_version,
+            max_staleness=self.max_staleness,
         )
 
     def share(self, step: int) -> list[ScoredRollout]:

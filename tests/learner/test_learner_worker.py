@@ -277,3 +277,14 @@ def test_rollouts_that_are_older_than_allowed_are_refused(make_config: Any, rows
     with pytest.raises(WorkerError, match=r"step 1 got rollouts 1 versions old; rollout\.max_staleness=0"):
         run(make_config(), feed)
     assert feed.log[-1] == "batch 1"
+
+
+def test_they_may_be_as_old_as_auto_has_come_to(make_config: Any, rows: list[ScoredRollout]) -> None:
+    config = make_config(rollout={"max_staleness": "auto"})
+    feed = FakeFeed(rows)
+    feed.policy_version, feed.max_staleness = 0, 1
+    with pytest.raises(WorkerError, match=r"step 2 got rollouts 2 versions old; rollout\.max_staleness=1"):
+        run(config, feed)
+    feed.max_staleness = None
+    with pytest.raises(WorkerError, match=r"step 1 got rollouts 1 versions old; rollout\.max_staleness=0"):
+        run(make_config(name="not-yet", rollout={"max_staleness": "auto"}), feed)

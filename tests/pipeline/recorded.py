@@ -12,6 +12,9 @@ from rayqd.pipeline import Pipeline, RolloutRef, ScoreRef, Weights
 from rayqd.types import Example, PlannedSequence, Rollout, RolloutSummary
 
 TEACHER = Call(worker="teacher-0")
+EXAMPLES = [
+    Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
+]
 
 
 class RecordingRollouts:
@@ -71,12 +74,9 @@ def make(
     def put(rollout: Rollout) -> Any:
         return rollout
 
-    examples = [
-        Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(10)
-    ]
     pipeline = Pipeline(
         plan=Plan(num_examples=(10,), batch_size=4, lmbda=lmbda, seed=1),
-        examples=examples,
+        examples=EXAMPLES,
         num_steps=num_steps,
         max_staleness=max_staleness,
         prefetch_steps=prefetch_steps,

@@ -26,10 +26,10 @@ def test_a_step_ahead_is_proposed_where_rollouts_and_learner_take_turns() -> Non
     assert found
     assert (found.role, found.setting) == ("rollout", "rollout.max_staleness = 1")
     assert found.step_seconds == pytest.approx(7.2)
-    assert found.would_be == pytest.approx(4.2)
+    assert found.would_be == pytest.approx(3.6)
     assert found.sentence == (
         "rollout, at work for 50% of the 7.2 s that a step takes; with rollout.max_staleness = 1 a step would take "
-        "4.2 s at best"
+        "3.6 s at best"
     )
 
 
@@ -67,6 +67,18 @@ def test_nothing_is_proposed_where_it_would_gain_next_to_nothing() -> None:
     assert found.sentence == "rollout, at work for 100% of the 1.0 s that a step takes"
 
 
-@pytest.mark.parametrize(("max_staleness", "seconds"), [(0, 6.0), (1, 4.0), (2, 3.0), (3, 3.0)])
+@pytest.mark.parametrize(("max_staleness", "seconds"), [(0, 9.0), (1, 4.5), (2, 4.0), (3, 4.0)])
 def test_the_parts_of_a_step_lie_behind_or_beside_each_other(max_staleness: int, seconds: float) -> None:
-    assert predict_step({"rollout": 3.0, "teacher": 1.0, "learner": 2.0}, max_staleness) == seconds
+    assert predict_step({"rollout": 4.0, "teacher": 2.0, "learner": 3.0}, max_staleness) == seconds
+
+
+def test_of_auto_the_steps_since_it_chose_are_judged_and_no_other_staleness_is_proposed() -> None:
+    before = steps(3.6, 0.6, 2.2, 4.2)
+    after = [step_event(9 + i, **TIMES, max_staleness=1) for i in range(5)]
+    found = find_bottleneck([*before, *after], config(max_staleness="auto"), num_gpus=4)
+    assert found
+    assert found.step_seconds == pytest.approx(4.2)
+    assert (found.setting, found.would_be) == ("rollout.num_workers = 2", pytest.approx(2.3))
+
+
+TIMES = {"rollout_seconds": 3.6, "teacher_seconds": 0.6, "learner_seconds": 2.2, "wait_seconds": 2.0}

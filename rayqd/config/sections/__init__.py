@@ -27,7 +27,8 @@ from rayqd.config.sections.markers import (
 from rayqd.config.sections.models import ModelConfig, TeacherConfig
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
 from rayqd.config.sections.quant import AdapterConfig, QuantConfig
-from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig, RolloutConfig
+from rayqd.config.sections.rollout import RolloutConfig
+from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig
 
 __all__ = [
     "AdapterConfig",
