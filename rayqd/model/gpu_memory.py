@@ -73,16 +73,16 @@ def _active_experts(model: PreTrainedModel) -> int:
 
 
 def learner_bytes(size: ModelSize, config: Config) -> int:
-    """Return what a learner worker needs that holds the whole student."""
+    """Return what a learner worker needs."""
     value = torch_dtype(config.model.dtype).itemsize
-    dense = size.num_parameters - size.num_quantized
-    if config.adapter.kind == "none":
-        weights = dense * value + size.num_quantized * _TRAINED_BYTES
-    else:
-        weights = size.num_parameters * value + size.adapted_width * config.adapter.rank * _TRAINED_BYTES
     has_teacher_head = config.teacher.name or config.quant.head != "none"
     head = size.width * size.vocab_size * value if has_teacher_head else 0
-    return int(_PROCESS + weights + head + max(_training_bytes(size, config), _calibration_bytes(size, config)))
+    return int(
+        _PROCESS
+        + _student_bytes(size, config)
+        + head
+        + max(_training_bytes(size, config), _calibration_bytes(size, config))
+    )
 
 
 def teacher_bytes(size: ModelSize, config: Config) -> int:
@@ -156,7 +156,7 @@ def advise(config: Config, roles: Sequence[str]) -> str:
         if not config.learner.gradient_checkpointing:
             changes.append("set learner.gradient_checkpointing")
         if config.adapter.kind == "none":
-            changes.append('train adapters (adapter.kind = "lora")')
+            changes.append('train adapters (adapter.kind = "lora"), or shard over more learner.num_workers')
     if "teacher" in roles:
         changes.append(f"lower teacher.max_batch_tokens={config.teacher.max_batch_tokens}")
         changes.append("spread it over several GPUs (teacher.gpus_per_worker)")
@@ -164,6 +164,21 @@ def advise(config: Config, roles: Sequence[str]) -> str:
         changes.append("give the rollouts GPUs of their own (rollout.tensor_parallel)")
     changes.append("take a smaller model or more GPUs; rollout.gpu_memory_utilization, if given, is tried unchecked")
     return ", ".join(changes)
+
+
+def _student_bytes(size: ModelSize, config: Config) -> float:
+    """Return what the student takes of a learner worker, which of several has a share of what full QAT trains.
+
+    That one is loaded whole and in 16 bits, and sharded layer by layer, of which one is whole in float32 at a time.
+    """
+    value, num_workers = torch_dtype(config.model.dtype).itemsize, config.learner.num_workers
+    if config.adapter.kind != "none":
+        return size.num_parameters * value + size.adapted_width * config.adapter.rank * _TRAINED_BYTES
+    trained = (size.num_parameters - size.num_quantized) * value + size.num_quantized * _TRAINED_BYTES / num_workers
+    if num_workers == 1:
+        return trained
+    layer = size.num_quantized / size.num_layers
+    return max(size.num_parameters * value + layer * 4, trained + layer * 8)  # 8: with its gradient
 
 
 def _training_bytes(size: ModelSize, config: Config) -> float:

@@ -75,6 +75,15 @@ def test_full_qat_takes_16_bytes_for_each_weight_that_it_trains(qwen: Any) -> No
     assert learner_bytes(size, full) - learner_bytes(size, lora) == size.num_quantized * (16 - 2) - adapters
 
 
+def test_of_what_full_qat_trains_each_of_several_workers_has_its_share(qwen: Any) -> None:
+    one, four, many = (config(adapter={"kind": "none"}, learner={"num_workers": count}) for count in (1, 4, 64))
+    size = measure_size(qwen, one)
+    layer = size.num_quantized / QWEN3_4B.num_hidden_layers  # whole, in float32 and with its gradient
+    saved = learner_bytes(size, one) - learner_bytes(size, four)
+    assert saved == pytest.approx(size.num_quantized * 16 * 3 / 4 - layer * 8, abs=2)
+    assert learner_bytes(size, many) > sum(p.numel() for p in qwen.parameters()) * 2  # which is how it is loaded
+
+
 def test_fewer_tokens_than_a_microbatch_holds_are_all_that_is_planned_for(qwen: Any) -> None:
     few = {"data": {"max_length": 64}, "eval": {"num_rows": 2}, "rollout": {"max_new_tokens": 64}}
     small, large = (config(**few, learner={"batch_size": 2, "microbatch_tokens": tokens}) for tokens in (4096, 16384))
