@@ -60,7 +60,8 @@ def estimate_held(
 ) -> Held:
     """Return what a run holds, by its rows' completion lengths in tokens, the teacher's width and its vocabulary.
 
-    `prefetch_steps`: further ahead than staleness allows, of what the data gives.
+    `prefetch_steps`: further ahead than staleness allows, of what the data gives. A staleness that is chosen while the
+    run goes on keeps to the store's size by itself.
     """
     hidden = width * (4 if config.model.dtype == "float32" else 2)
     teacher = config.teacher
@@ -69,7 +70,7 @@ def estimate_held(
     share = config.distill.lmbda
     tokens = config.learner.batch_size * ((1 - share) * mean + share * config.rollout.max_new_tokens)
     return Held(
-        steps=1 + config.rollout.max_staleness + (prefetch_steps if share < 1 else 0),
+        steps=1 + config.rollout.first_staleness + (prefetch_steps if share < 1 else 0),
         bytes_a_step=float(a_token * tokens),
         heldout_bytes=float(hidden * sum(heldout)),
     )

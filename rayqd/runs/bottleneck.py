@@ -5,7 +5,8 @@ way at a time, each at another part, and a role works for one of them at a time:
 
     seconds = max(rollout, teacher, learner, (rollout + teacher + learner) / (k + 1))
 
-so that at 2 none waits for another. Nothing of that holds where the roles compute on the same cores or GPUs, which are no quicker for being asked at once.
+so that at 2 none waits for another. Nothing of that holds where the roles compute on the same cores or GPUs, which are
+no quicker for being asked at once.
 """
 
 from __future__ import annotations

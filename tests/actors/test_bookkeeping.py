@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from rayqd.actors import controller as module
 from rayqd.actors import pool
 from rayqd.actors.controller import Controller
+from rayqd.actors.staleness import Staleness
 from rayqd.actors.workers import WritingReport
 from rayqd.config import Config
 from rayqd.data.example_set import ExampleSet
@@ -114,7 +115,9 @@ class Rollouts(Actor):
 class Teachers(Actor):
     def work(self, name: str, *args: Any) -> tuple[Any, list[Any]]:
         bad = (0,) if name == "score" and args[0].value.step % STEPS_BETWEEN_BAD == 0 else ()
-        report = ScoringReport(seconds=0.1, num_tokens=9, num_cache_hits=1, num_cache_misses=2, quarantined=bad)
+        report = ScoringReport(
+            seconds=0.1, num_tokens=9, num_cache_hits=1, num_cache_misses=2, num_bytes=64, quarantined=bad
+        )
         return report, ["payload"] * len(args)
 
 
@@ -137,7 +140,7 @@ def count_held(found: object, seen: set[int] | None = None) -> int:
 
 def test_everything_that_is_held_is_counted() -> None:
     report = ScoringReport(
-        seconds=0.1, num_tokens=9, num_cache_hits=1, num_cache_misses=2, quarantined=(1, 2), kept=(3,)
+        seconds=0.1, num_tokens=9, num_cache_hits=1, num_cache_misses=2, num_bytes=64, quarantined=(1, 2), kept=(3,)
     )
     assert count_held({"a": [1, 2], "b": {3}, "c": report}) == 6 + 2 + 1 + 2 + 1
 
@@ -155,7 +158,8 @@ async def test_no_structure_of_the_controller_grows_with_the_steps(
         rollout={"max_staleness": staleness, "max_new_tokens": 4},
         teacher={"max_bad_fraction": 1.0},
     )
-    controller: Any = Controller(config, [Rollouts() for _ in range(4)], [Teachers() for _ in range(2)], 2)  # type: ignore[list-item]
+    workers: Any = [Rollouts() for _ in range(4)], [Teachers() for _ in range(2)]
+    controller: Any = Controller(config, *workers, 2, Staleness(config, roles_share=False, store_bytes=1e9))
     rows = [
         Example(row=i, prompt_ids=np.full(4, i, np.int32), completion_ids=np.full(3, i, np.int32)) for i in range(9)
     ]
@@ -166,7 +170,7 @@ async def test_no_structure_of_the_controller_grows_with_the_steps(
     for step in range(LATE):
         await controller.publish(step, [Held({})])
         batch = await controller.batch(step, 0)
-        await controller.probes(step)
+        await controller.notes(step)
         await controller.report(made_step(step + 1, len(batch)))
         events = await controller.events(num_events, 0.1)
         num_events += len(events)

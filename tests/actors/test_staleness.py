@@ -65,7 +65,9 @@ def test_the_seconds_of_a_role_are_those_of_one_of_its_workers() -> None:
     assert policy.chosen == 2
 
 
-@pytest.mark.parametrize(("payload_bytes", "prefetch_steps", "chosen"), [(1e8, 0, 2), (1e8, 3, 1), (2e8, 0, 1), (6e8, 0, 0)])
+@pytest.mark.parametrize(
+    ("payload_bytes", "prefetch_steps", "chosen"), [(1e8, 0, 2), (1e8, 3, 1), (2e8, 0, 1), (6e8, 0, 0)]
+)
 def test_payloads_of_the_steps_on_the_way_fill_at_most_half_of_the_object_store(
     payload_bytes: float, prefetch_steps: int, chosen: int
 ) -> None:
