@@ -28,7 +28,7 @@ from rayqd.rollout.fake import FakeEngine
 from rayqd.rollout.sampling import SamplingRules
 from rayqd.rollout.worker import RolloutWorker
 from rayqd.teacher.worker import LoadedTeacher, TeacherWorker
-from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, RolloutSummary
+from rayqd.types import EngineProbe, Example, PlannedSequence, Rollout, RolloutSummary, SampledPayload
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -227,7 +227,8 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
     def load() -> LoadedTeacher:
         class Scorer:
             def score(self, rollouts: Any) -> Any:
-                return [None if len(r.completion_ids) == 13 else len(r.completion_ids) for r in rollouts]
+                logprobs = [np.zeros(len(r.completion_ids), np.float32) for r in rollouts]
+                return [None if len(each) == 13 else SampledPayload(logprobs=each) for each in logprobs]
 
             hidden = score
 
@@ -248,7 +249,8 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
     ]
     refs = [RolloutRef(summary=rollout.summary, ref=ray.put(rollout)) for rollout in rollouts]
     scores = await teachers.score(refs)
-    assert [None if score is None else fetch(score.payload) for score in scores] == [4, None, 8, 21, None]
+    payloads = [score and fetch(score.payload) for score in scores]
+    assert [payload and len(payload.logprobs) for payload in payloads] == [4, None, 8, 21, None]
     assert {score.scored for score in scores if score} == {Call(worker="teacher-0"), Call(worker="teacher-1")}
 
 
