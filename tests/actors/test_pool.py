@@ -277,8 +277,8 @@ def controller(num_lost: int) -> Any:
                 for index in range(2)
             ]
 
-        def probes(self, version: int) -> tuple[EngineProbe, ...]:
-            return ()
+        def notes(self, version: int) -> tuple[tuple[EngineProbe, ...], int]:
+            return (), 1
 
         def asked(self) -> list[int]:
             return self.attempts
@@ -291,7 +291,7 @@ def test_a_step_that_is_lost_is_asked_for_anew() -> None:
     where = controller(num_lost=2)
     batch = ControllerFeed(where, rank=0, world_size=1).batch(7)
     assert [scored.rollout for scored in batch.share] == [(0, 2), (1, 2)]
-    assert batch.num_loss_tokens == 6
+    assert (batch.num_loss_tokens, batch.max_staleness) == (6, 1)
     assert ray.get(where.asked.remote()) == [0, 1, 2]
 
 
