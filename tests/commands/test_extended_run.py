@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from rayqd.audit import AuditEvent, audit_step
+from rayqd.cluster.nodes import NodeGroup, Nodes
 from rayqd.commands import distill as module
 from rayqd.errors import RunError
 from rayqd.events import Event, FinishedEvent, ReadyEvent, StartEvent
@@ -58,15 +60,17 @@ def run(tiny_config: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         def role_spans(self) -> list[Any]:
             return []
 
+    here = NodeGroup(name="here", cpus=2, gpus=0, labels={}, running=1, startable=0)
+
     @contextlib.contextmanager
     def connect(*args: Any) -> Iterator[Any]:
         del args
-        yield SimpleNamespace(size=None, log_dir=None, dashboard=None, nodes=None)
+        nodes = Nodes(groups=(here,))
+        yield SimpleNamespace(size=None, log_dir=None, dashboard=None, nodes=nodes, store_bytes=math.inf)
 
     environment = TypeAdapter(Environment).validate_python(ENVIRONMENT)
     monkeypatch.setattr(module, "connect", connect)
     monkeypatch.setattr(module, "RunActors", Actors)
-    monkeypatch.setattr(module, "place", lambda *args: None)
     monkeypatch.setattr(module, "collect_environment", lambda *args: environment)
 
     def start(num_steps: int, events: list[Event]) -> tuple[Any, str]:
