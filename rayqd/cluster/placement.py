@@ -13,7 +13,7 @@ from rayqd.config import Config
 from rayqd.errors import PlacementError
 
 _MIN_CPUS = 0.05
-_MAX_WORKERS_PER_GPU = 8  # beyond that a GPU has no memory for any of them
+_MAX_WORKERS_PER_GPU = 16  # of a small model's; what they need of its memory each process checks itself
 _CPUS_BESIDE_A_GPU = (1.0, 0.5, 0.1)  # the most that fits; small machines have fewer cores than a run has workers
 
 

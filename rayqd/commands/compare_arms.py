@@ -17,7 +17,7 @@ from rayqd.cluster.nodes import Nodes
 from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
 from rayqd.comparison.budget import TIMED, check_pilots, steps_of_arms
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
-from rayqd.comparison.execute import Trainer, is_finished, run_baseline
+from rayqd.comparison.execute import Trainer, is_finished, run_baselines
 from rayqd.comparison.findings import Findings, find
 from rayqd.comparison.inputs import Inputs, collect_inputs
 from rayqd.comparison.jobs import Job, Jobs
@@ -89,11 +89,8 @@ class _Comparison:
                 progress.say(
                     f"{', '.join(names)}: the learner answers eval.tasks (eval.where), as nothing is on-policy"
                 )
-            for job in jobs.baselines():
-                if is_finished(job):
-                    progress.say(f"{job.name} has finished already")
-                else:
-                    run_baseline(job, self._inputs[job.name], directory, progress)
+            num_baselines = jobs.spec.compare.max_concurrent or 1
+            run_baselines(jobs.baselines(), self._inputs, directory, progress, num_baselines)
             if not all(is_finished(job) for job in self._first_to_train()):
                 self._train(directory, progress, make_engine)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.inputs import Inputs
@@ -26,6 +28,7 @@ from rayqd.sweep.tuner import SharedHandle, run_trials
 
 _METRIC = "kl_to_teacher"
 _PATIENCE_SECONDS = 600.0  # with the process of a comparison that was killed: it goes on to its end by itself
+_POLL_SECONDS = 0.1
 _ERROR = "rayqd: error: "
 
 
@@ -34,29 +37,66 @@ def is_finished(job: Job) -> bool:
     return read_result(job.directory / RESULT) is not None
 
 
-def run_baseline(job: Job, inputs: Inputs, directory: ComparisonDirectory, progress: Progress) -> None:
-    """Run `rayqd quantize` in a process of its own, whose memory and whose faults go with it; a failure is recorded."""
-    _wait_for_earlier(job, progress)
-    if is_finished(job):
-        return
-    directory.begin(job, inputs)
-    progress.status(f"{job.name}: rayqd quantize")
-    progress.say(f"{job.name} begins")
-    logs = directory.path / BASELINE_LOGS
-    logs.mkdir(exist_ok=True)
-    settings = logs / f"{job.name}.toml"
-    write_text(settings, to_toml(job.config))
-    with (logs / f"{job.name}.txt").open("w") as log:
-        command = [sys.executable, "-m", "rayqd", "quantize", f"@{settings}"]
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if result := read_result(job.directory / RESULT):
-        progress.say(f"{job.name} finished: KL to teacher {result.student.fidelity.kl_to_teacher:.4f}")
-        return
-    lines = (logs / f"{job.name}.txt").read_text(errors="replace").splitlines()
-    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    why = errors[-1] if errors else f"its process ended with exit code {code}"
-    directory.fail(job, why)
-    progress.say(f"{job.name} failed: {why}")
+def run_baselines(
+    jobs: Sequence[Job],
+    inputs: Mapping[str, Inputs],
+    directory: ComparisonDirectory,
+    progress: Progress,
+    num_concurrent: int = 1,
+) -> None:
+    """Run `rayqd quantize` for those of `jobs` that have not finished, so many at a time; failures are recorded.
+
+    Each has a process of its own, whose memory and whose faults go with it.
+    """
+    left = deque(jobs)
+    running: list[_Baseline] = []
+    try:
+        while left or running:
+            while left and len(running) < num_concurrent:
+                job = left.popleft()
+                _wait_for_earlier(job, progress)
+                if is_finished(job):
+                    progress.say(f"{job.name} has finished already")
+                else:
+                    directory.begin(job, inputs[job.name])
+                    running.append(_Baseline(job, directory.path, progress))
+            for baseline in [each for each in running if each.process.poll() is not None]:
+                running.remove(baseline)
+                baseline.record(directory, progress)
+            progress.status(f"rayqd quantize: {', '.join(each.job.name for each in running)}")
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for each in running:
+            each.process.kill()
+            each.process.wait()
+
+
+class _Baseline:
+    """The process of an arm without training."""
+
+    def __init__(self, job: Job, comparison: Path, progress: Progress) -> None:
+        progress.say(f"{job.name} begins")
+        logs = comparison / BASELINE_LOGS
+        logs.mkdir(exist_ok=True)
+        settings = logs / f"{job.name}.toml"
+        write_text(settings, to_toml(job.config))
+        self.job = job
+        self._log = logs / f"{job.name}.txt"
+        with self._log.open("w") as log:
+            command = [sys.executable, "-m", "rayqd", "quantize", f"@{settings}"]
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def record(self, directory: ComparisonDirectory, progress: Progress) -> None:
+        """Say what its run came to, and keep why it failed."""
+        name = self.job.name
+        if result := read_result(self.job.directory / RESULT):
+            progress.say(f"{name} finished: KL to teacher {result.student.fidelity.kl_to_teacher:.4f}")
+            return
+        lines = self._log.read_text(errors="replace").splitlines()
+        errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+        why = errors[-1] if errors else f"its process ended with exit code {self.process.returncode}"
+        directory.fail(self.job, why)
+        progress.say(f"{name} failed: {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from made_runs import INPUTS, every_job, make_jobs
 from rich.console import Console
 
 from rayqd.comparison.directory import ComparisonDirectory, read_failures
-from rayqd.comparison.execute import ArmCallback, is_finished, run_baseline
+from rayqd.comparison.execute import ArmCallback, is_finished, run_baselines
 from rayqd.console.progress import Progress
 from rayqd.errors import WorkerError
 from rayqd.sweep.suggest import FixedTrials, SuggesterSearch
@@ -47,14 +47,15 @@ def test_every_run_that_is_left_is_begun_once_and_a_failure_is_kept(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_baseline_that_fails_says_why_and_leaves_its_log(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path, "seeds = [0]", "gptq = {}\noff-policy = {}")
+def test_baselines_that_fail_beside_each_other_say_why_and_leave_their_logs(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "seeds = [0]", "gptq = {}\nawq = {}\noff-policy = {}")
     directory = ComparisonDirectory(jobs)
-    job = next(job for job in jobs.baselines() if job.arm.name == "gptq")
+    gptq, awq = (job for job in jobs.baselines() if job.arm.name != "rtn")
     with quiet() as progress:
-        run_baseline(job, INPUTS, directory, progress)
-    assert not is_finished(job)
-    outcome = directory.outcome(job)
-    assert outcome.state == "failed"
-    assert "m" in outcome.error
-    assert "rayqd: error" in outcome.log
+        run_baselines([gptq, awq], {job.name: INPUTS for job in (gptq, awq)}, directory, progress, num_concurrent=2)
+    for job in (gptq, awq):
+        assert not is_finished(job)
+        outcome = directory.outcome(job)
+        assert outcome.state == "failed"
+        assert "m" in outcome.error
+        assert "rayqd: error" in outcome.log

@@ -29,4 +29,5 @@ class CompareConfig(Section):
     against: str | None = None
     """The arm that the others are held against; none: off-policy, or the first that trains."""
     max_concurrent: Annotated[int | None, SameResult()] = Field(default=None, ge=1)
-    """Arms trained at a time; none: as many as have room beside each other, and one where seconds are the budget."""
+    """Runs at a time; none: one without training, and of those that train as many as have a GPU for each worker or,
+    where there are none, a CPU; one where seconds are the budget. Runs of a small model may share GPUs."""

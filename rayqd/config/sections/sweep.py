@@ -47,7 +47,8 @@ class SweepConfig(Section):
     reduction_factor: int = Field(default=3, ge=2)
     """asha: the best 1 in so many goes on from grace_steps, from grace_steps · reduction_factor, and so forth."""
     max_concurrent: Annotated[int | None, SameResult()] = Field(default=None, ge=1)
-    """Trials at a time; none: as many as have room beside each other."""
+    """Trials at a time; none: as many as have a GPU for each worker, or where there are none a CPU. Trials of a small
+    model may share GPUs."""
     metric: Literal["kl_to_teacher", "perplexity"] = "kl_to_teacher"
     """What is to be small, on the held-out rows."""
     seed: int = Field(default=42, ge=0)
