@@ -232,9 +232,8 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
 
             hidden = score
 
-        scorer: Any = Scorer()
-        spec: Any = None  # asked for by nobody without a cache
-        return LoadedTeacher(scorer=scorer, spec=spec, cache=None)
+        parts: Any = {"scorer": Scorer(), "spec": None}  # the latter is asked for by nobody without a cache
+        return LoadedTeacher(**parts, cache=None)
 
     handles = [ray.remote(TeacherActor).options(num_cpus=0).remote(TeacherWorker(rank, load)) for rank in range(2)]
     teachers = PooledTeachers(Pool("teacher", handles), RoleClock(), CacheCounts())
@@ -264,14 +263,10 @@ def controller(num_lost: int) -> Any:
 
         def batch(self, step: int, attempt: int) -> list[ScoredRef]:
             self.attempts.append(attempt)
+            counts: Any = {"step": step, "num_tokens": 5, "num_loss_tokens": 3, "policy_version": None}
             return [
                 ScoredRef(
-                    rollout=RolloutRef(
-                        summary=RolloutSummary(
-                            step=step, index=index, num_tokens=5, num_loss_tokens=3, policy_version=None
-                        ),
-                        ref=ray.put((index, attempt)),
-                    ),
+                    rollout=RolloutRef(summary=RolloutSummary(index=index, **counts), ref=ray.put((index, attempt))),
                     payload=lost if attempt < num_lost else ray.put("payload"),
                 )
                 for index in range(2)

@@ -128,11 +128,11 @@ def test_a_run_that_can_never_fit_names_who_finds_no_room(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    code, out, err = validate(capsys, AWS, "--rollout.num-workers", 100)
-    # Nine GPUs for at most eight workers each: 72 places, for one learner, one teacher and 70 of 100 rollout workers.
+    code, out, err = validate(capsys, AWS, "--rollout.num-workers", 200)
+    # Nine GPUs for at most 16 workers each: 144 places, for one learner, one teacher and 142 of 200 rollout workers.
     assert code == 1
-    assert row(out, "rollout")[-1].endswith("no room (30)")
-    assert "no room for 30 of 100 rollout worker(s)" in err
+    assert row(out, "rollout")[-1].endswith("no room (58)")
+    assert "no room for 58 of 200 rollout worker(s)" in err
     assert "lower rollout.num_workers" in err
 
 
