@@ -1,4 +1,4 @@
-"""Memory of driver and controller over a long run: `memory.py [--prompts 10000] [--workers 4] [--batch 16]`.
+"""Memory of driver and controller over a long run: `memory_growth.py [--prompts 10000] [--workers 4] [--batch 16]`.
 
 Rollout workers with a deterministic engine write a completion for every prompt; Ray, its actors and the learner are the
 real ones. What a process holds of its own (USS: shared memory, as the object store's, do not count) is read after steps
