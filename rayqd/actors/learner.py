@@ -32,7 +32,7 @@ from rayqd.errors import StorageError, WorkerError
 from rayqd.events import NoticeEvent, ReportedEvent, StoppedEvent
 from rayqd.metrics.fidelity import TaskResults
 from rayqd.model.compile_cache import keep_compiled_code
-from rayqd.model.import_transformers import import_transformers
+from rayqd.model.import_transformers import import_peft, import_transformers
 from rayqd.pipeline import MAX_ATTEMPTS, ScoredRef, lost_for_good
 from rayqd.spans import process_start, record_span, span
 from rayqd.types import Batch, IntArray, Rollout, ScoredRollout, WireTensor
@@ -168,6 +168,9 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
         from rayqd.learner.distributed import DistributedGroup, SingleProcess
         from rayqd.learner.worker import LearnerWorker
         from rayqd.model.load import device
+    if driver_config.adapter.kind == "lora":
+        with span("import PEFT"):
+            import_peft()
 
     with span("wait for the driver's checks"):
         ray.get(controller.wait_for_data.remote())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rayqd.config.sections import AdapterConfig
 from rayqd.errors import ConfigError
+from rayqd.model.import_transformers import import_peft
 from rayqd.model.qat_experts import QATExperts
 from rayqd.quant import Grid
 
@@ -50,6 +51,7 @@ def describe_unadapted(quantized: Iterable[str], adapter: AdapterConfig) -> str:
 
 def make_adapted_layer(linear: nn.Linear, adapter: AdapterConfig, grid: Grid) -> QATLoraLinear:
     """Return the layer that takes the place of `linear`; the adapter is float32 and on its device."""
+    import_peft()
     from peft import LoraConfig
 
     from rayqd.model.qat_lora import QATLoraLinear

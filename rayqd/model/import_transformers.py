@@ -1,15 +1,18 @@
-"""The import of transformers in a process that a run starts, without what no run uses.
+"""The import of transformers and PEFT in a process that a run starts, without what no run uses.
 
-Its modules import scikit-learn for assisted generation with a threshold, SciPy for object detection, torchao for
-models that are quantized already, each where it is installed: a quarter of the 4,300 modules of a process's start.
+transformers' modules import scikit-learn for assisted generation with a threshold, SciPy for object detection, torchao
+for models that are quantized already, each where it is installed: a quarter of the 4,300 modules of a process's start.
+PEFT imports bitsandbytes for adapters on weights that it has rounded, and that torch's compiler: 570 modules.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 _UNUSED = ("is_sklearn_available", "is_scipy_available", "is_torchao_available")
+_QUANTIZER = "bitsandbytes"
 _IMPORTERS = ("generation.candidate_generator", "loss.loss_utils", "quantizers.auto", "modeling_utils")
 
 
@@ -28,6 +31,21 @@ def import_transformers() -> None:
     finally:
         for name, function in asked.items():
             setattr(utils, name, function)
+
+
+def import_peft() -> None:
+    """Import what adapters are made of, without bitsandbytes, which all others may still import.
+
+    To be called before anything else imports PEFT: later it changes nothing.
+    """
+    is_new = _QUANTIZER not in sys.modules
+    if is_new:
+        sys.modules[_QUANTIZER] = None  # pyright: ignore[reportArgumentType]  # Python's own mark: not to be found
+    try:
+        importlib.import_module("peft.tuners.lora")
+    finally:
+        if is_new:
+            del sys.modules[_QUANTIZER]
 
 
 def _is_not_available(*_: object) -> bool:

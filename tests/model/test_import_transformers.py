@@ -19,9 +19,27 @@ import sklearn.metrics, torchao
 print(is_sklearn_available(), is_torchao_available())
 """
 
+PEFT = """
+import sys
+from rayqd.model.import_transformers import import_peft, import_transformers
+import_transformers()
+import_peft()
+from rayqd.model.qat_lora import QATLoraLinear
+print(sorted({"bitsandbytes", "torch._inductor.compile_fx"} & set(sys.modules)))
+import bitsandbytes
+print(bitsandbytes.nn.Linear4bit.__name__)
+"""
+
 
 @pytest.mark.slow
 def test_models_load_without_libraries_that_others_still_have() -> None:
     pytest.importorskip("torchao")
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "True True"]
+
+
+@pytest.mark.slow
+def test_adapters_are_made_without_a_library_that_others_still_have() -> None:
+    pytest.importorskip("bitsandbytes")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PEFT], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "Linear4bit"]
