@@ -246,10 +246,8 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
         )
         for i, length in enumerate(lengths)
     ]
-    refs = [RolloutRef(summary=rollout.summary, ref=ray.put(rollout)) for rollout in rollouts]
-    scores = await teachers.score(refs)
-    payloads = [score and fetch(score.payload) for score in scores]
-    assert [payload and len(payload.logprobs) for payload in payloads] == [4, None, 8, 21, None]
+    scores = await teachers.score([RolloutRef(summary=each.summary, ref=ray.put(each)) for each in rollouts])
+    assert [score and len(fetch(score.payload).logprobs) for score in scores] == [4, None, 8, 21, None]
     assert {score.scored for score in scores if score} == {Call(worker="teacher-0"), Call(worker="teacher-1")}
 
 
