@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from rayqd.commands.evaluated_models import EvaluatedModels, directory_of, engine_directory
+from rayqd.commands.own_text import choose_writing, find_basis
 from rayqd.config import Config
 from rayqd.config.resolved import setting_value
 from rayqd.config.sections.markers import ChangesBenchmarks
@@ -21,12 +22,11 @@ from rayqd.console.continuations import continuation_lines
 from rayqd.console.say import say
 from rayqd.data import ExampleSet
 from rayqd.data.chat_settings import chat_settings
-from rayqd.data.stops import end_token_ids
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
-from rayqd.evals.continuations import Writing, measure_continuations
+from rayqd.evals.continuations import measure_continuations
 from rayqd.evals.fidelity import score
 from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.evals.heldout import Heldout
@@ -128,12 +128,10 @@ class _Evaluation:
         """Measure the student where it goes on by itself; kept beside the run, and put into its page."""
         config, checked = self._config, self._checked
         tokenizer = _tokenizer(checked, config)
-        writing = Writing(
-            ends=end_token_ids(tokenizer, checked.directory, chat_settings(config.data)),
-            max_new_tokens=config.rollout.max_new_tokens,
-            seed=config.seed,
-            max_tokens=config.learner.microbatch_tokens,
-        )
+        if len(rows) < config.eval.continuations:
+            asked = f"eval.continuations = {config.eval.continuations}"
+            self._say(f"{asked}: only {len(rows)} rows are held out (eval.num_rows)")
+        writing = choose_writing(config, tokenizer, checked.directory)
         others = {untrained_arm("rtn", config.quant).name: self._load_rounded} if config.eval.rtn else {}
         found = measure_continuations(
             rows,
@@ -142,6 +140,7 @@ class _Evaluation:
             others,
             tokenizer.decode,
             writing,
+            find_basis(config, writing, rows, directory_of(self._path, trusts_code=config.model.trust_remote_code)),
         )
         for line in continuation_lines(found):
             self._say(line)

@@ -8,18 +8,19 @@ would grow with the position along its own completions faster than along the dat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayqd.evals.fidelity import METRICS, compare_tokens
-from rayqd.evals.language_model import own_attention
+from rayqd.evals.fidelity import METRICS, compare_tokens, mean_fidelity
+from rayqd.evals.writing import Request, Writing, write
 from rayqd.metrics.bootstrap import estimate, ratio
+from rayqd.metrics.fidelity import ByRow
 from rayqd.model.load import output_head
-from rayqd.runs.continuations import Continuations, Positions, SideBySide
+from rayqd.runs.continuations import Basis, Continuations, OwnText, Positions, SideBySide
 from rayqd.teacher.forward import Teacher
 from rayqd.types import IntArray, Rollout, ScoredRollout
 
@@ -33,16 +34,6 @@ _FIRST_BIN = 8  # positions; each further bin is as long as all before it
 _MOST_SAMPLES = 5  # that are kept to be read
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writing:
-    """How completions are written."""
-
-    ends: Sequence[int]  # ids that end one
-    max_new_tokens: int
-    seed: int
-    max_tokens: int  # that go through a model at once where it only reads
-
-
 def measure_continuations(
     rows: Sequence[Rollout],
     student: PreTrainedModel,
@@ -50,40 +41,61 @@ def measure_continuations(
     others: Mapping[str, Load],
     decode: Callable[[Sequence[int]], str],
     writing: Writing,
+    basis: Basis,
 ) -> Continuations:
     """Let teacher, student and `others` continue the prompts of held-out `rows`, each prompt alone.
 
-    Student and teacher are in memory together; `others` are loaded one after the other.
+    Student and teacher are in memory together; `others` are loaded one after the other. `basis` is kept with the sums.
     """
-    prompts = [row.prompt_ids for row in rows]
-    greedy = {STUDENT: [write(student, prompt, writing) for prompt in prompts]}
-    sampled = [write(student, p, writing, seed=writing.seed + i) for i, p in enumerate(prompts)]
-    own = [_continue(row, ids) for row, ids in zip(rows, sampled, strict=True) if len(ids)]
+    likeliest = [Request(prompt_ids=row.prompt_ids) for row in rows]
+    written = write(student, [*likeliest, *sampled_requests(rows, writing)], writing)
+    greedy = {STUDENT: written[: len(rows)]}
+    own = _continue(rows, written[len(rows) :])
     model = load_teacher()
-    greedy[TEACHER] = [write(model, prompt, writing) for prompt in prompts]
+    greedy[TEACHER] = write(model, likeliest, writing)
     along = [_compare(student, model, some, writing.max_tokens) for some in (rows, own)]
     del model
     for name, load in others.items():
-        model = load()
-        greedy[name] = [write(model, prompt, writing) for prompt in prompts[:_MOST_SAMPLES]]
+        greedy[name] = write(load(), likeliest[:_MOST_SAMPLES], writing)
     agreed = [_common(a, b) for a, b in zip(greedy[TEACHER], greedy[STUDENT], strict=True)]
     pairs = zip(greedy[TEACHER], greedy[STUDENT], strict=True)
     order = [TEACHER, *others, STUDENT]
     return Continuations(
         data=tuple(by_position(along[0])),
         own=tuple(by_position(along[1])),
+        own_text=OwnText(by_row=sums_by_row(along[1]), basis=basis),
         agreed=tuple(agreed),
         num_whole=sum(np.array_equal(a, b) for a, b in pairs),
         max_new_tokens=writing.max_new_tokens,
         samples=tuple(
             SideBySide(
-                prompt=decode(prompt.tolist()),
+                prompt=decode(row.prompt_ids.tolist()),
                 texts={name: decode(greedy[name][i].tolist()) for name in order},
                 agreed=agreed[i],
             )
-            for i, prompt in enumerate(prompts[:_MOST_SAMPLES])
+            for i, row in enumerate(rows[:_MOST_SAMPLES])
         ),
     )
+
+
+def measure_own_text(
+    rows: Sequence[Rollout], student: PreTrainedModel, teacher: PreTrainedModel, writing: Writing
+) -> ByRow:
+    """Let the student alone go on from the prompts of `rows`, and return its sums along what it wrote."""
+    own = _continue(rows, write(student, sampled_requests(rows, writing), writing))
+    return sums_by_row(_compare(student, teacher, own, writing.max_tokens))
+
+
+def sums_by_row(rows: Sequence[Tensor]) -> ByRow:
+    """Sum up what `compare_tokens` returns of each row, [C, 4]."""
+    found = mean_fidelity(rows).by_row
+    assert found is not None
+    return found
+
+
+def sampled_requests(rows: Sequence[Rollout], writing: Writing) -> list[Request]:
+    """Return what the student is asked for: to go on from each row's prompt, with a seed of the row's own."""
+    return [Request(prompt_ids=row.prompt_ids, seed=(writing.seed, i)) for i, row in enumerate(rows)]
 
 
 def by_position(rows: Sequence[Tensor]) -> Iterator[Positions]:
@@ -104,32 +116,10 @@ def by_position(rows: Sequence[Tensor]) -> Iterator[Positions]:
         first, last = last + 1, 2 * last + 1
 
 
-@torch.no_grad()
-def write(model: PreTrainedModel, prompt_ids: IntArray, writing: Writing, seed: int | None = None) -> IntArray:
-    """Return the completion, [C]: by always the likeliest token, or with a `seed` sampled at temperature 1."""
-    from transformers import GenerationConfig
-
-    ids = torch.from_numpy(prompt_ids.astype(np.int64))[None].to(model.device)
-    settings = GenerationConfig(
-        max_new_tokens=writing.max_new_tokens,
-        do_sample=seed is not None,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        eos_token_id=list(writing.ends),
-        pad_token_id=writing.ends[0] if writing.ends else 0,
-    )
-    if seed is not None:
-        torch.manual_seed(seed)
-    with own_attention(model):
-        generate: Any = model.generate
-        written = generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return written[0, ids.shape[1] :].cpu().numpy().astype(np.int32)
-
-
-def _continue(row: Rollout, ids: IntArray) -> Rollout:
-    return replace(row, completion_ids=ids, trained=None, on_policy=True)
+def _continue(rows: Sequence[Rollout], written: Sequence[IntArray]) -> list[Rollout]:
+    return [
+        replace(row, completion_ids=ids, trained=None, on_policy=True) for row, ids in zip(rows, written, strict=True)
+    ]
 
 
 def _compare(

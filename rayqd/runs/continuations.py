@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from rayqd.files import write_text
 from rayqd.metrics.bootstrap import Estimate
+from rayqd.metrics.fidelity import ByRow
 from rayqd.runs.paths import EVALS, EXPORT
 
 
@@ -38,6 +39,28 @@ class SideBySide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What the sums along a student's own completions rest on."""
+
+    prompts: str  # digest of their ids
+    model: str  # digest of the student's weights
+    teacher: str  # likewise
+    dtype: str
+    ends: tuple[int, ...]  # ids that end a completion
+    max_new_tokens: int
+    seed: int  # of what is sampled
+    rayqd: str  # version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnText:
+    """How a student does along what it wrote itself, prompt by prompt: by it models are compared row by row."""
+
+    by_row: ByRow  # of each prompt, over the completion that the student sampled
+    basis: Basis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Continuations:
     """Exposure bias, measured: the same student along the data's completions and along its own."""
 
@@ -47,6 +70,7 @@ class Continuations:
     num_whole: int  # prompts at which both paths are the same to their end
     max_new_tokens: int
     samples: tuple[SideBySide, ...]
+    own_text: OwnText | None = None  # the sums that `own` is made of; None in files from before it was kept
 
     @property
     def agreement(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from rayqd.evals.continuations import Writing, by_position, measure_continuations, write
+from rayqd.evals.continuations import by_position, measure_continuations, measure_own_text, sampled_requests
+from rayqd.evals.writing import Request, Writing, draw, write
 from rayqd.model.load import load_model
-from rayqd.runs.continuations import continuations_file, read_continuations, write_continuations
+from rayqd.runs.continuations import Basis, continuations_file, read_continuations, write_continuations
 
 WRITING = Writing(ends=(2,), max_new_tokens=12, seed=3, max_tokens=64)
+BASIS = Basis(prompts="p", model="m", teacher="t", dtype="float32", ends=(2,), max_new_tokens=12, seed=3, rayqd="0")
 
 
 def moved(directory: Path) -> Any:
@@ -46,10 +49,29 @@ def greedy(model: Any, prompt: Any) -> list[int]:
 
 
 @torch.no_grad()
+def sampled(model: Any, prompt: Any, seed: tuple[int, ...]) -> list[int]:
+    """The id at which the distribution after the whole text first exceeds the row's next number, again and again."""
+    ids = prompt.tolist()
+    for uniform in np.random.default_rng(seed).random(WRITING.max_new_tokens):
+        probabilities = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).tolist()
+        ids.append(next(i for i, reached in enumerate(accumulate(probabilities)) if reached > uniform))
+        if ids[-1] in WRITING.ends:
+            break
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
 def kl_at(teacher: Any, student: Any, prompt: Any, completion: Any) -> list[float]:
     ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
     q, p = (m(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1) for m in (teacher, student))
     return (q.exp() * (q - p)).sum(-1).tolist()
+
+
+@torch.no_grad()
+def agree_at(teacher: Any, student: Any, prompt: Any, completion: Any) -> int:
+    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
+    first, second = (m(ids).logits[0, len(prompt) - 1 : -1].argmax(-1) for m in (teacher, student))
+    return int((first == second).sum())
 
 
 @pytest.mark.slow
@@ -61,7 +83,7 @@ def test_numbers_are_those_of_each_text_alone(tiny_model: Path, make_rollouts: A
     def load() -> Any:
         return load_model(tiny_model, "float32")
 
-    found = measure_continuations(rows, student, load, {"rounded": load}, lambda ids: f"{list(ids)}", WRITING)
+    found = measure_continuations(rows, student, load, {"rounded": load}, lambda ids: f"{list(ids)}", WRITING, BASIS)
 
     paths = [(greedy(plain_teacher, r.prompt_ids), greedy(plain_student, r.prompt_ids)) for r in rows]
     for (one, other), agreed in zip(paths, found.agreed, strict=True):
@@ -79,28 +101,59 @@ def test_numbers_are_those_of_each_text_alone(tiny_model: Path, make_rollouts: A
         assert place.num_tokens == len(values)
         assert place.kl.value == pytest.approx(np.mean(values), rel=1e-4)
 
-    own = [write(student, r.prompt_ids, WRITING, seed=WRITING.seed + i) for i, r in enumerate(rows)]
+    own = [np.array(sampled(plain_student, r.prompt_ids, (WRITING.seed, i))) for i, r in enumerate(rows)]
     of_own = [kl_at(plain_teacher, plain_student, r.prompt_ids, ids) for r, ids in zip(rows, own, strict=True)]
     assert sum(p.num_tokens for p in found.own) == sum(map(len, own))
     assert found.own[0].kl.value == pytest.approx(np.mean([kl for row in of_own for kl in row[:8]]), rel=1e-4)
+    assert found.own_text is not None
+    assert found.own_text.basis == BASIS
+    by_row = found.own_text.by_row
+    assert list(by_row.num_tokens) == [len(ids) for ids in own]
+    assert by_row.kl == pytest.approx([sum(row) for row in of_own], rel=1e-4)
+    agrees = [agree_at(plain_teacher, plain_student, r.prompt_ids, ids) for r, ids in zip(rows, own, strict=True)]
+    assert list(by_row.agrees) == agrees
+    assert measure_own_text(rows, student, load(), WRITING) == by_row
 
     write_continuations(continuations_file(tmp_path, "export"), found)
     assert read_continuations(tmp_path) == found
 
 
+def test_a_draw_is_the_distribution_itself() -> None:
+    """Over evenly spread numbers each id's share is its probability, to a number more or less."""
+    p = np.array([0.0, 0.25, 0.0, 0.5, 0.125, 0.125, 0.0])
+    with np.errstate(divide="ignore"):
+        logits = torch.from_numpy(np.log(p))[None].expand(1000, -1)
+    numbers = torch.arange(1000, dtype=torch.float64) / 1000
+    counts = np.bincount(draw(logits, numbers).numpy(), minlength=len(p))
+    assert np.all(np.abs(counts - 1000 * p) <= 1)
+    assert not counts[p == 0].any()
+    assert draw(logits[:1], torch.tensor([1 - 2.0**-53], dtype=torch.float64)).item() == 5
+
+
 @pytest.mark.slow
-def test_sampling_is_the_models_own_distribution(tiny_model: Path) -> None:
-    """First tokens of 400 seeds: each id's share is within five standard errors of its probability."""
+def test_what_a_row_gets_does_not_depend_on_who_shares_its_call(
+    tiny_model: Path, make_rollouts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rollouts((5, 1), (9, 1), (3, 1), (9, 1), seed=4)
     student = moved(tiny_model)
-    prompt = np.asarray([7, 9, 11], dtype=np.int32)
-    one = Writing(ends=(2,), max_new_tokens=1, seed=0, max_tokens=64)
-    counts = np.bincount([int(write(student, prompt, one, seed=i)[0]) for i in range(400)])
-    with torch.no_grad():
-        plain = eager(tiny_model, student)
-        p = plain(torch.tensor([prompt.tolist()])).logits[0, -1].double().softmax(-1).numpy()
-    share = np.zeros_like(p)
-    share[: len(counts)] = counts / 400
-    assert np.all(np.abs(share - p) < 5 * np.sqrt(p * (1 - p) / 400) + 1 / 400)
+    requests = [*sampled_requests(rows, WRITING), *(Request(prompt_ids=row.prompt_ids) for row in rows)]
+    together = write(student, requests, WRITING)
+    calls: list[int] = []
+    generate = student.generate
+
+    def counted(ids: Any, **settings: Any) -> Any:
+        calls.append(len(ids))
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return generate(ids, **settings)
+
+    monkeypatch.setattr(student, "generate", counted)
+    in_parts = write(student, requests, WRITING)
+    assert max(calls[1:]) > 1
+    assert len(calls) > 4  # the first ones ended without memory
+    assert [each.tolist() for each in in_parts] == [each.tolist() for each in together]
+    assert all(row.tolist().index(2) == len(row) - 1 for row in together if 2 in row)
+    assert len({tuple(row.tolist()) for row in together}) > 4
 
 
 def test_positions_double_and_end_with_the_longest_row() -> None:
