@@ -20,7 +20,10 @@ _KINDS = {
     "after the last, and what took how long; without a file of settings 8 steps of a small model",
     "data": "rows read, rendered, tokenized and planned, with nothing kept of them and once more: seconds and memory; "
     "rows that are made up, or those of data.source where the settings name one",
+    "run": "whole training steps, beside TRL's GKDTrainer and DistillationTrainer and vLLM alone, where they are "
+    "installed, on the same model and requests: seconds a step, tokens a second, the first step, memory",
 }
+_OF_RUNS = {"peers", "peers-alone", "sequences", "steps", "seconds", "limit", "beside", "logs"}
 
 
 def _bench(given: Given) -> int:
@@ -28,6 +31,10 @@ def _bench(given: Given) -> int:
         return _bench_startup(given)
     if given.operands[0] == "data":
         return _bench_data(given)
+    if given.operands[0] == "run":
+        return _bench_run(given)
+    if unused := sorted(given.options.keys() & _OF_RUNS):
+        raise ConfigError(f"flag --{unused[0]}: only rayqd bench run reads it, not rayqd bench {given.operands[0]}")
     if "rows" in given.options:
         raise ConfigError(f"flag --rows: only rayqd bench data makes rows, not rayqd bench {given.operands[0]}")
     config = config_of(given.arguments)
@@ -35,6 +42,17 @@ def _bench(given: Given) -> int:
     from rayqd.commands.bench import bench
 
     bench(given.operands[0], config, given.options)
+    return 0
+
+
+def _bench_run(given: Given) -> int:
+    if unused := sorted(given.options.keys() - _OF_RUNS - {"json", "arms", "shape"}):
+        raise ConfigError(f"flag --{unused[0]}: rayqd bench run does not read it; --sequences and --steps say how much")
+    quiet_driver()
+    from rayqd.bench.head_to_head.plan import plan_run
+    from rayqd.commands.bench_run import run_head_to_head
+
+    run_head_to_head(plan_run(given.arguments, given.options))
     return 0
 
 
@@ -68,7 +86,8 @@ COMMAND = Command(
         Option(
             name="shape",
             value="NAME",
-            text="step and loss: smollm2-135m, qwen3-0.6b, qwen3-4b or qwen3-8b, with random weights",
+            text="step, loss and run: smollm2-135m, qwen3-0.6b, qwen3-4b or qwen3-8b, with random weights; run: unless "
+            "given qwen3-4b on a GPU, and the real model of model.name without",
         ),
         Option(
             name="tokens",
@@ -85,8 +104,31 @@ COMMAND = Command(
             name="arms",
             value="LIST",
             text="step: what to measure, of plain, stop and pass (adapter.saturated), full (QAT of all weights, whose "
-            "optimizer needs the memory) and rounding; plain,stop,pass,rounding",
+            "optimizer needs the memory) and rounding; plain,stop,pass,rounding. run: on-policy,off-policy",
         ),
+        Option(
+            name="peers",
+            value="LIST",
+            text="run: whom to measure beside rayqd, of trl-gkd, trl-distillation, vllm and vllm-int4 (what rayqd's "
+            "run has exported), or none; all of them",
+        ),
+        Option(
+            name="sequences",
+            value="SEQUENCESxNEW_TOKENS",
+            text="run: a step's sequences and the tokens of each completion; 64x512 on a GPU, 8x128 without",
+        ),
+        Option(name="steps", value="N", text="run: optimizer steps, of which the first does not count; 6 on a GPU, 4"),
+        Option(
+            name="seconds", value="N", text="run: no further step of a peer once it took so long after its first; 90"
+        ),
+        Option(name="limit", value="N", text="run: seconds after which the process of a contender is ended; 1800"),
+        Option(
+            name="beside",
+            value="FILE,...",
+            text="run: the JSON of earlier calls, whose rows are shown and not measured once more",
+        ),
+        Option(name="peers-alone", text="run: leave rayqd itself out"),
+        Option(name="logs", value="DIR", text="run: for all that each contender prints; beside the JSON, FILE.logs"),
         Option(name="rows", value="N", text="data: how many rows to make up; 1,000,000"),
         Option(name="json", value="FILE", text="the numbers once more, for programs"),
     ),
