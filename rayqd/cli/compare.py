@@ -39,7 +39,8 @@ def _compare_arms(given: Given) -> int:
         return dry_run_compare(spec)
     from rayqd.commands.compare_arms import compare_arms
 
-    return 1 if compare_arms(spec, price=price).failed else 0
+    findings = compare_arms(spec, price=price)
+    return 1 if findings.failed or (findings.own_texts and findings.own_texts.errors) else 0
 
 
 def _read_price(text: str | None) -> float | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rayqd.actors.connection import connect
 from rayqd.cluster.nodes import Nodes
+from rayqd.commands.compare_own_text import measure_own_texts
 from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
 from rayqd.comparison.budget import TIMED, check_pilots, steps_of_arms
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
@@ -22,6 +23,7 @@ from rayqd.comparison.findings import Findings, find
 from rayqd.comparison.inputs import Inputs, collect_inputs
 from rayqd.comparison.jobs import Job, Jobs
 from rayqd.comparison.outcomes import Outcome, by_arm
+from rayqd.comparison.own_text import OwnTexts
 from rayqd.comparison.table import print_findings
 from rayqd.comparison.write import write_findings
 from rayqd.config import Config
@@ -70,7 +72,9 @@ class _Comparison:
                 self._run_missing(directory, make_engine)
             else:
                 say(self._console, f"every run of {directory.path} has finished already; this is what they came to")
-            return self._write(directory, price)
+            runs = [*jobs.baselines(), *self._first_to_train()]
+            own_texts = measure_own_texts(jobs, runs, self._data, lambda line: say(self._console, line))
+            return self._write(directory, price, own_texts)
         finally:
             directory.close()
 
@@ -129,11 +133,11 @@ class _Comparison:
                 self._check(trained)
             trainer.run(trained, self._inputs)
 
-    def _write(self, directory: ComparisonDirectory, price: float | None) -> Findings:
+    def _write(self, directory: ComparisonDirectory, price: float | None, own_texts: OwnTexts | None) -> Findings:
         jobs = self._jobs
         runs = [*jobs.baselines(), *self._first_to_train()]
         outcomes: list[Outcome] = [directory.outcome(job) for job in runs]
-        findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes))
+        findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes), own_texts)
         write_findings(findings, jobs, directory, price)
         print_findings(self._console, findings, directory.path, price)
         return findings

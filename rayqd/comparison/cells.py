@@ -22,6 +22,11 @@ class Cells:
     difference: str
     difference_interval: str
     verdict: str
+    own_kl: str  # along the arm's own text, as the next four
+    own_kl_interval: str
+    own_difference: str
+    own_difference_interval: str
+    own_verdict: str
     top1: str
     perplexity: str
     seeds: str
@@ -36,6 +41,8 @@ def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Ce
     """Return the line of an arm. `price` is of an accelerator an hour."""
     decision, cost, num = finding.decision, finding.cost, max(1, finding.num_seeds)
     difference = decision.difference if decision else None
+    own, own_decision = finding.own_text, finding.own_text.decision if finding.own_text else None
+    own_difference = own_decision.difference if own_decision else None
     is_teacher = finding.arm.kind == "teacher"
     trains = finding.arm.trains and cost is not None
     return Cells(
@@ -47,6 +54,11 @@ def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Ce
         difference=_difference(difference),
         difference_interval=_between(difference, "+.4f"),
         verdict=_verdict(finding, findings),
+        own_kl="0.0000" if is_teacher else f"{own.kl.value:.4f}" if own else "-",
+        own_kl_interval=_between(own.kl if own else None, ".4f"),
+        own_difference=_difference(own_difference),
+        own_difference_interval=_between(own_difference, "+.4f"),
+        own_verdict=_own_verdict(finding, findings),
         top1="100.0%" if is_teacher else _or_dash(finding.top1_agreement, ".1%"),
         perplexity=_or_dash(finding.perplexity, ".3f"),
         seeds=str(finding.num_seeds) if finding.arm.command else "",
@@ -66,6 +78,15 @@ def _verdict(finding: ArmFinding, findings: Findings) -> str:
         found = "not finite"
     text = found or "reference" if finding is findings.reference else found
     return f"{text}, {len(finding.outcome.failed)} failed" if finding.outcome.failed else text
+
+
+def _own_verdict(finding: ArmFinding, findings: Findings) -> str:
+    own = finding.own_text
+    if own is None:
+        return "" if finding.arm.kind == "teacher" else "not measured"
+    if not own.kl.is_finite:
+        return "not finite"
+    return own.decision.outcome if own.decision else "reference" if finding is findings.reference else ""
 
 
 def _between(found: Estimate | None, form: str) -> str:

@@ -4,14 +4,16 @@ arm that all are held against, each over held-out rows and seeds together."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rayqd.comparison.cost import Cost, add_costs
 from rayqd.comparison.outcomes import ArmOutcome, check_same_rows, read_curve
+from rayqd.comparison.own_findings import OwnFinding, common_seeds, find_own
+from rayqd.comparison.own_text import OwnTexts
 from rayqd.config.comparison import ArmSpec, ComparisonSpec
-from rayqd.metrics.fidelity import ByRow, Fidelity
+from rayqd.metrics.fidelity import Fidelity
 from rayqd.statistics.bootstrap import crossed_interval
 from rayqd.statistics.crossed import Cells, Estimate, ratio_of_sums
 from rayqd.statistics.decision import Decision, decide
@@ -30,6 +32,7 @@ class ArmFinding:
     perplexity: float | None
     cost: Cost | None  # of all its finished runs
     num_seeds: int  # that have finished
+    own_text: OwnFinding | None = None  # along what its students wrote; None where that was not measured
 
     @property
     def arm(self) -> ArmSpec:
@@ -47,6 +50,7 @@ class Findings:
     arms: tuple[ArmFinding, ...]  # in their order
     num_rows: int
     num_tokens: int  # held out
+    own_texts: OwnTexts | None = None  # None without eval.continuations
 
     @property
     def reference(self) -> ArmFinding:
@@ -59,8 +63,11 @@ class Findings:
         return [each for each in self.arms if each.outcome.failed]
 
 
-def find(spec: ComparisonSpec, outcomes: Sequence[ArmOutcome]) -> Findings:
-    """Judge the arms. Raises RunError where they were not measured on the same rows."""
+def find(spec: ComparisonSpec, outcomes: Sequence[ArmOutcome], own_texts: OwnTexts | None = None) -> Findings:
+    """Judge the arms, also along their own text where that was measured.
+
+    Raises RunError where they were not measured on the same rows.
+    """
     check_same_rows(outcomes)
     by_name = {outcome.arm.name: outcome for outcome in outcomes}
     rounded = next(outcome for outcome in outcomes if outcome.arm.kind == "rtn" and not outcome.arm.values)
@@ -69,13 +76,17 @@ def find(spec: ComparisonSpec, outcomes: Sequence[ArmOutcome]) -> Findings:
     differences = {o.arm.name: d for o in outcomes if o is not reference and (d := _difference(o, reference))}
     decisions = dict(zip(differences, decide(list(differences.values()), spec.compare.margin), strict=True))
     base = spec.config()
+    own = find_own(outcomes, reference, own_texts, spec.compare.margin) if own_texts else {}
     return Findings(
         name=base.name,
         spec=spec,
         amount=spec.compare.amount or base.learner.steps,
-        arms=tuple(_find_arm(outcome, rounded, rows, decisions.get(outcome.arm.name)) for outcome in outcomes),
+        arms=tuple(
+            replace(_find_arm(o, rounded, decisions.get(o.arm.name)), own_text=own.get(o.arm.name)) for o in outcomes
+        ),
         num_rows=len(rows.num_tokens) if rows else 0,
         num_tokens=sum(rows.num_tokens) if rows else 0,
+        own_texts=own_texts,
     )
 
 
@@ -102,7 +113,7 @@ def find_curve(arm: ArmOutcome) -> list[CurvePoint]:
     return points
 
 
-def _find_arm(outcome: ArmOutcome, rounded: ArmOutcome, rows: ByRow | None, decision: Decision | None) -> ArmFinding:
+def _find_arm(outcome: ArmOutcome, rounded: ArmOutcome, decision: Decision | None) -> ArmFinding:
     fidelities = list(outcome.fidelities.values())
     costs = [cost for run in outcome.runs if (cost := run.cost)]
     perplexities = [fidelity.perplexity for fidelity in fidelities]
@@ -149,14 +160,9 @@ def _recovered(arm: ArmOutcome, rounded: ArmOutcome) -> Estimate | None:
     return ratio_of_sums(back, damage) if damage.sum() else None
 
 
-def _common_seeds(one: ArmOutcome, other: ArmOutcome) -> list[int | None]:
+def _common_seeds(one: ArmOutcome, other: ArmOutcome) -> Sequence[int | None]:
     """Return the seeds of both; an arm that no seed changes goes with every seed of the other."""
-    of_one, of_other = list(one.fidelities), list(other.fidelities)
-    if of_one == [None]:
-        return of_other
-    if of_other == [None]:
-        return of_one
-    return [seed for seed in of_one if seed in of_other]
+    return common_seeds(list(one.fidelities), list(other.fidelities))
 
 
 def _kl(arm: ArmOutcome, seeds: Sequence[int | None]) -> Cells:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rayqd.comparison.cells import cells_of
 from rayqd.comparison.charts import draw_curves, draw_pareto
 from rayqd.comparison.findings import ArmFinding, Findings
-from rayqd.comparison.verdict import budget_text, evidence, sentence
+from rayqd.comparison.verdict import budget_text, evidence, own_evidence, own_sentence, sentence
 from rayqd.config import Config, to_toml
 from rayqd.config.settings import value_text
 from rayqd.console.progress import duration
@@ -28,11 +28,13 @@ _COLOURS = {"rollout": 1, "teacher": 2, "learner": 0}
 def render_page(findings: Findings, base: Config, directory: Path, price: float | None) -> str:
     """Return the text of the page."""
     model = Path(base.model.name).name if base.model.name.startswith("/") else base.model.name
-    about = f"{model} as {base.quant.format.upper()} in groups of {base.quant.group_size}. {evidence(findings)}"
+    said = " ".join(filter(None, (sentence(findings), own_sentence(findings))))
+    basis = " ".join(filter(None, (evidence(findings), own_evidence(findings))))
+    about = f"{model} as {base.quant.format.upper()} in groups of {base.quant.group_size}. {basis}"
     failed = [run.job.name for arm in findings.failed for run in arm.outcome.failed]
     notice = f"Failed: {', '.join(failed)}; the end of each log is below." if failed else ""
     body = [
-        page.header(f"rayqd compare · {budget_text(findings)}", findings.name, sentence(findings), notice, about=about),
+        page.header(f"rayqd compare · {budget_text(findings)}", findings.name, said, notice, about=about),
         _table(findings, price),
         _figures(findings),
         _cost(findings, price),
@@ -45,7 +47,10 @@ def render_page(findings: Findings, base: Config, directory: Path, price: float 
 
 
 def _table(findings: Findings, price: float | None) -> Markup:
-    titles = ["", "KL to teacher", "back", f"against {findings.reference.arm.name}", "", "perplexity", "tokens", "time"]
+    reference, own = findings.reference.arm.name, findings.own_texts
+    titles = ["", "KL to teacher", "back", f"against {reference}", ""]
+    titles += ["KL on own text", f"there against {reference}", ""] if own else []
+    titles += ["perplexity", "tokens", "time"]
     titles += ["accelerator-seconds", *(["cost"] if price is not None else [])]
     columns = [Column(title=title, kind="number" if i and title else "text") for i, title in enumerate(titles)]
     rows: list[list[object]] = []
@@ -54,11 +59,15 @@ def _table(findings: Findings, price: float | None) -> Markup:
         c = cells_of(finding, findings, price)
         if finding is findings.reference:
             chosen = i
+        beside: list[object] = []
+        if own:
+            difference = _with(c.own_difference, c.own_difference_interval)
+            beside = [_with(c.own_kl, c.own_kl_interval), difference, _verdict(c.own_verdict)]
         rows.append(
             [
                 _name(c.arm), _with(c.kl, c.kl_interval), _with(c.recovered, c.recovered_interval),
-                _with(c.difference, c.difference_interval), _verdict(c.verdict), c.perplexity, c.tokens, c.time,
-                c.accelerator_seconds, *([c.money] if price is not None else []),
+                _with(c.difference, c.difference_interval), _verdict(c.verdict), *beside, c.perplexity, c.tokens,
+                c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
             ]
         )  # fmt: skip
     note = (
@@ -116,6 +125,10 @@ def _failures(findings: Findings) -> list[Markup]:
         page.details(f"{run.job.name}: {run.error}", page.code(run.log or "it printed nothing"))
         for arm in findings.failed
         for run in arm.outcome.failed
+    ]
+    unmeasured = findings.own_texts.errors if findings.own_texts else {}
+    blocks += [
+        page.details(f"{name}: its own text was not measured", page.code(why)) for name, why in unmeasured.items()
     ]
     return [page.section("What failed", *blocks)] if blocks else []
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rayqd.comparison.cells import cells_of
 from rayqd.comparison.findings import Findings
-from rayqd.comparison.verdict import budget_text, evidence, sentence
+from rayqd.comparison.verdict import budget_text, evidence, own_evidence, own_sentence, sentence
 from rayqd.console.result_table import short_path
 from rayqd.console.say import say, wrap
 from rayqd.console.tables import Column, print_table
@@ -21,7 +21,7 @@ _LOG_LINES = 4  # of a failed run's log; the page has more
 def print_findings(console: Console, findings: Findings, directory: Path, price: float | None) -> None:
     """Print all of it."""
     console.print()
-    for text in (sentence(findings), evidence(findings)):
+    for text in filter(None, (sentence(findings), own_sentence(findings), evidence(findings), own_evidence(findings))):
         for line in wrap(text, console.width):
             say(console, line)
     console.print()
@@ -33,6 +33,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         Column(heading="back", rank=1),
         Column(heading=f"against\n{findings.reference.arm.name}", rank=2),
         Column(heading="", is_words=True),
+        *(_own_columns(findings) if findings.own_texts else []),
         Column(heading="seeds", rank=7),
         Column(heading="steps", rank=8),
         Column(heading="tokens", rank=6),
@@ -42,8 +43,10 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
     ]
     rows = [
         [
-            line.arm, line.kl, line.kl_interval, line.recovered, line.difference, line.verdict, line.seeds, line.steps,
-            line.tokens, line.time, line.accelerator_seconds, *([line.money] if price is not None else []),
+            line.arm, line.kl, line.kl_interval, line.recovered, line.difference, line.verdict,
+            *([line.own_kl, line.own_difference, line.own_verdict] if findings.own_texts else []),
+            line.seeds, line.steps, line.tokens, line.time, line.accelerator_seconds,
+            *([line.money] if price is not None else []),
         ]
         for line in lines
     ]  # fmt: skip
@@ -52,11 +55,21 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         say(console, line)
 
 
+def _own_columns(findings: Findings) -> list[Column]:
+    return [
+        Column(heading="KL on\nown text", rank=1),
+        Column(heading=f"against\n{findings.reference.arm.name}", rank=3),
+        Column(heading="", is_words=True, rank=1),
+    ]
+
+
 def _below(findings: Findings, directory: Path, width: int) -> Iterator[str]:
     yield from wrap(_LEGEND, width)
     for arm in findings.failed:
         for run in arm.outcome.failed:
             yield f"{run.job.name} failed: {run.error}"
             yield from (f"  {line}" for line in run.log.splitlines()[-_LOG_LINES:])
+    for name, why in (findings.own_texts.errors if findings.own_texts else {}).items():
+        yield f"{name}: its own text was not measured: {why}"
     for label, file in (("report", "compare.html"), ("table", "compare.md"), ("result", "compare.json")):
         yield f"{label:<9} {short_path(directory / file)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rayqd.comparison.findings import ArmFinding, Findings
 from rayqd.config.sections.compare import Budget
@@ -26,11 +27,49 @@ def sentence(findings: Findings) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def own_sentence(findings: Findings) -> str:
+    """Return what is decided along the text that each student wrote; empty where that was not to be measured."""
+    if not findings.own_texts:
+        return ""
+    found = [(each, each.own_text) for each in _trained_first(findings.arms) if each.own_text]
+    decided = [(each, own, own.decision) for each, own in found if own.decision]
+    parts = [
+        _describe(each.arm.name, own.kl, decision, findings, _Words(num_tests=len(decided), items="prompts"))
+        for each, own, decision in decided
+    ]
+    text = "; ".join(parts) if parts else "nothing is decided: no two arms were measured"
+    return f"Along the text that each student writes itself {text}."
+
+
+def own_evidence(findings: Findings) -> str:
+    """Return what those numbers rest on; empty where there are none."""
+    own = findings.own_texts
+    if not own:
+        return ""
+    lengths = [each.own_text.num_tokens for each in findings.arms if each.own_text]
+    between = f" (by arm {min(lengths):,.0f} to {max(lengths):,.0f} on average)" if lengths else ""
+    return (
+        f"There {own.num_prompts:,} prompts of held-out rows are continued by each student itself, sampled at "
+        f"temperature 1, by at most {own.max_new_tokens:,} tokens{between}; intervals and tests over prompts and "
+        "seeds, with Holm's correction over these."
+    )
+
+
 def describe_arm(finding: ArmFinding, findings: Findings) -> str:
     """Return `on-policy is worse than off-policy by 0.012 nats (0.004 to 0.020)`."""
-    decision = finding.decision
-    assert decision is not None
-    name, reference = finding.arm.name, findings.reference.arm.name
+    assert finding.decision is not None
+    words = _Words(num_tests=sum(1 for each in findings.arms if each.decision), items="held-out rows")
+    return _describe(finding.arm.name, finding.kl, finding.decision, findings, words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Words:
+    num_tests: int  # that were corrected together
+    items: str
+
+
+def _describe(name: str, kl: Estimate | None, decision: Decision, findings: Findings, words: _Words) -> str:
+    reference = findings.reference.arm.name
     size = nats(abs(decision.difference.value))
     match decision.outcome:
         case "better" | "worse":
@@ -40,12 +79,12 @@ def describe_arm(finding: ArmFinding, findings: Findings) -> str:
             ends = _between(decision.difference, False)
             return f"{name} and {reference} are equivalent within ±{margin} nats{ends}"
         case "not decided" if not decision.difference.is_finite:
-            whose = name if finding.kl and not finding.kl.is_finite else reference
+            whose = name if kl and not kl.is_finite else reference
             return f"whether {name} is better than {reference} is not decided: the KL of {whose} is not finite"
         case "not decided":
             ends = _between(decision.difference, False)
-            alone = _alone(decision.difference, sum(1 for each in findings.arms if each.decision))
-            return f"whether {name} is better than {reference} is not decided{ends}{alone}{_needed(decision)}"
+            more = f"{_alone(decision.difference, words.num_tests)}{_needed(decision, words.items)}"
+            return f"whether {name} is better than {reference} is not decided{ends}{more}"
 
 
 def evidence(findings: Findings) -> str:
@@ -101,18 +140,18 @@ def _signed(value: float) -> str:
     return f"{'−' if value < 0 else '+'}{nats(abs(value))}"
 
 
-def _needed(decision: Decision) -> str:
+def _needed(decision: Decision, items: str) -> str:
     needed, found = decision.needed, decision.difference
     if needed is None:
         return ""
     ways: list[str] = []
     if needed.items:
-        ways.append(f"{needed.items - found.num_items:,} more held-out rows")
+        ways.append(f"{needed.items - found.num_items:,} more {items}")
     if needed.seeds:
         number = needed.seeds - found.num_seeds
         ways.append(f"{number:,} more seed{'' if number == 1 else 's'}")
     if not ways:
-        return ": with one seed more rows would not, more seeds might" if found.num_seeds < 2 else ""
+        return f": with one seed more {items.split()[-1]} would not, more seeds might" if found.num_seeds < 2 else ""
     return f": about {' or '.join(ways)} would, if it stays as it is"
 
 

@@ -13,8 +13,9 @@ from rayqd.comparison.cost import Cost
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.findings import ArmFinding, Findings
 from rayqd.comparison.jobs import Jobs
+from rayqd.comparison.own_findings import OwnFinding
 from rayqd.comparison.page import render_page
-from rayqd.comparison.verdict import budget_text, evidence, sentence
+from rayqd.comparison.verdict import budget_text, evidence, own_evidence, own_sentence, sentence
 from rayqd.files import write_text
 from rayqd.report.beside import list_figures
 from rayqd.statistics.crossed import Estimate
@@ -57,6 +58,7 @@ def to_json(findings: Findings, price: float | None) -> dict[str, object]:
         "reference": findings.reference.arm.name,
         "num_rows": findings.num_rows,
         "num_tokens": findings.num_tokens,
+        **({"own_text": _own_texts(findings)} if findings.own_texts else {}),
         "arms": [_arm(each, price) for each in findings.arms],
     }
 
@@ -64,15 +66,22 @@ def to_json(findings: Findings, price: float | None) -> dict[str, object]:
 def to_markdown(findings: Findings, price: float | None) -> str:
     """Return the verdict and the table."""
     reference = findings.reference.arm.name
-    head = ["", "KL to teacher", "back", f"against {reference}", "", "same top-1", "perplexity", "seeds", "steps"]
-    head += ["tokens", "time", "accelerator-seconds", *(["cost"] if price is not None else [])]
+    own = findings.own_texts
+    head = ["", "KL to teacher", "back", f"against {reference}", ""]
+    head += ["KL on own text", f"there against {reference}", ""] if own else []
+    head += ["same top-1", "perplexity", "seeds", "steps", "tokens", "time", "accelerator-seconds"]
+    head += ["cost"] if price is not None else []
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for finding in findings.arms:
         c = cells_of(finding, findings, price)
+        beside: list[str] = []
+        if own:
+            difference = _with(c.own_difference, c.own_difference_interval)
+            beside = [_with(c.own_kl, c.own_kl_interval), difference, c.own_verdict]
         texts = [
             c.arm, _with(c.kl, c.kl_interval), _with(c.recovered, c.recovered_interval),
-            _with(c.difference, c.difference_interval), c.verdict, c.top1, c.perplexity, c.seeds, c.steps, c.tokens,
-            c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
+            _with(c.difference, c.difference_interval), c.verdict, *beside, c.top1, c.perplexity, c.seeds, c.steps,
+            c.tokens, c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(texts)} |")
     note = (
@@ -81,7 +90,9 @@ def to_markdown(findings: Findings, price: float | None) -> str:
     )
     title = f"# {findings.name}: {budget_text(findings)}"
     failed = [f"{run.job.name} failed: {run.error}" for arm in findings.failed for run in arm.outcome.failed]
-    parts = [title, sentence(findings), evidence(findings), "\n".join(lines), note, *failed]
+    failed += [f"{name}: its own text was not measured: {why}" for name, why in (own.errors if own else {}).items()]
+    said = [sentence(findings), own_sentence(findings), evidence(findings), own_evidence(findings)]
+    parts = [title, *filter(None, said), "\n".join(lines), note, *failed]
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,6 +109,7 @@ def _arm(finding: ArmFinding, price: float | None) -> dict[str, object]:
         "bootstrap": list(finding.bootstrap) if finding.bootstrap else None,
         "recovered": _estimate(finding.recovered),
         "decision": _decision(finding.decision) if finding.decision else None,
+        **({"own_text": _own_text(finding.own_text)} if finding.own_text else {}),
         "top1_agreement": _number(finding.top1_agreement),
         "perplexity": _number(finding.perplexity),
         "runs": [
@@ -105,6 +117,27 @@ def _arm(finding: ArmFinding, price: float | None) -> dict[str, object]:
             for run in finding.outcome.runs
         ],
         "cost": _cost(finding.cost, price) if finding.cost else None,
+    }
+
+
+def _own_texts(findings: Findings) -> dict[str, object]:
+    own = findings.own_texts
+    assert own is not None
+    return {
+        "verdict": own_sentence(findings),
+        "evidence": own_evidence(findings),
+        "num_prompts": own.num_prompts,
+        "max_new_tokens": own.max_new_tokens,
+        "errors": dict(own.errors),
+    }
+
+
+def _own_text(found: OwnFinding) -> dict[str, object]:
+    return {
+        "kl_to_teacher": _estimate(found.kl),
+        "decision": _decision(found.decision) if found.decision else None,
+        "top1_agreement": found.top1_agreement,
+        "tokens_per_completion": found.num_tokens,
     }
 
 

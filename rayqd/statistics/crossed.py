@@ -123,13 +123,33 @@ class Estimate:
 
 def ratio_of_sums(numerator: Cells, denominator: Cells) -> Estimate:
     """Estimate Σ numerator / Σ denominator over all seeds and items, each [S, R]. Raises ZeroDivisionError at Σ = 0."""
+    return _estimate(*_linearize(numerator, denominator))
+
+
+def difference_of_ratios(one: tuple[Cells, Cells], other: tuple[Cells, Cells]) -> Estimate:
+    """Estimate Σ numerator / Σ denominator of `one` less that of `other`, all [S, R], seeds and items the same.
+
+    Raises ZeroDivisionError where a denominator sums to 0.
+    """
+    (value, linear), (other_value, other_linear) = _linearize(*one), _linearize(*other)
+    with np.errstate(invalid="ignore"):  # of two that are infinite
+        return _estimate(value - other_value, linear - other_linear)
+
+
+def _linearize(numerator: Cells, denominator: Cells) -> tuple[float, Cells]:
+    """Return a ratio of sums, and what each cell adds to it, [S, R], in first order; their mean is 0."""
     total = float(denominator.sum())
     if total == 0:
         raise ZeroDivisionError("the denominator sums to 0")
     value = float(numerator.sum()) / total
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite comes out as components that are not
-        spread = components((numerator - value * denominator) / (total / denominator.size))
-    num_seeds, num_items = numerator.shape
+        return value, (numerator - value * denominator) / (total / denominator.size)
+
+
+def _estimate(value: float, linear: Cells) -> Estimate:
+    num_seeds, num_items = linear.shape
+    with np.errstate(invalid="ignore", over="ignore"):
+        spread = components(linear)
     return Estimate(value=value, components=spread, num_items=num_items, num_seeds=num_seeds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +13,10 @@ from rayqd.evals.continuations import by_position, measure_continuations, measur
 from rayqd.evals.writing import Request, Writing, draw, write
 from rayqd.model.load import load_model
 from rayqd.runs.continuations import Basis, continuations_file, read_continuations, write_continuations
+from tests.evals.plain_writing import agree_at, eager, greedy, kl_at, moved, sampled
 
 WRITING = Writing(ends=(2,), max_new_tokens=12, seed=3, max_tokens=64)
 BASIS = Basis(prompts="p", model="m", teacher="t", dtype="float32", ends=(2,), max_new_tokens=12, seed=3, rayqd="0")
-
-
-def moved(directory: Path) -> Any:
-    """A student: the teacher with other weights."""
-    model = load_model(directory, "float32")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def eager(directory: Path, model: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    copy = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
-@torch.no_grad()
-def greedy(model: Any, prompt: Any) -> list[int]:
-    """The likeliest token after the whole text, again and again, without a cache."""
-    ids = prompt.tolist()
-    for _ in range(WRITING.max_new_tokens):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        if ids[-1] in WRITING.ends:
-            break
-    return ids[len(prompt) :]
-
-
-@torch.no_grad()
-def sampled(model: Any, prompt: Any, seed: tuple[int, ...]) -> list[int]:
-    """The id at which the distribution after the whole text first exceeds the row's next number, again and again."""
-    ids = prompt.tolist()
-    for uniform in np.random.default_rng(seed).random(WRITING.max_new_tokens):
-        probabilities = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1).tolist()
-        ids.append(next(i for i, reached in enumerate(accumulate(probabilities)) if reached > uniform))
-        if ids[-1] in WRITING.ends:
-            break
-    return ids[len(prompt) :]
-
-
-@torch.no_grad()
-def kl_at(teacher: Any, student: Any, prompt: Any, completion: Any) -> list[float]:
-    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
-    q, p = (m(ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1) for m in (teacher, student))
-    return (q.exp() * (q - p)).sum(-1).tolist()
-
-
-@torch.no_grad()
-def agree_at(teacher: Any, student: Any, prompt: Any, completion: Any) -> int:
-    ids = torch.tensor([[*prompt.tolist(), *completion.tolist()]])
-    first, second = (m(ids).logits[0, len(prompt) - 1 : -1].argmax(-1) for m in (teacher, student))
-    return int((first == second).sum())
 
 
 @pytest.mark.slow
@@ -85,7 +30,7 @@ def test_numbers_are_those_of_each_text_alone(tiny_model: Path, make_rollouts: A
 
     found = measure_continuations(rows, student, load, {"rounded": load}, lambda ids: f"{list(ids)}", WRITING, BASIS)
 
-    paths = [(greedy(plain_teacher, r.prompt_ids), greedy(plain_student, r.prompt_ids)) for r in rows]
+    paths = [(greedy(plain_teacher, r.prompt_ids, WRITING), greedy(plain_student, r.prompt_ids, WRITING)) for r in rows]
     for (one, other), agreed in zip(paths, found.agreed, strict=True):
         assert one[:agreed] == other[:agreed]
         assert agreed == min(len(one), len(other)) or one[agreed] != other[agreed]
@@ -101,7 +46,7 @@ def test_numbers_are_those_of_each_text_alone(tiny_model: Path, make_rollouts: A
         assert place.num_tokens == len(values)
         assert place.kl.value == pytest.approx(np.mean(values), rel=1e-4)
 
-    own = [np.array(sampled(plain_student, r.prompt_ids, (WRITING.seed, i))) for i, r in enumerate(rows)]
+    own = [np.array(sampled(plain_student, r.prompt_ids, (WRITING.seed, i), WRITING)) for i, r in enumerate(rows)]
     of_own = [kl_at(plain_teacher, plain_student, r.prompt_ids, ids) for r, ids in zip(rows, own, strict=True)]
     assert sum(p.num_tokens for p in found.own) == sum(map(len, own))
     assert found.own[0].kl.value == pytest.approx(np.mean([kl for row in of_own for kl in row[:8]]), rel=1e-4)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rayqd.statistics import holm
 from rayqd.statistics.bootstrap import crossed_interval
-from rayqd.statistics.crossed import components, ratio_of_sums
+from rayqd.statistics.crossed import components, difference_of_ratios, ratio_of_sums
 from rayqd.statistics.decision import decide
 
 ONES = np.ones
@@ -49,6 +49,34 @@ def test_components_are_those_of_the_analysis_of_variance_written_out() -> None:
     of_items, of_seeds = stats.t.ppf(0.975, 6) ** 2 * ms_item / 21, stats.t.ppf(0.975, 2) ** 2 * (ms_seed - rest) / 21
     half = ratio_of_sums(y, ONES((3, 7))).half_width(0.025)
     assert half == pytest.approx((of_items + of_seeds) ** 0.5)
+
+
+def test_a_difference_of_ratios_is_linear_in_the_weight_of_each_cell() -> None:
+    """Each cell's part in it is the derivative by the cell's weight, taken here by finite differences."""
+    random = np.random.default_rng(9)
+    d, e = random.integers(5, 60, (3, 12)).astype(float), random.integers(5, 60, (3, 12)).astype(float)
+    n, m = random.gamma(2.0, 0.1, (3, 12)) * d, random.gamma(2.0, 0.2, (3, 12)) * e
+    found = difference_of_ratios((n, d), (m, e))
+
+    def weighted(w: np.ndarray) -> float:
+        return float((w * n).sum() / (w * d).sum() - (w * m).sum() / (w * e).sum())
+
+    assert found.value == pytest.approx(weighted(ONES((3, 12))))
+    parts, step = np.zeros((3, 12)), 1e-6
+    for s, r in itertools.product(range(3), range(12)):
+        up, down = ONES((3, 12)), ONES((3, 12))
+        up[s, r] += step
+        down[s, r] -= step
+        parts[s, r] = 36 * (weighted(up) - weighted(down)) / (2 * step)
+    expected = components(parts)
+    assert found.components.item == pytest.approx(expected.item, rel=1e-6)
+    assert found.components.seed == pytest.approx(expected.seed, rel=1e-6, abs=1e-12)
+    assert found.components.rest == pytest.approx(expected.rest, rel=1e-6)
+
+    same = difference_of_ratios((n, d), (m, d))
+    plain = ratio_of_sums(n - m, d)
+    assert same.value == pytest.approx(plain.value)
+    assert same.interval() == pytest.approx(plain.interval())
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2, 3])

@@ -20,6 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_=-]*")
 _OF_THE_COMPARISON = {
     "seed": "compare.seeds has the seeds of all arms",
     "learner.steps": "compare.budget and compare.amount say how long every arm trains",
+    "eval.continuations": "every arm goes on from the same prompts; set it for all",
 }
 
 ArmCommand = Literal["", "quantize", "distill"]

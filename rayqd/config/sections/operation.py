@@ -101,7 +101,8 @@ class EvalConfig(Section):
     continuations: Annotated[int, SameResult()] = Field(default=0, ge=0)
     """`rayqd eval`: so many prompts of held-out rows are continued by teacher, rounded model and student, of at most
     rollout.max_new_tokens tokens: KL and agreement by position along the data's and the student's own completions, and
-    texts side by side. 0: none."""
+    texts side by side. `rayqd compare`: by the student of every run, and arms are judged along that text, too.
+    0: none."""
     rtn: Annotated[bool, SameResult()] = True
     """`rayqd eval`: run the benchmarks on the model rounded to nearest, too."""
 
