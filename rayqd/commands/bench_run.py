@@ -42,12 +42,13 @@ def run_head_to_head(plan: Plan, console: Console | None = None) -> list[HeadToH
     console = console or Console()
     if not (plan.has_own or plan.peers):
         return _show_beside(plan, console)
-    plan.logs.mkdir(parents=True, exist_ok=True)
-    say(console, f"what each contender prints: {plan.logs}")
     workloads = make_workloads(plan)
     wanted = describe(plan, workloads[0])
     results = _read_beside(plan, wanted)
-    for result in _measure(plan, workloads, tuple(results), console):
+    logs = plan.logs or Path(tempfile.mkdtemp(prefix="rayqd-bench-run-logs-"))
+    logs.mkdir(parents=True, exist_ok=True)
+    say(console, f"what each contender prints: {logs}")
+    for result in _measure(replace(plan, logs=logs), workloads, tuple(results), console):
         results.append(result)
         if plan.json_file is not None:
             _write(plan.json_file, wanted, results)
@@ -120,6 +121,7 @@ def _measure(
 
 
 def _measure_one(plan: Plan, contender: str, workload: Workload, runs: Path) -> HeadToHeadResult:
+    assert plan.logs is not None
     if contender == OWN:
         if (runs / workload.arm).exists():
             raise ConfigError(f"flag --runs_dir={runs}: has a run {workload.arm} already, which would go on; remove it")

@@ -12,7 +12,7 @@ import pytest
 from example_events import step_event
 from rich.console import Console
 
-from rayqd.bench.head_to_head import own
+from rayqd.bench.head_to_head import own, process_watch
 from rayqd.bench.head_to_head.contender_process import ProcessEnd, last_line, run_contender
 from rayqd.bench.head_to_head.measure import measure_peer
 from rayqd.bench.head_to_head.peers import BY_NAME, Peer
@@ -236,8 +236,9 @@ def test_without_rayqds_row_there_is_no_ratio_and_rows_read_back() -> None:
     assert [parse_head_to_head(json.loads(json.dumps(row.to_json()))) for row in rows()] == rows()
 
 
-def test_memory_is_that_of_the_whole_family_and_ends_with_it(tmp_path: Path) -> None:
-    code = "import subprocess, sys, time; x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(4)"
+def test_memory_is_that_of_the_whole_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_watch, "_PERIOD_SECONDS", 0.1)
+    code = "import subprocess, sys, time; x = bytearray(200_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(2)"
     command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"]
     end = run_contender(command, tmp_path / "log", {}, limit_seconds=60)
     assert end.exit_code == 0
@@ -245,6 +246,17 @@ def test_memory_is_that_of_the_whole_family_and_ends_with_it(tmp_path: Path) -> 
     assert 200_000_000 < end.peak_bytes < 600_000_000
     assert 0 < end.cpu.used[-1] < 60
     assert 1 not in descendants(2**22 + 1)
+
+
+def test_what_a_contender_leaves_running_is_ended_with_it(tmp_path: Path) -> None:
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid)"
+    run_contender([sys.executable, "-c", code], tmp_path / "log", {"PATH": "/usr/bin:/bin"}, limit_seconds=30)
+    stat = Path(f"/proc/{int((tmp_path / 'log').read_text())}/stat")
+    for _ in range(100):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("it went on")
 
 
 def test_the_line_of_an_error_is_found_before_what_follows_it(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def run_contender(
                 is_late = True
             finally:
                 _end(process)
+                _end_what_is_left(process.pid)
     return ProcessEnd(
         began=began,
         seconds=time.time() - began,
@@ -80,6 +81,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
+
+
+def _end_what_is_left(group: int) -> None:
+    """End the processes that the ended one leaves behind: they would hold memory that the next contender needs."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def last_line(log: Path) -> str:

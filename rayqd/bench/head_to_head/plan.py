@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,7 +61,7 @@ class Plan:
     beside: tuple[Path, ...]  # JSON of earlier calls, whose rows are shown, and not measured once more
     has_own: bool  # rayqd is measured, too
     runs: Path | None  # where rayqd's runs stay; None: nowhere
-    logs: Path
+    logs: Path | None  # of what each contender prints; None: a new directory
     json_file: Path | None
 
 
@@ -79,7 +78,7 @@ def plan_run(arguments: Arguments, options: Mapping[str, str]) -> Plan:
         raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
     num_sequences, new_tokens = _sequences(options.get("sequences", "64x512" if on_gpu else "8x128"))
     json_file = Path(options["json"]) if "json" in options else None
-    logs = Path(options.get("logs", f"{json_file}.logs" if json_file else tempfile.mkdtemp(prefix="rayqd-bench-run-")))
+    logs = options.get("logs", f"{json_file}.logs" if json_file else None)
     return Plan(
         config=with_concrete_dtype(_config(arguments, num_sequences, shape or "smollm2-135m", on_gpu=on_gpu)),
         shape=shape,
@@ -93,7 +92,7 @@ def plan_run(arguments: Arguments, options: Mapping[str, str]) -> Plan:
         beside=tuple(_existing(file) for file in options["beside"].split(",")) if "beside" in options else (),
         has_own="peers-alone" not in options,
         runs=next((Path(flag.text).absolute() for flag in arguments.flags if flag.key == "runs_dir"), None),
-        logs=logs.absolute(),
+        logs=Path(logs).absolute() if logs else None,
         json_file=json_file,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from types import TracebackType
 from rayqd.bench.head_to_head.device import used_gpu_bytes
 
 _PERIOD_SECONDS = 1.0
+_MEMORY_EVERY = 5  # looks: of a machine's memory a look takes long
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -39,7 +41,7 @@ class CpuClock:
 
 
 class ProcessWatch:
-    """Looks every second, from the beginning of a `with` to its end; of a GPU's memory less than was held before."""
+    """Looks every few seconds, until its `with` ends; a GPU's memory is counted beyond what was held before."""
 
     def __init__(self, pid: int, *, on_gpu: bool) -> None:
         self._pid = pid
@@ -73,13 +75,16 @@ class ProcessWatch:
 
     def _watch(self) -> None:
         seen: dict[int, float] = {}  # what each process had used when it was last seen: ended ones count, too
-        while not self._ended.wait(_PERIOD_SECONDS):
+        for number in itertools.count():
+            if self._ended.wait(_PERIOD_SECONDS):
+                return
             family = descendants(self._pid)
             for pid in family:
                 seen[pid] = max(seen.get(pid, 0.0), _cpu_seconds(pid))
             self._times.append(time.time())
             self._used.append(sum(seen.values()))
-            self._peak = max(self._peak, self._held(family))
+            if number % _MEMORY_EVERY == 0:
+                self._peak = max(self._peak, self._held(family))
 
     def _held(self, family: set[int]) -> int:
         if not self._on_gpu:
