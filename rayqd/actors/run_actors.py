@@ -34,7 +34,7 @@ from rayqd.rollout.sampling import SamplingRules, sampling_rules
 from rayqd.rollout.worker import MakeEngine
 from rayqd.spans import Span
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.1
 _NAME_TIMEOUT_SECONDS = 20.0  # a run that was just stopped is gone sooner
 _STOP_SECONDS = 6.0  # for the controller to answer once the run is to stop
 _SAVE_SECONDS = 60.0  # for a sign of life of the learner that writes a checkpoint then, and may hold Python's lock

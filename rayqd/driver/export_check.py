@@ -27,6 +27,7 @@ from rayqd.export.write import export
 from rayqd.model.forward.head_form import TOLERANCE, distance
 from rayqd.model.forward.probe import make_random, random_rows
 from rayqd.model.fused_experts import find_fused_experts
+from rayqd.model.import_transformers import import_compressed_tensors
 from rayqd.model.model_class import auto_class
 from rayqd.model.student import Student
 from rayqd.model.tiny import values_of
@@ -60,6 +61,7 @@ def _explain(config_type: type[PreTrainedConfig], values: str, rule: str, ignore
         settings = tiny_settings(model, source, rule=rule, ignore=ignore, head=head, adapter={"kind": "none"})
         student = Student(model, settings, trainable=False)
         export(student, source, settings, directory)
+        import_compressed_tensors()
         try:
             error = distance(_logits(_load(directory), row), _logits(student.model, row))
         except Exception as exception:  # noqa: BLE001 (whatever its code raises on layers that it does not take packed)

@@ -24,6 +24,7 @@ from rayqd.export.quantized_model import QuantizedModel
 from rayqd.export.source_names import find_aliases, find_dense_layers, match_export
 from rayqd.export.write import KINDS, Kind, parse_kind
 from rayqd.model.forward.of_model import attention_of
+from rayqd.model.import_transformers import import_compressed_tensors
 from rayqd.model.load import device, load_meta_model, load_tokenizer, torch_dtype
 from rayqd.model.model_class import auto_class
 from rayqd.model.source_weights import read_stored_tensors
@@ -106,6 +107,8 @@ def _load(directory: Path, kind: Kind, dtype: str, attention: str | None) -> Any
         file = next(directory.glob("*.gguf"))
         if not transformers_reads(file):
             return load_gguf(file, dtype=torch_dtype(dtype), attention=attention)
+    if kind == "compressed-tensors":
+        import_compressed_tensors()
     files = {} if kind != "gguf" else {"gguf_file": next(directory.glob("*.gguf")).name}
     config = AutoConfig.from_pretrained(directory, **files)
     return auto_class(config).from_pretrained(
