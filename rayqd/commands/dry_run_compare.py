@@ -55,6 +55,10 @@ def dry_run_compare(spec: ComparisonSpec, console: Console | None = None) -> int
         say(console, f"?         the pilot says how many steps {spec.compare.amount:,.10g} {spec.compare.budget} are")
     left = len(unknown) * len(jobs.seeds) + sum(not is_finished(job) for job in runs)
     say(console, f"runs      {left} to be run, {len(rows) - left} have finished")
+    if number := jobs.base.eval.continuations:
+        say(
+            console, f"own text  once all have ended, each run's student goes on from {number} prompts of held-out rows"
+        )
     state = describe_run_dir(shared_config(jobs), "compare").replace("run", "comparison")
     say(console, f"directory {short_path(jobs.base.run_dir)}: {state}")
     say(console, GOOD_END)

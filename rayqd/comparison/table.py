@@ -59,7 +59,7 @@ def _own_columns(findings: Findings) -> list[Column]:
     return [
         Column(heading="KL on\nown text", rank=1),
         Column(heading=f"against\n{findings.reference.arm.name}", rank=3),
-        Column(heading="", is_words=True, rank=1),
+        Column(heading="", is_words=True, rank=2),
     ]
 
 

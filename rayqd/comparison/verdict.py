@@ -38,7 +38,7 @@ def own_sentence(findings: Findings) -> str:
         for each, own, decision in decided
     ]
     text = "; ".join(parts) if parts else "nothing is decided: no two arms were measured"
-    return f"Along the text that each student writes itself {text}."
+    return f"Along the text that each student writes itself: {text}."
 
 
 def own_evidence(findings: Findings) -> str:

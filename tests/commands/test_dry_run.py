@@ -143,7 +143,9 @@ def test_a_comparison_is_tried_with_all_its_arms_and_says_what_is_there(
     monkeypatch.setenv("COLUMNS", "120")
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text("".join(f'{{"prompt": "Write {i}!", "completion": "{i} and {i}."}}\n' for i in range(8)))
-    config = tiny_config(eval={"source": str(heldout)}, distill={"beta": 0.0}, quant={"calibration_tokens": 200})
+    config = tiny_config(
+        eval={"source": str(heldout), "continuations": 3}, distill={"beta": 0.0}, quant={"calibration_tokens": 200}
+    )
     settings = "\n".join(line for line in to_toml(config).splitlines() if not line.startswith(("lmbda", "method")))
     file = tmp_path / "run.toml"
 
@@ -168,6 +170,7 @@ def test_a_comparison_is_tried_with_all_its_arms_and_says_what_is_there(
         "on-policy-seed=0-steps=4": ("rayqd distill", "4", "a new run"),
     }
     assert "runs      4 to be run, 0 have finished" in out
+    assert "each run's student goes on from 3 prompts of held-out rows" in out
     assert "directory runs/tiny: a new comparison" in out
     assert "runs train at a time" in out
     assert "│ rollout" in out

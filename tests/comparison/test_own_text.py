@@ -12,7 +12,9 @@ import pytest
 from made_runs import INPUTS, ROWS, every_job, leave_all, leave_run, make_jobs, measure
 from rich.console import Console
 
+from rayqd.commands.compare_arms import check_runs, compare_arms
 from rayqd.commands.compare_own_text import measure_own_texts
+from rayqd.commands.evaluate import load_student
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.findings import Findings, find
 from rayqd.comparison.jobs import Jobs
@@ -77,7 +79,7 @@ def test_arms_are_judged_along_their_own_text_beside_the_datas(tmp_path: Path) -
     assert outcomes == {"rtn": "worse", "gptq": "worse", "mixed": "better", "on-policy": "better"}
     assert "on-policy is worse than off-policy" in sentence(findings)
     said = own_sentence(findings)
-    assert said.startswith("Along the text that each student writes itself mixed is better than off-policy by 0.0")
+    assert said.startswith("Along the text that each student writes itself: mixed is better than off-policy by 0.0")
     assert "on-policy is better than off-policy by" in said
 
     written = json.loads((directory.path / "compare.json").read_text())
@@ -158,7 +160,7 @@ FILE_OF_ARMS = """
 name = "study"
 runs_dir = "{directory}"
 model = {{name = "{model}", dtype = "float32"}}
-data.source = "quickstart"
+data = {{source = "quickstart", max_length = 128, min_room = 8}}
 eval = {{source = "quickstart", continuations = 3}}
 quant.group_size = 64
 rollout = {{max_new_tokens = 10, min_new_tokens = 4}}
@@ -212,3 +214,42 @@ def test_every_finished_run_is_measured_once_and_is_what_each_text_alone_gives(
     again = measure_own_texts(jobs, every_job(jobs), data, said.append)
     assert again is not None
     assert again.by_run == found.by_run
+
+
+@pytest.mark.slow
+def test_the_command_measures_finished_runs_and_again_only_what_is_missing(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two runs and started again it ends with the same table. Nothing is left to train: without Ray."""
+    lines = tiny_data.read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:20]))
+    (tmp_path / "heldout.jsonl").write_text("".join(lines[20:]))
+    (tmp_path / "study.toml").write_text(FILE_OF_ARMS.format(directory=tmp_path, model=tiny_model))
+    sources = ["--data.source", str(tmp_path / "train.jsonl"), "--eval.source", str(tmp_path / "heldout.jsonl")]
+    spec = load_comparison([f"@{tmp_path / 'study.toml'}", *sources])
+    jobs = Jobs(spec)
+    _, inputs = check_runs(jobs, every_job(jobs))
+    directory = ComparisonDirectory(jobs)
+    for number, job in enumerate(every_job(jobs)):
+        directory.begin(job, inputs[job.name])
+        leave_run(job, 0.1 + 0.1 * number)
+        moved(tiny_model, 0.02 + 0.02 * number).save_pretrained(job.directory / EXPORT)
+        load_tokenizer(tiny_model).save_pretrained(job.directory / EXPORT)
+    directory.close()
+    findings = compare_arms(spec, Console(file=io.StringIO()))
+    assert findings.own_texts is not None
+    assert findings.own_texts.errors == {}
+    assert [each.own_text is not None for each in findings.arms] == [True, True, True]
+    kl = [each.own_text.kl.value for each in findings.arms if each.own_text]
+    assert kl[0] < kl[2] < kl[1]  # rounded, GPTQ, trained: how far each was moved from the teacher
+    before = (directory.path / "compare.json").read_text()
+
+    (every_job(jobs)[1].directory / EVALS / FILE).unlink()
+    loaded: list[Path] = []
+    monkeypatch.setattr(
+        "rayqd.commands.compare_own_text.load_student",
+        lambda path, config: loaded.append(path) or load_student(path, config),
+    )
+    compare_arms(spec, Console(file=io.StringIO()))
+    assert loaded == [every_job(jobs)[1].directory]
+    assert (directory.path / "compare.json").read_text() == before

@@ -11,13 +11,13 @@ from rayqd.evals.writing import Writing
 from rayqd.model.load import load_model
 
 
-def moved(directory: Path) -> Any:
+def moved(directory: Path, distance: float = 0.05) -> Any:
     """A student: the teacher with other weights."""
     model = load_model(directory, "float32")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+            parameter.add_(torch.randn_like(parameter) * distance)
     return model
 
 

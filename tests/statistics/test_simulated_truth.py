@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rayqd.statistics.bootstrap import crossed_interval
-from rayqd.statistics.crossed import Estimate, ratio_of_sums
+from rayqd.statistics.crossed import Cells, Estimate, difference_of_ratios, ratio_of_sums
 from rayqd.statistics.decision import decide
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,32 @@ def test_intervals_hold_the_truth_in_95_percent_of_the_studies(
         interval = study(random, num_seeds, num_items, spreads, TRUTH).interval()
         assert interval is not None
         held += interval[0] <= TRUTH <= interval[1]
+    assert 0.93 <= held / STUDIES <= 0.97, held / STUDIES
+
+
+def own_texts(
+    random: np.random.Generator, num_seeds: int, num_items: int, spread: float
+) -> tuple[tuple[Cells, Cells], tuple[Cells, Cells]]:
+    """KL and tokens of two arms along text of their own: harder prompts have shorter ones, the second arm longer."""
+    hardness, shape = random.gamma(4.0, 0.25, num_items), (num_seeds, num_items)
+
+    def arm(kl: float, length: float) -> tuple[Cells, Cells]:
+        tokens = np.minimum(160, 1 + random.geometric(np.broadcast_to(hardness**0.5 / length, shape))).astype(float)
+        of_seed = 1 + spread * random.normal(size=(num_seeds, 1))
+        return kl * of_seed * hardness * tokens * random.gamma(8.0, 1 / 8, shape), tokens
+
+    return arm(0.1, 80), arm(0.11, 104)
+
+
+@pytest.mark.parametrize(("num_seeds", "num_items"), [(3, 160), (2, 160), (1, 160)])
+def test_intervals_of_a_difference_along_other_texts_hold_the_truth(num_seeds: int, num_items: int) -> None:
+    (kl, tokens), (other_kl, other_tokens) = own_texts(np.random.default_rng(0), 1, 1_000_000, 0.0)
+    truth = float(kl.sum() / tokens.sum() - other_kl.sum() / other_tokens.sum())
+    random, spread, held = np.random.default_rng(num_seeds), 0.03 if num_seeds > 1 else 0.0, 0
+    for _ in range(STUDIES):
+        interval = difference_of_ratios(*own_texts(random, num_seeds, num_items, spread)).interval()
+        assert interval is not None
+        held += interval[0] <= truth <= interval[1]
     assert 0.93 <= held / STUDIES <= 0.97, held / STUDIES
 
 
