@@ -23,8 +23,8 @@ _COLUMNS = (
 
 _LEGEND = (
     "s/step: the median of all steps but the first. to rayqd: how many times as long as rayqd's; of rollouts alone, as "
-    "rayqd's rollouts. tokens/s: completion tokens trained on (vLLM: written). peak: of all processes of the contender; "
-    "of a GPU also what they reserve and do not use. Peers run on one GPU, with the same requests.",
+    "rayqd's rollouts. tokens/s: completion tokens trained on (vLLM: written). peak: of all its processes; "
+    "of a GPU also what they reserve and do not use. Peers run on one GPU. All have the same requests.",
     "rayqd: INT4 rounding in the step, adapters inside it, INT4 rollouts; each role is a process of its own",
 )
 
