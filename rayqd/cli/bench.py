@@ -81,6 +81,7 @@ COMMAND = Command(
     name="bench",
     text="measure the speed of a part on this machine",
     run=_bench,
+    when_stopped="what rayqd bench run has measured is in the file of --json, and --beside FILE goes on from there",
     operands=(Operand(name="|".join(_KINDS), needs=f"one of {', '.join(_KINDS)}", example="step", choices=_KINDS),),
     options=(
         Option(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from rayqd.bench.head_to_head.step_times import StepRecorder, StepTimes, read_st
 from rayqd.bench.head_to_head.table import show
 from rayqd.bench.head_to_head.trl_gkd import Collator
 from rayqd.bench.head_to_head.workload import Request, Workload, read_workload
+from rayqd.cli.bench import COMMAND
 
 CPU = CpuClock((), ())
 
@@ -257,6 +259,20 @@ def test_what_a_contender_leaves_running_is_ended_with_it(tmp_path: Path) -> Non
             return
         time.sleep(0.1)
     pytest.fail("it went on")
+
+
+def test_a_stop_ends_the_contender_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMMAND.when_stopped  # SIGTERM, too, is then a KeyboardInterrupt
+    monkeypatch.setattr(signal, "SIGINT", signal.SIGTERM)  # as in a shell's background, where the former is ignored
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_contender(["sh", "-c", "echo $$; sleep 60"], tmp_path / "log", {"PATH": "/bin"}, limit_seconds=60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not Path(f"/proc/{int((tmp_path / 'log').read_text())}").exists()
 
 
 def test_the_line_of_an_error_is_found_before_what_follows_it(tmp_path: Path) -> None:
