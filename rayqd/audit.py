@@ -4,6 +4,7 @@
 
 wrote    sequences by who wrote them: the data, or a rollout worker with weights of that version (`r1@16`: rollout-1)
 scored   sequences by the teacher that scored them; `k` before the colon: from the scores that it keeps on disk
+taught   of several teachers, sequences by the number of the one whose row they are of: `0:f0 1:0f`
 #2       at the second attempt: the first worker had died
 drawn, tokens, weights    digests: of what the plan drew, of the tokens that were trained on, of the weights after it
 
@@ -23,7 +24,7 @@ from pydantic import JsonValue, TypeAdapter
 DATA = "data"  # who wrote what the data set has
 
 _PART = re.compile(
-    r"(?P<worker>data|[rt]\d+)(?:@(?P<version>-?\d+))?(?:#(?P<attempt>\d+))?(?P<kept>k?):(?P<mask>[\da-f]+)"
+    r"(?P<worker>data|[rt]?\d+)(?:@(?P<version>-?\d+))?(?:#(?P<attempt>\d+))?(?P<kept>k?):(?P<mask>[\da-f]+)"
 )
 
 
@@ -53,6 +54,7 @@ class SequenceAudit:
     tokens: str  # digest of its tokens
     wrote: Call
     scored: Call
+    teacher: int = 0  # its row's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class StepAudit:
     remade: int = 0  # how often the whole step was made again, because parts of it were lost with a node
     skipped: bool = False  # its gradient was inf or nan, and the weights are as they were
     max_staleness: int | None = None  # that rollout.max_staleness=auto has come to; None before, and of a number
+    taught: str | None = None  # None of a run with one teacher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class AuditEvent:
 class Part:
     """The sequences of a step that one call made."""
 
-    worker: str  # "data", "r0", "t1"
+    worker: str  # "data", "r0", "t1"; of `taught` the teacher's number
     version: int | None
     attempt: int
     is_kept: bool
@@ -89,9 +92,17 @@ class Part:
 
 
 def audit_step(
-    step: int, sequences: Sequence[SequenceAudit], remade: int = 0, max_staleness: int | None = None
+    step: int,
+    sequences: Sequence[SequenceAudit],
+    remade: int = 0,
+    max_staleness: int | None = None,
+    *,
+    has_teachers: bool = False,
 ) -> StepAudit:
-    """Return the record of `step`, counted from 1, of which `sequences` are all that it trains on."""
+    """Return the record of `step`, counted from 1, of which `sequences` are all that it trains on.
+
+    `has_teachers`: of a run with several.
+    """
     in_order = sorted(sequences, key=lambda sequence: sequence.index)
     return StepAudit(
         step=step,
@@ -101,6 +112,7 @@ def audit_step(
         tokens=_digest(" ".join(f"{s.index}:{s.tokens}" for s in in_order)),
         remade=remade,
         max_staleness=max_staleness,
+        taught=_format_parts((str(s.teacher), s.index) for s in in_order) if has_teachers else None,
     )
 
 
@@ -110,7 +122,7 @@ def digest_drawn(drawn: Iterable[tuple[int, int, bool]]) -> str:
 
 
 def parse_parts(text: str) -> list[Part]:
-    """Return what `wrote` or `scored` says. Raises ValueError where it is no such text."""
+    """Return what `wrote`, `scored` or `taught` says. Raises ValueError where it is no such text."""
     found = [_PART.fullmatch(part) for part in text.split()]
     if None in found:
         raise ValueError(f"{text!r} does not say who made which sequences")

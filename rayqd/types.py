@@ -27,6 +27,7 @@ class Example:
     prompt_ids: IntArray  # [P] ends with the generation prompt of the chat template
     completion_ids: IntArray  # [C] ends with the end-of-turn token unless it was cut; empty where there is no answer
     trained: NDArray[np.bool_] | None = None  # [P + C] of the data's own answers; None: the completion, all of it
+    teacher: int = 0  # which of the run's teachers reads it, whoever completes it
 
     @property
     def has_answer(self) -> bool:
@@ -61,6 +62,7 @@ class Rollout:
     trained: NDArray[np.bool_] | None = None  # [C] which tokens are trained on; payloads have a row for these alone
     fault: str = ""  # why nobody may be trained on it; "" where nothing is wrong
     example: int = -1  # of the plan; -1: of a row that is held out
+    teacher: int = 0  # which of the run's teachers scores it
 
     @classmethod
     def from_data(cls, example: Example, *, step: int, index: int, number: int = -1) -> Rollout:
@@ -79,6 +81,7 @@ class Rollout:
             policy_version=None,
             trained=trained,
             example=number,
+            teacher=example.teacher,
         )
 
     @property
@@ -93,6 +96,7 @@ class Rollout:
             is_cut=self.is_cut,
             fault=self.fault,
             example=self.example,
+            teacher=self.teacher,
             tokens=self.digest,
         )
 
@@ -146,6 +150,7 @@ class RolloutSummary:
     is_cut: bool = False  # see Rollout
     fault: str = ""
     example: int = -1
+    teacher: int = 0
     tokens: str = ""  # their digest, by who made them
 
 

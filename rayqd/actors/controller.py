@@ -65,7 +65,11 @@ class Controller:
         self._log = EventLog(self._series)
         stall = config.ray.stall_seconds
         self._rollouts = Pool("rollout", rollouts, timeout, self._notice, stall)
-        self._teachers = Pool("teacher", teachers, timeout, self._notice, stall)
+        each = config.teacher.num_workers
+        self._teachers = [
+            Pool("teacher", teachers[first : first + each], timeout, self._notice, stall, first)
+            for first in range(0, len(teachers), each)
+        ]
         self._rollout_clock, self._teacher_clock = RoleClock(), RoleClock()
         self._cache = CacheCounts()
         self._pooled_rollouts = PooledRollouts(self._rollouts, self._rollout_clock)
@@ -176,7 +180,8 @@ class Controller:
     @ray.method
     async def list_awaited_workers(self) -> list[str]:
         """Return the workers that the learner waits for; none while it is at work itself."""
-        return [*self._rollouts.busy_workers, *self._teachers.busy_workers] if self._num_waiting else []
+        pools = (self._rollouts, *self._teachers)
+        return [name for pool in pools for name in pool.busy_workers] if self._num_waiting else []
 
     @ray.method
     async def publish(self, version: int, tensors: Sequence[Ref[Mapping[str, WireTensor]]]) -> None:
@@ -263,7 +268,7 @@ class Controller:
 
     def _role_metrics(self, step: int) -> RoleMetrics:
         return RoleMetrics(
-            num_retries=self._rollouts.num_retries + self._teachers.num_retries,
+            num_retries=self._rollouts.num_retries + sum(pool.num_retries for pool in self._teachers),
             num_quarantined=self._quarantine.num_sequences,
             teacher_cache_hits=self._cache.hits.get(step, 0),
             teacher_cache_misses=self._cache.misses.get(step, 0),

@@ -45,8 +45,16 @@ class ControllerFeed:
     """The learner's view of the run: what it asks of the controller, and reports to it."""
 
     def __init__(
-        self, controller: ControllerHandle, rank: int, world_size: int, all_true: Callable[[bool], bool] = bool
+        self,
+        controller: ControllerHandle,
+        rank: int,
+        world_size: int,
+        all_true: Callable[[bool], bool] = bool,
+        *,
+        has_teachers: bool = False,
     ) -> None:
+        """Take the controller, and which of how many workers this is; `has_teachers`: of a run with several."""
+        self._has_teachers = has_teachers
         self._controller = controller
         self._rank = rank
         self._world_size = world_size
@@ -65,7 +73,7 @@ class ControllerFeed:
             share = _fetch([refs[i] for i in indices])
             if self._all_true(share is not None):
                 probes, staleness = ray.get(self._controller.notes.remote(step))
-                audit = _audit(step, refs, attempt, staleness)
+                audit = _audit(step, refs, attempt, staleness, has_teachers=self._has_teachers)
                 batch = make_batch(refs, share or [])
                 return replace(batch, probes=probes, audit=audit, max_staleness=staleness)
         raise WorkerError(lost_for_good(f"step {step + 1}"))
@@ -178,7 +186,7 @@ def learn(driver_config: Config, controller: ControllerHandle) -> None:
     group = SingleProcess()
     if world_size > 1:
         group = DistributedGroup(device(), is_sharded=config.adapter.kind == "none")
-    feed = ControllerFeed(controller, rank, world_size, group.all_true)
+    feed = ControllerFeed(controller, rank, world_size, group.all_true, has_teachers=len(config.teachers) > 1)
     LearnerWorker(config, feed, group, node=describe_node(), watch=watch_learner(config, rank)).run()
     remove_local_run_dir(driver_config, config)
 
@@ -224,7 +232,9 @@ def _check_tokens(ref: ScoredRef, rollout: Rollout) -> None:
         )
 
 
-def _audit(step: int, refs: list[ScoredRef], remade: int, max_staleness: int | None) -> StepAudit | None:
+def _audit(
+    step: int, refs: list[ScoredRef], remade: int, max_staleness: int | None, *, has_teachers: bool
+) -> StepAudit | None:
     """Return the record of a step; None where nobody says who scored it."""
     sequences = [
         SequenceAudit(
@@ -234,8 +244,11 @@ def _audit(step: int, refs: list[ScoredRef], remade: int, max_staleness: int | N
             tokens=ref.rollout.summary.tokens,
             wrote=ref.rollout.wrote,
             scored=ref.scored,
+            teacher=ref.rollout.summary.teacher,
         )
         for ref in refs
         if ref.scored
     ]
-    return audit_step(step + 1, sequences, remade, max_staleness) if sequences else None
+    if not sequences:
+        return None
+    return audit_step(step + 1, sequences, remade, max_staleness, has_teachers=has_teachers)

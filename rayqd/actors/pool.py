@@ -59,13 +59,16 @@ class Pool(Generic[A]):
         timeout_seconds: float = 120.0,
         notice: Notice = _ignore_notice,
         stall_seconds: float = math.inf,
+        first_rank: int = 0,
     ) -> None:
         """`notice` is told of each death, and of the end of the outage; for `timeout_seconds` all may be away.
 
-        An actor at work that gives no sign of life for `stall_seconds` is ended; see `rayqd.actors.pulse`.
+        An actor at work that gives no sign of life for `stall_seconds` is ended; see `rayqd.actors.pulse`. `first_rank`
+        is the first actor's, where another pool has the role's first ones.
         """
         self.role = role
         self.actors = list(actors)
+        self._first_rank = first_rank
         self.num_retries = 0
         self._fatal = ""  # why the run must end
         self._stalls: Counter[int] = Counter()
@@ -245,7 +248,7 @@ class Pool(Generic[A]):
         await self._notice(f"{self._name(index)} is back after {time.monotonic() - died:.0f} s")
 
     def _name(self, index: int) -> str:
-        return f"{self.role}-{index}"
+        return f"{self.role}-{self._first_rank + index}"
 
     def _explain_absence(self) -> str:
         deaths = [error for task in self._restarting.values() if task.done() and (error := task.exception())]

@@ -132,10 +132,11 @@ class _Score(Protocol):
 
 
 class PooledTeachers:
-    """Spreads rollouts over the teachers by tokens, longest first."""
+    """Spreads rollouts over the actors of their teachers by tokens, longest first."""
 
-    def __init__(self, pool: Pool[TeacherActor], clock: RoleClock, cache: CacheCounts) -> None:
-        self._pool = pool
+    def __init__(self, pools: Sequence[Pool[TeacherActor]], clock: RoleClock, cache: CacheCounts) -> None:
+        """Take the actors of each teacher, in the order in which rollouts number the teachers."""
+        self._pools = pools
         self._clock = clock
         self._cache = cache
 
@@ -151,16 +152,18 @@ class PooledTeachers:
         return present
 
     async def _spread(self, method: _Score, rollouts: Sequence[RolloutRef]) -> list[ScoreRef | None]:
-        sizes = [rollout.summary.num_tokens for rollout in rollouts]
-        shares = [share for share in split_evenly(sizes, len(self._pool.actors)) if share]
-        parts = await asyncio.gather(*(self._call(method, [rollouts[i] for i in share]) for share in shares))
-        scores = {
-            i: score for share, part in zip(shares, parts, strict=True) for i, score in zip(share, part, strict=True)
-        }
+        shares = [
+            (pool, share) for teacher, pool in enumerate(self._pools) for share in _split(rollouts, teacher, pool)
+        ]
+        calls = (self._call(pool, method, [rollouts[i] for i in share]) for pool, share in shares)
+        parts = zip(shares, await asyncio.gather(*calls), strict=True)
+        scores = {i: score for (_, share), part in parts for i, score in zip(share, part, strict=True)}
         return [scores[i] for i in range(len(rollouts))]
 
-    async def _call(self, method: _Score, rollouts: list[RolloutRef]) -> list[ScoreRef | None]:
-        report, refs, scored = await self._pool.call(
+    async def _call(
+        self, pool: Pool[TeacherActor], method: _Score, rollouts: list[RolloutRef]
+    ) -> list[ScoreRef | None]:
+        report, refs, scored = await pool.call(
             method, len(rollouts), *(as_argument(rollout.ref) for rollout in rollouts)
         )
         step = rollouts[0].summary.step
@@ -173,3 +176,10 @@ class PooledTeachers:
             else ScoreRef(payload=payload, scored=replace(scored, is_kept=i in report.kept))
             for i, payload in enumerate(payloads)
         ]
+
+
+def _split(rollouts: Sequence[RolloutRef], teacher: int, pool: Pool[TeacherActor]) -> list[list[int]]:
+    """Return the indices of that teacher's rollouts, divided among its actors; of an actor without any, none."""
+    own = [i for i, rollout in enumerate(rollouts) if rollout.summary.teacher == teacher]
+    shares = split_evenly([rollouts[i].summary.num_tokens for i in own], len(pool.actors))
+    return [[own[i] for i in share] for share in shares if share]

@@ -51,12 +51,14 @@ def start_generation_workers(config: Config, placement: Placement, make_engine: 
 
 
 def start_teachers(config: Config, placement: Placement) -> list[TeacherHandle]:
-    """Start the teachers. They load no model yet."""
-    load = teacher_loader(config, placement.gpus_per_worker["teacher"] or 1.0)
-    return [
-        actor.remote(TeacherWorker(rank, load, config.ray.stall_seconds, import_teacher))
-        for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement))
-    ]
+    """Start the actors of all teachers, those of the first before those of the second. They load no model yet."""
+    gpu_share = placement.gpus_per_worker["teacher"] or 1.0
+    handles: list[TeacherHandle] = []
+    for rank, actor in enumerate(_actor_classes("teacher", TeacherActor, config, placement)):
+        teacher = rank // config.teacher.num_workers
+        load = teacher_loader(config, gpu_share, teacher)
+        handles.append(actor.remote(TeacherWorker(rank, load, config.ray.stall_seconds, import_teacher, teacher)))
+    return handles
 
 
 def start_controller(
@@ -112,13 +114,14 @@ def _actor_classes(
         runtime_env={"env_vars": placement.env_vars},
         scheduling_strategy=strategy,
     )(cls)
+    count = config.num_teacher_workers if role == "teacher" else getattr(config, role).num_workers
     return [
         actor.options(
             name=f"rayqd/{config.name}/{name or role}-{rank}",
             label_selector=selector,
             fallback_strategy=_fallback_strategy(selector) if placement.spot_is_optional else None,
         )
-        for rank, selector in enumerate(placement.selectors[role][: getattr(config, role).num_workers])
+        for rank, selector in enumerate(placement.selectors[role][:count])
     ]
 
 

@@ -38,7 +38,7 @@ class Staleness:
         self._is_auto = setting == "auto"
         self._chosen: int | None = None
         self._first = config.rollout.first_staleness
-        self._workers = {"rollout": config.rollout.num_workers, "teacher": config.teacher.num_workers}
+        self._workers = {"rollout": config.rollout.num_workers, "teacher": config.num_teacher_workers}
         self._num_steps = config.learner.steps - config.first_on_policy_step  # that the student writes for
         self._roles_share = roles_share
         self._store_bytes = store_bytes

@@ -38,7 +38,7 @@ def num_workers(config: Config) -> dict[str, int]:
     """Return the number of workers by role; no rollout workers when nothing is on-policy."""
     return {
         "rollout": config.rollout.num_workers if config.is_on_policy else 0,
-        "teacher": config.teacher.num_workers,
+        "teacher": config.num_teacher_workers,
         "learner": config.learner.num_workers,
     }
 

@@ -134,7 +134,7 @@ def _model(kind: str, config: Config, switches: Mapping[str, str]) -> str:
     if kind == "teacher":
         if "shape" in switches:
             raise ConfigError("flag --shape: what a teacher leaves out is seen on a real one alone; give --model.name")
-        return config.teacher_name
+        return config.only_teacher.name
     shape = switches.get("shape", "smollm2-135m")
     if shape not in SHAPES:
         raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")

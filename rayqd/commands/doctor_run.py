@@ -88,6 +88,7 @@ def _expect(path: Path, config: Config, plan: Plan) -> Expected:
         num_steps=_count_lasting_steps(path),
         left_out={(step, index) for step, index in quarantined if isinstance(step, int) and isinstance(index, int)},
         weights=_digest_checkpoints(path),
+        num_teachers=len(config.teachers),
     )
 
 

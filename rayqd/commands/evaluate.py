@@ -25,11 +25,13 @@ from rayqd.data.chat_settings import chat_settings
 from rayqd.driver.dtype import check_machine
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, load_data
+from rayqd.errors import ConfigError
 from rayqd.evals.benchmarks import TEACHER, BenchmarkRunner, ModelScores
 from rayqd.evals.continuations import measure_continuations
 from rayqd.evals.fidelity import score
 from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.evals.heldout import Heldout
+from rayqd.evals.several_teachers import score_by_teacher
 from rayqd.events import Fidelity
 from rayqd.export.load import is_export, load_export
 from rayqd.export.model_card import CARD_NAME
@@ -81,6 +83,7 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     console = console or Console()
     directory_of(path, trusts_code=config.model.trust_remote_code)
     config = with_frozen_settings(config)
+    _check_teachers(config)
     check_machine(config, runs_vllm=bool(config.eval.tasks) and config.eval.backend == "vllm")
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
@@ -104,9 +107,9 @@ class _Evaluation:
         _, heldout = load_data(self._checked, config)
         for remark in heldout.remarks:
             self._say(remark)
-        measured, teacher_head, teacher = self._teacher(heldout)
+        measured, teacher_heads, teacher = self._teacher(heldout)
         model = load_student(path, config)
-        fidelity = measured.evaluate_model(model, output_head(model), teacher_head)
+        fidelity = measured.evaluate_model(model, output_head(model), teacher_heads)
         self._say(
             f"{path}: KL to teacher {fidelity.kl_to_teacher:.4f}{between(estimate_kl(fidelity))}, "
             f"perplexity {fidelity.perplexity:.3f} (teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} "
@@ -157,9 +160,13 @@ class _Evaluation:
         print_benchmarks(self._console, rows)
         return rows
 
-    def _teacher(self, heldout: ExampleSet) -> tuple[Heldout, Head, Fidelity]:
+    def _teacher(self, heldout: ExampleSet) -> tuple[Heldout, Sequence[Head], Fidelity]:
         """Score the held-out rows; returns them, its head, and its own fidelity. Its benchmarks are in `_arms` then."""
         config = self._config
+        if len(config.teachers) > 1:
+            rows, heads = score_by_teacher(config, heldout.examples)
+            measured = Heldout(rows, heads, config.learner.microbatch_tokens, heldout.text)
+            return measured, heads, measured.evaluate_teacher(heads)
         directory = teacher_directory(config)
         teacher = load_model(directory, config.model.dtype)
         rows = score(heldout.examples, Teacher(teacher, config.teacher.max_batch_tokens))
@@ -169,7 +176,7 @@ class _Evaluation:
             )
         head = output_head(teacher)
         measured = Heldout(rows, head, config.learner.microbatch_tokens, heldout.text)
-        return measured, head, measured.with_text(measured.evaluate_teacher(head), teacher, head)
+        return measured, [head], measured.with_text(measured.evaluate_teacher(head), teacher, head)
 
     def _rounded(self, runner: BenchmarkRunner) -> None:
         config, directory = self._config, self._checked.directory
@@ -210,6 +217,17 @@ class _Evaluation:
 
     def _say(self, line: str) -> None:
         say(self._console, line)
+
+
+def _check_teachers(config: Config) -> None:
+    """Raise ConfigError where something is asked of the teacher, and there are several: the KL is each row's own."""
+    asked = [name for name in ("tasks", "continuations") if getattr(config.eval, name)]
+    if asked and len(config.teachers) > 1:
+        raise ConfigError(
+            f"eval.{asked[0]} compares with one teacher, and teacher.route names several: leave it out "
+            f"(--eval.{asked[0]} {'none' if asked[0] == 'tasks' else '0'}), or compare with one of them "
+            "(--teacher.route {} --teacher.column none --teacher.name org/model)"
+        )
 
 
 def _benchmarks(checked: Checked, config: Config, console: Console) -> list[Benchmark]:

@@ -108,7 +108,8 @@ def generate(
 def resolve_model(model: str, config: Config) -> ResolvedModel:
     """Return the model that `--model` means. Raises ModelError for a run that has no export."""
     if model == "teacher":
-        return ResolvedModel(label="teacher", name=config.teacher_name, revision=config.teacher_revision)
+        teacher = config.only_teacher
+        return ResolvedModel(label="teacher", name=teacher.name, revision=teacher.revision)
     path = config.run_dir if model == "student" else Path(model).expanduser()
     if (path / "export").is_dir():
         label = "student" if model == "student" else path.absolute().name

@@ -28,6 +28,7 @@ from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
 from rayqd.evals.heldout import Heldout
+from rayqd.evals.several_teachers import score_by_teacher
 from rayqd.events import TEACHER, Arm, ArmResult, EvalEvent, Fidelity
 from rayqd.export.logits import check_logits, compute_packed_states, compute_student_logits, short_row
 from rayqd.export.write import dense_bits, export, update_card, weight_bytes
@@ -36,7 +37,7 @@ from rayqd.model.calibration import calibrate, check_method
 from rayqd.model.calibration.check import check_layer_by_layer
 from rayqd.model.layer_outputs import OutputReference
 from rayqd.model.load import load_meta_model, load_model, output_head, torch_dtype
-from rayqd.model.source import teacher_directory
+from rayqd.model.source import teacher_directories, teacher_directory
 from rayqd.model.student import Student
 from rayqd.model.weight_bits import mean_bits
 from rayqd.quant import make_grid
@@ -145,6 +146,8 @@ class _Quantizing:
     def _teacher(self, heldout_rows: ExampleSet) -> tuple[Heldout, ArmResult]:
         """Score the held-out rows; returns them and the teacher's own row of the result."""
         config = self._config
+        if len(config.teachers) > 1:
+            return self._teachers(heldout_rows)
         directory = teacher_directory(config)
         with self._timed("teacher", "the teacher reads the held-out rows"):
             model = load_model(directory, config.model.dtype)
@@ -153,6 +156,17 @@ class _Quantizing:
             heldout = Heldout(rows, head, config.learner.microbatch_tokens, heldout_rows.text)
             fidelity = heldout.with_text(heldout.evaluate_teacher(head), model, head)
         bits, size = dense_bits(directory), weight_bytes(directory)
+        return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
+
+    def _teachers(self, heldout_rows: ExampleSet) -> tuple[Heldout, ArmResult]:
+        """Do the same with several teachers, each on its own rows."""
+        config = self._config
+        with self._timed("teacher", "the teachers read the held-out rows"):
+            rows, heads = score_by_teacher(config, heldout_rows.examples)
+            heldout = Heldout(rows, heads, config.learner.microbatch_tokens, heldout_rows.text)
+            fidelity = heldout.evaluate_teacher(heads)
+        directories = teacher_directories(config)
+        bits, size = dense_bits(*directories), weight_bytes(*directories)
         return heldout, ArmResult(arm=TEACHER, fidelity=fidelity, bits_per_weight=bits, size_bytes=size)
 
     def _student(self, checked: Checked, row: IntArray) -> tuple[Student, OutputReference]:

@@ -17,7 +17,7 @@ from rayqd.config import Config
 from rayqd.data import ExampleSet
 from rayqd.errors import RunError
 from rayqd.files import write_text
-from rayqd.model.source import student_directory, teacher_directory
+from rayqd.model.source import student_directory, teacher_directories
 from rayqd.runs.environment import digest_extensions
 from rayqd.versions import installed_version
 
@@ -41,7 +41,7 @@ def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) ->
     """Read the files of the models, and the tokens of the rows."""
     return Inputs(
         model=digest_model(student_directory(config)),
-        teacher=digest_model(teacher_directory(config)),
+        teacher=" ".join(digest_model(directory) for directory in teacher_directories(config)),
         training_rows=_digest_rows(training),
         heldout_rows=_digest_rows(heldout),
         rayqd=installed_version("rayqd") or "uninstalled",
@@ -111,6 +111,8 @@ def _digest_rows(rows: ExampleSet) -> str:
             hasher.update(part.astype("<i4").tobytes())
         if example.trained is not None:
             hasher.update(example.trained.tobytes())
+        if example.teacher:
+            hasher.update(b"teacher %d" % example.teacher)
     return hasher.hexdigest()
 
 

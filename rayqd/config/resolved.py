@@ -75,6 +75,8 @@ def with_absolute_paths(config: Config) -> Config:
 def _make_absolute(setting: Setting, value: object) -> object:
     if isinstance(value, list):
         return [_with_absolute_path(setting, each) for each in cast("list[object]", value)]
+    if isinstance(value, dict):
+        return {key: _make_absolute(setting, each) for key, each in cast("dict[str, object]", value).items()}
     if not isinstance(value, str | Path) or not value or "://" in str(value):
         return value
     path = Path(value).expanduser()

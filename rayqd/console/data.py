@@ -9,6 +9,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
+from rayqd.config.sections.models import OTHERS
 from rayqd.console.say import say
 from rayqd.console.tables import Column, print_table
 from rayqd.runs.data_file import Lengths, Piece, RunData, SeenRow, SourceRows, elide
@@ -35,6 +36,7 @@ def first_row_lines(data: RunData, width: int) -> Iterator[str]:
     row = data.first[0]
     if data.sources and data.use == _TRAINED:
         yield "; ".join(f"{each.label}: {each.share:.1%} of the sequences" for each in data.sources)
+    yield from teacher_lines(data)
     yield f"first row: {row.row:,} of {row.source or data.training.name}, {row.describe(data.use)}"
     parts = [(is_trained, _join(pieces)) for is_trained, pieces in groupby(row.pieces, key=lambda p: p.is_trained)]
     for number, (is_trained, text) in enumerate(parts):
@@ -45,6 +47,16 @@ def first_row_lines(data: RunData, width: int) -> Iterator[str]:
         label = "answer" if is_trained else "prompt" if number == 0 else "context"
         yield f"  {label:9} {_shorten(visible(text), 2 * (width - 12))}"
     yield f"  {_describe_end(row, data.ends)}"
+
+
+def teacher_lines(data: RunData) -> Iterator[str]:
+    """Yield who teaches which rows, a line for each of several teachers: `org/math (math): 120 rows, 8 held out`."""
+    for each in data.teachers:
+        values = ", ".join("all others" if value == OTHERS else visible(value) for value in each.values)
+        yield (
+            f"teacher   {visible(each.name)} ({values}): {each.num_training:,} rows to train on, "
+            f"{each.num_heldout:,} held out"
+        )
 
 
 def print_data(console: Console, data: RunData, *, max_length: int, num_steps: int, batch_size: int) -> None:
@@ -60,6 +72,8 @@ def print_data(console: Console, data: RunData, *, max_length: int, num_steps: i
         say(console, f"{title:9} {visible(rows.name)}")
         for line in _left_out_lines(rows):
             say(console, line)
+    for line in teacher_lines(data):
+        say(console, line)
     for line in _length_lines(data.lengths, max_length, console.width):
         say(console, line)
     say(console, epochs_line(data, num_steps, batch_size))

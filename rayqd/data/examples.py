@@ -14,6 +14,7 @@ import numpy as np
 from rayqd.config.sections import DataConfig
 from rayqd.data.conversation import row_parser
 from rayqd.data.example_set import ExampleSet
+from rayqd.data.routing import Route
 from rayqd.data.select import OnTokenized, row_order, select_examples
 from rayqd.data.sources import read_rows
 from rayqd.errors import ConfigError
@@ -33,23 +34,31 @@ def load_examples(
     heldout: Collection[int] = frozenset(),
     needs_answer: bool = True,
     on_tokenized: OnTokenized | None = None,
+    route: Route | None = None,
 ) -> ExampleSet:
     """Read up to `num_needed` examples of the shuffled source, after the first `exclude` ones kept, which are held out.
 
     After those no row is taken whose key (`row_key`) is in `heldout`. Rows may be prompts alone unless `needs_answer`.
+    `route` says who teaches each.
 
-    Raises DataError if no example is left, ConfigError if `data.max_length` is above `context_length`.
+    Raises DataError if no example is left, or one has no teacher, ConfigError if `data.max_length` is above
+    `context_length`.
     """
     check_max_length(data, context_length)
     rows = read_rows(data, parse=row_parser(data, needs_answer=needs_answer))
     order = row_order(len(rows), seed)
-    return select_examples(
+    found = select_examples(
         tokenizer, rows, order, data, num_needed, exclude=exclude, heldout=heldout, on_tokenized=on_tokenized
     )
+    return route.apply(found, rows) if route else found
 
 
 def load_in_order(
-    tokenizer: PreTrainedTokenizerBase, data: DataConfig, num_needed: int, context_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    num_needed: int,
+    context_length: int,
+    route: Route | None = None,
 ) -> ExampleSet:
     """Read the first `num_needed` examples of the source as it stands; rows may be prompts alone.
 
@@ -57,7 +66,8 @@ def load_in_order(
     """
     check_max_length(data, context_length)
     rows = read_rows(data, parse=row_parser(data, needs_answer=False))
-    return select_examples(tokenizer, rows, np.arange(len(rows)), data, num_needed)
+    found = select_examples(tokenizer, rows, np.arange(len(rows)), data, num_needed)
+    return route.apply(found, rows) if route else found
 
 
 def check_max_length(data: DataConfig, context_length: int) -> None:

@@ -27,6 +27,7 @@ class PackedExamples(ExampleSequence):
     ids: NDArray[np.int32] | NDArray[np.uint16]  # [T] prompts and completions, one after the other
     masked_starts: NDArray[np.int64]  # [N + 1] of each example's tokens in `trained`: as many as it has, or none
     trained: NDArray[np.bool_]  # [M]
+    teachers: NDArray[np.uint8] | None = None  # [N] which of the run's teachers reads each; None: the first reads all
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> PackedExamples:
@@ -41,6 +42,7 @@ class PackedExamples(ExampleSequence):
             ids=np.concatenate([np.zeros(0, np.int32), *parts], dtype=np.int32),
             masked_starts=starts_of([len(mask) for mask in masks]),
             trained=np.concatenate([np.zeros(0, np.bool_), *masks]),
+            teachers=np.asarray([example.teacher for example in examples], dtype=np.uint8),
         )
 
     def __len__(self) -> int:
@@ -56,6 +58,7 @@ class PackedExamples(ExampleSequence):
             prompt_ids=np.array(self.ids[start:middle], dtype=np.int32),
             completion_ids=np.array(self.ids[middle:end], dtype=np.int32),
             trained=np.array(self.trained[masked:masked_end]) if masked < masked_end else None,
+            teacher=0 if self.teachers is None else int(self.teachers[position]),
         )
 
     @property
@@ -75,6 +78,7 @@ class PackedExamples(ExampleSequence):
             ids=self.ids[np.repeat(kept, num_tokens)],
             masked_starts=starts_of(num_masked[kept]),
             trained=self.trained[np.repeat(kept, num_masked)],
+            teachers=None if self.teachers is None else self.teachers[kept],
         )
 
 

@@ -22,6 +22,7 @@ from rayqd.data.example_set import ExampleSet
 from rayqd.data.examples import load_examples, load_in_order
 from rayqd.data.mixture import by_weight, join
 from rayqd.data.render import check_variables
+from rayqd.data.routing import Route
 from rayqd.data.running_text import with_text
 from rayqd.data.select import OnTokenized
 from rayqd.data.shares import count_drawn
@@ -53,6 +54,7 @@ def load_run_data(
     needed = [min(max(1, num), each.limit or num or 1) for each, num in zip(sources, drawn, strict=True)]
     excluded = heldout_of_each(config)
     keys = frozenset(heldout.keys.tolist())
+    route = Route.of(config)
     parts: list[ExampleSet] = []
     for i, source in enumerate(sources):
         so_far, later = sum(len(part.examples) for part in parts), sum(needed[i + 1 :])
@@ -66,10 +68,12 @@ def load_run_data(
             heldout=keys,
             needs_answer=config.trains_on_answers,
             on_tokenized=_among_others(on_tokenized, so_far, later),
+            route=route,
         )
         parts.append(part)
     training = join(parts)
     remarks = (*training.remarks, *_remarks(config, training), *_remarks_of_mixture(config, training, drawn))
+    remarks = (*remarks, *route.remarks()) if route else remarks
     heldout = replace(heldout, remarks=(*heldout.remarks, *_heldout_remarks(heldout.examples)))
     return replace(training, remarks=remarks), with_text(heldout, tokenizer, config.eval, context_length)
 
@@ -84,7 +88,8 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
     _check_all_different(data.each_source)
     if config.eval.source is not None:
         try:
-            return load_in_order(tokenizer, _data_of_eval_source(config), config.eval.num_rows, context_length)
+            of_eval = _data_of_eval_source(config)
+            return load_in_order(tokenizer, of_eval, config.eval.num_rows, context_length, Route.of(config))
         except DataError as error:  # which speaks of data's settings, where eval has its own
             raise DataError(_OWN_SETTINGS.sub(r"eval.\1", str(error))) from error
     return join(
@@ -96,6 +101,7 @@ def load_heldout(tokenizer: PreTrainedTokenizerBase, config: Config, context_len
                 num_needed=num_rows,
                 context_length=context_length,
                 needs_answer=config.trains_on_answers,
+                route=Route.of(config),
             )
             for source, num_rows in zip(data.each_source, heldout_of_each(config), strict=True)
             if num_rows

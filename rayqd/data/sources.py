@@ -53,6 +53,10 @@ class Rows:
         """Count the rows met so far that are not used for `reason`; one met twice counts once."""
         return self._tally.count(reason)
 
+    def location(self, index: int) -> str:
+        """Return where the row at `index` stands, for people: "rows.jsonl:3"."""
+        return self._table.location(index)
+
     def row(self, index: int) -> list[Message] | None:
         """Return the conversation at `index`; None if it is filtered out, or broken and those are skipped.
 

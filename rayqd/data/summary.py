@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,10 +17,11 @@ from rayqd.data.example_set import ExampleSet
 from rayqd.data.mixture import by_weight
 from rayqd.data.packed_examples import count_tokens, count_trained_tokens
 from rayqd.data.plan import make_plan
+from rayqd.data.routing import count_by_teacher
 from rayqd.data.run_data import heldout_of_each, weights_of
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError
-from rayqd.runs.data_file import LeftOutRows, LengthBin, Lengths, RunData, SeenRow, SourceRows
+from rayqd.runs.data_file import LeftOutRows, LengthBin, Lengths, RunData, SeenRow, SourceRows, TeacherRows
 from rayqd.types import Example
 
 if TYPE_CHECKING:
@@ -59,7 +60,21 @@ def summarize_data(
         ends=tuple(decode(tokenizer, np.asarray([index], dtype=np.int32)) for index in ends),
         use="trained on" if trains else "the answer",
         sources=tuple(sources) if len(sources) > 1 else (),
+        teachers=tuple(_count_by_teacher(config, training, heldout)),
     )
+
+
+def _count_by_teacher(config: Config, training: ExampleSet, heldout: ExampleSet) -> Iterator[TeacherRows]:
+    """Yield what each of several teachers reads."""
+    teachers = config.teachers if config.teacher.route else ()
+    counts = [count_by_teacher(rows, len(config.teachers)) for rows in (training, heldout)]
+    for number, teacher in enumerate(teachers):
+        yield TeacherRows(
+            name=teacher.name,
+            values=tuple(value for value, name in config.teacher.route.items() if name == teacher.name),
+            num_training=counts[0][number],
+            num_heldout=counts[1][number],
+        )
 
 
 def _find_ends(tokenizer: PreTrainedTokenizerBase, directory: Path, config: Config) -> tuple[int, ...]:

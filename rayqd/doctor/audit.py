@@ -25,6 +25,7 @@ class Expected:
     num_steps: int  # that must be there
     left_out: Collection[tuple[int, int]] = ()  # (step from 1, index) of the sequences in quarantine.jsonl
     weights: Mapping[int, str] = field(default_factory=dict[int, str])  # digests of what checkpoints hold, by step
+    num_teachers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,7 @@ def _missing(first: int, last: int) -> str:
 def _find_step_faults(audit: StepAudit, expected: Expected, tally: Tally) -> Iterator[Fault]:
     try:
         wrote, scored = parse_parts(audit.wrote), parse_parts(audit.scored)
+        taught = parse_parts(audit.taught or "")
     except ValueError as error:
         yield Fault(step=audit.step, text=str(error))
         return
@@ -112,6 +114,7 @@ def _find_step_faults(audit: StepAudit, expected: Expected, tally: Tally) -> Ite
         yield Fault(step=audit.step, text="it trained on other rows than the plan draws for it")
     for name, parts in (("trained on", wrote), ("scored", scored)):
         yield from _find_count_faults(audit.step, name, parts, {s.index for s in planned}, expected.left_out)
+    yield from _find_teacher_faults(audit, scored, taught, expected, trained)
     on_policy = {s.index for s in planned if s.on_policy}
     bound = expected.max_staleness if expected.max_staleness is not None else audit.max_staleness or 0
     for part in wrote:
@@ -159,3 +162,22 @@ def _find_version_faults(
             text=f"{part.worker} wrote with weights of version {part.version}, {staleness} behind; "
             f"rollout.max_staleness={max_staleness}",
         )
+
+
+def _find_teacher_faults(
+    audit: StepAudit, scored: list[Part], taught: list[Part], expected: Expected, trained: set[int]
+) -> Iterator[Fault]:
+    """Check, of several teachers, that every sequence has one, and that no worker scored those of two."""
+    if expected.num_teachers == 1:
+        return
+    teachers = {index: part.worker for part in taught for index in part.indices}
+    yield from (
+        Fault(step=audit.step, text=f"sequence {index} has no teacher") for index in sorted(trained - teachers.keys())
+    )
+    for number in sorted({part.worker for part in taught} - {str(each) for each in range(expected.num_teachers)}):
+        yield Fault(step=audit.step, text=f"teacher {number} is none of the {expected.num_teachers} that the run has")
+    for worker in sorted({part.worker for part in scored}):
+        indices = {index for part in scored if part.worker == worker for index in part.indices}
+        own = sorted({teachers[index] for index in indices if index in teachers})
+        if len(own) > 1:
+            yield Fault(step=audit.step, text=f"{worker} scored sequences of teachers {' and '.join(own)}")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from rayqd.config import Config
 from rayqd.data.example_set import ExampleSet
-from rayqd.model.source import teacher_directory
+from rayqd.model.source import teacher_directories
 
 _GIB = 2**30
 _TOPK_BYTES = 8  # of an id and its log-probability
@@ -81,8 +81,9 @@ def _completion_lengths(rows: ExampleSet) -> list[int]:
 
 
 def _read_sizes(config: Config) -> tuple[int, int]:
-    """Return the teacher's width and vocabulary, 0 for what its config.json does not name."""
+    """Return the largest width and vocabulary of any teacher, 0 for what its config.json does not name."""
     from transformers import AutoConfig
 
-    own = cast(Any, AutoConfig).from_pretrained(teacher_directory(config)).get_text_config()
-    return int(getattr(own, "hidden_size", 0)), int(getattr(own, "vocab_size", 0))
+    owns = [cast(Any, AutoConfig).from_pretrained(each).get_text_config() for each in teacher_directories(config)]
+    width, vocab_size = (max(int(getattr(own, name, 0)) for own in owns) for name in ("hidden_size", "vocab_size"))
+    return width, vocab_size

@@ -9,6 +9,7 @@ from typing import Any
 
 from rayqd.cluster.placement import Placement
 from rayqd.config import Config
+from rayqd.config.sections.models import TeacherModel
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.render import check_variables
@@ -29,7 +30,7 @@ from rayqd.model.load import common_vocab_size, context_length, load_meta_model,
 from rayqd.model.model_class import check_config
 from rayqd.model.rounded_head import check_head, describe_head
 from rayqd.model.sharding import check_can_be_sharded
-from rayqd.model.source import student_directory, teacher_directory
+from rayqd.model.source import student_directory, teacher_directories
 from rayqd.model.weight_bits import count_weight_bits, describe_bits, describe_dense_body
 from rayqd.quant import quantizable_layers
 from rayqd.rollout.gpu_share import check_without_engine, divide_gpu, total_gpu_bytes
@@ -80,15 +81,18 @@ def check(config: Config, *, trains: bool = True) -> Checked:
         check_own_code(model, modes["student"].head, directory, config)
         check_can_be_sharded(model, quantizable_layers(model, config.quant), config)
         check_layer_by_layer(model.config, config.quant.init)
-    teacher = teacher_directory(config)
-    if config.teacher.name:
-        modes["teacher"] = find_mode(load_meta_model(teacher).config)
-        check_weights(load_meta_model(teacher), teacher)
-        _check_same_vocabulary(tokenizer, load_tokenizer(teacher), config)
-    vocab_size = common_vocab_size(directory, teacher)
-    _check_payload(config, len(tokenizer), vocab_size)
-    if trains:
-        check_payload(config, vocab_size, modes.get("teacher", modes["student"]).head)
+    for teacher, teacher_dir in zip(config.teachers, teacher_directories(config), strict=True):
+        mode = modes["student"]
+        if not teacher.is_student:
+            teacher_model = load_meta_model(teacher_dir)
+            mode = find_mode(teacher_model.config)
+            modes[f"teacher {teacher.name}" if config.teacher.route else "teacher"] = mode
+            check_weights(teacher_model, teacher_dir)
+            _check_same_vocabulary(tokenizer, load_tokenizer(teacher_dir), config, teacher)
+        vocab_size = common_vocab_size(directory, teacher_dir)
+        _check_payload(config, len(tokenizer), vocab_size, teacher)
+        if trains:
+            check_payload(config, vocab_size, mode.head)
     _check_free_space(config, sum(p.numel() for p in model.parameters()), trains)
     remarks += [f"{role}: {mode.words}" for role, mode in modes.items() if mode.words]
     if trains:
@@ -140,23 +144,25 @@ def summary(data: ExampleSet) -> str:
     return ", ".join([f"{len(data.examples)} rows of {data.source}", *duplicates, *map(str, data.left_out)])
 
 
-def _check_same_vocabulary(student: Any, teacher: Any, config: Config) -> None:
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
+def _check_same_vocabulary(student: Any, other: Any, config: Config, teacher: TeacherModel) -> None:
+    ours, theirs = student.get_vocab(), other.get_vocab()
     if ours == theirs:
         return
     mine, its = ({i: token for token, i in vocabulary.items()} for vocabulary in (ours, theirs))
     differing = sorted(i for i in mine.keys() | its.keys() if mine.get(i) != its.get(i))
     examples = ", ".join(f"{i} is {mine.get(i)!r} here and {its.get(i)!r} there" for i in differing[:3])
+    values = [value for value, name in config.teacher.route.items() if name == teacher.name]
+    of_values = f" (teacher.route: {', '.join(values)})" if values else ""
     raise ModelError(
-        f"student {config.model.name} and teacher {config.teacher.name} have different tokenizers "
+        f"student {config.model.name} and teacher {teacher.name}{of_values} have different tokenizers "
         f"({len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ: {examples}): "
         "choose a teacher with the student's tokenizer"
     )
 
 
-def _check_payload(config: Config, num_tokens: int, vocab_size: int) -> None:
-    """`num_tokens` of the tokenizer, `vocab_size` ids that both heads have."""
-    if num_tokens > vocab_size and not config.teacher.name:
+def _check_payload(config: Config, num_tokens: int, vocab_size: int, teacher: TeacherModel) -> None:
+    """`num_tokens` of the tokenizer, `vocab_size` ids that the heads of student and `teacher` have."""
+    if num_tokens > vocab_size and teacher.is_student:
         raise ModelError(
             f"the tokenizer of {config.model.name} has {num_tokens} tokens, and its output head {vocab_size} ids: take "
             "the tokenizer that the model was trained with"
@@ -164,7 +170,8 @@ def _check_payload(config: Config, num_tokens: int, vocab_size: int) -> None:
     if num_tokens > vocab_size:
         raise ModelError(
             f"the tokenizer of {config.model.name} has {num_tokens} tokens, but the output heads of student and "
-            f"teacher have only {vocab_size} ids in common: choose a teacher with the student's vocabulary"
+            f"teacher {teacher.name} have only {vocab_size} ids in common: choose a teacher with the student's "
+            "vocabulary"
         )
     if config.teacher.payload == "topk" and config.teacher.top_k > vocab_size:
         raise ConfigError(

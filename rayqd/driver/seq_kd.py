@@ -167,9 +167,8 @@ def _of_source(completions: Mapping[Place, IntArray], source: int) -> dict[int, 
 def _start_teacher(config: Config, cluster: Cluster, make_engine: MakeEngine | None) -> BatchGenerator:
     """No other role runs yet, so the share of a GPU that the student's engine is to take is not the teacher's limit."""
     alone = config.model_copy(update={"rollout": config.rollout.model_copy(update={"gpu_memory_utilization": None})})
-    return BatchGenerator(
-        alone, cluster, model=config.teacher_name, revision=config.teacher_revision, make_engine=make_engine
-    )
+    teacher = config.only_teacher
+    return BatchGenerator(alone, cluster, model=teacher.name, revision=teacher.revision, make_engine=make_engine)
 
 
 def _crc32(prompt_ids: IntArray) -> int:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rayqd.losses import chunked_token_nll
 from rayqd.losses.closed_form import loss_and_slope, scale_logits, softmax_and_logsumexp
-from rayqd.losses.output_head import Head, logits_of
+from rayqd.losses.output_head import Head, as_heads, logits_of
 from rayqd.losses.rows import chunk_size, row_blocks, slices
 from rayqd.metrics.fidelity import ByRow, Fidelity
+from rayqd.model.by_teacher import compute_by_teacher
 from rayqd.model.hidden_states import completion_states, teacher_states
 from rayqd.model.sharding import is_sharded
 from rayqd.model.token_limit import TokenLimit, run_batches
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 METRICS = ("kl", "total_variation", "agrees", "nll")  # at a token: nats, 0 to 1, 0 or 1, nats
+Heads = Head | Sequence[Head]  # of the teacher, or of several by number
 _BYTES_PER_ID = 8  # of a token's logits that are held: float32, of both sides
 _DECIMALS = 7  # of a row's sums that are kept
 
@@ -36,19 +38,22 @@ def score(examples: Sequence[Example], teacher: Teacher) -> list[ScoredRollout]:
 
 @torch.no_grad()
 def student_fidelity(
-    model: PreTrainedModel, head: Head, teacher_head: Head, heldout: Sequence[ScoredRollout], max_tokens: int
+    model: PreTrainedModel, head: Head, teacher_heads: Heads, heldout: Sequence[ScoredRollout], max_tokens: int
 ) -> Fidelity:
-    """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries."""
-    return mean_fidelity(compare_tokens(model, head, teacher_head, heldout, max_tokens))
+    """Measure a student, with its output head [V, d], against the teacher's hidden states that `heldout` carries.
+
+    Of several teachers each row is held against its own.
+    """
+    return mean_fidelity(compare_tokens(model, head, teacher_heads, heldout, max_tokens))
 
 
 @torch.no_grad()
 def compare_tokens(
-    model: PreTrainedModel, head: Head, teacher_head: Head, heldout: Sequence[ScoredRollout], max_tokens: int
+    model: PreTrainedModel, head: Head, teacher_heads: Heads, heldout: Sequence[ScoredRollout], max_tokens: int
 ) -> list[Tensor]:
     """Return of each row, at each of its C trained tokens, what METRICS names; float64 on the CPU, [C, 4]."""
     # Products rounded to 16 bits would add 5e-4 nats to every KL.
-    head, teacher_head = head.float(), teacher_head.float()
+    head, heads = head.float(), [each.float() for each in as_heads(teacher_heads)]
     limit = TokenLimit(
         tokens=max_tokens,
         setting="learner.microbatch_tokens",
@@ -56,11 +61,14 @@ def compare_tokens(
         can_be_lowered=not is_sharded(model),
     )
 
+    def compare(number: int, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        teacher = teacher_states(batch, hidden.device).float()
+        return _compare(hidden, head, teacher, heads[number], _targets(batch, hidden.device))
+
     def measure(indices: list[int]) -> tuple[Tensor, ...]:
         batch = [heldout[i] for i in indices]
         hidden = completion_states(model, [s.rollout for s in batch]).float()
-        teacher = teacher_states(batch, hidden.device).float()
-        metrics = _compare(hidden, head, teacher, teacher_head, _targets(batch, hidden.device))
+        metrics = compute_by_teacher(hidden, batch, compare)
         return torch.split(metrics, [s.rollout.num_loss_tokens for s in batch])
 
     rows: dict[int, Tensor] = {}
@@ -70,11 +78,12 @@ def compare_tokens(
 
 
 @torch.no_grad()
-def teacher_fidelity(teacher_head: Head, heldout: Sequence[ScoredRollout]) -> Fidelity:
-    """Measure the teacher itself: no distance, and its own perplexity."""
-    teacher_head = teacher_head.float()
+def teacher_fidelity(teacher_heads: Heads, heldout: Sequence[ScoredRollout]) -> Fidelity:
+    """Measure the teacher itself, of several each on its own rows: no distance, and its own perplexity."""
+    heads = [head.float() for head in as_heads(teacher_heads)]
     rows: list[Tensor] = []
     for scored in heldout:
+        teacher_head = heads[scored.rollout.teacher]
         hidden = teacher_states([scored], teacher_head.device).float()
         nll = chunked_token_nll(hidden, teacher_head, _targets([scored], hidden.device)).double().cpu()
         rows.append(torch.stack([torch.zeros_like(nll), torch.zeros_like(nll), torch.ones_like(nll), nll], dim=1))

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rayqd.data.example_set import RunningText
-from rayqd.evals.fidelity import student_fidelity, teacher_fidelity
+from rayqd.evals.fidelity import Heads, student_fidelity, teacher_fidelity
 from rayqd.evals.text import text_perplexity, windows
 from rayqd.events import Fidelity
-from rayqd.losses.output_head import Head
+from rayqd.losses.output_head import Head, as_heads
 from rayqd.metrics.fidelity import TextFields
 from rayqd.model.student import Student
 from rayqd.types import Rollout, ScoredRollout
@@ -25,17 +25,18 @@ class Heldout:
     def __init__(
         self,
         rows: Sequence[ScoredRollout],
-        teacher_head: Head | None,
+        teacher_heads: Head | Sequence[Head | None] | None,
         max_tokens: int,
         text: RunningText | None = None,
     ) -> None:
-        """Take the teacher's output head, [V, d]; None means the student's own. `max_tokens` run at a time.
+        """Take the teacher's output head, [V, d]; None means the student's own. Of several teachers theirs, by number.
 
+        `max_tokens` run at a time.
         `text`: what is measured beside the rows.
         """
         self._windows = windows(text.token_ids, text.window, text.stride) if text else []
         self._rows = rows
-        self._teacher_head = teacher_head
+        self._teacher_heads = as_heads(teacher_heads)
         self._max_tokens = max_tokens
 
     @property
@@ -45,18 +46,18 @@ class Heldout:
 
     def evaluate(self, student: Student) -> Fidelity:
         """Measure `student` with the weights of its export; collective where it is sharded."""
-        teacher_head = student.head if self._teacher_head is None else self._teacher_head
+        teacher_heads = [student.head if head is None else head for head in self._teacher_heads]
         with student.as_exported():
-            return self.evaluate_model(student.model, student.head, teacher_head)
+            return self.evaluate_model(student.model, student.head, teacher_heads)
 
-    def evaluate_model(self, model: PreTrainedModel, head: Head, teacher_head: Head) -> Fidelity:
+    def evaluate_model(self, model: PreTrainedModel, head: Head, teacher_heads: Heads) -> Fidelity:
         """Measure a model, with its output head [V, d], as it computes."""
-        found = student_fidelity(model, head, teacher_head, self._rows, self._max_tokens)
+        found = student_fidelity(model, head, teacher_heads, self._rows, self._max_tokens)
         return self.with_text(found, model, head)
 
-    def evaluate_teacher(self, teacher_head: Head) -> Fidelity:
-        """Measure the teacher itself: no distance, and its own perplexity."""
-        return teacher_fidelity(teacher_head, self._rows)
+    def evaluate_teacher(self, teacher_heads: Heads) -> Fidelity:
+        """Measure the teacher itself, of several each on its rows: no distance, and its own perplexity."""
+        return teacher_fidelity(teacher_heads, self._rows)
 
     def with_text(self, found: Fidelity, model: PreTrainedModel, head: Head) -> Fidelity:
         """Return what was `found` of `model`, with its output head [V, d], with its perplexity of the text, if any."""

@@ -75,7 +75,7 @@ def make_model_card(
     """
     base = base_model_name(config.model.name)
     own = f"its own self in {config.model.dtype}"
-    teacher = base_model_name(config.teacher_name) if config.teacher.name else own
+    teacher = " and ".join(own if each.is_student else base_model_name(each.name) for each in config.teachers)
     how = (
         f"It was distilled from {teacher} with "
         f"quantization-aware training: what was trained is what these files hold, bit for bit."
@@ -174,6 +174,8 @@ def _without_directories(value: object) -> object:
         return [_without_directories(each) for each in cast("list[object]", value)]
     if isinstance(value, SourceConfig):
         return value.model_copy(update={"source": _shorten_path(value.source)})
+    if isinstance(value, dict):
+        return {key: _without_directories(each) for key, each in cast("dict[str, object]", value).items()}
     return _shorten_path(value) if isinstance(value, str) else value
 
 

@@ -128,17 +128,17 @@ def check_kind(kind: Kind, config: Config, model_type: str) -> None:
         )
 
 
-def weight_bytes(directory: Path) -> int:
-    """Return the bytes of a checkpoint's safetensors files."""
-    return sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+def weight_bytes(*directories: Path) -> int:
+    """Return the bytes of the safetensors files of one checkpoint, or of several."""
+    return sum(file.stat().st_size for directory in directories for file in directory.glob("*.safetensors"))
 
 
-def dense_bits(directory: Path) -> float:
-    """Return the bits of a weight in a dense checkpoint's files, in whatever dtype it is computed."""
+def dense_bits(*directories: Path) -> float:
+    """Return the bits of a weight in the files of dense checkpoints, in whatever dtype it is computed."""
     from safetensors import safe_open
 
     bits = num_weights = 0
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted(file for directory in directories for file in directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 part = tensors.get_slice(name)

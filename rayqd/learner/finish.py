@@ -15,7 +15,7 @@ from rayqd.export.write import dense_bits, export, update_card, weight_bytes
 from rayqd.learner.initialization import LayerErrors
 from rayqd.learner.learner import Learner
 from rayqd.metrics.fidelity import TextFields
-from rayqd.model.source import teacher_directory
+from rayqd.model.source import teacher_directories
 from rayqd.model.student import Student
 from rayqd.model.weight_bits import mean_bits
 from rayqd.runs.paths import EXPORT
@@ -50,9 +50,9 @@ def finish(
     size = weight_bytes(directory)
     counted = learner.student.weight_bits
     bits, kinds = mean_bits(counted), {each.kind: each.bits_per_weight for each in counted}
-    teachers = teacher_directory(config)
+    teachers = teacher_directories(config)
     with span("evaluate teacher"):
-        teacher = heldout.evaluate_teacher(learner.teacher_head)
+        teacher = heldout.evaluate_teacher(learner.teacher_heads)
         teacher = replace(teacher, **of_teacher) if of_teacher else teacher
     student = Arm(kind=ArmKind.DISTILLED, format=config.quant.format)
     with span(f"evaluate {student.name}"):
@@ -62,7 +62,7 @@ def finish(
         check_logits(directory, logits, row, config.model.dtype)
     rows = (
         ArmResult(
-            arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(teachers), size_bytes=weight_bytes(teachers)
+            arm=TEACHER, fidelity=teacher, bits_per_weight=dense_bits(*teachers), size_bytes=weight_bytes(*teachers)
         ),
         *(
             ArmResult(

@@ -15,9 +15,9 @@ from torch import Tensor
 from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.learner.distributed import SingleProcess
-from rayqd.learner.objective import Objective
+from rayqd.learner.objective import RoutedObjective
 from rayqd.learner.schedule import learning_rate
-from rayqd.losses.output_head import Head
+from rayqd.losses.output_head import Head, as_heads
 from rayqd.model.decoder_layers import compile_layers
 from rayqd.model.hidden_states import batch_by_tokens, completion_states
 from rayqd.model.out_of_memory import release_memory
@@ -54,17 +54,18 @@ class Learner:
     def __init__(
         self,
         student: Student,
-        teacher_head: Head,
+        teacher_heads: Head | Sequence[Head],
         config: Config,
         group: SingleProcess | None = None,
     ) -> None:
+        """Take the teacher's output head, [V, D]; of several teachers theirs, by number."""
         self.student = student
-        self.teacher_head = teacher_head
+        self.teacher_heads = as_heads(teacher_heads)
         self.settings = config.learner
         self.before_update: Callable[[], None] = do_nothing  # called when the weights are about to change, or to stay
         self.on_progress: Callable[[], None] = do_nothing  # called after each microbatch
         self._num_skipped = 0
-        self._objective = Objective(config.distill, student.head, teacher_head)
+        self._objective = RoutedObjective(config.distill, student.head, self.teacher_heads)
         self.group = group or SingleProcess()
         self.limit = _token_limit(config, can_be_lowered=not self.group.is_sharded)
         if config.compiles_layers and student.head.is_cuda and not self.group.is_sharded:

@@ -20,6 +20,7 @@ from rayqd.errors import WorkerError
 from rayqd.losses import chunked_loss, chunked_rowwise, topk_buckets
 from rayqd.losses.output_head import Head
 from rayqd.losses.registry import Loss, LossOfLogits, load_loss
+from rayqd.model.by_teacher import compute_by_teacher
 from rayqd.model.hidden_states import teacher_states
 from rayqd.model.wire import from_wire
 from rayqd.types import (
@@ -92,6 +93,18 @@ class Objective:
             return token_loss(logits, completion_ids[rows], beta=self._beta, temperature=self._temperature, **chunk)
 
         return chunked_rowwise(hidden, self._student_head, loss_of_rows)
+
+
+class RoutedObjective:
+    """The same of sequences of several teachers: of each the loss from its own."""
+
+    def __init__(self, distill: DistillConfig, student_head: Head, teacher_heads: Sequence[Head]) -> None:
+        """Take the teachers' heads by number, whose sizes may differ."""
+        self._objectives = [Objective(distill, student_head, head) for head in teacher_heads]
+
+    def __call__(self, hidden: Tensor, batch: Sequence[ScoredRollout]) -> Tensor:
+        """Return [T], and raise, as `Objective` does."""
+        return compute_by_teacher(hidden, batch, lambda teacher, own, rows: self._objectives[teacher](own, rows))
 
 
 def _loss_of_logits(

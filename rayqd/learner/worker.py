@@ -6,6 +6,7 @@ each       each           rank 0            each       each             rank 0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from rayqd.config import Config
@@ -26,7 +27,7 @@ from rayqd.learner.memory_fit import fit_limit
 from rayqd.learner.upload import CheckpointUploader
 from rayqd.losses.output_head import Head
 from rayqd.model.load import device, load_head
-from rayqd.model.source import student_directory, teacher_directory
+from rayqd.model.source import student_directory, teacher_directories
 from rayqd.runs.ending import describe_ending
 from rayqd.runs.paths import CHECKPOINTS
 from rayqd.runs.storage.stored_run import StoredRun
@@ -56,19 +57,19 @@ class LearnerWorker:
 
     def run(self) -> None:
         """Train to the last step and, on rank 0, export and report the result."""
-        teacher_head = self._load_teacher_head()
+        teacher_heads = self._load_teacher_heads()
         if self._group.is_rank0:
             self._fetch_first()
             self._set_damaged_aside()
         self._report_ready()
-        heldout = self._get_heldout(teacher_head)
+        heldout = self._get_heldout(teacher_heads)
         if self._group.is_rank0:
             self._initialize(heldout)
         self._group.barrier()
         if self._uploader and not self._group.is_rank0:
             self._uploader.fetch(is_rank0=False)
         with span("load student"):
-            learner = self._make_learner(teacher_head)
+            learner = self._make_learner(teacher_heads)
         learner.limit.tell = self._notice
         with span("measure memory"):
             fit_limit(learner.student, learner.limit)
@@ -99,11 +100,15 @@ class LearnerWorker:
     def _notice(self, text: str) -> None:
         self._feed.report(NoticeEvent(text=text))
 
-    def _load_teacher_head(self) -> Head | None:
-        """Return the output head of the teacher, [V, d]; None where it is the student's own, which is not rounded."""
-        if not self._config.teacher.name and self._config.quant.head == "none":
-            return None
-        return load_head(teacher_directory(self._config), self._config.model.dtype).to(device())
+    def _load_teacher_heads(self) -> list[Head | None]:
+        """Return the output head of each teacher, [V, d]; None where it is the student's own, which is not rounded."""
+        teachers = zip(self._config.teachers, teacher_directories(self._config), strict=True)
+        return [
+            None
+            if teacher.is_student and self._config.quant.head == "none"
+            else load_head(directory, self._config.model.dtype).to(device())
+            for teacher, directory in teachers
+        ]
 
     def _fetch_first(self) -> None:
         if self._uploader:
@@ -126,14 +131,15 @@ class LearnerWorker:
         evaluations.load(self._checkpoints.path(step))
         return evaluations.lack(step) if evaluations.decide else lack_benchmarks(step, self._config)
 
-    def _get_heldout(self, teacher_head: Head | None) -> Heldout:
+    def _get_heldout(self, teacher_heads: Sequence[Head | None]) -> Heldout:
         with span("wait for held-out rows"):
             rows = self._feed.heldout() if self._group.joins_collectives else []
         text = self._feed.text() if self._config.eval.text and self._group.joins_collectives else None
-        return Heldout(rows, teacher_head, self._config.learner.microbatch_tokens, text)
+        return Heldout(rows, teacher_heads, self._config.learner.microbatch_tokens, text)
 
     def _initialize(self, heldout: Heldout) -> None:
-        measure_text = None if self._config.teacher.name or not heldout.has_text else heldout.measure_text
+        is_teacher = [teacher.is_student for teacher in self._config.teachers] == [True]
+        measure_text = heldout.measure_text if is_teacher and heldout.has_text else None
         calibration = self._feed.calibration()
         row = short_row(heldout.rollouts)
         self._initialization.make(self._source, calibration, heldout.evaluate, self._feed.report, measure_text, row)
@@ -142,9 +148,10 @@ class LearnerWorker:
             if self._config.learner.num_workers > 1:  # which get it from there
                 self._uploader.wait()
 
-    def _make_learner(self, teacher_head: Head | None) -> Learner:
+    def _make_learner(self, teacher_heads: Sequence[Head | None]) -> Learner:
         student = self._initialization.load_student(self._source, self._group.mesh)
-        return Learner(student, student.head if teacher_head is None else teacher_head, self._config, self._group)
+        heads = [student.head if head is None else head for head in teacher_heads]
+        return Learner(student, heads, self._config, self._group)
 
     def _report_spans(self) -> None:
         self._feed.report(SpansEvent(spans=take_spans("learner")))

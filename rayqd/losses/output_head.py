@@ -10,8 +10,9 @@ d] alone, and everything here treats it as torch would: no step is added for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -79,6 +80,12 @@ class OutputHead:
 
 
 Head = Tensor | OutputHead
+H = TypeVar("H", bound=Tensor | OutputHead | None)
+
+
+def as_heads(heads: H | Sequence[H]) -> tuple[H, ...]:
+    """Return the heads of several teachers, or that of one, as a tuple."""
+    return tuple(cast("Sequence[H]", heads)) if isinstance(heads, list | tuple) else (cast("H", heads),)
 
 
 def weight_of(head: Head) -> Float[Tensor, "V d"]:

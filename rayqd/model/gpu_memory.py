@@ -72,15 +72,16 @@ def _active_experts(model: PreTrainedModel) -> int:
     return next((int(k) for name in names if isinstance(k := getattr(config, name, None), int)), 1)
 
 
-def learner_bytes(size: ModelSize, config: Config) -> int:
-    """Return what a learner worker needs."""
+def learner_bytes(size: ModelSize, config: Config, teachers: Sequence[ModelSize] = ()) -> int:
+    """Return what a learner worker needs; `teachers`: the sizes of all, where they are not the student's."""
     value = torch_dtype(config.model.dtype).itemsize
-    has_teacher_head = config.teacher.name or config.quant.head != "none"
-    head = size.width * size.vocab_size * value if has_teacher_head else 0
+    shares_head = config.quant.head == "none"
+    sizes = zip(config.teachers, teachers or [size] * len(config.teachers), strict=True)
+    heads = sum(own.width * own.vocab_size for each, own in sizes if not (each.is_student and shares_head)) * value
     return int(
         _PROCESS
         + _student_bytes(size, config)
-        + head
+        + heads
         + max(_training_bytes(size, config), _calibration_bytes(size, config))
     )
 
@@ -157,7 +158,7 @@ def advise(config: Config, roles: Sequence[str]) -> str:
             changes.append("set learner.gradient_checkpointing")
         if config.adapter.kind == "none":
             changes.append('train adapters (adapter.kind = "lora"), or shard over more learner.num_workers')
-    if "teacher" in roles:
+    if any(role.startswith("teacher") for role in roles):
         changes.append(f"lower teacher.max_batch_tokens={config.teacher.max_batch_tokens}")
         changes.append("spread it over several GPUs (teacher.gpus_per_worker)")
     if "rollout" in roles:

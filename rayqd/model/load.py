@@ -88,11 +88,11 @@ def context_length(directory: Path) -> int:
     return next((int(value) for value in found if value), UNLIMITED)
 
 
-def common_vocab_size(student: Path, teacher: Path) -> int:
-    """Return how many ids both checkpoints' heads have: one tokenizer's models may pad them to different sizes."""
+def common_vocab_size(student: Path, *teachers: Path) -> int:
+    """Return how many ids all checkpoints' heads have: one tokenizer's models may pad them to different sizes."""
     from transformers import AutoConfig
 
-    configs = [AutoConfig.from_pretrained(directory).get_text_config() for directory in (student, teacher)]
+    configs = [AutoConfig.from_pretrained(directory).get_text_config() for directory in (student, *teachers)]
     return min(int(config.vocab_size) for config in configs)
 
 

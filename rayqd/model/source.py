@@ -80,11 +80,12 @@ def tokenizer_directory(config: Config) -> Path:
 
 
 def check_directories(config: Config) -> None:
-    """Check that student and teacher are there and complete, which unpacks nothing and imports no more.
+    """Check that student and teachers are there and complete, which unpacks nothing and imports no more.
 
     Raises ModelError. What is on a hub is downloaded.
     """
-    names = [(config.model.name, config.model.revision), (config.teacher_name, config.teacher_revision)]
+    teachers = ((teacher.name, teacher.revision) for teacher in config.teachers)
+    names = [(config.model.name, config.model.revision), *teachers]
     for name, revision in dict.fromkeys(names):
         if name != EMBEDDED_NAME or _embedded_gguf() is None:
             _find_directory(name, revision)
@@ -102,8 +103,18 @@ def template_files(config: Config) -> list[Path]:
 
 
 def teacher_directory(config: Config) -> Path:
-    """Return the complete directory of the teacher, by default the model itself; raises as `local_directory`."""
-    return local_directory(config.teacher_name, config.teacher_revision, trusts_code=config.model.trust_remote_code)
+    """Return the complete directory of the one teacher, by default the model itself; raises as `local_directory`.
+
+    Raises ConfigError where there are several.
+    """
+    teacher = config.only_teacher
+    return local_directory(teacher.name, teacher.revision, trusts_code=config.model.trust_remote_code)
+
+
+def teacher_directories(config: Config) -> tuple[Path, ...]:
+    """Return the complete directory of each of `config.teachers`; raises as `local_directory`."""
+    trusts_code = config.model.trust_remote_code
+    return tuple(local_directory(each.name, each.revision, trusts_code=trusts_code) for each in config.teachers)
 
 
 def cache_dir() -> Path:

@@ -9,9 +9,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rayqd.config import Config
+from rayqd.config.sections.models import OTHERS
 from rayqd.report import page
 from rayqd.report.page import Column, Figure
-from rayqd.runs.data_file import Lengths, Piece, RunData, SeenRow, SourceRows, elide
+from rayqd.runs.data_file import Lengths, Piece, RunData, SeenRow, SourceRows, TeacherRows, elide
 
 _MOST_CHARACTERS = 2000  # of a piece: a page is to be looked at
 
@@ -51,6 +52,7 @@ def data_section(data: RunData, *, most_characters: int | None = _MOST_CHARACTER
     return page.section(
         "Data",
         _counts(data),
+        _teachers(data.teachers),
         page.columns(_left_out(data), _lengths(data.lengths)),
         *(_row(row, data.ends, data.use, most_characters) for row in data.first),
         note=_note(data),
@@ -86,6 +88,24 @@ def _numbers(rows: SourceRows) -> Iterator[str]:
 def _sources(data: RunData) -> Sequence[tuple[str, SourceRows]]:
     each = [(source.label, source) for source in data.sources]
     return (("training", data.training), *each, ("held out", data.heldout))
+
+
+def _teachers(teachers: Sequence[TeacherRows]) -> Markup:
+    """Draw who teaches which rows, where there are several."""
+    if not teachers:
+        return Markup()
+    titles = [Column(title="teacher"), Column(title="rows of")]
+    titles += [Column(title=title, kind="number") for title in ("trained on", "held out")]
+    rows = [
+        [
+            page.inline_code(Path(each.name).name),
+            ", ".join("all others" if value == OTHERS else value for value in each.values),
+            f"{each.num_training:,}",
+            f"{each.num_heldout:,}",
+        ]
+        for each in teachers
+    ]
+    return page.table(titles, rows)
 
 
 def _left_out(data: RunData) -> Markup:

@@ -98,7 +98,8 @@ def _header(run: Run) -> Markup:
     if run.command == "quantize":
         about = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
         return _titled(run, f"rayqd quantize · {when}", about)
-    teacher = Path(config.teacher.name).name if config.teacher.name else f"its own self in {config.model.dtype}"
+    own = f"its own self in {config.model.dtype}"
+    teacher = " and ".join(own if each.is_student else Path(each.name).name for each in config.teachers)
     about = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequence{}, {}.").format(
         _model(config),
         form,

@@ -26,7 +26,7 @@ def busy(steps: Sequence[StepEvent], config: Config) -> Markup:
     total = trained + waited
     rows: list[tuple[str, list[float], Markup]] = []
     written = sum(step.roles.rollout_seconds for step in steps) / config.rollout.num_workers
-    scored = sum(step.roles.teacher_seconds for step in steps) / config.teacher.num_workers
+    scored = sum(step.roles.teacher_seconds for step in steps) / config.num_teacher_workers
     for role, seconds in (("rollout", written), ("teacher", scored)):
         if seconds:
             rows.append((role, [seconds], _text(seconds, total)))

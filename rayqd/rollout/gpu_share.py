@@ -21,7 +21,7 @@ from rayqd.model.gpu_memory import (
     teacher_bytes,
 )
 from rayqd.model.load import load_meta_model, torch_dtype
-from rayqd.model.source import teacher_directory
+from rayqd.model.source import teacher_directories
 from rayqd.rollout.kv_cache import kv_bytes_per_token, kv_cache_bytes
 from rayqd.rollout.tuning import most_sequences
 
@@ -72,8 +72,8 @@ def divide_gpu(
 def check_without_engine(total_bytes: int, directory: Path, config: Config, gpu_share: float) -> None:
     """Raise PlacementError where learner and teacher, of which each has `gpu_share` of a GPU, are too much for it."""
     needs = _needs(measure_size(load_meta_model(directory), config), config)
-    alone = {} if config.teacher.gpus_per_worker == 1 else {"teacher": needs.pop("teacher")}
-    for together in (_largest(needs, round(1 / gpu_share)), alone):
+    alone = [] if config.teacher.gpus_per_worker == 1 else [{name: needs.pop(name)} for name in _names(config)]
+    for together in (_largest(needs, round(1 / gpu_share)), *alone):
         if sum(together.values()) > USABLE * total_bytes:
             raise PlacementError(describe_shortage(total_bytes, together, advise(config, list(together))))
 
@@ -82,15 +82,24 @@ def _others(size: ModelSize, config: Config, gpu_share: float) -> dict[str, int]
     """Return the needs of the largest workers that can be beside an engine which has `gpu_share` of its GPU."""
     needs = _needs(size, config)
     if config.teacher.gpus_per_worker > 1:
-        del needs["teacher"]  # whose GPUs are its own
+        for name in _names(config):
+            del needs[name]  # whose GPUs are its own
     return _largest(needs, max(0, round(1 / gpu_share) - 1))
 
 
 def _needs(size: ModelSize, config: Config) -> dict[str, int]:
-    """Return the bytes that learner and teacher need of a GPU."""
-    teacher = teacher_directory(config)
-    teacher_size = measure_size(load_meta_model(teacher), config) if config.teacher.name else size
-    return {"learner": learner_bytes(size, config), "teacher": teacher_bytes(teacher_size, config)}
+    """Return the bytes that the learner and each teacher need of a GPU."""
+    sizes = [
+        size if teacher.is_student else measure_size(load_meta_model(directory), config)
+        for teacher, directory in zip(config.teachers, teacher_directories(config), strict=True)
+    ]
+    teachers = {name: teacher_bytes(each, config) for name, each in zip(_names(config), sizes, strict=True)}
+    return {"learner": learner_bytes(size, config, sizes), **teachers}
+
+
+def _names(config: Config) -> list[str]:
+    """Return what a line calls each teacher: "teacher", or of several "teacher NAME"."""
+    return [f"teacher {each.name}" if config.teacher.route else "teacher" for each in config.teachers]
 
 
 def _largest(needs: dict[str, int], count: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from rayqd.config.resolved import with_values
 from rayqd.config.sections import RolloutConfig
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.stops import end_token_ids
-from rayqd.model.source import student_directory, teacher_directory
+from rayqd.model.source import student_directory, teacher_directories
 from rayqd.rollout.engine import SamplingRequest
 from rayqd.types import IntArray
 
@@ -37,7 +37,7 @@ def sampling_rules(config: Config) -> SamplingRules:
     return SamplingRules(
         settings=with_model_sampling(config, directory).rollout,
         stop_token_ids=end_token_ids(load_tokenizer(directory), directory, chat_settings(config.data)),
-        vocab_size=common_vocab_size(directory, teacher_directory(config)),
+        vocab_size=common_vocab_size(directory, *teacher_directories(config)),
     )
 
 

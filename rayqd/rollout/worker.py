@@ -114,6 +114,7 @@ class RolloutWorker:
                 is_cut=completion.is_cut,
                 fault=fault,
                 example=sequence.example,
+                teacher=prompt.teacher,
             )
             for sequence, prompt, (completion, fault) in zip(sequences, prompts, completions, strict=True)
         ]

@@ -52,7 +52,7 @@ def find_bottleneck(steps: Sequence[StepEvent], config: Config, num_gpus: float)
         return None
     busy = {
         "rollout": _mean(step.roles.rollout_seconds for step in measured) / config.rollout.num_workers,
-        "teacher": _mean(step.roles.teacher_seconds for step in measured) / config.teacher.num_workers,
+        "teacher": _mean(step.roles.teacher_seconds for step in measured) / config.num_teacher_workers,
         "learner": _mean(step.learner.learner_seconds for step in measured),
     }
     step_seconds = busy["learner"] + _mean(step.learner.wait_seconds for step in measured)
@@ -69,7 +69,7 @@ def _workers(config: Config) -> dict[str, tuple[int, int]]:
     """Return by role the number of its workers, and of the GPUs of each."""
     return {
         "rollout": (config.rollout.num_workers if config.is_on_policy else 0, config.rollout.tensor_parallel),
-        "teacher": (config.teacher.num_workers, config.teacher.gpus_per_worker),
+        "teacher": (config.num_teacher_workers, config.teacher.gpus_per_worker),
         "learner": (config.learner.num_workers, 1),
     }
 
@@ -81,8 +81,10 @@ def _options(
     may_run_ahead = config.teacher.payload != "sampled" and config.rollout.max_staleness != "auto"  # sampled: own text
     if busy["rollout"] and staleness < 2 and may_run_ahead:
         yield f"rollout.max_staleness = {staleness + 1}", predict_step(busy, staleness + 1)
-    number, gpus_each = _workers(config)[role]
-    lacks = max(0, math.ceil(gpus_each - free))
+    total, gpus_each = _workers(config)[role]
+    each = len(config.teachers) if role == "teacher" else 1  # workers that the setting adds at a time
+    number = total // each
+    lacks = max(0, math.ceil(each * gpus_each - free))
     more = f" and {lacks} more GPU{'' if lacks == 1 else 's'}" if lacks else ""
     quicker = {**busy, role: busy[role] * number / (number + 1)}
     yield f"{_PARALLEL[role]} = {number + 1}{more}", predict_step(quicker, staleness)

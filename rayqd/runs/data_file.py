@@ -72,6 +72,16 @@ class SourceRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherRows:
+    """The rows that one of several teachers reads."""
+
+    name: str  # hub id or directory
+    values: tuple[str, ...]  # of teacher.column; "*": of all others
+    num_training: int
+    num_heldout: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBin:
     """How many rows have between `first` and `last` tokens."""
 
@@ -109,6 +119,7 @@ class RunData:
     ends: tuple[str, ...] = ()  # tokens at which whoever writes stops
     use: str = "trained on"  # what marked tokens are to the command
     sources: tuple[SourceRows, ...] = ()  # each of those that `training` is the sum of; none where it is one
+    teachers: tuple[TeacherRows, ...] = ()  # none where there is one
 
     @property
     def epochs(self) -> str:

@@ -28,6 +28,7 @@ def data_key(config: Config) -> Key:
     return (
         model.name, model.revision, config.seed, num_sequences, config.data.model_dump_json(), config.eval.source,
         config.eval.split, config.eval.subset, tuple(sorted(config.eval.columns.items())), config.eval.num_rows,
+        config.teacher.column, tuple(sorted(config.teacher.route.items())),
     )  # fmt: skip
 
 

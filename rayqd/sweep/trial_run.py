@@ -149,7 +149,7 @@ def _report(step: int, fidelity: Fidelity, *, done: bool) -> TrialReport:
 
 def _start_key(config: Config) -> Key:
     """Return a key that is equal for two trials just when start and teacher are the same."""
-    return (*data_key(config), config.model.dtype, config.quant.model_dump_json(), config.teacher_name)
+    return (*data_key(config), config.model.dtype, config.quant.model_dump_json(), config.teachers)
 
 
 def _link_directory(source: Path, destination: Path) -> None:

@@ -74,13 +74,16 @@ class TeacherWorker:
         load: Callable[[], LoadedTeacher],
         stall_seconds: float = math.inf,
         prepare: Callable[[], None] | None = None,
+        teacher: int = 0,
     ) -> None:
         """Take what loads the model, and `prepare`, which imports what that takes.
 
-        `stall_seconds` without a batch end the process, see `watch`.
+        `stall_seconds` without a batch end the process, see `watch`. `teacher`: which of the run's teachers it is,
+        whose rollouts alone it reads.
         """
         self.prepare = prepare
         self._rank = rank
+        self._number = teacher
         self._load = load
         self.stall_seconds = stall_seconds
         self._watch: StallWatch | None = None
@@ -123,6 +126,7 @@ class TeacherWorker:
         self, rollouts: Sequence[Rollout], compute: Compute, spec: PayloadSpec
     ) -> tuple[ScoringReport, Payloads]:
         began = time.perf_counter()
+        assert all(rollout.teacher == self._number for rollout in rollouts), "a rollout came to another's teacher"
         cache = self._loaded().cache
         on_policy = [i for i, rollout in enumerate(rollouts) if rollout.on_policy]
         cached = _cached(cache, spec, rollouts)
@@ -170,8 +174,8 @@ def import_teacher() -> None:
         import rayqd.teacher.forward  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
-def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], LoadedTeacher]:
-    """Return a function that loads the real teacher, in the process that calls it.
+def teacher_loader(config: Config, gpu_share: float = 1.0, teacher: int = 0) -> Callable[[], LoadedTeacher]:
+    """Return a function that loads one of `config.teachers`, in the process that calls it.
 
     `gpu_share`: GPUs that it has, or the part of one.
     """
@@ -181,13 +185,13 @@ def teacher_loader(config: Config, gpu_share: float = 1.0) -> Callable[[], Loade
         from rayqd.model.decoder_layers import compile_layers
         from rayqd.model.forward.of_model import describe_forward
         from rayqd.model.load import common_vocab_size, load_model, output_head
-        from rayqd.model.source import student_directory, teacher_directory
+        from rayqd.model.source import student_directory, teacher_directories
         from rayqd.model.spread import plan_device_map
         from rayqd.teacher.forward import Teacher
         from rayqd.teacher.payloads import payload_spec
 
         student = student_directory(config)
-        directory = teacher_directory(config)
+        directory = teacher_directories(config)[teacher]
         with span("load model"):
             device_map = plan_device_map(directory, config, gpu_share)
             model = load_model(directory, config.model.dtype, device_map)

@@ -203,7 +203,8 @@ async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout
     clock = RoleClock()
     sequences = [PlannedSequence(step=3, index=i, example=i, on_policy=True, seed=i) for i in range(7)]
     prompts = [
-        Example(row=i, prompt_ids=np.zeros(i + 1, np.int32), completion_ids=np.zeros(1, np.int32)) for i in range(7)
+        Example(row=i, prompt_ids=np.zeros(i + 1, np.int32), completion_ids=np.zeros(1, np.int32), teacher=i % 3)
+        for i in range(7)
     ]
     weights = Weights(version=5, tensors=ray.put({}))
     rollouts = PooledRollouts(Pool("rollout", handles), clock)
@@ -217,6 +218,7 @@ async def test_each_reference_to_a_rollout_comes_with_the_summary_of_the_rollout
         rollout, summary = fetch(ref.ref), ref.summary
         assert (summary.step, summary.index, summary.policy_version) == (3, rollout.index, 5)
         assert len(rollout.prompt_ids) == rollout.index + 1
+        assert summary.teacher == rollout.teacher == rollout.index % 3  # its prompt's
         assert summary.num_loss_tokens == len(rollout.completion_ids)
         assert summary.num_tokens == rollout.index + 1 + len(rollout.completion_ids)
         assert summary.is_cut == rollout.is_cut == (len(rollout.completion_ids) == settings.max_new_tokens)
@@ -236,7 +238,7 @@ async def test_a_sequence_without_finite_scores_has_no_reference() -> None:
         return LoadedTeacher(**parts, cache=None)
 
     handles = [ray.remote(TeacherActor).options(num_cpus=0).remote(TeacherWorker(rank, load)) for rank in range(2)]
-    teachers = PooledTeachers(Pool("teacher", handles), RoleClock(), CacheCounts())
+    teachers = PooledTeachers([Pool("teacher", handles)], RoleClock(), CacheCounts())
     lengths = [4, 13, 8, 21, 13]
     rollouts = [
         Rollout.from_data(

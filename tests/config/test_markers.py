@@ -35,7 +35,7 @@ EXPECTED: dict[type[Marker], str] = {
         eval.tasks_every eval.where eval.backend
         eval.continuations eval.rtn ray.* checkpoint.every checkpoint.keep
         track track_project""",
-    NotSwept: "name runs_dir data.date eval.* ray.* track track_project",
+    NotSwept: "name runs_dir teacher.column teacher.route data.date eval.* ray.* track track_project",
     ChangesHeldOut: """
         seed data.source data.split data.subset data.sources data.on_bad_row data.max_length data.min_room
         data.reader data.filter
@@ -52,7 +52,7 @@ EXPECTED: dict[type[Marker], str] = {
     RunSpecific: "name runs_dir",
     MachineSpecific: "runs_dir ray.* track track_project",
     Housekeeping: "checkpoint.every checkpoint.keep track track_project",
-    HubIdOrPath: "model.name teacher.name data.source data.sources eval.source eval.text",
+    HubIdOrPath: "model.name teacher.name teacher.route data.source data.sources eval.source eval.text",
     AbsolutePath: "runs_dir storage teacher.cache_dir eval.tasks_dir",
     IgnoredBy: """
         quant.method quant.init adapter.* distill.* rollout.* learner.* track track_project

@@ -46,7 +46,7 @@ def test_the_resolved_toml_names_every_setting_that_is_set():
         "eval.stride", "eval.tasks_dir", "eval.text", "eval.text_subset", "eval.text_tokens", "eval.window",
         "model.revision",
         "ray.address", "ray.cluster_file", "rollout.gpu_memory_utilization", "storage", "teacher.cache_dir",
-        "teacher.name", "teacher.prefetch_steps",
+        "teacher.column", "teacher.name", "teacher.prefetch_steps",
     }  # fmt: skip
 
 

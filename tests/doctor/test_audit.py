@@ -204,3 +204,30 @@ def test_what_auto_has_come_to_it_never_leaves() -> None:
         "step 4: rollout.max_staleness=auto came to 1 before it, and is no more",
         "step 5: rollout.max_staleness=auto came to 2 before it, and is no more",
     ]
+
+
+def taught(step: int, **changed: str) -> StepAudit:
+    """Of two teachers, of which sequence i has number i % 2 and a worker of its own."""
+    found = [
+        replace(each, teacher=each.index % 2, scored=Call(worker=f"teacher-{each.index % 2}"))
+        for each in sequences(step)
+    ]
+    audit = replace(audit_step(step, found, has_teachers=True), weights=f"{step:016x}")
+    return replace(audit, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, []),
+        ({"scored": "t0:7 t1:8"}, ["step 3: t0 scored sequences of teachers 0 and 1"]),
+        ({"taught": "0:5 1:2"}, ["step 3: sequence 3 has no teacher"]),
+        ({"taught": "0:5 2:a"}, ["step 3: teacher 2 is none of the 2 that the run has"]),
+    ],
+)
+def test_of_several_teachers_each_sequence_has_one_and_no_worker_scores_for_two(
+    changed: dict[str, str], says: list[str]
+) -> None:
+    steps = [taught(step, **(changed if step == 3 else {})) for step in range(1, NUM_STEPS + 1)]
+    assert steps[0].taught == "0:5 1:a"
+    assert faults(rows(steps), num_teachers=2) == says

@@ -24,11 +24,12 @@ from rayqd.config.sections.markers import (
     RunSpecific,
     SameResult,
 )
-from rayqd.config.sections.models import ModelConfig, TeacherConfig
+from rayqd.config.sections.models import ModelConfig, TeacherConfig, TeacherModel
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
 from rayqd.config.sections.quant import AdapterConfig, QuantConfig
 from rayqd.config.sections.rollout import RolloutConfig
 from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig
+from rayqd.errors import ConfigError
 
 __all__ = [
     "AdapterConfig",
@@ -138,6 +139,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _route_allows(self) -> Config:
+        if self.teacher.route and self.distill.seq_kd:
+            raise ValueError(
+                "distill.seq_kd has one teacher write the completions, and teacher.route names several: leave one of "
+                "the two out, or write them with `rayqd generate`, a data set of each teacher's rows at a time"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _storage_is_uri_or_path(self) -> Config:
         storage = self.storage
         if storage is not None and not _URI_OR_PATH.match(storage):
@@ -196,14 +206,31 @@ class Config(Section):
         return (self.runs_dir / self.name).absolute()
 
     @property
-    def teacher_name(self) -> str:
-        """The hub id or directory of the teacher, which is the model itself unless another is named."""
-        return self.teacher.name or self.model.name
+    def teachers(self) -> tuple[TeacherModel, ...]:
+        """The teachers, each once: the model itself unless others are named; those of `teacher.route` by name."""
+        own = TeacherModel(name=self.model.name, revision=self.model.revision, is_student=True)
+        if self.teacher.route:
+            names = sorted(set(self.teacher.route.values()))
+            others = (TeacherModel(name=name, revision=None, is_student=False) for name in names)
+            return tuple(own if other.name == own.name else other for other in others)
+        name = self.teacher.name
+        return (own,) if name is None else (TeacherModel(name=name, revision=None, is_student=False),)
 
     @property
-    def teacher_revision(self) -> str | None:
-        """The revision of the teacher's hub id; `model.revision` is of the model alone."""
-        return None if self.teacher.name else self.model.revision
+    def only_teacher(self) -> TeacherModel:
+        """The teacher of a run that has one; raises ConfigError where `teacher.route` names several."""
+        first, *others = self.teachers
+        if others:
+            raise ConfigError(
+                "teacher.route chooses among several teachers, and this takes one: leave teacher.route and "
+                "teacher.column out (--teacher.route {} --teacher.column none), and set teacher.name"
+            )
+        return first
+
+    @property
+    def num_teacher_workers(self) -> int:
+        """How many teacher actors there are, of all teachers."""
+        return len(self.teachers) * self.teacher.num_workers
 
     @property
     def is_on_policy(self) -> bool:

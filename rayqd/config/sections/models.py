@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rayqd.config.sections.base import ImportPath, Section
-from rayqd.config.sections.markers import AbsolutePath, ChangesCompletions, HubIdOrPath, SameResult
+from rayqd.config.sections.markers import AbsolutePath, ChangesCompletions, HubIdOrPath, NotSwept, SameResult
+
+OTHERS = "*"
+"""In `teacher.route`: all values that it does not name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherModel:
+    """One of a run's teachers."""
+
+    name: str  # hub id or directory
+    revision: str | None
+    is_student: bool  # the model itself, in 16 bits
 
 
 class ModelConfig(Section):
@@ -35,8 +48,14 @@ class TeacherConfig(Section):
 
     name: Annotated[str | None, HubIdOrPath()] = None
     """Another model with the same tokenizer; none takes `model.name` itself."""
+    column: Annotated[str | None, NotSwept("a row has one teacher in all trials")] = Field(default=None, min_length=1)
+    """A column of the data whose value says which of several teachers reads a row; see route."""
+    route: Annotated[dict[str, str], HubIdOrPath(), NotSwept("a row has one teacher in all trials")] = Field(default={})
+    """Several teachers in place of name: for each value of column the model that reads its rows, as
+    math=org/math-model,*=org/base-model, where * is every other value. All have the student's tokenizer; model.name
+    among them is the model itself. A sequence that the student writes has its prompt's teacher."""
     num_workers: Annotated[int, SameResult()] = Field(default=1, ge=1)
-    """Teacher actors."""
+    """Teacher actors; with route, of each teacher."""
     gpus_per_worker: Annotated[int, SameResult()] = Field(default=1, ge=1)
     """GPUs of one node over which each teacher actor spreads its layers, for a teacher that is too large for one. They
     are that actor's alone; one computes after the other."""
@@ -69,3 +88,23 @@ class TeacherConfig(Section):
     max_bad_fraction: Annotated[float, SameResult()] = Field(default=0.01, ge=0, le=1)
     """Share of the run's sequences whose payload may hold inf or nan. They are left out and listed in
     quarantine.jsonl; beyond this share the run stops."""
+
+    @field_validator("route")
+    @classmethod
+    def _route_names_models(cls, route: dict[str, str]) -> dict[str, str]:
+        if empty := [value for value, model in route.items() if not model]:
+            raise ValueError(f"{empty[0]} has no model: write {empty[0]}=org/model, or leave it out")
+        return route
+
+    @model_validator(mode="after")
+    def _route_has_a_column(self) -> TeacherConfig:
+        if self.route and self.column is None:
+            raise ValueError("teacher.route goes by the values of a column: set teacher.column")
+        if self.column is not None and not self.route:
+            raise ValueError(f"teacher.column={self.column} chooses among teachers: name them in teacher.route")
+        if self.route and self.name is not None:
+            raise ValueError(
+                f"teacher.name={self.name} is one teacher and teacher.route names several: leave name out, or write it "
+                f"into route as the one of a value, or of all others ({OTHERS}={self.name})"
+            )
+        return self
