@@ -222,8 +222,8 @@ def test_the_table_has_ratios_to_rayqd_and_no_number_for_what_failed() -> None:
     output = io.StringIO()
     show(rows(), "tiny, 8 x 128 new tokens", Console(file=output, width=150))
     shown = {line.split("│")[1].strip(): line for line in output.getvalue().splitlines() if "│" in line}
-    assert {"20.00", "1.00", "51", "90.00", "3.0"} <= set(shown["rayqd"].replace("│", " ").split())
-    assert {"130.0", "6.50", "8"} <= set(shown["TRL GKDTrainer"].replace("│", " ").split())  # 1024 tokens / 130 s
+    assert {"20.00", "1.00", "51.20", "90.00", "3.0"} <= set(shown["rayqd"].replace("│", " ").split())
+    assert {"130.0", "6.50", "7.88"} <= set(shown["TRL GKDTrainer"].replace("│", " ").split())  # 1024 tokens / 130 s
     assert {"9.50", "0.95"} <= set(shown["vLLM alone"].replace("│", " ").split())  # of rayqd's rollouts, not its step
     assert "TRL D" not in shown
     assert "TRL D: failed: exit code 1: E: x" in output.getvalue()

@@ -50,7 +50,7 @@ def cells_of(row: HeadToHeadResult, rows: Iterable[HeadToHeadResult]) -> list[st
         row.label + (f" ({row.settings})" if row.settings else ""),
         _number(row.seconds),
         "" if ratio is None else f"{ratio:.2f}",
-        "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        _number(row.tokens_per_second),
         _number(row.first_step_seconds),
         "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.1f}",
         _number(row.cpu_seconds),
@@ -92,4 +92,4 @@ def legend(results: Iterable[HeadToHeadResult]) -> Iterator[str]:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1f}" if value >= 100 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
