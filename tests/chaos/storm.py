@@ -49,7 +49,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     options = parse()
     if options.table:
-        return show([storm for directory in options.table for storm in Storm.found_in(directory)])
+        return show([each for directory in options.table for each in Storm.found_in(directory)])
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         directory = options.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
