@@ -25,7 +25,8 @@ model.name = "{model}"
 quant = {{group_size = 64, init = "rtn", calibration_tokens = 256}}
 adapter.rank = 4
 data = {{source = "{data}", max_length = 128, min_room = 8}}
-eval = {{source = "{directory}/heldout.jsonl", num_rows = 12}}
+eval = {{source = "{directory}/heldout.jsonl", num_rows = 12, continuations = 11}}
+rollout = {{min_new_tokens = 4, max_new_tokens = 12}}
 distill.beta = 0.0
 learner = {{steps = 4, batch_size = 2}}
 checkpoint.every = 2
@@ -79,6 +80,7 @@ def test_a_comparison_killed_in_the_middle_ends_with_each_run_once_and_the_same_
     assert names == ["rtn", "off-policy-seed=0-steps=4", "fast-seed=0-steps=4"]
     arms_agree_with_their_runs(result, directory)
     costs_add_up(result)
+    measured = each_student_was_measured_along_its_own_text(result, directory)
 
     if EXECUTABLE:
         pages_open_in_a_browser(directory, file.parent / "profile")
@@ -88,6 +90,7 @@ def test_a_comparison_killed_in_the_middle_ends_with_each_run_once_and_the_same_
     assert main(["compare", f"@{file}", "--price", "3.6"]) == 0
     assert "has finished already" in capsys.readouterr().out
     assert (directory / "compare.json").read_text() == before
+    assert {path: path.stat().st_mtime_ns for path in measured} == measured
     refuses_what_is_another(file, capsys)
 
 
@@ -122,6 +125,20 @@ def arms_agree_with_their_runs(result: dict[str, Any], directory: Path) -> None:
     assert fast["recovered"]["value"] == pytest.approx(
         1 - fast["kl_to_teacher"]["value"] / rtn["kl_to_teacher"]["value"], rel=1e-6
     )
+
+
+def each_student_was_measured_along_its_own_text(result: dict[str, Any], directory: Path) -> dict[Path, int]:
+    assert result["own_text"]["num_prompts"] == 11
+    assert result["own_text"]["errors"] == {}
+    assert " than off-policy" in result["own_text"]["verdict"]
+    times: dict[Path, int] = {}
+    for arm in result["arms"]:
+        file = directory / arm["runs"][0]["name"] / "eval" / "own-text.json"
+        rows = json.loads(file.read_text())["by_row"]
+        assert all(1 <= number <= 12 for number in rows["num_tokens"])
+        assert arm["own_text"]["kl_to_teacher"]["value"] == pytest.approx(sum(rows["kl"]) / sum(rows["num_tokens"]))
+        times[file] = file.stat().st_mtime_ns
+    return times
 
 
 def costs_add_up(result: dict[str, Any]) -> None:
