@@ -14,7 +14,6 @@ from rich.console import Console
 
 from rayqd.actors.connection import connect
 from rayqd.cluster.nodes import Nodes
-from rayqd.commands.compare_own_text import measure_own_texts
 from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
 from rayqd.comparison.budget import TIMED, check_pilots, steps_of_arms
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
@@ -73,10 +72,16 @@ class _Comparison:
             else:
                 say(self._console, f"every run of {directory.path} has finished already; this is what they came to")
             runs = [*jobs.baselines(), *self._first_to_train()]
-            own_texts = measure_own_texts(jobs, runs, self._data, lambda line: say(self._console, line))
-            return self._write(directory, price, own_texts)
+            return self._write(directory, price, self._measure_own_texts(runs))
         finally:
             directory.close()
+
+    def _measure_own_texts(self, runs: Sequence[Job]) -> OwnTexts | None:
+        if not self._jobs.base.eval.continuations:
+            return None
+        from rayqd.commands.compare_own_text import measure_own_texts  # whose evaluations take long to import
+
+        return measure_own_texts(self._jobs, runs, self._data, lambda line: say(self._console, line))
 
     def _check(self, runs: Sequence[Job]) -> None:
         """Check runs as far as that goes before they start, and that what is there of them is theirs."""
