@@ -207,9 +207,9 @@ def _read_inputs(
         training, heldout = load_data(checked, config, partial(progress.bar, "tokenizing"))
         data = summarize_data(checked.tokenizer, checked.directory, config, training, heldout)
         begin_audit(run_dir, config, training.sizes)
+        write_data(run_dir.path, data)
         for line in extend(run_dir, config):
             progress.say(line)
-        write_data(run_dir.path, data)
     for line in (*checked.remarks, *describe_data(training, heldout), *first_row_lines(data, console.width)):
         progress.say(line)
     return _Inputs(checked=checked, training=training, heldout=heldout)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rayqd.checksums import digest
 from rayqd.config import Config
 from rayqd.config.sections.models import OTHERS
 from rayqd.data.example_set import ExampleSet
@@ -20,17 +22,20 @@ from rayqd.errors import DataError
 
 _ROWS_AT_ONCE = 4096
 _MOST_VALUES = 8  # that a line lists
+_MOST_CHARACTERS = 60  # of a value in a line
+_MOST_OTHERS = 1000  # different values without a name that are looked at for one that is misspelt
 _LIKENESS = 0.5  # of a short word to another
 
 
 class Route:
-    """The teachers by value, and how often each value was met."""
+    """The teachers by value, and which values were met."""
 
     def __init__(self, column: str, teachers: Mapping[str, int]) -> None:
         """`teachers`: by value of `column`, their numbers in the run; that of OTHERS reads every other value."""
         self._column = column
         self._teachers = teachers
-        self._met: Counter[str] = Counter()
+        self._named: set[str] = set()  # of the values that were met, those that have a teacher of their own
+        self._others: set[str] = set()  # and the first of the rest, as a column of texts has as many as rows
 
     @classmethod
     def of(cls, config: Config) -> Route | None:
@@ -57,24 +62,25 @@ class Route:
     def remarks(self) -> Iterator[str]:
         """Name the values of `teacher.route` that no row had so far, which may be misspelt."""
         for value in self._teachers:
-            if value != OTHERS and value not in self._met:
-                there = self._met.keys() - self._teachers.keys()
-                near = nearest(value, there, likeness=_LIKENESS)
+            if value != OTHERS and value not in self._named:
+                near = _nearest(value, self._others)
                 hint = f"; did you mean {near}?" if near else ""
-                yield f'no row that was read has {self._column} = "{value}", which teacher.route names{hint}'
+                yield f"no row that was read has {self._column} = {_quoted(value)}, which teacher.route names{hint}"
 
     def _teacher_of(self, row: object | Fault, location: str) -> int:
         value = self._value_of(row, location)
-        self._met[value] += 1
         if value in self._teachers:
+            self._named.add(value)
             return self._teachers[value]
         if OTHERS in self._teachers:
+            if len(self._others) < _MOST_OTHERS:
+                self._others.add(value)
             return self._teachers[OTHERS]
-        near = nearest(value, self._teachers, likeness=_LIKENESS)
+        near = _nearest(value, self._teachers)
         hint = f"did you mean {near}? " if near else ""
         raise DataError(
-            f'{location}: {self._column} = "{value}" has no teacher: {hint}teacher.route has '
-            f"{', '.join(self._teachers)}; name one for it there, or one for all others ({OTHERS}=org/model)"
+            f"{location}: {self._column} = {_quoted(value)} has no teacher: {hint}teacher.route has "
+            f"{_listed(self._teachers)}; name one for it there, or one for all others ({OTHERS}=org/model)"
         )
 
     def _value_of(self, row: object | Fault, location: str) -> str:
@@ -90,7 +96,7 @@ class Route:
                 "be a text or a whole number"
             )
         near = nearest(self._column, columns.keys() - {self._column})
-        there = ", ".join(list(columns)[:_MOST_VALUES]) or "no columns at all"
+        there = _listed(columns) or "no columns at all"
         raise DataError(
             f"{location}: has no {self._column}, which teacher.column names: "
             + (f"did you mean {near}? " if near else "")
@@ -101,9 +107,38 @@ class Route:
 def count_by_teacher(rows: ExampleSet, num_teachers: int) -> list[int]:
     """Return how many examples each teacher reads."""
     counts = np.zeros(num_teachers, dtype=np.int64)
+    for teachers in _teachers_by_source(rows):
+        counts += np.bincount(teachers, minlength=num_teachers)
+    return counts.tolist()
+
+
+def digest_teachers(*rows: ExampleSet) -> str:
+    """Return the digest of which teacher reads each example, in their order."""
+    return digest(
+        "\n".join(teachers.tobytes().hex() for each in rows for teachers in _teachers_by_source(each)).encode()
+    )
+
+
+def _teachers_by_source(rows: ExampleSet) -> Iterator[NDArray[np.uint8]]:
+    """Yield the number of each example's teacher, [N], of one source after the other."""
     for part in rows.parts:
         examples = part.examples
         packed = examples.teachers if isinstance(examples, PackedExamples) else None
-        teachers = np.asarray([each.teacher for each in examples], np.int64) if packed is None else packed
-        counts += np.bincount(teachers, minlength=num_teachers)
-    return counts.tolist()
+        yield np.asarray([each.teacher for each in examples], np.uint8) if packed is None else packed
+
+
+def _nearest(value: str, there: Collection[str]) -> str | None:
+    return nearest(value, there, likeness=_LIKENESS) if len(value) <= _MOST_CHARACTERS else None
+
+
+def _quoted(value: str) -> str:
+    """Write a value in quotes, on one line, and of a long one its beginning."""
+    if len(value) > _MOST_CHARACTERS:
+        return f"{json.dumps(value[:_MOST_CHARACTERS], ensure_ascii=False)}… ({len(value):,} characters)"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _listed(names: Collection[str]) -> str:
+    """List the first few."""
+    left = len(names) - _MOST_VALUES
+    return ", ".join(list(names)[:_MOST_VALUES]) + (f" and {left:,} more" if left > 0 else "")

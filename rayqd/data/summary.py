@@ -17,7 +17,7 @@ from rayqd.data.example_set import ExampleSet
 from rayqd.data.mixture import by_weight
 from rayqd.data.packed_examples import count_tokens, count_trained_tokens
 from rayqd.data.plan import make_plan
-from rayqd.data.routing import count_by_teacher
+from rayqd.data.routing import count_by_teacher, digest_teachers
 from rayqd.data.run_data import heldout_of_each, weights_of
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError
@@ -61,6 +61,7 @@ def summarize_data(
         use="trained on" if trains else "the answer",
         sources=tuple(sources) if len(sources) > 1 else (),
         teachers=tuple(_count_by_teacher(config, training, heldout)),
+        taught=digest_teachers(training, heldout) if config.teacher.route else "",
     )
 
 

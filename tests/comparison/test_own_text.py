@@ -135,6 +135,15 @@ def test_an_arm_goes_on_from_the_same_prompts_as_the_others(tmp_path: Path) -> N
         make_jobs(tmp_path, arms="off-policy = {}\nmixed = {eval.continuations = 3}")
 
 
+def test_several_teachers_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path)
+    routed = [f"@{tmp_path}/study.toml", "--teacher.column", "subject", "--teacher.route", "math=org/m,*=m"]
+    assert len(load_comparison(routed).config().teachers) == len(jobs.base.teachers) + 1
+    with pytest.raises(ConfigError, match=r"^eval\.continuations = 3 holds .* one teacher .*: leave it out") as caught:
+        load_comparison([*routed, "--eval.continuations", "3"])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("field", [field.name for field in fields(Basis)])
 def test_a_record_counts_on_its_own_basis_alone(field: str, tmp_path: Path) -> None:
     found = OwnText(by_row=own_rows(0.1, 0), basis=BASIS)

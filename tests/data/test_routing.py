@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from rayqd.config import Config
+from rayqd.config.load import load_config
 from rayqd.data import ExampleSet, load_run_data
 from rayqd.data.routing import count_by_teacher
 from rayqd.data.summary import summarize_data
-from rayqd.errors import DataError
+from rayqd.errors import ConfigError, DataError, RunError
 from rayqd.model.load import load_tokenizer
+from rayqd.runs.data_file import write_data
 from rayqd.types import Rollout
 
 SUBJECTS = ["math", "code", "poetry", "math", "law"]
@@ -103,6 +105,69 @@ def test_a_value_that_no_row_has_is_told(make_config: Any, tiny_model: Path) -> 
     training, _ = load(make_config(["Math"] * 8, {"math": "org/m", "*": "org/base"}), tiny_model)
     remark = 'no row that was read has subject = "math", which teacher.route names; did you mean Math?'
     assert remark in training.remarks
+
+
+def test_a_long_text_of_several_lines_is_shown_by_its_beginning_on_one(make_config: Any, tiny_model: Path) -> None:
+    """The column was the wrong one; with a teacher of all others its texts are not all kept."""
+    text = "Once upon\na time. " * 500
+    route = {f"value-{i}": "org/m" for i in range(20)}
+    with pytest.raises(DataError) as raised:
+        load(make_config([text] * 2, route, eval={"num_rows": 1}), tiny_model)
+    said = str(raised.value)
+    assert "\n" not in said
+    assert len(said) < 500 + len(said.partition(": ")[0])
+    assert r'subject = "Once upon\na time. Once' in said
+    assert "(9,000 characters) has no teacher" in said
+    assert "value-7 and 12 more;" in said
+
+
+def test_remarks_look_for_a_misspelt_value_among_the_first_values_alone(
+    make_config: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("rayqd.data.routing.nearest", lambda value, there, **_: seen.append(len(there)))
+    monkeypatch.setattr("rayqd.data.routing._MOST_OTHERS", 5)
+    training, _ = load(make_config([f"a-{i}" for i in range(20)], {"math": "org/m", "*": "org/base"}), tiny_model)
+    assert seen == [5]
+    assert 'no row that was read has subject = "math", which teacher.route names' in training.remarks
+
+
+def test_no_more_teachers_than_a_byte_numbers() -> None:
+    def named(number: int) -> str:
+        return ",".join(f"{i}=org/m{i}" for i in range(number))
+
+    assert len(load_config(["--teacher.column", "s", "--teacher.route", named(256)]).teachers) == 256
+    with pytest.raises(ConfigError, match="names 257 models, and a run has at most 256 teachers"):
+        load_config(["--teacher.column", "s", "--teacher.route", named(257)])
+
+
+@pytest.mark.parametrize("part", [0, 1], ids=["of training rows", "of rows that are held out"])
+def test_a_run_that_has_begun_does_not_go_on_with_rows_of_other_teachers(
+    part: int, make_config: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+
+    def summary(subjects: list[str]) -> Any:
+        config = make_config(subjects)
+        return summarize_data(tokenizer, tiny_model, config, *load(config, tiny_model))
+
+    subjects = ["math", "code"] * 10
+    rows = [example.row for example in load(make_config(subjects), tiny_model)[part].examples]
+    one, other = (next(row for row in rows if subjects[row] == subject) for subject in ("math", "code"))
+    swapped = [*subjects]
+    swapped[one], swapped[other] = swapped[other], swapped[one]  # as many rows of each teacher as before
+
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    write_data(run_dir, summary(swapped))
+    write_data(run_dir, before := summary(subjects))  # nothing was made of them yet
+    (run_dir / "start").mkdir()
+    write_data(run_dir, before)
+    with pytest.raises(
+        RunError, match=r"run has begun with rows that had other teachers \(teacher\.column\): the data is"
+    ):
+        write_data(run_dir, summary(swapped))
+    assert summary(swapped).teachers == before.teachers
 
 
 def test_numbers_and_switches_are_values_as_json_writes_them(make_config: Any, tiny_model: Path) -> None:

@@ -161,5 +161,10 @@ def _find_contradictions(spec: ComparisonSpec, given: Sequence[ArmSpec], config:
         yield f"compare.budget = {compare.budget}: needs compare.amount, how much of it each arm has"
     elif compare.budget == "steps" and compare.amount is not None and not compare.amount.is_integer():
         yield f"compare.amount = {compare.amount}: must be a whole number of steps"
+    if config.eval.continuations and len(config.teachers) > 1:
+        yield (
+            f"eval.continuations = {config.eval.continuations} holds every student against one teacher along its own "
+            "text, and teacher.route names several: leave it out (--eval.continuations 0)"
+        )
     if any(arm.trains for arm in spec.arms) and config.distill.seq_kd:
         yield "distill.seq_kd: the arms do not each write: let `rayqd generate --model teacher` write once"

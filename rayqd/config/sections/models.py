@@ -13,6 +13,7 @@ from rayqd.config.sections.markers import AbsolutePath, ChangesCompletions, HubI
 
 OTHERS = "*"
 """In `teacher.route`: all values that it does not name."""
+_MOST_TEACHERS = 256  # a row keeps its teacher's number in a byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,8 @@ class TeacherConfig(Section):
     def _route_names_models(cls, route: dict[str, str]) -> dict[str, str]:
         if empty := [value for value, model in route.items() if not model]:
             raise ValueError(f"{empty[0]} has no model: write {empty[0]}=org/model, or leave it out")
+        if (number := len(set(route.values()))) > _MOST_TEACHERS:
+            raise ValueError(f"names {number} models, and a run has at most {_MOST_TEACHERS} teachers")
         return route
 
     @model_validator(mode="after")
