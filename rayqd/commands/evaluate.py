@@ -115,10 +115,11 @@ class _Evaluation:
             f"perplexity {fidelity.perplexity:.3f} (teacher {teacher.perplexity:.3f}) over {fidelity.num_tokens:,} "
             "held-out tokens"
         )
-        if fidelity.text_perplexity is not None and teacher.text_perplexity is not None:
+        if fidelity.text_perplexity is not None:
+            beside = "" if teacher.text_perplexity is None else f" (teacher {teacher.text_perplexity:.4f})"
             self._say(
-                f"{config.eval.text}: perplexity {fidelity.text_perplexity:.4f} (teacher "
-                f"{teacher.text_perplexity:.4f}) over {fidelity.num_text_tokens:,} tokens"
+                f"{config.eval.text}: perplexity {fidelity.text_perplexity:.4f}{beside} over "
+                f"{fidelity.num_text_tokens:,} tokens"
             )
         if config.eval.continuations:
             self._continue(measured.rollouts[: config.eval.continuations], model)

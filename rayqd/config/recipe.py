@@ -44,6 +44,6 @@ def _as_json(value: object) -> object:
 
 
 def _flag_text(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         return json.dumps(value, default=_as_json)
     return str(value) if isinstance(value, str | Path) else value_text(value)

@@ -65,7 +65,7 @@ class Route:
             if value != OTHERS and value not in self._named:
                 near = _nearest(value, self._others)
                 hint = f"; did you mean {near}?" if near else ""
-                yield f"no row that was read has {self._column} = {_quoted(value)}, which teacher.route names{hint}"
+                yield f"no row to train on has {self._column} = {_quoted(value)}, which teacher.route names{hint}"
 
     def _teacher_of(self, row: object | Fault, location: str) -> int:
         value = self._value_of(row, location)

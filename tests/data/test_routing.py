@@ -103,7 +103,7 @@ def test_a_misspelt_column_is_named_though_there_is_a_teacher_of_all_others(make
 
 def test_a_value_that_no_row_has_is_told(make_config: Any, tiny_model: Path) -> None:
     training, _ = load(make_config(["Math"] * 8, {"math": "org/m", "*": "org/base"}), tiny_model)
-    remark = 'no row that was read has subject = "math", which teacher.route names; did you mean Math?'
+    remark = 'no row to train on has subject = "math", which teacher.route names; did you mean Math?'
     assert remark in training.remarks
 
 
@@ -129,7 +129,7 @@ def test_remarks_look_for_a_misspelt_value_among_the_first_values_alone(
     monkeypatch.setattr("rayqd.data.routing._MOST_OTHERS", 5)
     training, _ = load(make_config([f"a-{i}" for i in range(20)], {"math": "org/m", "*": "org/base"}), tiny_model)
     assert seen == [5]
-    assert 'no row that was read has subject = "math", which teacher.route names' in training.remarks
+    assert 'no row to train on has subject = "math", which teacher.route names' in training.remarks
 
 
 def test_no_more_teachers_than_a_byte_numbers() -> None:

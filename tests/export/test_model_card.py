@@ -60,7 +60,8 @@ def test_recipe_is_the_settings_that_differ_and_the_command_gives_them_back() ->
     config = make(
         quant={"group_size": 64, "init": "awq", "ignore": ["lm_head", "down_proj"]},
         learner={"lr": 1e-3, "steps": 24},
-        data={"source": "org/it's rows"},
+        data={"source": "org/it's rows", "columns": {"prompt": "q=a,b"}, "chat_template_kwargs": {"thinking": False}},
+        teacher={"column": "subject", "route": {"it's": "org/a", "*": "org/b"}},
     )
     card = make_model_card(config, kind="compressed-tensors")
     recipe = tomllib.loads(card.split("```toml\n")[1].split("```")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rayqd.commands.evaluate import evaluate
@@ -140,6 +142,25 @@ def test_rayqd_eval_scores_each_row_by_its_own_teacher_in_the_rows_order(
     assert [head.shape[1] for head in heads] == [WIDTH if each.name == str(other) else 128 for each in config.teachers]
     for row, scored in zip(rows, score(config, rollouts), strict=True):
         assert row.payload.arrays()["hidden"].bits.tolist() == scored.payload.arrays()["hidden"].bits.tolist()  # pyright: ignore
+
+
+def test_the_model_itself_is_measured_at_no_distance_on_its_own_rows_alone(
+    make_config: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    subjects = ["math", "law", "math", "law"] * 2
+    rows = [{"prompt": f"Say {i}!", "completion": f"{i}.", "subject": subject} for i, subject in enumerate(subjects)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "text.txt").write_text("Once upon a time there was a dog. " * 30)
+    data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 128, "min_room": 8}
+    heldout = {"source": data["source"], "split": "train[:4]", "text": str(tmp_path / "text.txt")}
+    config = make_config(data={**data, "split": "train[4:]"}, eval={"num_rows": 4, **heldout})
+    found = evaluate(tiny_model, config, console := Console(file=io.StringIO(), width=200))
+    assert found.model.by_row is not None
+    assert [kl > 0.01 for kl in found.model.by_row.kl] == [subject == "math" for subject in subjects[:4]]
+    assert max(abs(kl) for kl in found.model.by_row.kl[1::2]) < 1e-5
+    assert found.teacher.text_perplexity is None
+    said: Any = console.file
+    assert f"text.txt: perplexity {found.model.text_perplexity:.4f} over" in said.getvalue()
 
 
 def test_everything_is_checked_of_each_teacher(make_config: Any, tiny_model: Path, other: Path, tmp_path: Path) -> None:
