@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rayqd.checksums import digest
 from rayqd.config import Config
 from rayqd.config.sections.models import OTHERS
 from rayqd.data.example_set import ExampleSet
@@ -107,24 +106,21 @@ class Route:
 def count_by_teacher(rows: ExampleSet, num_teachers: int) -> list[int]:
     """Return how many examples each teacher reads."""
     counts = np.zeros(num_teachers, dtype=np.int64)
-    for teachers in _teachers_by_source(rows):
+    for teachers in teachers_by_source(rows):
         counts += np.bincount(teachers, minlength=num_teachers)
     return counts.tolist()
 
 
-def digest_teachers(*rows: ExampleSet) -> str:
-    """Return the digest of which teacher reads each example, in their order."""
-    return digest(
-        "\n".join(teachers.tobytes().hex() for each in rows for teachers in _teachers_by_source(each)).encode()
-    )
-
-
-def _teachers_by_source(rows: ExampleSet) -> Iterator[NDArray[np.uint8]]:
+def teachers_by_source(rows: ExampleSet) -> Iterator[NDArray[np.uint8]]:
     """Yield the number of each example's teacher, [N], of one source after the other."""
     for part in rows.parts:
         examples = part.examples
-        packed = examples.teachers if isinstance(examples, PackedExamples) else None
-        yield np.asarray([each.teacher for each in examples], np.uint8) if packed is None else packed
+        if not isinstance(examples, PackedExamples):
+            yield np.asarray([each.teacher for each in examples], np.uint8)
+        elif examples.teachers is None:
+            yield np.zeros(len(examples), np.uint8)
+        else:
+            yield examples.teachers
 
 
 def _nearest(value: str, there: Collection[str]) -> str | None:

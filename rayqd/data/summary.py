@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rayqd.checksums import digest
 from rayqd.config import Config
 from rayqd.data.as_seen import decode, see_row
 from rayqd.data.chat_settings import chat_settings
@@ -17,7 +18,7 @@ from rayqd.data.example_set import ExampleSet
 from rayqd.data.mixture import by_weight
 from rayqd.data.packed_examples import count_tokens, count_trained_tokens
 from rayqd.data.plan import make_plan
-from rayqd.data.routing import count_by_teacher, digest_teachers
+from rayqd.data.routing import count_by_teacher, teachers_by_source
 from rayqd.data.run_data import heldout_of_each, weights_of
 from rayqd.data.stops import end_token_ids
 from rayqd.errors import ModelError
@@ -61,21 +62,28 @@ def summarize_data(
         use="trained on" if trains else "the answer",
         sources=tuple(sources) if len(sources) > 1 else (),
         teachers=tuple(_count_by_teacher(config, training, heldout)),
-        taught=digest_teachers(training, heldout) if config.teacher.route else "",
+        rows=_digest_rows(training, heldout),
     )
 
 
 def _count_by_teacher(config: Config, training: ExampleSet, heldout: ExampleSet) -> Iterator[TeacherRows]:
     """Yield what each of several teachers reads."""
-    teachers = config.teachers if config.teacher.route else ()
+    if not config.teacher.route:
+        return
     counts = [count_by_teacher(rows, len(config.teachers)) for rows in (training, heldout)]
-    for number, teacher in enumerate(teachers):
+    for number, teacher in enumerate(config.teachers):
         yield TeacherRows(
             name=teacher.name,
             values=tuple(value for value, name in config.teacher.route.items() if name == teacher.name),
             num_training=counts[0][number],
             num_heldout=counts[1][number],
         )
+
+
+def _digest_rows(*each: ExampleSet) -> str:
+    """Return the digest of all rows in their order, as far as `row_key` tells them apart, and of who teaches them."""
+    parts = [part.tobytes() for rows in each for part in (rows.keys.astype("<u8"), *teachers_by_source(rows))]
+    return digest(b"".join(len(part).to_bytes(8, "little") + part for part in parts))
 
 
 def _find_ends(tokenizer: PreTrainedTokenizerBase, directory: Path, config: Config) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from rayqd.errors import RunError
 from rayqd.files import write_text
 from rayqd.runs.paths import AUDIT, CHECKPOINTS, DATA, START
 
-_BEGUN = (START, CHECKPOINTS, AUDIT)  # what a run leaves whose rows were read by a teacher
+_BEGUN = (START, CHECKPOINTS, AUDIT)  # what a run leaves whose rows were read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class RunData:
     use: str = "trained on"  # what marked tokens are to the command
     sources: tuple[SourceRows, ...] = ()  # each of those that `training` is the sum of; none where it is one
     teachers: tuple[TeacherRows, ...] = ()  # none where there is one
-    taught: str = ""  # digest of which of them reads each row; "" where there is one
+    rows: str = ""  # digest of which rows they are, and of who teaches them; "" in files of earlier versions
 
     @property
     def epochs(self) -> str:
@@ -135,13 +135,13 @@ class RunData:
 def write_data(directory: Path, data: RunData) -> None:
     """Put `data.json` into a run's directory.
 
-    Raises StorageError, and RunError where the run has begun, and its rows had other teachers then.
+    Raises StorageError, and RunError where the run has begun with other rows.
     """
     before = read_data(directory)
-    has_changed = before is not None and before.taught and before.taught != data.taught
+    has_changed = before is not None and before.rows and before.rows != data.rows
     if has_changed and any((directory / name).exists() for name in _BEGUN):
         raise RunError(
-            f"{directory} has begun with rows that had other teachers (teacher.column): the data is not what it was; "
+            f"{directory} has begun with other rows, or other teachers for them: the data is not what it was; "
             "put back what it was, or give this run another name"
         )
     write_text(directory / DATA, json.dumps(asdict(data), ensure_ascii=False, indent=1) + "\n")

@@ -164,7 +164,7 @@ def test_a_run_that_has_begun_does_not_go_on_with_rows_of_other_teachers(
     (run_dir / "start").mkdir()
     write_data(run_dir, before)
     with pytest.raises(
-        RunError, match=r"run has begun with rows that had other teachers \(teacher\.column\): the data is"
+        RunError, match=r"run has begun with other rows, or other teachers for them: the data is not what it"
     ):
         write_data(run_dir, summary(swapped))
     assert summary(swapped).teachers == before.teachers

@@ -9,7 +9,9 @@ import pytest
 
 from rayqd.config.sections import DataConfig
 from rayqd.data import load_run_data
+from rayqd.data.packed_examples import PackedExamples
 from rayqd.data.summary import measure_lengths, summarize_data
+from rayqd.errors import RunError
 from rayqd.model.load import load_tokenizer
 from rayqd.runs.data_file import read_data, write_data
 from rayqd.types import Example
@@ -93,6 +95,38 @@ def test_the_file_gives_back_what_was_written(summary: Any, tmp_path: Path) -> N
     assert read_data(tmp_path) == data
     (tmp_path / "data.json").write_text("{")
     assert read_data(tmp_path) is None
+
+
+@pytest.mark.parametrize("changed", [0, 19], ids=["the first row", "the last row"])
+def test_a_run_that_has_begun_does_not_go_on_with_other_rows(changed: int, summary: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Row {i}", "completion": "x"} for i in range(20)]
+    others = [*rows]
+    others[changed] = {"prompt": "Row 0", "completion": "y"}  # as many as before, and as long
+    now, other = (summary("".join(json.dumps(row) + "\n" for row in each)) for each in (rows, others))
+    write_data(tmp_path, other)
+    write_data(tmp_path, now)  # nothing has been made of them
+    (tmp_path / "audit.jsonl").touch()
+    write_data(tmp_path, now)
+    with pytest.raises(RunError, match=r"has begun with other rows, .* the data is not what it was; put back"):
+        write_data(tmp_path, other)
+    assert read_data(tmp_path) == now
+    content = json.loads((tmp_path / "data.json").read_text())
+    del content["rows"], content["teachers"]  # of an earlier version
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    write_data(tmp_path, other)
+
+
+def test_no_example_is_looked_at_to_count_the_rows_of_a_single_teacher(
+    summary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions."""
+    looked_at: list[int] = []
+    look = PackedExamples.example_at
+    monkeypatch.setattr(PackedExamples, "example_at", lambda own, i: looked_at.append(i) or look(own, i))
+    monkeypatch.setattr(PackedExamples, "__iter__", lambda own: iter([own[i] for i in range(len(own))]))
+    rows = [{"prompt": f"Row {i}", "completion": "x"} for i in range(50)]
+    summary("".join(json.dumps(row) + "\n" for row in rows), num_first=2, eval={"num_rows": 2})
+    assert len(looked_at) < 20
 
 
 def test_each_of_several_sources_has_its_rows_share_and_epochs(
