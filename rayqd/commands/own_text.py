@@ -11,6 +11,7 @@ from rayqd.config import Config
 from rayqd.data.chat_settings import chat_settings
 from rayqd.data.stops import end_token_ids
 from rayqd.evals.writing import Writing
+from rayqd.model.load import common_vocab_size, context_length
 from rayqd.model.source import teacher_directory
 from rayqd.runs.continuations import Basis
 from rayqd.types import Example, Rollout
@@ -20,12 +21,18 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
 def choose_writing(config: Config, tokenizer: Any, source: Path) -> Writing:
-    """Return how the students of `config` write; `source` is the directory of the 16-bit model."""
+    """Return how the students of `config` write; `source` is the directory of the 16-bit model.
+
+    What is written is within what student and teacher can read. Raises ConfigError where there are several teachers.
+    """
+    teacher = teacher_directory(config)
     return Writing(
         ends=end_token_ids(tokenizer, source, chat_settings(config.data)),
         max_new_tokens=config.rollout.max_new_tokens,
         seed=config.seed,
         max_tokens=config.learner.microbatch_tokens,
+        context_length=min(context_length(source), context_length(teacher)),
+        num_ids=common_vocab_size(source, teacher),
     )
 
 

@@ -5,7 +5,8 @@ Letters: B rows of a call, V ids, T new tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from rayqd.model.decoder_layers import decoder_layers
 from rayqd.model.forward.mode import Batching
 from rayqd.model.forward.of_model import mode_of
 from rayqd.model.forward.rotary import frequency_class, reset_frequencies
-from rayqd.model.load import output_head
+from rayqd.model.load import UNLIMITED, output_head
 from rayqd.model.token_limit import TokenLimit
 from rayqd.types import IntArray
 
@@ -40,6 +41,8 @@ class Writing:
     max_new_tokens: int
     seed: int
     max_tokens: int  # that go through a model at once where it only reads
+    context_length: int = UNLIMITED  # of prompt and completion together
+    num_ids: int | None = None  # the first ids, which student and teacher both have; None: all that a model has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +64,11 @@ def write(model: PreTrainedModel, requests: Sequence[Request], writing: Writing)
     written: dict[int, IntArray] = {}
     waiting = list(range(len(requests)))
     waiting.sort(key=lambda i: len(requests[i].prompt_ids), reverse=True)  # what may not fit comes first
-    with own_attention(model):
+    with own_attention(model), _plain_generation(model):
         while waiting:
             batch = waiting[: _count_first([requests[i] for i in waiting], model, writing, limit.tokens)]
             some = [requests[i] for i in batch]
-            lengths = [len(some[0].prompt_ids) + writing.max_new_tokens] * len(batch)
+            lengths = [len(some[0].prompt_ids) + _room(some[0], writing)] * len(batch)
             done = limit.attempt(lambda some=some: _write_together(model, some, writing), lengths)
             if done is not None:
                 written |= zip(batch, done.result, strict=True)
@@ -78,8 +81,30 @@ def _most_tokens(model: PreTrainedModel) -> int:
     device = model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     width = output_head(model).shape[1]
-    of_token = 2 * max(1, len(decoder_layers(model))) * width * model.dtype.itemsize
-    return int(_SHARE_OF_MEMORY * free / of_token)
+    named = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers = max(1, len(decoder_layers(model)), named or 0)  # code of the model's own may have layers of another class
+    return int(_SHARE_OF_MEMORY * free / (2 * layers * width * model.dtype.itemsize))
+
+
+def _room(request: Request, writing: Writing) -> int:
+    """Return how many tokens a completion may have: a model has no positions beyond its context."""
+    return max(1, min(writing.max_new_tokens, writing.context_length - len(request.prompt_ids)))
+
+
+@contextlib.contextmanager
+def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Set the model's generation_config aside, of which `generate` takes whatever it is not told itself.
+
+    Its penalties, forbidden ids or beams would give other completions than the model's distribution has.
+    """
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _count_first(requests: Sequence[Request], model: PreTrainedModel, writing: Writing, max_tokens: int) -> int:
@@ -88,20 +113,20 @@ def _count_first(requests: Sequence[Request], model: PreTrainedModel, writing: W
     Prompts of several lengths are filled up on the left, which a model with nothing but attention does not see; others
     share a call with their like, or with none.
     """
-    mode, longest = mode_of(model), len(requests[0].prompt_ids)
+    mode, longest, room = mode_of(model), len(requests[0].prompt_ids), _room(requests[0], writing)
     if mode.batching is Batching.ALONE:
         return 1
-    number = max(1, min(_MOST_ROWS, max_tokens // (longest + writing.max_new_tokens)))
+    number = max(1, min(_MOST_ROWS, max_tokens // (longest + room)))
     some = requests[:number]
     if mode.is_packed and frequency_class(model) is None:
-        return len(some)
+        return sum(_room(each, writing) == room for each in some)
     return sum(len(each.prompt_ids) == longest for each in some)
 
 
 def _write_together(model: PreTrainedModel, requests: Sequence[Request], writing: Writing) -> list[IntArray]:
     from transformers import GenerationConfig
 
-    longest = max(len(each.prompt_ids) for each in requests)
+    longest, room = max(len(each.prompt_ids) for each in requests), _room(requests[0], writing)
     filler = writing.ends[0] if writing.ends else 0
     ids = torch.full((len(requests), longest), filler, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -109,7 +134,7 @@ def _write_together(model: PreTrainedModel, requests: Sequence[Request], writing
         ids[i, longest - len(each.prompt_ids) :] = torch.from_numpy(each.prompt_ids.astype(np.int64))
         mask[i, longest - len(each.prompt_ids) :] = 1
     settings = GenerationConfig(
-        max_new_tokens=writing.max_new_tokens,
+        max_new_tokens=room,
         do_sample=False,  # `_Draws` samples
         repetition_penalty=1.0,
         eos_token_id=list(writing.ends),
@@ -121,7 +146,7 @@ def _write_together(model: PreTrainedModel, requests: Sequence[Request], writing
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=settings,
-        logits_processor=LogitsProcessorList([_Draws(requests, longest, writing.max_new_tokens, model.device)]),
+        logits_processor=LogitsProcessorList([_Draws(requests, longest, room, writing.num_ids, model.device)]),
     )
     rows = written[:, longest:].cpu().numpy().astype(np.int32)
     return [_until_end(row, writing.ends) for row in rows]
@@ -134,12 +159,21 @@ def _until_end(row: IntArray, ends: Sequence[int]) -> IntArray:
 
 
 class _Draws(LogitsProcessor):
-    """Leaves, of each row that is sampled, one id: where the row's next uniform number falls in the distribution."""
+    """Leaves, of each row that is sampled, one id: where the row's next uniform number falls in the distribution.
+
+    Ids beyond the first `num_ids` no row gets.
+    """
 
     def __init__(
-        self, requests: Sequence[Request], prompt_length: int, max_new_tokens: int, device: torch.device
+        self,
+        requests: Sequence[Request],
+        prompt_length: int,
+        max_new_tokens: int,
+        num_ids: int | None,
+        device: torch.device,
     ) -> None:
         self._prompt_length = prompt_length
+        self._num_ids = num_ids
         sampled = [(i, each.seed) for i, each in enumerate(requests) if each.seed is not None]
         self._rows = torch.tensor([i for i, _ in sampled], dtype=torch.long, device=device)
         draws = [np.random.default_rng(seed).random(max_new_tokens) for _, seed in sampled]
@@ -148,6 +182,8 @@ class _Draws(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the logits `scores`, [B, V], with all ids but the drawn ones at -inf in the sampled rows."""
         step = input_ids.shape[1] - self._prompt_length
+        if self._num_ids is not None:
+            scores[:, self._num_ids :] = -torch.inf
         for rows, draws in zip(self._rows.split(_ROWS_AT_ONCE), self._draws[:, step].split(_ROWS_AT_ONCE), strict=True):
             if not len(rows):
                 continue

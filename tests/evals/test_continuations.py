@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,32 @@ def test_what_a_row_gets_does_not_depend_on_who_shares_its_call(
     assert [each.tolist() for each in in_parts] == [each.tolist() for each in together]
     assert all(row.tolist().index(2) == len(row) - 1 for row in together if 2 in row)
     assert len({tuple(row.tolist()) for row in together}) > 4
+
+
+@pytest.mark.slow
+def test_what_is_written_is_the_models_own_distribution_and_what_both_models_can_read(
+    tiny_model: Path, make_rollouts: Any
+) -> None:
+    """Whatever its generation_config says; no id and no position that one of two models lacks."""
+    from transformers import GenerationConfig
+
+    rows = make_rollouts((5, 1), (9, 1), (3, 1), (8, 1), seed=4)
+    student = moved(tiny_model)
+    requests = [*sampled_requests(rows, WRITING), *(Request(prompt_ids=row.prompt_ids) for row in rows)]
+    plain = write(student, requests, WRITING)
+    longest = max(max(each.tolist()) for each in plain)
+    student.generation_config = GenerationConfig(
+        no_repeat_ngram_size=1, suppress_tokens=[int(plain[0][0])], min_new_tokens=12, return_dict_in_generate=True
+    )
+    before = student.generation_config
+    assert [each.tolist() for each in write(student, requests, WRITING)] == [each.tolist() for each in plain]
+    assert student.generation_config is before
+
+    short = write(student, requests, replace(WRITING, context_length=12))
+    rooms = [min(12, 12 - len(request.prompt_ids)) for request in requests]
+    assert [each.tolist() for each in short] == [each[:room].tolist() for each, room in zip(plain, rooms, strict=True)]
+    fewer = write(student, requests, replace(WRITING, num_ids=longest))
+    assert max(max(each.tolist()) for each in fewer) < longest
 
 
 def test_positions_double_and_end_with_the_longest_row() -> None:
