@@ -24,7 +24,7 @@ from rayqd.comparison.jobs import Job, Jobs
 from rayqd.comparison.outcomes import Outcome, by_arm
 from rayqd.comparison.own_text import OwnTexts
 from rayqd.comparison.table import print_findings
-from rayqd.comparison.write import write_findings
+from rayqd.comparison.write import JSON, write_findings
 from rayqd.config import Config
 from rayqd.config.comparison import ComparisonSpec
 from rayqd.console.progress import Progress
@@ -67,12 +67,17 @@ class _Comparison:
         self._check([*jobs.baselines(), *self._first_to_train()])
         directory = ComparisonDirectory(jobs)
         try:
-            if not all(is_finished(job) for job in [*jobs.baselines(), *self._first_to_train()]):
+            is_new = not all(is_finished(job) for job in [*jobs.baselines(), *self._first_to_train()])
+            if is_new:
                 self._run_missing(directory, make_engine)
             else:
                 say(self._console, f"every run of {directory.path} has finished already; this is what they came to")
             runs = [*jobs.baselines(), *self._first_to_train()]
-            return self._write(directory, price, self._measure_own_texts(runs))
+            if jobs.base.eval.continuations and (is_new or not (directory.path / JSON).exists()):
+                self._write(directory, price, None)  # who stops the measuring has a table, or the one from before
+            findings = self._write(directory, price, self._measure_own_texts(runs))
+            print_findings(self._console, findings, directory.path, price)
+            return findings
         finally:
             directory.close()
 
@@ -144,7 +149,6 @@ class _Comparison:
         outcomes: list[Outcome] = [directory.outcome(job) for job in runs]
         findings = find(jobs.spec, by_arm(jobs.spec.arms, outcomes), own_texts)
         write_findings(findings, jobs, directory, price)
-        print_findings(self._console, findings, directory.path, price)
         return findings
 
 

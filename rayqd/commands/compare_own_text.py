@@ -5,16 +5,16 @@ runs that have finished ─► is it measured already? ─► the teacher, and o
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from rayqd.commands.evaluate import load_student
 from rayqd.commands.evaluated_models import directory_of
-from rayqd.commands.own_text import choose_writing, find_basis
+from rayqd.commands.own_text import choose_writing, digest_weights, find_basis
 from rayqd.comparison.execute import is_finished
 from rayqd.comparison.jobs import Job, Jobs
 from rayqd.comparison.own_text import OwnTexts, read_own_text, write_own_text
@@ -22,7 +22,7 @@ from rayqd.data.chat_settings import chat_settings
 from rayqd.errors import RayqdError
 from rayqd.evals.continuations import measure_own_text
 from rayqd.evals.writing import Writing
-from rayqd.model.load import load_model, load_tokenizer
+from rayqd.model.load import device, load_model, load_tokenizer
 from rayqd.model.out_of_memory import release_memory
 from rayqd.model.source import student_directory, teacher_directory
 from rayqd.runs.continuations import Basis, OwnText
@@ -31,6 +31,10 @@ from rayqd.types import Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_MAX_ERROR_CHARACTERS = 300
+# Of torch where memory or a kernel is missing, of transformers, of a model's own code, of a disk.
+_FAULTS = (RayqdError, OSError, RuntimeError, ValueError, TypeError, LookupError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +64,21 @@ def measure_own_texts(jobs: Jobs, runs: Sequence[Job], data: Data, say: Callable
     if found.num_prompts < number:
         say(f"eval.continuations = {number}: only {found.num_prompts} rows are held out (eval.num_rows)")
     left: list[_Asked] = []
+    digest_of = cache(digest_weights)  # the teacher's files are read once
     for job in finished:
         own = replace(writing, seed=job.config.seed)
         try:
-            basis = find_basis(job.config, own, rows[job.name], _directory(job))
-        except RayqdError as error:
-            found.errors[job.name] = str(error)
+            basis = find_basis(job.config, own, rows[job.name], _directory(job), digest_of)
+        except (RayqdError, OSError) as error:
+            found.errors[job.name] = _explain(error)
             continue
         if by_row := read_own_text(job.directory, basis):
             found.by_run[job.name] = by_row
         else:
             left.append(_Asked(job=job, rows=rows[job.name], writing=own, basis=basis))
+    if left:
+        one = len(left) == 1
+        say(f"own text of {len(left)} run{'' if one else 's'}: {'it is' if one else 'they are'} measured on {_place()}")
     _measure(left, found, say)
     return found
 
@@ -79,20 +87,31 @@ def _measure(left: Sequence[_Asked], found: OwnTexts, say: Callable[[str], None]
     teachers: dict[tuple[Path, str], PreTrainedModel] = {}
     for asked in left:
         job = asked.job
-        key = teacher_directory(job.config), job.config.model.dtype
+        release_memory()  # of the student before
         try:
+            key = teacher_directory(job.config), job.config.model.dtype
             if key not in teachers:
                 teachers.clear()
                 release_memory()
                 teachers[key] = load_model(*key)
             by_row = measure_own_text(asked.rows, load_student(job.directory, job.config), teachers[key], asked.writing)
-        except (RayqdError, torch.OutOfMemoryError) as error:
-            found.errors[job.name] = str(error)
-            say(f"{job.name}: its own text was not measured: {error}")
+            write_own_text(job.directory, OwnText(by_row=by_row, basis=asked.basis))
+        except _FAULTS as error:
+            found.errors[job.name] = _explain(error)
+            say(f"{job.name}: its own text was not measured: {found.errors[job.name]}")
             continue
-        write_own_text(job.directory, OwnText(by_row=by_row, basis=asked.basis))
         found.by_run[job.name] = by_row
         say(f"{job.name}: KL to teacher along its own text {sum(by_row.kl) / sum(by_row.num_tokens):.4f}")
+
+
+def _explain(error: BaseException) -> str:
+    """Return the error in one line; of one that is not rayqd's also what it is."""
+    words = textwrap.shorten(" ".join(str(error).split()), _MAX_ERROR_CHARACTERS, placeholder=" ...")
+    return words if isinstance(error, RayqdError) else f"{type(error).__name__}: {words}"
+
+
+def _place() -> str:
+    return "a GPU" if device().type == "cuda" else "the CPU"
 
 
 def _choose_writing(jobs: Jobs) -> Writing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,28 @@ def choose_writing(config: Config, tokenizer: Any, source: Path) -> Writing:
     )
 
 
-def find_basis(config: Config, writing: Writing, rows: Sequence[Example | Rollout], model: Path) -> Basis:
+def digest_weights(directory: Path) -> str:
+    """Return a digest of a model's weights, whatever it is of, and of its configuration."""
+    files = sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern)})
+    return digest("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())
+
+
+def find_basis(
+    config: Config,
+    writing: Writing,
+    rows: Sequence[Example | Rollout],
+    model: Path,
+    digest_of: Callable[[Path], str] = digest_weights,
+) -> Basis:
     """Return what numbers of the model in a directory rest on, along what it writes after the prompts of `rows`."""
     prompts = [digest(row.prompt_ids.astype("<i4").tobytes()) for row in rows]
     return Basis(
         prompts=digest("\n".join(prompts).encode()),
-        model=digest_weights(model),
-        teacher=digest_weights(teacher_directory(config)),
+        model=digest_of(model),
+        teacher=digest_of(teacher_directory(config)),
         dtype=config.model.dtype,
         ends=tuple(writing.ends),
         max_new_tokens=writing.max_new_tokens,
         seed=writing.seed,
         rayqd=installed_version("rayqd") or "uninstalled",
     )
-
-
-def digest_weights(directory: Path) -> str:
-    """Return a digest of a model's weights, whatever it is of, and of its configuration."""
-    files = sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern)})
-    return digest("\n".join(f"{file.name} {digest_file(file)}" for file in files).encode())

@@ -37,7 +37,10 @@ def own_sentence(findings: Findings) -> str:
         _describe(each.arm.name, own.kl, decision, findings, _Words(num_tests=len(decided), items="prompts"))
         for each, own, decision in decided
     ]
-    text = "; ".join(parts) if parts else "nothing is decided: no two arms were measured"
+    why = "no two arms were measured"
+    if len(found) > 1 and not findings.reference.own_text:
+        why = f"{findings.reference.arm.name}, which they are held against, was not measured"
+    text = "; ".join(parts) if parts else f"nothing is decided: {why}"
     return f"Along the text that each student writes itself: {text}."
 
 

@@ -23,7 +23,8 @@ from rayqd.comparison.own_text import FILE, OwnTexts, read_own_text, write_own_t
 from rayqd.comparison.table import print_findings
 from rayqd.comparison.verdict import own_sentence, sentence
 from rayqd.comparison.write import write_findings
-from rayqd.config.comparison import load_comparison
+from rayqd.config import Config
+from rayqd.config.comparison import ComparisonSpec, load_comparison
 from rayqd.data import ExampleSet
 from rayqd.errors import ConfigError
 from rayqd.evals.writing import Writing
@@ -128,6 +129,9 @@ def test_a_run_that_could_not_be_measured_is_named_and_the_others_are_judged(tmp
         assert "no memory" in (directory.path / name).read_text()
     (row,) = [line for line in (directory.path / "compare.md").read_text().splitlines() if line.startswith("| mixed")]
     assert "| not measured |" in row
+    del by_run["off-policy-seed=0-steps=4"]
+    said = own_sentence(judge(jobs, directory, own))
+    assert said.endswith("nothing is decided: off-policy, which they are held against, was not measured.")
 
 
 def test_an_arm_goes_on_from_the_same_prompts_as_the_others(tmp_path: Path) -> None:
@@ -245,6 +249,16 @@ def test_the_command_measures_finished_runs_and_again_only_what_is_missing(
         moved(tiny_model, 0.02 + 0.02 * number).save_pretrained(job.directory / EXPORT)
         load_tokenizer(tiny_model).save_pretrained(job.directory / EXPORT)
     directory.close()
+    stop_the_measuring(spec, monkeypatch)
+    written = json.loads((directory.path / "compare.json").read_text())  # the data's numbers, as soon as there are any
+    assert all(arm["kl_to_teacher"] for arm in written["arms"])
+    assert "own_text" not in written
+    with monkeypatch.context() as broken:
+        broken.setattr("rayqd.commands.compare_own_text.load_student", without_memory_for("gptq"))
+        findings = compare_arms(spec, Console(file=io.StringIO()))
+    assert findings.own_texts is not None
+    assert findings.own_texts.errors == {"gptq-seed=5": "RuntimeError: DefaultCPUAllocator: not enough memory"}
+    assert [each.own_text is not None for each in findings.arms] == [True, True, False]
     findings = compare_arms(spec, Console(file=io.StringIO()))
     assert findings.own_texts is not None
     assert findings.own_texts.errors == {}
@@ -254,6 +268,8 @@ def test_the_command_measures_finished_runs_and_again_only_what_is_missing(
     before = (directory.path / "compare.json").read_text()
 
     (every_job(jobs)[1].directory / EVALS / FILE).unlink()
+    stop_the_measuring(spec, monkeypatch)
+    assert (directory.path / "compare.json").read_text() == before  # no table takes the place of one that says more
     loaded: list[Path] = []
     monkeypatch.setattr(
         "rayqd.commands.compare_own_text.load_student",
@@ -262,3 +278,24 @@ def test_the_command_measures_finished_runs_and_again_only_what_is_missing(
     compare_arms(spec, Console(file=io.StringIO()))
     assert loaded == [every_job(jobs)[1].directory]
     assert (directory.path / "compare.json").read_text() == before
+
+
+def stop_the_measuring(spec: ComparisonSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does, or with SIGKILL the kernel."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("rayqd.commands.compare_own_text.measure_own_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare_arms(spec, Console(file=io.StringIO()))
+
+
+def without_memory_for(arm: str) -> Any:
+    def load(path: Path, config: Config) -> Any:
+        if path.name.startswith(arm):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return load_student(path, config)
+
+    return load
