@@ -23,6 +23,7 @@ from rayqd.bench.head_to_head.table import show
 from rayqd.bench.head_to_head.workload import ARMS, Arm, Request, Workload
 from rayqd.console.say import say
 from rayqd.errors import ConfigError
+from rayqd.files import write_text
 from rayqd.model.adapters import lora_alpha
 from rayqd.model.source import local_directory
 from rayqd.versions import installed_version
@@ -45,6 +46,7 @@ def run_head_to_head(plan: Plan, console: Console | None = None) -> list[HeadToH
     workloads = make_workloads(plan)
     wanted = describe(plan, workloads[0])
     results = _read_beside(plan, wanted)
+    _check_runs(plan, results)
     logs = plan.logs or Path(tempfile.mkdtemp(prefix="rayqd-bench-run-logs-"))
     logs.mkdir(parents=True, exist_ok=True)
     say(console, f"what each contender prints: {logs}")
@@ -105,7 +107,16 @@ def _conclude(plan: Plan, header: Mapping[str, JsonValue], results: list[HeadToH
 
 def _write(file: Path, header: Mapping[str, JsonValue], results: Sequence[HeadToHeadResult]) -> None:
     content = {**header, "rows": [result.to_json() for result in results]}
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def _check_runs(plan: Plan, beside: Sequence[HeadToHeadResult]) -> None:
+    """Raise ConfigError where a run that is to be measured is there already, before any is."""
+    known = {row.arm for row in beside if row.contender == OWN}
+    for arm in plan.arms:
+        if plan.has_own and plan.runs and arm not in known and (plan.runs / arm).exists():
+            raise ConfigError(f"flag --runs_dir={plan.runs}: has a run {arm} already, which would go on; remove it")
 
 
 def _measure(
@@ -123,8 +134,6 @@ def _measure(
 def _measure_one(plan: Plan, contender: str, workload: Workload, runs: Path) -> HeadToHeadResult:
     assert plan.logs is not None
     if contender == OWN:
-        if (runs / workload.arm).exists():
-            raise ConfigError(f"flag --runs_dir={runs}: has a run {workload.arm} already, which would go on; remove it")
         return measure_own(plan.config, workload, plan.logs, runs, limit_seconds=plan.limit_seconds)
     peer = BY_NAME[contender]
     if contender == ON_EXPORT and workload.arm in peer.arms:
@@ -182,6 +191,10 @@ def _load(file: Path) -> tuple[dict[str, JsonValue], list[HeadToHeadResult]]:
     try:
         content = json.loads(file.read_text())
         rows = [parse_head_to_head(row) for row in content.pop("rows")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if missing := [name for name in _SAME if name not in content]:
+            raise ValueError(f"no {missing[0]} in it")
+        if unknown := [row.contender for row in rows if row.contender != OWN and row.contender not in BY_NAME]:
+            raise ValueError(f"a row of {unknown[0]}, whom this version does not measure")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"flag --beside={file}: is not what --json of rayqd bench run wrote ({error})") from error
     return content, rows

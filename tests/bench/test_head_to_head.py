@@ -165,9 +165,26 @@ def test_a_peer_with_one_step_alone_or_none_in_time_has_no_number(tmp_path: Path
 
 def test_a_peer_out_of_memory_is_tried_once_more_with_gradient_checkpointing(tmp_path: Path, peer_of: Any) -> None:
     code = "if not json.load(open(given))['gradient_checkpointing']: sys.exit('OutOfMemoryError: CUDA out of memory')\n"
-    result = measure_peer(peer_of(code + STEPS % "[1.0, 3.0]"), workload(), tmp_path, limit_seconds=60)
+    heeding = peer_of(code + STEPS % "[1.0, 3.0]", heeds_checkpointing=True)
+    result = measure_peer(heeding, workload(), tmp_path, limit_seconds=60)
     assert (result.status, result.seconds) == ("measured", 2.0)
     assert result.settings.startswith("gradient checkpointing")
+    killed = code.replace("sys.exit('OutOfMemoryError: CUDA out of memory')", "os.kill(os.getpid(), 9)")
+    heeding = peer_of(f"import os\n{killed}" + STEPS % "[1.0, 3.0]", heeds_checkpointing=True)
+    assert measure_peer(heeding, workload(), tmp_path, limit_seconds=60).settings == result.settings  # by the kernel
+
+
+def test_a_peer_that_has_no_gradient_checkpointing_is_not_tried_again_as_if_it_had(
+    tmp_path: Path, peer_of: Any
+) -> None:
+    """It would be the same attempt, and by chance a row that says what was not."""
+    peer = peer_of("sys.exit('RuntimeError: DefaultCPUAllocator: not enough memory')")
+    result = measure_peer(peer, workload(), tmp_path, limit_seconds=60)
+    assert (result.status, result.settings) == ("failed", "")
+    assert list(tmp_path.glob("*.2.log")) == []
+    for name, each in BY_NAME.items():  # the sources of those that read it, and of those that do not
+        source = Path(process_watch.__file__).with_name(f"{each.module.rpartition('.')[2]}.py").read_text()
+        assert each.heeds_checkpointing == ("workload.gradient_checkpointing" in source), name
 
 
 def test_steps_end_with_the_last_one_or_once_time_is_over(tmp_path: Path) -> None:
@@ -228,6 +245,10 @@ def test_the_table_has_ratios_to_rayqd_and_no_number_for_what_failed() -> None:
     assert "TRL D" not in shown
     assert "TRL D: failed: exit code 1: E: x" in output.getvalue()
     assert "no INT4 rounding" in output.getvalue()
+    assert "of one step" not in output.getvalue()
+    one = replace(rows()[0], step_seconds=(20.0,))
+    show([one], "tiny", Console(file=output, width=150))
+    assert "rayqd: s/step is of one step, as no other was counted" in output.getvalue()
 
 
 def test_without_rayqds_row_there_is_no_ratio_and_rows_read_back() -> None:

@@ -20,6 +20,11 @@ from rayqd.errors import ConfigError
 
 ROW = HeadToHeadResult(arm="on-policy", contender="rayqd", label="rayqd", status="measured", seconds=2.0)
 
+HEADER = {
+    "model": "random huge", "sequences": 8, "new_tokens": 128, "dtype": "bfloat16", "device": "a card",
+    "group_size": 128, "rank": 16,
+}  # fmt: skip
+
 
 def plan(*words: str, **options: str) -> Any:
     return plan_run(read_arguments(list(words)), options)
@@ -35,6 +40,7 @@ def plan(*words: str, **options: str) -> Any:
         ([], {"shape": "qwen"}, "flag --shape=qwen: must be one of smollm2-135m"),
         (["--learner.steps", "3"], {}, "flag --learner.steps: rayqd bench run makes its own; use --steps"),
         (["--eval.source", "x"], {}, "flag --eval.source: rayqd bench run makes its own; leave it out"),
+        ([], {"json": "/tmp"}, "flag --json=/tmp: is a directory; name a file"),
         ([], {"beside": "/nowhere.json"}, "flag --beside=/nowhere.json: is not what --json"),
     ],
 )
@@ -91,6 +97,34 @@ def test_a_run_that_is_there_already_is_not_taken_for_a_new_one(tmp_path: Path, 
         run_head_to_head(made, Console(file=io.StringIO()))
 
 
+def test_a_run_that_is_in_the_way_is_told_before_anything_is_measured(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "off-policy").mkdir(parents=True)
+    monkeypatch.setattr(bench_run, "measure_own", lambda *_, **__: pytest.fail("it was measured"))
+    words = ("--model.name", str(tiny_model), "--runs_dir", str(tmp_path / "runs"))
+    made = plan(*words, sequences="2x8", steps="2", peers="none", logs=str(tmp_path / "logs"))
+    with pytest.raises(ConfigError, match="has a run off-policy already"):
+        run_head_to_head(made, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('"run"', "not what --json of rayqd bench run wrote"),
+        ('{"rows": [1]}', "not what --json of rayqd bench run wrote"),
+        ('{"rows": []}', "no model in it"),
+        ('{"rows": [', "not what --json of rayqd bench run wrote"),
+        (json.dumps({**HEADER, "rows": [{**ROW.to_json(), "contender": "newer"}]}), "a row of newer"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused_in_a_line(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    made = plan(**{"peers-alone": "true"}, peers="none", beside=str(tmp_path / "rows.json"))
+    with pytest.raises(ConfigError, match=told):
+        run_head_to_head(made, Console(file=io.StringIO()))
+
+
 def test_peers_alone_leave_rayqd_out(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(bench_run, "_measure_one", lambda plan, contender, *_: asked.append(contender) or ROW)
@@ -100,17 +134,19 @@ def test_peers_alone_leave_rayqd_out(tmp_path: Path, tiny_model: Path, monkeypat
 
 
 def test_rows_of_earlier_calls_make_a_table_without_a_model(tmp_path: Path) -> None:
-    header = {"model": "random huge", "sequences": 8, "new_tokens": 128, "dtype": "bfloat16", "device": "a card"}
     peer = replace(ROW, contender="trl-gkd", label="TRL GKDTrainer", seconds=13.0)
     for name, row in (("own", ROW), ("peer", peer)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**header, "rows": [row.to_json()]}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({**HEADER, "rows": [row.to_json()]}))
     output = io.StringIO()
-    options = {"peers-alone": "true", "peers": "none", "json": str(tmp_path / "all.json")}
+    options = {"peers-alone": "true", "peers": "none", "json": str(tmp_path / "new" / "all.json")}
     files = f"{tmp_path / 'peer.json'},{tmp_path / 'own.json'}"
     run_head_to_head(plan(**options, beside=files), Console(file=output, width=140))
     assert "random huge, 8 x 128 new tokens, bfloat16, a card" in output.getvalue()
     assert "6.50" in output.getvalue()  # 13 s to 2 s
-    assert [row["contender"] for row in json.loads((tmp_path / "all.json").read_text())["rows"]] == ["rayqd", "trl-gkd"]
+    assert [row["contender"] for row in json.loads((tmp_path / "new" / "all.json").read_text())["rows"]] == [
+        "rayqd",
+        "trl-gkd",
+    ]
     with pytest.raises(ConfigError, match="nothing to measure or to show"):
         run_head_to_head(plan(**options), Console(file=output))
 
@@ -118,7 +154,7 @@ def test_rows_of_earlier_calls_make_a_table_without_a_model(tmp_path: Path) -> N
 def test_rows_of_another_workload_are_refused(tmp_path: Path, tiny_model: Path) -> None:
     file = tmp_path / "other.json"
     file.write_text(
-        json.dumps({"model": str(tiny_model), "device": "", "sequences": 4, "new_tokens": 8, "rows": [ROW.to_json()]})
+        json.dumps({**HEADER, "model": str(tiny_model), "sequences": 4, "new_tokens": 8, "rows": [ROW.to_json()]})
     )
     made = plan("--model.name", str(tiny_model), sequences="2x8", steps="2", beside=str(file), peers="none")
     with pytest.raises(ConfigError, match=r"--beside=.*other.json: sequences is 4 there and 2 here"):

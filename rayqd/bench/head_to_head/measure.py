@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,15 +15,15 @@ from rayqd.bench.head_to_head.result import HeadToHeadResult, Status
 from rayqd.bench.head_to_head.step_times import WARM_UP_STEPS, StepTimes, read_step_times
 from rayqd.bench.head_to_head.workload import Workload
 
-_OUT_OF_MEMORY = ("out of memory", "OutOfMemory")
+_OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "not enough memory", "can't allocate memory", "MemoryError")
 
 
 def measure_peer(peer: Peer, workload: Workload, logs: Path, *, limit_seconds: float) -> HeadToHeadResult:
-    """Run the peer's steps; its output stays in `logs`. A peer that runs out of memory is tried with less, once."""
+    """Run the peer's steps; its output stays in `logs`. Out of memory it is tried with less, once, where it can."""
     if why := why_skipped(peer, workload):
         return _without_numbers(peer, workload, "skipped", why)
     result = _without_numbers(peer, workload, "skipped", "it was not tried")
-    for attempt, (tried, settings) in enumerate(_attempts(workload)):
+    for attempt, (tried, settings) in enumerate(_attempts(peer, workload)):
         result = replace(_attempt(peer, tried, logs, attempt, limit_seconds), settings=settings)
         if result.status == "measured" or not any(sign in result.why for sign in _OUT_OF_MEMORY):
             break
@@ -38,9 +39,9 @@ def why_skipped(peer: Peer, workload: Workload) -> str:
     return ""
 
 
-def _attempts(workload: Workload) -> Iterator[tuple[Workload, str]]:
+def _attempts(peer: Peer, workload: Workload) -> Iterator[tuple[Workload, str]]:
     yield workload, ""
-    if not workload.gradient_checkpointing:
+    if peer.heeds_checkpointing and not workload.gradient_checkpointing:
         yield (
             replace(workload, gradient_checkpointing=True),
             "gradient checkpointing, without which it ran out of memory",
@@ -85,6 +86,8 @@ def explain_failure(end: ProcessEnd, num_steps: int, log: Path) -> str:
         how = f"ended after {end.seconds:.0f} s"
     elif end.exit_code == 0:
         how = f"ended after {num_steps} of the {WARM_UP_STEPS + 1} steps that it takes"
+    elif end.exit_code == -signal.SIGKILL:
+        how = "killed from outside, as the kernel does where a machine is out of memory"
     else:
         how = f"exit code {end.exit_code}"
     return f"{how}: {end.last_line or 'it wrote nothing'} ({log})"

@@ -21,6 +21,7 @@ class Peer:
     arms: tuple[Arm, ...] = ARMS
     why_not: str = ""  # why not the other arms
     rollouts_alone: bool = False  # it trains nothing
+    heeds_checkpointing: bool = False  # the workload's gradient_checkpointing, by which it takes less memory
 
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -33,7 +34,7 @@ PEERS = (
         module=f"{_PACKAGE}.trl_gkd",
         packages=("trl", "torchao", "peft", "datasets"),
         remark="the original study's settings: torchao's INT4 fake quantization, adapters outside the rounding, "
-        "transformers' generate, micro-batches of 4 sequences, whole logits in memory",
+        "transformers' generate, micro-batches of 4 sequences, no gradient checkpointing, whole logits in memory",
     ),
     Peer(
         name="trl-distillation",
@@ -44,6 +45,7 @@ PEERS = (
         "nor in the rollouts",
         arms=("on-policy",),
         why_not="it is always on-policy",
+        heeds_checkpointing=True,
     ),
     Peer(
         name="vllm",

@@ -78,6 +78,8 @@ def plan_run(arguments: Arguments, options: Mapping[str, str]) -> Plan:
         raise ConfigError(f"flag --shape={shape}: must be one of {', '.join(SHAPES)}")
     num_sequences, new_tokens = _sequences(options.get("sequences", "64x512" if on_gpu else "8x128"))
     json_file = Path(options["json"]) if "json" in options else None
+    if json_file and json_file.is_dir():
+        raise ConfigError(f"flag --json={json_file}: is a directory; name a file")
     logs = options.get("logs", f"{json_file}.logs" if json_file else None)
     return Plan(
         config=with_concrete_dtype(_config(arguments, num_sequences, shape or "smollm2-135m", on_gpu=on_gpu)),

@@ -76,6 +76,8 @@ def remarks(rows: Iterable[HeadToHeadResult]) -> Iterator[str]:
             yield f"{row.label}: {row.status}: {row.why}"
         elif row.why:
             yield f"{row.label}: {row.why}"
+        if len(row.step_seconds) == 1:
+            yield f"{row.label}: s/step is of one step, as no other was counted"
         if row.role_seconds:
             parts = ", ".join(f"{role} {seconds:.2f}" for role, seconds in row.role_seconds.items())
             yield f"{row.label}, seconds of a step by role: {parts}"
