@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 256  # more of them at a time make no token cheaper
 _SHARE_OF_MEMORY = 0.25  # for keys and values
+_MOST_BYTES_ON_A_HOST = 4 << 30  # of them: a container may have less than its host has free, and is killed beyond it
 _ROWS_AT_ONCE = 32  # whose distributions are in memory in float64
 
 
@@ -60,7 +61,7 @@ def write(model: PreTrainedModel, requests: Sequence[Request], writing: Writing)
     What is sampled depends on the row's own seed, not on the device or on who shares its call, but for what sums in
     another order change. Raises WorkerError where a row alone does not fit in memory.
     """
-    limit = TokenLimit(tokens=_most_tokens(model), setting="eval.continuations", advice="lower rollout.max_new_tokens")
+    limit = TokenLimit(tokens=most_tokens(model), setting="eval.continuations", advice="lower rollout.max_new_tokens")
     written: dict[int, IntArray] = {}
     waiting = list(range(len(requests)))
     waiting.sort(key=lambda i: len(requests[i].prompt_ids), reverse=True)  # what may not fit comes first
@@ -76,14 +77,15 @@ def write(model: PreTrainedModel, requests: Sequence[Request], writing: Writing)
     return [written[i] for i in range(len(requests))]
 
 
-def _most_tokens(model: PreTrainedModel) -> int:
+def most_tokens(model: PreTrainedModel) -> int:
     """Return how many tokens' keys and values take their share of the free memory, were there no heads that share."""
     device = model.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    room = _SHARE_OF_MEMORY * free if device.type == "cuda" else min(_SHARE_OF_MEMORY * free, _MOST_BYTES_ON_A_HOST)
     width = output_head(model).shape[1]
     named = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     layers = max(1, len(decoder_layers(model)), named or 0)  # code of the model's own may have layers of another class
-    return int(_SHARE_OF_MEMORY * free / (2 * layers * width * model.dtype.itemsize))
+    return int(room / (2 * layers * width * model.dtype.itemsize))
 
 
 def _room(request: Request, writing: Writing) -> int:

@@ -117,6 +117,14 @@ def test_rayqd_and_every_peer_are_given_the_same_tokens(tiny_model: Path, tiny_c
         check_prompts(tokenizer, replace(given, requests=(other,)))
 
 
+def test_the_steps_that_count_have_their_own_scoring_in_them(tiny_config: Any, tmp_path: Path) -> None:
+    """A teacher two steps ahead scores in the first step, which does not count, for the next two."""
+    ahead = [own.own_config(tiny_config(), workload(steps=n), tmp_path).teacher.prefetch_steps for n in (2, 5, 6)]
+    assert ahead == [0, 0, None]
+    asked = tiny_config(teacher={"prefetch_steps": 1})
+    assert own.own_config(asked, workload(), tmp_path).teacher.prefetch_steps == 1
+
+
 def test_a_workload_reads_back_and_its_micro_batch_divides_the_step(tmp_path: Path) -> None:
     given = workload(num_sequences=6, microbatch_tokens=35)  # 5 sequences of 3 + 4 tokens fit, 3 divides 6
     given.write(tmp_path / "w.json")

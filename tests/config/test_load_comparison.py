@@ -131,14 +131,6 @@ def test_a_second_file_changes_a_setting_of_an_arm(tmp_path: Path) -> None:
             arms("on-policy = {}", "seed = [1]"),
             "c.toml: compare.seed = [1]: unknown setting compare.seed; did you mean",
         ),
-        (
-            arms("on-policy = {}").replace(
-                'eval.source = "quickstart"\n',
-                'eval = {source = "quickstart", continuations = 3}\n'
-                'teacher = {column = "of", route = {a = "t", b = "u"}}\n',
-            ),
-            "eval.continuations: a student's own text is compared with one teacher, and teacher.route names several",
-        ),
         (arms("on-policy = {}", "seeds = [1, 1]"), "compare.seeds = [1, 1]: must be different whole numbers"),
         (
             arms("on-policy = {}").replace('eval.source = "quickstart"\n', ""),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from rayqd.evals.continuations import by_position, measure_continuations, measure_own_text, sampled_requests
-from rayqd.evals.writing import Request, Writing, draw, write
+from rayqd.evals.writing import Request, Writing, draw, most_tokens, write
 from rayqd.model.load import load_model
 from rayqd.runs.continuations import Basis, continuations_file, read_continuations, write_continuations
 from tests.evals.plain_writing import agree_at, eager, greedy, kl_at, moved, sampled
@@ -126,6 +127,17 @@ def test_what_is_written_is_the_models_own_distribution_and_what_both_models_can
     assert [each.tolist() for each in short] == [each[:room].tolist() for each, room in zip(plain, rooms, strict=True)]
     fewer = write(student, requests, replace(WRITING, num_ids=longest))
     assert max(max(each.tolist()) for each in fewer) < longest
+
+
+def test_a_cpu_is_not_asked_for_all_that_its_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's limit is not in what the host has free, and what goes beyond it is killed without a word."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    host = psutil.virtual_memory()._replace(available=1 << 50)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: host)
+    keys_and_values = 2 * 2 * 16 * 4 * most_tokens(LlamaForCausalLM(config))
+    assert keys_and_values <= 4 << 30
 
 
 def test_positions_double_and_end_with_the_longest_row() -> None:

@@ -21,6 +21,9 @@ from rayqd.runs.metrics_file import read_timed_events
 from rayqd.runs.paths import EXPORT, RESULT
 from rayqd.runs.result_file import read_result
 
+# Of fewer steps half of those that count have no scoring in them: it was done ahead, in the first one, which does not.
+_LEAST_STEPS_AHEAD = 6
+
 
 def own_config(config: Config, workload: Workload, directory: Path) -> Config:
     """Return the settings of the run: those of `config`, with the workload's model, requests and steps."""
@@ -43,6 +46,8 @@ def own_config(config: Config, workload: Workload, directory: Path) -> Config:
         "learner.batch_size": workload.num_sequences,
         "checkpoint.every": workload.steps,
     }
+    if config.teacher.prefetch_steps is None and workload.steps < _LEAST_STEPS_AHEAD:
+        values = {**values, "teacher.prefetch_steps": 0}
     return with_values(with_absolute_paths(config), values)
 
 

@@ -168,5 +168,3 @@ def _find_contradictions(spec: ComparisonSpec, given: Sequence[ArmSpec], config:
         )
     if any(arm.trains for arm in spec.arms) and config.distill.seq_kd:
         yield "distill.seq_kd: the arms do not each write: let `rayqd generate --model teacher` write once"
-    if config.eval.continuations and any(len(spec.config(arm).teachers) > 1 for arm in spec.arms):
-        yield "eval.continuations: a student's own text is compared with one teacher, and teacher.route names several"
