@@ -281,8 +281,6 @@ def test_the_command_measures_finished_runs_and_again_only_what_is_missing(
 
 
 def stop_the_measuring(spec: ComparisonSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ctrl-C does, or with SIGKILL the kernel."""
-
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
