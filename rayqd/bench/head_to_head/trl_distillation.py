@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rayqd.bench.head_to_head.step_times import trainer_callback
+from rayqd.bench.head_to_head.trl_settings import trainer_settings
 from rayqd.bench.head_to_head.vllm_settings import set_vllm_environment
 from rayqd.bench.head_to_head.workload import Workload, read_workload
 
@@ -52,35 +53,17 @@ def check_prompts(tokenizer: Any, workload: Workload) -> None:
 
 
 def _arguments(workload: Workload, directory: str) -> Any:
-    import torch
-
     micro_batch = workload.microbatch_sequences()
     return import_module("trl").DistillationConfig(
-        output_dir=directory,
+        **trainer_settings(workload, directory, micro_batch),
         model_init_kwargs={"dtype": workload.dtype},
         teacher_model_init_kwargs={"dtype": workload.dtype},
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=workload.num_sequences // micro_batch,
-        max_steps=workload.steps,
-        learning_rate=workload.lr,
-        weight_decay=0.0,
-        bf16=workload.dtype == "bfloat16",
-        fp16=workload.dtype == "float16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
         gradient_checkpointing=workload.gradient_checkpointing,
-        beta=workload.beta,
-        temperature=workload.temperature,
         max_completion_length=workload.new_tokens,
         generation_kwargs={"min_tokens": workload.new_tokens},
         use_vllm=True,
         vllm_mode="colocate",
         vllm_max_model_length=workload.length + 1,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=workload.seed,
     )
 
 

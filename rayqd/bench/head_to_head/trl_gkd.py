@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayqd.bench.head_to_head.step_times import linear_layers, trainer_callback
+from rayqd.bench.head_to_head.trl_settings import trainer_settings
 from rayqd.bench.head_to_head.workload import Workload, read_workload
 
 if TYPE_CHECKING:
@@ -77,31 +78,13 @@ def _student(workload: Workload) -> Any:
 
 
 def _arguments(workload: Workload, directory: str) -> Any:
-    import torch
-
     micro_batch = next(n for n in range(_MICRO_BATCH, 0, -1) if workload.num_sequences % n == 0)
     return import_module("trl.experimental.gkd").GKDConfig(
-        output_dir=directory,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=workload.num_sequences // micro_batch,
-        max_steps=workload.steps,
-        learning_rate=workload.lr,
-        weight_decay=0.0,
-        bf16=workload.dtype == "bfloat16",
-        fp16=workload.dtype == "float16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        **trainer_settings(workload, directory, micro_batch),
         gradient_checkpointing=False,
         lmbda=1.0 if workload.arm == "on-policy" else 0.0,
-        beta=workload.beta,
-        temperature=workload.temperature,
         max_new_tokens=workload.new_tokens,
         max_length=workload.length,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        seed=workload.seed,
     )
 
 
