@@ -32,6 +32,7 @@ class ArmKind(StrEnum):
     GPTQ = "gptq"
     AWQ = "awq"
     DISTILLED = "distilled"
+    MODEL = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Arm:
     """One of the models that a run compares."""
 
     kind: ArmKind
-    format: str = ""  # of its weights, as quant.format has it; "" for the teacher, and for a student in training
+    format: str = ""  # of its weights, as quant.format has it; "" where it has none: teacher, given model, in training
     step: int | None = None  # optimizer steps behind a student in training
 
     @property
@@ -59,10 +60,9 @@ class Arm:
         """Read back what `name` says. Raises ValueError for a name that no arm has."""
         if name.startswith(_IN_TRAINING):
             return cls(kind=ArmKind.DISTILLED, step=int(name.removeprefix(_IN_TRAINING)))
-        label, _, weights = (name, "", "") if name == ArmKind.TEACHER else name.rpartition(" ")
-        for kind, known in _LABELS.items():
-            if label == known:
-                return cls(kind=kind, format=weights.lower())
+        for kind, label in _LABELS.items():
+            if name == label or name.startswith(f"{label} "):
+                return cls(kind=kind, format=name.removeprefix(label).strip().lower())
         raise ValueError(f"no arm is called {name!r}")
 
 
@@ -73,6 +73,7 @@ _LABELS = {
     ArmKind.GPTQ: "GPTQ",
     ArmKind.AWQ: "AWQ",
     ArmKind.DISTILLED: "distilled",
+    ArmKind.MODEL: "given model",
 }
 TEACHER = Arm(kind=ArmKind.TEACHER)
 
@@ -81,7 +82,7 @@ class ArmRow(TypedDict):
     """An `ArmResult` as JSON."""
 
     arm: str  # its name
-    kind: str  # teacher, rtn, gptq, awq or distilled
+    kind: str  # teacher, rtn, gptq, awq, distilled or model
     kl_to_teacher: float
     total_variation: float
     top1_agreement: float
@@ -288,8 +289,7 @@ _OPTIONAL: Mapping[str, TypeAdapter[Any]] = {  # fields of an ArmResult, that JS
     "bits_by_kind": _NUMBERS,
     "layer_errors": _NUMBERS,
 }
-_LEARNER_STEP = TypeAdapter(LearnerStep)
-_ROLE_METRICS = TypeAdapter(RoleMetrics)
+_LEARNER_STEP, _ROLE_METRICS = TypeAdapter(LearnerStep), TypeAdapter(RoleMetrics)
 _QUARANTINE = TypeAdapter(QuarantineEvent)
 _NOT_MEASURED_AT_FIRST: dict[str, JsonValue] = {
     "total_variation": math.nan,

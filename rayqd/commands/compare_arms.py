@@ -14,6 +14,7 @@ from rich.console import Console
 
 from rayqd.actors.connection import connect
 from rayqd.cluster.nodes import Nodes
+from rayqd.commands.compare_models import check_arm_model, find_arm_model
 from rayqd.commands.sweep import STARTUP_CONCURRENCY, check_and_load
 from rayqd.comparison.budget import TIMED, check_pilots, steps_of_arms
 from rayqd.comparison.directory import ComparisonDirectory, check_directory
@@ -153,9 +154,15 @@ class _Comparison:
 
 
 def check_baselines(jobs: Jobs) -> None:
-    """Raise ConfigError where the method of an arm without training cannot round to its format."""
+    """Raise ConfigError where the method of an arm without training cannot round to its format.
+
+    Raises ModelError where a model that was made elsewhere is not there, or cannot be measured here.
+    """
     for job in jobs.baselines():
-        check_method(job.config.quant.method, job.config.quant)
+        if job.arm.is_made_elsewhere:
+            check_arm_model(job)
+        else:
+            check_method(job.config.quant.method, job.config.quant)
 
 
 def check_runs(jobs: Jobs, runs: Sequence[Job]) -> tuple[Data, dict[str, Inputs]]:
@@ -164,7 +171,7 @@ def check_runs(jobs: Jobs, runs: Sequence[Job]) -> tuple[Data, dict[str, Inputs]
     Raises what is wrong with one as far as that shows before it starts, and what is there of it that is not its own.
     """
     data = check_and_load([job.config for job in runs])
-    inputs = {job.name: collect_inputs(job.config, *data[data_key(job.config)]) for job in runs}
+    inputs = {job.name: collect_inputs(job.config, *data[data_key(job.config)], find_arm_model(job)) for job in runs}
     check_directory(jobs, [(job, inputs[job.name]) for job in runs])
     return data, inputs
 

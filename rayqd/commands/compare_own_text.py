@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayqd.commands.compare_models import find_arm_model
 from rayqd.commands.evaluate import load_student
 from rayqd.commands.evaluated_models import directory_of
 from rayqd.commands.own_text import choose_writing, digest_weights, find_basis
@@ -94,7 +95,7 @@ def _measure(left: Sequence[_Asked], found: OwnTexts, say: Callable[[str], None]
                 teachers.clear()
                 release_memory()
                 teachers[key] = load_model(*key)
-            by_row = measure_own_text(asked.rows, load_student(job.directory, job.config), teachers[key], asked.writing)
+            by_row = measure_own_text(asked.rows, _load_student(job), teachers[key], asked.writing)
             write_own_text(job.directory, OwnText(by_row=by_row, basis=asked.basis))
         except _FAULTS as error:
             found.errors[job.name] = _explain(error)
@@ -102,6 +103,10 @@ def _measure(left: Sequence[_Asked], found: OwnTexts, say: Callable[[str], None]
             continue
         found.by_run[job.name] = by_row
         say(f"{job.name}: KL to teacher along its own text {sum(by_row.kl) / sum(by_row.num_tokens):.4f}")
+
+
+def _load_student(job: Job) -> PreTrainedModel:
+    return load_student(find_arm_model(job) or job.directory, job.config)
 
 
 def _explain(error: BaseException) -> str:
@@ -129,4 +134,6 @@ def _rollouts(data: Data, job: Job, number: int) -> list[Rollout]:
 
 
 def _directory(job: Job) -> Path:
+    if directory := find_arm_model(job):
+        return directory
     return directory_of(job.directory, trusts_code=job.config.model.trust_remote_code)

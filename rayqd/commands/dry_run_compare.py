@@ -46,7 +46,7 @@ def dry_run_compare(spec: ComparisonSpec, console: Console | None = None) -> int
             say(console, line)
     _show_cluster(console, jobs, [job for job in [*jobs.pilots(), *trained] if not is_finished(job)])
     failures = read_failures(jobs.base.run_dir)
-    rows = [[job.name, f"rayqd {job.arm.command}", _steps(job), _state(job, failures)] for job in runs]
+    rows = [[job.name, _maker(job), _steps(job), _state(job, failures)] for job in runs]
     known = {job.arm.name for job in trained}
     unknown = [arm.name for arm in jobs.trained_arms if arm.name not in known]
     rows += [[f"{name}-seed={seed}", "rayqd distill", "?", "a new run"] for seed in jobs.seeds for name in unknown]
@@ -79,6 +79,10 @@ def _show_cluster(console: Console, jobs: Jobs, left: list[Job]) -> None:
     say(console, f"cluster   {where}: {nodes.cpus:g} CPUs, {nodes.gpus} GPUs: {num_concurrent} runs train at a time")
     combined = combine_trials(examples, num_concurrent)
     print_roles(console, combined.model_copy(update={"name": jobs.base.name}), best_plan(combined, nodes))
+
+
+def _maker(job: Job) -> str:
+    return "others, and measured" if job.arm.is_made_elsewhere else f"rayqd {job.arm.command}"
 
 
 def _steps(job: Job) -> str:

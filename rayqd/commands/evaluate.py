@@ -73,12 +73,12 @@ class Evaluation:
         return {"path": self.path, "model": self.model.to_json(), "teacher": self.teacher.to_json()}
 
 
-def evaluate(path: Path, config: Config, console: Console | None = None) -> Evaluation:
+def evaluate(path: Path, config: Config, console: Console | None = None, *, keeps: bool = True) -> Evaluation:
     """Measure the model at `path`, a run, one of its checkpoints, or any model directory, beside its teacher.
 
-    KL and perplexity on the held-out rows, and the benchmarks of `eval.tasks`. Prints them, and keeps them in `eval/`
-    of the run's directory when `path` lies in one. Raises a RayqdError before any model is loaded where a setting, a
-    file or a task is wrong.
+    KL and perplexity on the held-out rows, and the benchmarks of `eval.tasks`. Prints them, and if it `keeps` them, in
+    `eval/` of the run's directory when `path` lies in one. Raises a RayqdError before any model is loaded where a
+    setting, a file or a task is wrong.
     """
     console = console or Console()
     directory_of(path, trusts_code=config.model.trust_remote_code)
@@ -87,14 +87,22 @@ def evaluate(path: Path, config: Config, console: Console | None = None) -> Eval
     check_machine(config, runs_vllm=bool(config.eval.tasks) and config.eval.backend == "vllm")
     checked = check(config, trains=False)
     benchmarks = _benchmarks(checked, config, console)
-    return _Evaluation(path, config, checked, benchmarks, console).run()
+    run_dir = _run_directory(path) if keeps else None
+    return _Evaluation(path, config, checked, benchmarks, console, run_dir).run()
 
 
 class _Evaluation:
     def __init__(
-        self, path: Path, config: Config, checked: Checked, benchmarks: list[Benchmark], console: Console
+        self,
+        path: Path,
+        config: Config,
+        checked: Checked,
+        benchmarks: list[Benchmark],
+        console: Console,
+        run_dir: Path | None,
     ) -> None:
         self._path, self._config, self._checked = path, config, checked
+        self._run_dir = run_dir  # that keeps what is measured
         self._console = console
         tokenizer = _tokenizer(checked, config) if benchmarks else None
         batch_size = config.eval.task_batch_size
@@ -148,7 +156,7 @@ class _Evaluation:
         )
         for line in continuation_lines(found):
             self._say(line)
-        if run_dir := _run_directory(self._path):
+        if run_dir := self._run_dir:
             write_continuations(continuations_file(run_dir, self._path.resolve().name), found)
             rewrite_report(run_dir)
 
@@ -198,7 +206,7 @@ class _Evaluation:
 
     def _keep(self, evaluation: Evaluation) -> None:
         """Write benchmarks to a file of their own, which measuring the KL again leaves alone."""
-        run_dir = _run_directory(self._path)
+        run_dir = self._run_dir
         if run_dir is None:
             return
         name = self._path.resolve().name
@@ -272,7 +280,7 @@ def _publish_benchmarks(run_dir: Path) -> None:
     """Put the benchmarks of the export into the run's page and the export's model card."""
     rewrite_report(run_dir)
     result, export = read_result(run_dir / RESULT), run_dir / EXPORT
-    if result and (export / CARD_NAME).exists():
+    if result and result.command != "eval" and (export / CARD_NAME).exists():
         config, benchmarks = load_run_config(run_dir / CONFIG), read_benchmarks(run_dir)
         update_card(
             export, config, result.rows, benchmarks=benchmarks, command=result.command, ending=ending_of(config, result)

@@ -17,6 +17,7 @@ from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import load_model
 from rayqd.model.source import local_directory
 from rayqd.runs.paths import CHECKPOINTS, EXPORT
+from rayqd.runs.result_file import read_measured_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,8 +68,9 @@ class EvaluatedModels:
 def directory_of(path: Path, *, trusts_code: bool = False) -> Path:
     """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none.
 
-    `trusts_code`: code of its own may be run.
+    Of a run that measured a model which was there it is that one. `trusts_code`: code of its own may be run.
     """
+    path = read_measured_model(path) or path
     if (path / "student.safetensors").is_file():
         return path
     if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():

@@ -69,8 +69,8 @@ def fields(record: RunRecord) -> dict[str, JsonValue]:
         "last_arm": students[-1].arm.name if students else None,
         "last_kl_to_teacher": students[-1].fidelity.kl_to_teacher if students else None,
         "model": config.model.name if config else None,
-        "format": config.quant.format if config else None,
-        "group_size": config.quant.group_size if config else None,
+        "format": config.quant.format if config and record.rounds else None,
+        "group_size": config.quant.group_size if config and record.rounds else None,
         "updated": record.updated,
     }
 
@@ -100,7 +100,7 @@ def _cells(record: RunRecord, now: float) -> list[str | Text]:
         f"{record.step}/{record.num_steps}" if record.trains and config else "-",
         _kl(record),
         Text(Path(config.model.name).name if config else "?"),
-        f"{config.quant.format} g{config.quant.group_size}" if config else "?",
+        (f"{config.quant.format} g{config.quant.group_size}" if record.rounds else "-") if config else "?",
         age(now - record.updated),
     ]
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rayqd.comparison.cost import Cost
 from rayqd.comparison.findings import ArmFinding, Findings
 from rayqd.console.progress import duration
 from rayqd.statistics.crossed import Estimate
+
+MADE_ELSEWHERE = "made elsewhere"  # in place of what it took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class Cells:
     own_verdict: str
     top1: str
     perplexity: str
+    bits: str  # of a weight, over the whole model
     seeds: str
     steps: str
     tokens: str
@@ -45,6 +49,7 @@ def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Ce
     own_difference = own_decision.difference if own_decision else None
     is_teacher = finding.arm.kind == "teacher"
     trains = finding.arm.trains and cost is not None
+    is_elsewhere = finding.arm.is_made_elsewhere
     return Cells(
         arm=finding.arm.name,
         kl="0.0000" if is_teacher else f"{finding.kl.value:.4f}" if finding.kl else "-",
@@ -61,13 +66,18 @@ def cells_of(finding: ArmFinding, findings: Findings, price: float | None) -> Ce
         own_verdict=_own_verdict(finding, findings),
         top1="100.0%" if is_teacher else _or_dash(finding.top1_agreement, ".1%"),
         perplexity=_or_dash(finding.perplexity, ".3f"),
+        bits=_or_dash(finding.bits_per_weight, ".4g"),
         seeds=str(finding.num_seeds) if finding.arm.command else "",
         steps=f"{cost.steps / num:,.0f}" if trains and cost else "",
         tokens=f"{cost.trained_tokens / num:,.0f}" if trains and cost else "",
-        time=duration(cost.seconds / num) if cost else "",
-        accelerator_seconds=f"{cost.accelerator_seconds / num:,.0f}" if cost else "",
-        money=f"{cost.price(price) / num:,.2f}" if cost and price is not None else "",
+        time=MADE_ELSEWHERE if is_elsewhere else duration(cost.seconds / num) if cost else "",
+        accelerator_seconds=f"{cost.accelerator_seconds / num:,.0f}" if cost else "-" if is_elsewhere else "",
+        money=MADE_ELSEWHERE if is_elsewhere else _money(cost, price, num),
     )
+
+
+def _money(cost: Cost | None, price: float | None, num_seeds: int) -> str:
+    return f"{cost.price(price) / num_seeds:,.2f}" if cost and price is not None else ""
 
 
 def _verdict(finding: ArmFinding, findings: Findings) -> str:

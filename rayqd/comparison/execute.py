@@ -44,7 +44,7 @@ def run_baselines(
     progress: Progress,
     num_concurrent: int = 1,
 ) -> None:
-    """Run `rayqd quantize` for those of `jobs` that have not finished, so many at a time; failures are recorded.
+    """Run the commands of those of `jobs` that have not finished, so many at a time; failures are recorded.
 
     Each has a process of its own, whose memory and whose faults go with it.
     """
@@ -63,12 +63,17 @@ def run_baselines(
             for baseline in [each for each in running if each.process.poll() is not None]:
                 running.remove(baseline)
                 baseline.record(directory, progress)
-            progress.status(f"rayqd quantize: {', '.join(each.job.name for each in running)}")
+            progress.status(f"without training: {', '.join(each.job.name for each in running)}")
             time.sleep(_POLL_SECONDS)
     finally:
         for each in running:
             each.process.kill()
             each.process.wait()
+
+
+def baseline_words(job: Job) -> list[str]:
+    """Return what follows `rayqd`, but for the settings, in the command that makes or measures an untrained arm."""
+    return ["eval", job.arm.path, "--as-run"] if job.arm.is_made_elsewhere else [job.arm.command]
 
 
 class _Baseline:
@@ -83,7 +88,7 @@ class _Baseline:
         self.job = job
         self._log = logs / f"{job.name}.txt"
         with self._log.open("w") as log:
-            command = [sys.executable, "-m", "rayqd", "quantize", f"@{settings}"]
+            command = [sys.executable, "-m", "rayqd", *baseline_words(job), f"@{settings}"]
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def record(self, directory: ComparisonDirectory, progress: Progress) -> None:

@@ -30,6 +30,7 @@ class ArmFinding:
     decision: Decision | None  # against the reference; None of that itself, of the teacher, and without a result
     top1_agreement: float | None  # mean over the seeds, as the next two
     perplexity: float | None
+    bits_per_weight: float | None  # over the whole model, of the first run that has finished
     cost: Cost | None  # of all its finished runs
     num_seeds: int  # that have finished
     own_text: OwnFinding | None = None  # along what its students wrote; None where that was not measured
@@ -116,9 +117,10 @@ def find_curve(arm: ArmOutcome) -> list[CurvePoint]:
 def _find_arm(outcome: ArmOutcome, rounded: ArmOutcome, decision: Decision | None) -> ArmFinding:
     fidelities = list(outcome.fidelities.values())
     costs = [cost for run in outcome.runs if (cost := run.cost)]
-    perplexities = [fidelity.perplexity for fidelity in fidelities]
+    rows = [run.row for run in outcome.runs if run.row]
     if outcome.arm.kind == "teacher":  # every run has measured it
-        perplexities = [run.result.teacher.fidelity.perplexity for run in rounded.runs if run.result]
+        rows = [run.result.teacher for run in rounded.runs if run.result]
+    perplexities = [row.fidelity.perplexity for row in rows]
     kl = bootstrap = None
     if fidelities:
         cells = _kl(outcome, list(outcome.fidelities))
@@ -133,6 +135,7 @@ def _find_arm(outcome: ArmOutcome, rounded: ArmOutcome, decision: Decision | Non
         decision=decision,
         top1_agreement=_mean([fidelity.top1_agreement for fidelity in fidelities]),
         perplexity=_mean(perplexities),
+        bits_per_weight=next((row.bits_per_weight for row in rows), None),
         cost=add_costs(costs) if costs else None,
         num_seeds=len(fidelities),
     )

@@ -35,10 +35,13 @@ class Inputs:
     heldout_rows: str  # tokens
     rayqd: str
     user_code: str | None = None  # of the files behind import paths; None in records from before it was kept
+    given_model: str | None = None  # of an arm that was made elsewhere; None of all others
 
 
-def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) -> Inputs:
-    """Read the files of the models, and the tokens of the rows."""
+def collect_inputs(
+    config: Config, training: ExampleSet, heldout: ExampleSet, given_model: Path | None = None
+) -> Inputs:
+    """Read the files of the models, and the tokens of the rows; `given_model`: what is measured as it is."""
     return Inputs(
         model=digest_model(student_directory(config)),
         teacher=" ".join(digest_model(directory) for directory in teacher_directories(config)),
@@ -46,6 +49,7 @@ def collect_inputs(config: Config, training: ExampleSet, heldout: ExampleSet) ->
         heldout_rows=_digest_rows(heldout),
         rayqd=installed_version("rayqd") or "uninstalled",
         user_code=_digest_user_code(config),
+        given_model=digest_model(given_model) if given_model else None,
     )
 
 

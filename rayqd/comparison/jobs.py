@@ -56,14 +56,14 @@ class Jobs:
         self.base = with_frozen_settings(asked)
 
     def baselines(self) -> list[Job]:
-        """Return the runs of arms without training: one of plain rounding, which no seed changes, else one a seed."""
+        """Return the runs of arms without training: one of what no seed changes (rounding, models), else one a seed."""
         jobs: list[Job] = []
         for arm in self.spec.arms:
-            if arm.command != "quantize":
+            if arm.trains or not arm.command:
                 continue
             # Where no eval.source is named the rows that are held out depend on the one seed that there is.
             steps = {"learner.steps": _default("learner.steps")}  # which must not make other runs of them
-            if arm.kind == "rtn" and self.base.eval.source is not None:
+            if arm.kind in ("rtn", "model") and self.base.eval.source is not None:
                 jobs.append(self._job(arm, None, arm.name, {**steps, "seed": _default("seed")}))
             else:
                 jobs += [

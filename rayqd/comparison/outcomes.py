@@ -50,8 +50,10 @@ class Outcome:
 
     @property
     def cost(self) -> Cost | None:
-        """Return what it cost; None until it has finished."""
-        return cost_of_run(self.job, self.result) if self.result else None
+        """Return what it cost; None until it has finished, and of what was made elsewhere."""
+        if self.result is None or self.job.arm.is_made_elsewhere:
+            return None
+        return cost_of_run(self.job, self.result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def _table(findings: Findings, price: float | None) -> Markup:
     reference, own = findings.reference.arm.name, findings.own_texts
     titles = ["", "KL to teacher", "back", f"against {reference}", ""]
     titles += ["KL on own text", f"there against {reference}", ""] if own else []
-    titles += ["perplexity", "tokens", "time"]
+    titles += ["perplexity", "bits/weight", "tokens", "time"]
     titles += ["accelerator-seconds", *(["cost"] if price is not None else [])]
     columns = [Column(title=title, kind="number" if i and title else "text") for i, title in enumerate(titles)]
     rows: list[list[object]] = []
@@ -66,14 +66,15 @@ def _table(findings: Findings, price: float | None) -> Markup:
         rows.append(
             [
                 _name(c.arm), _with(c.kl, c.kl_interval), _with(c.recovered, c.recovered_interval),
-                _with(c.difference, c.difference_interval), _verdict(c.verdict), *beside, c.perplexity, c.tokens,
-                c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
+                _with(c.difference, c.difference_interval), _verdict(c.verdict), *beside, c.perplexity, c.bits,
+                c.tokens, c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
             ]
         )  # fmt: skip
     note = (
         f"KL(teacher‖arm) in nats a token, over {findings.num_rows:,} held-out rows of {findings.num_tokens:,} tokens; "
         "under a number its 95 % interval, over rows and seeds together. Back: the share of rounding's damage that is "
-        "gone. Time, accelerator-seconds and cost are of one seed, the mean, idle included."
+        "gone. Bits/weight are over the whole model. Time, accelerator-seconds and cost are of one seed, the mean, "
+        "idle included."
     )
     return page.section("Result", page.table(columns, rows, chosen=chosen), note=note)
 
@@ -83,6 +84,8 @@ def _figures(findings: Findings) -> Markup:
     if not drawn:
         return Markup("")
     note = "Whiskers are 95 % intervals, over rows and seeds together. Lower is better; of two at one price, the lower."
+    if names := [each.arm.name for each in findings.arms if each.arm.is_made_elsewhere]:
+        note += f" What {' and '.join(names)} cost is not known here: made elsewhere."
     return page.section("Quality, tokens and price", arrange_charts(drawn), note=note)
 
 
@@ -140,7 +143,8 @@ def _arms(findings: Findings) -> Markup:
 
 
 def _settings(finding: ArmFinding) -> Markup:
-    texts = [f"{key} = {value_text(value)}" for key, value in finding.arm.settings.items()]
+    own = {"path": finding.arm.path} if finding.arm.path else {}
+    texts = [f"{key} = {value_text(value)}" for key, value in {**own, **finding.arm.settings}.items()]
     return joined([page.inline_code(text) for text in texts], "<br>")
 
 

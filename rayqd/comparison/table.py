@@ -25,6 +25,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         for line in wrap(text, console.width):
             say(console, line)
     console.print()
+    has_others = any(each.arm.is_made_elsewhere for each in findings.arms)  # which may have more bits than rayqd's own
     lines = [cells_of(each, findings, price) for each in findings.arms]
     columns = [
         Column(heading="arm", is_words=True),
@@ -34,6 +35,7 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         Column(heading=f"against\n{findings.reference.arm.name}", rank=2),
         Column(heading="", is_words=True),
         *(_own_columns(findings) if findings.own_texts else []),
+        *([Column(heading="bits", rank=9)] if has_others else []),
         Column(heading="seeds", rank=7),
         Column(heading="steps", rank=8),
         Column(heading="tokens", rank=6),
@@ -45,8 +47,8 @@ def print_findings(console: Console, findings: Findings, directory: Path, price:
         [
             line.arm, line.kl, line.kl_interval, line.recovered, line.difference, line.verdict,
             *([line.own_kl, line.own_difference, line.own_verdict] if findings.own_texts else []),
-            line.seeds, line.steps, line.tokens, line.time, line.accelerator_seconds,
-            *([line.money] if price is not None else []),
+            *([line.bits] if has_others else []), line.seeds, line.steps, line.tokens, line.time,
+            line.accelerator_seconds, *([line.money] if price is not None else []),
         ]
         for line in lines
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rayqd.comparison.cells import cells_of
+from rayqd.comparison.cells import MADE_ELSEWHERE, cells_of
 from rayqd.comparison.cost import Cost
 from rayqd.comparison.directory import ComparisonDirectory
 from rayqd.comparison.findings import ArmFinding, Findings
@@ -69,7 +69,7 @@ def to_markdown(findings: Findings, price: float | None) -> str:
     own = findings.own_texts
     head = ["", "KL to teacher", "back", f"against {reference}", ""]
     head += ["KL on own text", f"there against {reference}", ""] if own else []
-    head += ["same top-1", "perplexity", "seeds", "steps", "tokens", "time", "accelerator-seconds"]
+    head += ["same top-1", "perplexity", "bits/weight", "seeds", "steps", "tokens", "time", "accelerator-seconds"]
     head += ["cost"] if price is not None else []
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for finding in findings.arms:
@@ -80,13 +80,13 @@ def to_markdown(findings: Findings, price: float | None) -> str:
             beside = [_with(c.own_kl, c.own_kl_interval), difference, c.own_verdict]
         texts = [
             c.arm, _with(c.kl, c.kl_interval), _with(c.recovered, c.recovered_interval),
-            _with(c.difference, c.difference_interval), c.verdict, *beside, c.top1, c.perplexity, c.seeds, c.steps,
-            c.tokens, c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
+            _with(c.difference, c.difference_interval), c.verdict, *beside, c.top1, c.perplexity, c.bits, c.seeds,
+            c.steps, c.tokens, c.time, c.accelerator_seconds, *([c.money] if price is not None else []),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(texts)} |")
     note = (
         "KL(teacher‖arm) in nats a token; back: the share of rounding's damage that is gone; time, accelerator-seconds "
-        "and cost are of one seed, the mean, idle included."
+        "and cost are of one seed, the mean, idle included; bits/weight are over the whole model."
     )
     title = f"# {findings.name}: {budget_text(findings)}"
     failed = [f"{run.job.name} failed: {run.error}" for arm in findings.failed for run in arm.outcome.failed]
@@ -104,6 +104,7 @@ def _arm(finding: ArmFinding, price: float | None) -> dict[str, object]:
     return {
         "name": finding.arm.name,
         "kind": finding.arm.kind,
+        **({"path": finding.arm.path} if finding.arm.path else {}),
         "settings": {key: _plain(value) for key, value in finding.arm.settings.items()},
         "kl_to_teacher": _estimate(finding.kl),
         "bootstrap": list(finding.bootstrap) if finding.bootstrap else None,
@@ -112,11 +113,13 @@ def _arm(finding: ArmFinding, price: float | None) -> dict[str, object]:
         **({"own_text": _own_text(finding.own_text)} if finding.own_text else {}),
         "top1_agreement": _number(finding.top1_agreement),
         "perplexity": _number(finding.perplexity),
+        "bits_per_weight": _number(finding.bits_per_weight),
         "runs": [
             {"name": run.job.name, "seed": run.job.seed, "state": run.state, "error": run.error or None, "log": run.log}
             for run in finding.outcome.runs
         ],
         "cost": _cost(finding.cost, price) if finding.cost else None,
+        **({"made": MADE_ELSEWHERE} if finding.arm.is_made_elsewhere else {}),
     }
 
 

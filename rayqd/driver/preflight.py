@@ -144,18 +144,25 @@ def summary(data: ExampleSet) -> str:
     return ", ".join([f"{len(data.examples)} rows of {data.source}", *duplicates, *map(str, data.left_out)])
 
 
-def _check_same_vocabulary(student: Any, other: Any, config: Config, teacher: TeacherModel) -> None:
-    ours, theirs = student.get_vocab(), other.get_vocab()
+def describe_other_vocabulary(here: Any, there: Any) -> str:
+    """Say in what two tokenizers differ, with a few ids; empty where both have the same tokens."""
+    ours, theirs = here.get_vocab(), there.get_vocab()
     if ours == theirs:
-        return
+        return ""
     mine, its = ({i: token for token, i in vocabulary.items()} for vocabulary in (ours, theirs))
     differing = sorted(i for i in mine.keys() | its.keys() if mine.get(i) != its.get(i))
     examples = ", ".join(f"{i} is {mine.get(i)!r} here and {its.get(i)!r} there" for i in differing[:3])
+    return f"{len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ: {examples}"
+
+
+def _check_same_vocabulary(student: Any, other: Any, config: Config, teacher: TeacherModel) -> None:
+    difference = describe_other_vocabulary(student, other)
+    if not difference:
+        return
     values = [value for value, name in config.teacher.route.items() if name == teacher.name]
     of_values = f" (teacher.route: {', '.join(values)})" if values else ""
     raise ModelError(
-        f"student {config.model.name} and teacher {teacher.name}{of_values} have different tokenizers "
-        f"({len(ours)} and {len(theirs)} tokens, {len(differing)} ids differ: {examples}): "
+        f"student {config.model.name} and teacher {teacher.name}{of_values} have different tokenizers ({difference}): "
         "choose a teacher with the student's tokenizer"
     )
 

@@ -26,7 +26,7 @@ from rayqd.export.source_files import read_config, write_config
 from rayqd.export.stacked_experts import group_for_mlx, name_mlx_experts
 from rayqd.files import directory_bytes
 from rayqd.model.load import load_meta_model
-from rayqd.model.source_weights import weight_files
+from rayqd.model.source_weights import read_stored_tensors, weight_files
 from rayqd.quant import Quantized
 from rayqd.quant.int4 import dequantize_codes
 
@@ -89,16 +89,23 @@ def load_unpacked(
     )
 
 
-def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
+def check_first_layer(directory: Path, kind: LayoutKind) -> None:
+    """Raise ModelError where `read_values` would: as the first of the packed layers is, so are the others, mostly."""
+    layers = [name.removesuffix(".scales") for name in read_stored_tensors(directory) if name.endswith(".scales")]
+    read_values(directory, kind, f"{layers[0]}." if layers else "")
+
+
+def read_values(directory: Path, kind: LayoutKind, prefix: str = "") -> dict[str, Tensor]:
     """Read a checkpoint as dense tensors: of a packed layer `name.weight` [N, K], in the dtype of its scales.
 
-    Raises ModelError where it holds no packed layer, or one that lacks a part or is packed in another way.
+    With a `prefix` those alone whose names begin with it. Raises ModelError where it holds no packed layer, or one that
+    lacks a part or is packed in another way.
     """
     config = json.loads((directory / "config.json").read_text())
     described = config[_MLX_KEY if kind == "mlx" else "quantization_config"]
     if described.get("bits") != 4:
         raise ModelError(f"{directory} has {described.get('bits')} bits a weight, and rayqd reads {kind} of 4")
-    layout, dense = LAYOUTS[kind], dict(_stored_tensors(directory))
+    layout, dense = LAYOUTS[kind], dict(_stored_tensors(directory, prefix))
     layers = [name.removesuffix(".scales") for name in dense if name.endswith(".scales")]
     if not layers:
         raise ModelError(f"{directory} holds no weights of {kind} (*.safetensors with scales)")
@@ -123,12 +130,13 @@ def read_values(directory: Path, kind: LayoutKind) -> dict[str, Tensor]:
     return dense
 
 
-def _stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+def _stored_tensors(directory: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for file in weight_files(directory):
         try:
             with cast(Any, safe_open)(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    yield name, tensors.get_tensor(name)
+                    if name.startswith(prefix):
+                        yield name, tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read {file}: {error}; write it again") from error
 

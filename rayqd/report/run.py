@@ -34,7 +34,7 @@ from rayqd.runs.data_file import RunData
 from rayqd.runs.ending import ending_of
 from rayqd.runs.environment import Environment
 from rayqd.runs.paths import CONFIG, EXPORT
-from rayqd.runs.result_file import Command, DistillResult, RunResult
+from rayqd.runs.result_file import Command, DistillResult, MeasuredResult, RunResult
 from rayqd.runs.time_parts import DESCRIPTIONS
 
 
@@ -98,6 +98,11 @@ def _header(run: Run) -> Markup:
     if run.command == "quantize":
         about = Markup("<strong>{}</strong> in {}, without training.").format(_model(config), form)
         return _titled(run, f"rayqd quantize · {when}", about)
+    if isinstance(run.result, MeasuredResult):
+        about = Markup("{} as it is, made elsewhere, beside <strong>{}</strong>.").format(
+            short_path(Path(run.result.model)), _model(config)
+        )
+        return _titled(run, f"rayqd eval · {when}", about)
     own = f"its own self in {config.model.dtype}"
     teacher = " and ".join(own if each.is_student else Path(each.name).name for each in config.teachers)
     about = Markup("<strong>{}</strong> as {}, distilled from {}: {} steps of {} sequence{}, {}.").format(
@@ -177,6 +182,9 @@ def _explained(parts: Mapping[str, float]) -> str:
 
 def _commands(run: Run) -> Markup:
     directory = short_path(run.config.run_dir)
+    if isinstance(run.result, MeasuredResult):
+        words = f"rayqd eval {run.result.model} --as-run @{directory / CONFIG} --name {run.config.name}-again"
+        return page.section("Make it again", page.code(words))
     verb, command, remark = how_to_run(run.config.quant.format, directory / EXPORT)
     use = [(command, ", ".join(filter(None, [verb, remark]))), (f"rayqd eval {directory}", "measure the export again")]
     if run.command == "distill":

@@ -28,7 +28,7 @@ class RunRecord:
 
     path: Path
     name: str  # its path below the directory that was listed: "quickstart", "a-sweep/trial-3"
-    command: str  # that has it: distill, quantize or sweep
+    command: str  # that has it: distill, quantize, eval, sweep or compare
     state: State
     error: str  # what ended a failed run, in one line; else ""
     exit_code: int | None  # what its command returned; None where that is not known
@@ -42,6 +42,11 @@ class RunRecord:
     def trains(self) -> bool:
         """Return whether it has optimizer steps."""
         return self.command == "distill"
+
+    @property
+    def rounds(self) -> bool:
+        """Return whether its model has the format of its settings: not one that was made elsewhere."""
+        return self.command != "eval"
 
     @property
     def step(self) -> int:

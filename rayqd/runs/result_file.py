@@ -13,10 +13,11 @@ from pydantic import JsonValue, TypeAdapter
 from rayqd.checksums import DamagedError, from_checked_json
 from rayqd.events import ArmResult
 from rayqd.runs.environment import Environment
+from rayqd.runs.paths import RESULT
 from rayqd.runs.startup import Startup
 from rayqd.runs.verdict import Verdict, make_verdict
 
-Command = Literal["distill", "quantize"]
+Command = Literal["distill", "quantize", "eval"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,24 @@ class QuantizeResult(RunResult):
         return {"method": self.method}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredResult(RunResult):
+    """What `rayqd eval --as-run` found of a model that is there."""
+
+    command: ClassVar[Command] = "eval"
+
+    model: str  # its directory, absolute
+
+    def _own_fields(self) -> dict[str, object]:
+        return {"model": self.model}
+
+
+def read_measured_model(run_dir: Path) -> Path | None:
+    """Return the directory of the model that a run measured as it is; None where the run made its own."""
+    result = read_result(run_dir / RESULT)
+    return Path(result.model) if isinstance(result, MeasuredResult) else None
+
+
 def read_result(file: Path) -> RunResult | None:
     """Return what `file` says; None where it is absent, damaged, or a sweep's, which measures no arms."""
     content = read_object(file)
@@ -166,6 +185,8 @@ def parse_result(content: Mapping[str, JsonValue]) -> RunResult:
         raise ValueError("this result measures no arms")
     arms = [ArmResult.from_json(_OBJECT.validate_python(row)) for row in rows]
     command = content.get("command", "quantize" if "method" in content else "distill")
+    if command == "eval":
+        return _MEASURED.validate_python({**content, "rows": arms})
     adapter = _QUANTIZE if command == "quantize" else _DISTILL
     return adapter.validate_python({"start_seconds": {}, **content, "rows": arms})
 
@@ -173,3 +194,4 @@ def parse_result(content: Mapping[str, JsonValue]) -> RunResult:
 _OBJECT = TypeAdapter(dict[str, JsonValue])
 _DISTILL = TypeAdapter(DistillResult)
 _QUANTIZE = TypeAdapter(QuantizeResult)
+_MEASURED = TypeAdapter(MeasuredResult)

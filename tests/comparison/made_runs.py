@@ -11,11 +11,11 @@ from rayqd.config.comparison import load_comparison
 from rayqd.events import TEACHER, Arm, ArmKind, ArmResult, EvalEvent
 from rayqd.metrics.fidelity import ByRow, Fidelity
 from rayqd.runs.directory import RunDirectory
-from rayqd.runs.result_file import DistillResult, QuantizeResult
+from rayqd.runs.result_file import DistillResult, MeasuredResult, QuantizeResult
 from tests.example_events import step_event
 
 INPUTS = Inputs(model="m", teacher="t", training_rows="a", heldout_rows="b", rayqd="0")
-KL = {"rtn": 0.36, "gptq": 0.15, "off-policy": 0.10, "mixed": 0.101, "on-policy": 0.12}
+KL = {"rtn": 0.36, "gptq": 0.15, "off-policy": 0.10, "mixed": 0.101, "on-policy": 0.12, "theirs": 0.13}
 ROWS = 60
 FILE = """
 name = "study"
@@ -73,7 +73,11 @@ def leave_run(job: Job, kl: float, spread: float = 0.02) -> None:
     run = RunDirectory(job.config, command)
     rtn = ArmResult(arm=Arm(kind=ArmKind.RTN, format="int4"), fidelity=measure(KL["rtn"], None))
     rows = [ArmResult(arm=TEACHER, fidelity=measure(0.0, None)), rtn]
-    if command == "quantize":
+    if command == "eval":
+        found = ArmResult(arm=Arm(kind=ArmKind.MODEL), fidelity=measure(kl, None), bits_per_weight=6.5)
+        took = {"total": 20.0}
+        run.finish(MeasuredResult(name=job.config.name, rows=(rows[0], found), seconds=took, model=job.arm.path))
+    elif command == "quantize":
         if job.arm.kind != "rtn":
             rows.append(ArmResult(arm=Arm(kind=ArmKind.GPTQ, format="int4"), fidelity=measure(kl, job.seed, spread)))
         run.finish(

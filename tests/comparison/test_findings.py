@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,34 @@ def test_each_arm_is_judged_as_the_truth_is(tmp_path: Path) -> None:
     assert f"on-policy is worse than off-policy by {last.difference.value:.3f} nats" in said
     assert "60 held-out rows" in evidence(findings)
     assert "3 seeds together" in evidence(findings)
+
+
+def test_a_model_made_elsewhere_is_judged_as_the_others_and_has_no_cost(tmp_path: Path) -> None:
+    arms = 'gptq = {}\noff-policy = {}\ntheirs = {kind = "model", path = "out/w4"}'
+    jobs = make_jobs(tmp_path, 'seeds = [0, 1, 2]\nagainst = "theirs"', arms)
+    directory = leave_all(jobs, spread=0.002)
+    findings = judge(jobs, directory, price=3.6)
+    given = findings.reference
+    assert given.kl is not None
+    assert given.kl.interval() is not None
+    assert given.cost is None
+    assert (given.recovered.value if given.recovered else 0) == pytest.approx(1 - KL["theirs"] / KL["rtn"], abs=0.05)
+    outcomes = {each.arm.name: each.decision.outcome for each in findings.arms if each.decision}
+    assert outcomes == {"rtn": "worse", "gptq": "worse", "off-policy": "better"}
+    assert sentence(findings).startswith("Off-policy is better than theirs by 0.0")
+    (row,) = [line for line in (directory.path / "compare.md").read_text().splitlines() if line.startswith("| theirs")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[4] == "reference"
+    assert cells[7] == "6.5"  # bits a weight
+    assert cells[-3:] == ["made elsewhere", "-", "made elsewhere"]  # never 0
+    (written,) = [arm for arm in json.loads((directory.path / "compare.json").read_text())["arms"] if "path" in arm]
+    assert (written["path"], written["cost"], written["made"]) == ("out/w4", None, "made elsewhere")
+    page = (directory.path / "compare.html").read_text()
+    assert "What theirs cost is not known here: made elsewhere." in page
+    assert 'path = "out/w4"' in unescape(re.sub("<[^>]*>", "", page))
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_findings(console, findings, directory.path, 3.6)
+    assert console.export_text().count("made elsewhere") == 2
 
 
 def test_an_arm_whose_kl_is_not_finite_decides_nothing_and_says_so(tmp_path: Path) -> None:

@@ -56,6 +56,15 @@ def test_an_arm_without_rollouts_asks_the_learner_where_the_others_ask_an_engine
     assert where == {"rtn": "rollout", "off-policy": "learner", "on-policy": "rollout", "own": "learner"}
 
 
+def test_a_model_made_elsewhere_has_a_path_and_what_all_arms_share(tmp_path: Path) -> None:
+    spec = load(tmp_path, arms('autoround = {kind = "model", path = "out/w4"}', 'against = "autoround"'))
+    rounded, given = spec.arms
+    assert (given.path, given.settings, given.command, given.trains) == ("out/w4", {}, "eval", False)
+    assert spec.config(given) == spec.config()
+    assert spec.reference is given
+    assert not rounded.is_made_elsewhere
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     text = arms("on-policy = {}", 'seeds = [1]\nbudget = "tokens"\namount = 5')
     spec = load(tmp_path, text, "--compare.seeds", "3,4,5", "--compare.budget=steps", "--compare.amount", "32")
@@ -76,12 +85,12 @@ def test_a_second_file_changes_a_setting_of_an_arm(tmp_path: Path) -> None:
             arms("on-polcy = {}"),
             "c.toml: compare.arms.on-polcy = {}: unknown kind of arm on-polcy; did you mean on-policy? an arm called "
             "on-polcy needs a kind: there are teacher, rtn, gptq, awq, off-policy, mixed, on-policy, distill "
-            "(any settings)",
+            "(any settings), model (a path)",
         ),
         (
             arms('fast = {kind = "qptq"}'),
             'c.toml: compare.arms.fast.kind = "qptq": unknown kind of arm qptq; did you mean gptq? there are teacher, '
-            "rtn, gptq, awq, off-policy, mixed, on-policy, distill (any settings)",
+            "rtn, gptq, awq, off-policy, mixed, on-policy, distill (any settings), model (a path)",
         ),
         (
             arms("on-policy = {distill.lmbda = 0.3}"),
@@ -130,6 +139,29 @@ def test_a_second_file_changes_a_setting_of_an_arm(tmp_path: Path) -> None:
         (
             arms("on-policy = {}", "seed = [1]"),
             "c.toml: compare.seed = [1]: unknown setting compare.seed; did you mean",
+        ),
+        (
+            arms("autoround = {path = 'out'}"),
+            'c.toml: compare.arms.autoround.path = "out": an arm called autoround needs a kind: of one with a path it '
+            'is kind = "model"',
+        ),
+        (
+            arms('autoround = {kind = "model"}'),
+            'c.toml: compare.arms.autoround.kind = "model": a model needs its directory, or its name on the hub: ',
+        ),
+        (arms('x = {kind = "model", path = 3}'), "c.toml: compare.arms.x.path = 3: a model needs its directory"),
+        (
+            arms('x = {kind = "model", path = "out", quant.method = "gptq"}'),
+            'compare.arms.x.quant.method = "gptq": a model is measured as it is, with the settings that all arms '
+            "share; it has a path alone",
+        ),
+        (
+            arms('on-policy = {path = "out"}'),
+            'compare.arms.on-policy.path = "out": goes with kind = "model" alone',
+        ),
+        (
+            arms('figures = {kind = "model", path = "out"}'),
+            'c.toml: compare.arms.figures.kind = "model": the comparison\'s own files are called figures; take another',
         ),
         (arms("on-policy = {}", "seeds = [1, 1]"), "compare.seeds = [1, 1]: must be different whole numbers"),
         (

@@ -23,7 +23,9 @@ _OF_THE_COMPARISON = {
     "eval.continuations": "every arm goes on from the same prompts; set it for all",
 }
 
-ArmCommand = Literal["", "quantize", "distill"]
+_OWN_DIRECTORIES = ("baselines", "figures")  # of the comparison itself; an arm that no seed changes has its own name
+
+ArmCommand = Literal["", "quantize", "eval", "distill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,9 @@ KINDS = {
     "mixed": _written_by_the_student(0.5),
     "on-policy": _written_by_the_student(1.0),
     "distill": Kind(command="distill"),  # any settings
+    "model": Kind(command="eval"),  # made elsewhere, and measured as it is
 }
+_NOTES = {"distill": " (any settings)", "model": " (a path)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,7 @@ class ArmSpec:
     kind: str
     values: Mapping[str, object]
     origin: str = ""  # where it was given
+    path: str = ""  # of the kind model: its directory, or its name on the hub
 
     @property
     def command(self) -> ArmCommand:
@@ -73,6 +78,11 @@ class ArmSpec:
     def trains(self) -> bool:
         """Return whether it has optimizer steps."""
         return KINDS[self.kind].trains
+
+    @property
+    def is_made_elsewhere(self) -> bool:
+        """Return whether it is a model that is there, of which nobody knows what it cost."""
+        return self.kind == "model"
 
     @property
     def settings(self) -> dict[str, object]:
@@ -88,6 +98,8 @@ def read_arms(given: Sequence[Assignment]) -> tuple[list[ArmSpec], list[str]]:
         name, _, _ = assignment.key.removeprefix(ARMS).partition(".")
         if not _NAME.fullmatch(name):
             problems.append(f"{assignment.origin}: the name of an arm has letters, digits, and - _ = alone")
+        elif name in _OWN_DIRECTORIES:
+            problems.append(f"{assignment.origin}: the comparison's own files are called {name}; take another name")
         parts.setdefault(name, []).append(assignment)
     arms: list[ArmSpec] = []
     for name, own in parts.items():
@@ -102,7 +114,11 @@ def find_problems(arm: ArmSpec, config: Config) -> Iterator[str]:
     for key, value in arm.values.items():
         origin = f"{ARMS}{arm.name}.{key} = {value_text(value)}"
         setting = find_setting(key)
-        if why := _OF_THE_COMPARISON.get(key):
+        if arm.is_made_elsewhere:
+            yield f"{origin}: a model is measured as it is, with the settings that all arms share; it has a path alone"
+        elif key == "path":
+            yield f'{origin}: goes with kind = "model" alone'
+        elif why := _OF_THE_COMPARISON.get(key):
             yield f"{origin}: {why}"
         elif key in KINDS[arm.kind].values:
             own = value_text(KINDS[arm.kind].values[key])
@@ -133,7 +149,11 @@ def _read_arm(name: str, given: Sequence[Assignment]) -> tuple[ArmSpec | None, l
     kind = final[f"{prefix}.kind"].value if f"{prefix}.kind" in final else name
     if kind not in KINDS:
         return None, [_explain_kind(name, kind, final)]
-    return ArmSpec(name=name, kind=cast("str", kind), values=values, origin=origin), []
+    path = values.pop("path", "") if kind == "model" else ""
+    if kind == "model" and not (isinstance(path, str) and path):
+        given_path = final.get(f"{prefix}.path", given[0]).origin
+        return None, [f'{given_path}: a model needs its directory, or its name on the hub: path = "out/autoround-w4"']
+    return ArmSpec(name=name, kind=cast("str", kind), values=values, origin=origin, path=cast("str", path)), []
 
 
 def _explain_kind(name: str, kind: object, final: Mapping[str, Assignment]) -> str:
@@ -142,7 +162,10 @@ def _explain_kind(name: str, kind: object, final: Mapping[str, Assignment]) -> s
     near = nearest_word(str(kind), KINDS)
     hint = f"did you mean {near}? " if near else ""
     own = f"an arm called {name} needs a kind: " if kind == name else ""
-    return f"{origin}: unknown kind of arm {kind}; {hint}{own}there are {', '.join(KINDS)} (any settings)"
+    if kind == name and f"{ARMS}{name}.path" in final:
+        return f'{origin}: an arm called {name} needs a kind: of one with a path it is kind = "model"'
+    known = ", ".join(f"{name}{_NOTES.get(name, '')}" for name in KINDS)
+    return f"{origin}: unknown kind of arm {kind}; {hint}{own}there are {known}"
 
 
 def _value(assignment: Assignment, key: str) -> object:
