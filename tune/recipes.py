@@ -16,25 +16,28 @@ import time
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from recipe_rows import calibration_rows, load_rows, training_plan
 
 from rayqd.config import Config
 from rayqd.config.load import load_config
-from rayqd.data.calibration import calibration_sequences
-from rayqd.data.examples import load_examples
-from rayqd.data.plan import Plan
 from rayqd.driver.dtype import with_concrete_dtype
 from rayqd.evals.fidelity import student_fidelity
 from rayqd.learner.learner import Learner
 from rayqd.model.calibration import calibrate
-from rayqd.model.load import context_length, load_model, load_tokenizer, output_head, torch_dtype
+from rayqd.model.load import load_model, output_head, torch_dtype
 from rayqd.model.source import local_directory
 from rayqd.model.student import Student
 from rayqd.quant import make_grid
 from rayqd.teacher.forward import Teacher
-from rayqd.types import Example, Rollout, ScoredRollout
+from rayqd.types import Example, HiddenPayload, Rollout, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HELDOUT = ("gsm8k", "wikitext")
 
@@ -55,21 +58,21 @@ class Study:
 
     def __init__(self, config: Config, data: Path) -> None:
         self.directory = local_directory(config.model.name)
-        tokenizer = load_tokenizer(self.directory)
-        length = context_length(self.directory)
         model = load_model(self.directory, config.model.dtype)
-        teacher = Teacher(model, config.teacher.max_batch_tokens)
+        self.teacher = Teacher(model, config.teacher.max_batch_tokens)
         self.teacher_head = output_head(model)
 
-        def examples(name: str) -> list[Example]:
-            source = config.data.model_copy(update={"source": str(data / f"{name}.jsonl")})
-            found = load_examples(tokenizer, source, seed=0, num_needed=10**9, context_length=length)
-            return list(found.examples)
+        def rows(name: str) -> list[Example]:
+            return load_rows(config, data / f"{name}.jsonl", self.directory)
 
-        self.training = examples("train")
-        self.payloads = teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
-        self.heldout = {name: _scored(examples(name), teacher) for name in HELDOUT}
+        self.training = rows("train")
+        self.heldout = {name: _scored(rows(name), self.teacher) for name in HELDOUT}
         self._calibrated: dict[str, dict[str, torch.Tensor]] = {}
+
+    @cached_property
+    def payloads(self) -> list[HiddenPayload]:
+        """The teacher's hidden states of all training rows."""
+        return self.teacher.hidden([_rollout(e, 0, i) for i, e in enumerate(self.training)])
 
     def student(self, config: Config, method: str) -> Student:
         """Return the untrained student, calibrated by `method`; each calibration is made once."""
@@ -79,7 +82,7 @@ class Study:
             key = f"{method} {config.quant.model_dump()}"
             if key not in self._calibrated:
                 grid = make_grid(config.quant, torch_dtype(config.model.dtype))
-                sequences = calibration_sequences(self._in_order(config), config.quant.calibration_tokens)
+                sequences = calibration_rows(config, self.training)
                 calibrate(model, config.quant, grid, sequences, method=method, max_batch_tokens=16384)
                 self._calibrated[key] = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
             model.load_state_dict(self._calibrated[key])
@@ -87,29 +90,24 @@ class Study:
 
     def measure(self, student: Student) -> dict[str, dict[str, float]]:
         """Return the student's fidelity, as exported, on each held-out set."""
-        head = self.teacher_head
         with student.as_exported():
-            return {
-                name: asdict(student_fidelity(student.model, student.head, head, rows, 16384))
-                for name, rows in self.heldout.items()
-            }
+            return self.measure_model(student.model)
+
+    def measure_model(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        """Return the fidelity of a model that computes as it stands, on each held-out set."""
+        head, teacher_head = output_head(model), self.teacher_head
+        return {
+            name: asdict(student_fidelity(model, head, teacher_head, rows, 16384))
+            for name, rows in self.heldout.items()
+        }
 
     def batch(self, config: Config, step: int) -> list[ScoredRollout]:
         """Return the rows that a step trains on, with the teacher's hidden states."""
-        plan = self._plan(config).step(step)
+        plan = training_plan(config, len(self.training)).step(step)
         return [
             ScoredRollout(rollout=_rollout(self.training[s.example], step, s.index), payload=self.payloads[s.example])
             for s in plan
         ]
-
-    def _in_order(self, config: Config) -> list[Example]:
-        plan = self._plan(config)
-        return [self.training[s.example] for step in range(100) for s in plan.step(step)]
-
-    def _plan(self, config: Config) -> Plan:
-        return Plan(
-            num_examples=(len(self.training),), batch_size=config.learner.batch_size, lmbda=0.0, seed=config.seed
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
