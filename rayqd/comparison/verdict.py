@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayqd.comparison.findings import ArmFinding, Findings
+from rayqd.comparison.grouped_verdict import Against, group, nats
 from rayqd.config.sections.compare import Budget
 from rayqd.statistics.crossed import Estimate
 from rayqd.statistics.decision import Decision
@@ -18,12 +19,19 @@ _PHRASES: dict[Budget, str] = {
 }
 
 
+# More arms than these are not told one after the other, but by what was decided of them.
+MOST_IN_FULL = 4
+
+
 def sentence(findings: Findings) -> str:
     """Return what is decided of the trained arms, and how the others stand."""
-    parts = [describe_arm(each, findings) for each in _trained_first(findings.arms) if each.decision]
-    if not parts:
+    decided = [(each, each.decision) for each in _trained_first(findings.arms) if each.decision]
+    if not decided:
         return "Nothing is decided: no two arms have a result."
-    text = "; ".join(parts)
+    if len(decided) > MOST_IN_FULL:
+        text = group([(each.arm.name, decision) for each, decision in decided], _against(findings), "held-out rows")
+    else:
+        text = "; ".join(describe_arm(each, findings) for each, _ in decided)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -41,6 +49,8 @@ def own_sentence(findings: Findings) -> str:
     if len(found) > 1 and not findings.reference.own_text:
         why = f"{findings.reference.arm.name}, which they are held against, was not measured"
     text = "; ".join(parts) if parts else f"nothing is decided: {why}"
+    if len(decided) > MOST_IN_FULL:
+        text = group([(each.arm.name, decision) for each, _, decision in decided], _against(findings), "prompts")
     return f"Along the text that each student writes itself: {text}."
 
 
@@ -56,6 +66,10 @@ def own_evidence(findings: Findings) -> str:
         f"temperature 1, by at most {own.max_new_tokens:,} tokens{between}; intervals and tests over prompts and "
         "seeds, with Holm's correction over these."
     )
+
+
+def _against(findings: Findings) -> Against:
+    return Against(name=findings.reference.arm.name, margin=findings.spec.compare.margin)
 
 
 def describe_arm(finding: ArmFinding, findings: Findings) -> str:
@@ -113,11 +127,6 @@ def budget_text(findings: Findings) -> str:
     compare = findings.spec.compare
     amount = _PHRASES[compare.budget].format(amount=f"{findings.amount:,.10g}")
     return f"{len(compare.seeds)} seed{'s' if len(compare.seeds) > 1 else ''} of {amount} each"
-
-
-def nats(value: float) -> str:
-    """Return three decimals, or as many as show two digits."""
-    return f"{value:.3f}" if abs(value) >= 0.0095 or value == 0 else f"{value:.2g}"
 
 
 def _between(found: Estimate, is_size: bool) -> str:
