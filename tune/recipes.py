@@ -127,6 +127,7 @@ def train(study: Study, run: Run) -> Iterator[Record]:
         return
     student = study.student(config, config.quant.init)
     learner = Learner(student, study.teacher_head, config)
+    _ = study.payloads  # made once for all arms: not in the seconds of the first
     num_tokens, began = 0, time.perf_counter()
     for step in range(config.learner.steps):
         batch = study.batch(config, step)
