@@ -33,7 +33,7 @@ from rayqd.evals.harness import Benchmark, open_benchmarks
 from rayqd.evals.heldout import Heldout
 from rayqd.evals.several_teachers import score_by_teacher
 from rayqd.events import Fidelity
-from rayqd.export.load import is_export, load_export
+from rayqd.export.foreign_layouts import load_any
 from rayqd.export.model_card import CARD_NAME
 from rayqd.export.write import update_card
 from rayqd.learner.checkpoint import load_checkpoint
@@ -272,8 +272,7 @@ def load_student(path: Path, config: Config) -> PreTrainedModel:
         student.load_state_dict(load_checkpoint(path)["student"])
         return student.to_plain_model()
     directory = directory_of(path, trusts_code=config.model.trust_remote_code)
-    load = load_export if is_export(directory) else load_model
-    return load(directory, config.model.dtype)
+    return load_any(directory, config.model.dtype)
 
 
 def _publish_benchmarks(run_dir: Path) -> None:

@@ -17,9 +17,7 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.driver.preflight import describe_other_vocabulary
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ModelError
-from rayqd.export.layout_files import check_first_layer
-from rayqd.export.load import read_kind
-from rayqd.export.write import KINDS
+from rayqd.export.foreign_layouts import check_packed, is_packed
 from rayqd.model.load import context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import local_directory, student_directory, teacher_directories
 from rayqd.model.source_weights import match_names, read_stored_tensors
@@ -79,6 +77,13 @@ def check_given_model(directory: Path, config: Config) -> None:
         )
 
 
+def read_dtype(directory: Path) -> str | None:
+    """Return the dtype that config.json names, in which some formats compute whatever they are asked."""
+    file = directory / "config.json"
+    values = json.loads(file.read_text()) if file.is_file() else {}
+    return values.get("dtype") or values.get("torch_dtype")
+
+
 def _find_on_hub(name: str, path: Path, trusts_code: bool) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise ModelError(describe_missing(path))
@@ -115,17 +120,11 @@ def _check_format(directory: Path, model: PreTrainedModel) -> None:
     if described is None:
         check_weights(model, directory)
         return
-    kind = read_kind(directory) if _is_known(directory) else None
-    if kind in ("gptq", "awq", "mlx"):
-        check_first_layer(directory, kind)
+    if is_packed(directory):
+        check_packed(directory, model)
     else:
         _check_loads(directory, described)
     _check_complete(directory, model)
-
-
-def _is_known(directory: Path) -> bool:
-    values = json.loads((directory / "config.json").read_text())
-    return "quantization" in values or values.get("quantization_config", {}).get("quant_method") in KINDS
 
 
 def _find_quantization(directory: Path) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rayqd.commands.evaluate import evaluate
-from rayqd.commands.given_models import check_given_model, find_given_model
+from rayqd.commands.given_models import check_given_model, find_given_model, read_dtype
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths, with_values
 from rayqd.console.result_table import print_result
@@ -83,8 +83,10 @@ def _measure(directory: Path, config: Config, console: Console, began: float) ->
         raise
     except _FAULTS as error:
         reason = " ".join(str(error).split())[:300]
+        own = read_dtype(directory)
+        hint = f"; its own dtype is {own}: --model.dtype {own}" if own and own != config.model.dtype else ""
         raise ModelError(
-            f"{directory} cannot be measured in {config.model.dtype} here: {type(error).__name__}: {reason}"
+            f"{directory} cannot be measured in {config.model.dtype} here: {type(error).__name__}: {reason}{hint}"
         ) from error
     teachers = teacher_directories(config)
     ended = time.time()

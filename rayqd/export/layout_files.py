@@ -72,6 +72,13 @@ def load_unpacked(
     directory: Path, kind: LayoutKind, *, dtype: torch.dtype, attention: str | None = None
 ) -> PreTrainedModel:
     """Load the dense model that the files stand for. Raises ModelError where a layer is not as rayqd writes it."""
+    return load_dense(directory, read_values(directory, kind), dtype=dtype, attention=attention)
+
+
+def load_dense(
+    directory: Path, values: Mapping[str, Tensor], *, dtype: torch.dtype, attention: str | None = None
+) -> PreTrainedModel:
+    """Load the model that config.json describes, not quantized, with `values` by the names of its checkpoint."""
     from transformers import AutoConfig
 
     from rayqd.model.forward.of_model import attention_of
@@ -83,7 +90,7 @@ def load_unpacked(
     return model_class.from_pretrained(
         None,
         config=config,
-        state_dict=read_values(directory, kind),
+        state_dict=dict(values),
         dtype=dtype,
         attn_implementation=attention or attention_of(config),
     )
@@ -105,7 +112,7 @@ def read_values(directory: Path, kind: LayoutKind, prefix: str = "") -> dict[str
     described = config[_MLX_KEY if kind == "mlx" else "quantization_config"]
     if described.get("bits") != 4:
         raise ModelError(f"{directory} has {described.get('bits')} bits a weight, and rayqd reads {kind} of 4")
-    layout, dense = LAYOUTS[kind], dict(_stored_tensors(directory, prefix))
+    layout, dense = LAYOUTS[kind], dict(stored_tensors(directory, prefix))
     layers = [name.removesuffix(".scales") for name in dense if name.endswith(".scales")]
     if not layers:
         raise ModelError(f"{directory} holds no weights of {kind} (*.safetensors with scales)")
@@ -130,7 +137,8 @@ def read_values(directory: Path, kind: LayoutKind, prefix: str = "") -> dict[str
     return dense
 
 
-def _stored_tensors(directory: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(directory: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a checkpoint whose names begin with `prefix`. Raises ModelError where a file is damaged."""
     for file in weight_files(directory):
         try:
             with cast(Any, safe_open)(file, framework="pt") as tensors:

@@ -243,7 +243,7 @@ def without_a_layer(directory: Path) -> None:
             quantized("aqlm", in_group_size=8),
             r"is aqlm, which cannot be loaded here: ImportError: .* `pip install aqlm\S*`; or write it as",
         ),
-        (quantized("gptq", bits=4, group_size=64), "holds no weights of gptq"),
+        (quantized("gptq", bits=4, group_size=64), "holds no packed weights"),
         (lambda directory: change(directory / "config.json", model_type="llamma"), "describes no model: "),
         (
             lambda directory: change(directory / "config.json", max_position_embeddings=64),

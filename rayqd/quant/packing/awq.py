@@ -37,11 +37,16 @@ def unpack(tensors: Mapping[str, Tensor], *, symmetric: bool) -> Quantized:
     scales = tensors["scales"].T.contiguous()
     num_rows = len(scales)
     codes, zeros = (
-        _reorder(unpack_codes(tensors[part], num_rows), _PLACES).T.contiguous() for part in ("qweight", "qzeros")
+        unpack_order(unpack_codes(tensors[part], num_rows)).T.contiguous() for part in ("qweight", "qzeros")
     )
     if symmetric and bool(zeros.any()):
         raise ValueError("its zero points are not those of a symmetric grid")
     return Quantized(codes=codes, scales=scales, zero_points=None if symmetric else zeros)
+
+
+def unpack_order(matrix: Tensor) -> Tensor:
+    """Put the columns of [J, N], as they lie in the files, in the order of the output features."""
+    return _reorder(matrix, _PLACES)
 
 
 def _reorder(matrix: Tensor, order: tuple[int, ...]) -> Tensor:
