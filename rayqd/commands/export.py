@@ -44,7 +44,7 @@ from rayqd.quant import make_grid
 from rayqd.rollout.parity import explain_missing_vllm, measure_logprob_change, measure_vllm_change
 from rayqd.runs.config_file import load_run_config
 from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT, RESULT
-from rayqd.runs.result_file import read_result
+from rayqd.runs.result_file import read_measured_model, read_result
 from rayqd.types import IntArray, Rollout
 
 NUM_ROWS = 16  # held-out rows that the KL is taken over
@@ -219,6 +219,8 @@ def _check_replaceable(directory: Path, overwrite: bool) -> None:
 
 
 def _exported_parts(run_dir: Path, config: Config) -> QuantizedModel:
+    if measured := read_measured_model(run_dir):
+        raise RunError(f"{run_dir} measured {measured}, which was made elsewhere, and has nothing of its own to export")
     if not (run_dir / EXPORT).is_dir():
         raise RunError(f"{run_dir} has neither a checkpoint nor an export yet: let the run come that far")
     return read_quantized_model(run_dir / EXPORT, config)

@@ -85,7 +85,7 @@ def _figures(findings: Findings) -> Markup:
         return Markup("")
     note = "Whiskers are 95 % intervals, over rows and seeds together. Lower is better; of two at one price, the lower."
     if names := [each.arm.name for each in findings.arms if each.arm.is_made_elsewhere]:
-        note += f" What {' and '.join(names)} cost is not known here: made elsewhere."
+        note += f" What is not known here: what {', '.join(names)} cost, made elsewhere."
     return page.section("Quality, tokens and price", arrange_charts(drawn), note=note)
 
 

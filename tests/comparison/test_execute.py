@@ -48,14 +48,17 @@ def test_every_run_that_is_left_is_begun_once_and_a_failure_is_kept(tmp_path: Pa
 
 @pytest.mark.slow
 def test_baselines_that_fail_beside_each_other_say_why_and_leave_their_logs(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path, "seeds = [0]", "gptq = {}\nawq = {}\noff-policy = {}")
+    arms = f'gptq = {{}}\ntheirs = {{kind = "model", path = "{tmp_path}/nothing"}}\noff-policy = {{}}'
+    jobs = make_jobs(tmp_path, "seeds = [0]", arms)
     directory = ComparisonDirectory(jobs)
-    gptq, awq = (job for job in jobs.baselines() if job.arm.name != "rtn")
+    gptq, theirs = (job for job in jobs.baselines() if job.arm.name != "rtn")
+    both = (gptq, theirs)
     with quiet() as progress:
-        run_baselines([gptq, awq], {job.name: INPUTS for job in (gptq, awq)}, directory, progress, num_concurrent=2)
-    for job in (gptq, awq):
+        run_baselines(both, {job.name: INPUTS for job in both}, directory, progress, num_concurrent=2)
+    for job in both:
         assert not is_finished(job)
         outcome = directory.outcome(job)
         assert outcome.state == "failed"
-        assert "m" in outcome.error
         assert "rayqd: error" in outcome.log
+    assert "model 'm'" in directory.outcome(gptq).error
+    assert directory.outcome(theirs).error.startswith(f"{tmp_path}/nothing: does not exist")

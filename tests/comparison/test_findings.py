@@ -75,7 +75,7 @@ def test_a_model_made_elsewhere_is_judged_as_the_others_and_has_no_cost(tmp_path
     (written,) = [arm for arm in json.loads((directory.path / "compare.json").read_text())["arms"] if "path" in arm]
     assert (written["path"], written["cost"], written["made"]) == ("out/w4", None, "made elsewhere")
     page = (directory.path / "compare.html").read_text()
-    assert "What theirs cost is not known here: made elsewhere." in page
+    assert "What is not known here: what theirs cost, made elsewhere." in page
     assert 'path = "out/w4"' in unescape(re.sub("<[^>]*>", "", page))
     console = Console(width=200, record=True, file=io.StringIO())
     print_findings(console, findings, directory.path, 3.6)

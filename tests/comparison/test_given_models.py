@@ -139,6 +139,8 @@ def test_a_quantized_model_of_others_is_measured_as_its_files_say(
     assert main([*baseline_words(job), f"@{settings}"]) == 0  # started once more it only tells
     assert "has finished already" in capsys.readouterr().out
 
+    assert main(["export", str(job.directory)]) == 1
+    assert f"measured {target}, which was made elsewhere, and has nothing of its own" in capsys.readouterr().err
     assert main(["eval", str(job.directory)]) == 0  # whose model is where it was
     again = json.loads((job.directory / "eval" / "theirs.json").read_text())["model"]["kl_to_teacher"]
     assert again == pytest.approx(row.fidelity.kl_to_teacher, rel=1e-6)
