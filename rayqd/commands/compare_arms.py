@@ -30,6 +30,7 @@ from rayqd.config import Config
 from rayqd.config.comparison import ComparisonSpec
 from rayqd.console.progress import Progress
 from rayqd.console.say import say
+from rayqd.driver.dtype import describe_dtype
 from rayqd.model.calibration import check_method
 from rayqd.rollout.worker import MakeEngine
 from rayqd.runs.environment import collect_environment
@@ -100,6 +101,8 @@ class _Comparison:
         jobs = self._jobs
         with Progress(self._console, jobs.base.learner.steps) as progress:
             progress.say(f"{jobs.base.name}: {describe_jobs(jobs)}")
+            if remark := describe_dtype(jobs.base, jobs.base):
+                progress.say(remark)
             if names := [arm.name for arm in jobs.trained_arms if jobs.spec.asks_learner(arm)]:
                 progress.say(
                     f"{', '.join(names)}: the learner answers eval.tasks (eval.where), as nothing is on-policy"

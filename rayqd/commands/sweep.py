@@ -17,6 +17,7 @@ from rayqd.config import Config
 from rayqd.config.sweep import SweepSpec
 from rayqd.console.progress import Progress
 from rayqd.console.say import say
+from rayqd.driver.dtype import describe_dtype
 from rayqd.driver.preflight import Checked, check, load_data
 from rayqd.errors import ConfigError, RunError
 from rayqd.files import write_text
@@ -78,6 +79,8 @@ def _run(
     num_left = study.num_trials - len(ended)
     with Progress(console, study.base.learner.steps) as progress:
         progress.say(f"{study.base.name}: {study}")
+        if remark := describe_dtype(study.base, study.base):
+            progress.say(remark)
         progress.status("starting Ray")
         os.environ.setdefault(*STARTUP_CONCURRENCY)
         with connect(study.base, progress.say) as cluster:

@@ -39,10 +39,16 @@ def pick_dtype(config: Config) -> tuple[str, str]:
 
 
 def describe_dtype(asked: Config, config: Config) -> str:
-    """Format `model.dtype auto: bfloat16, as this CPU has it (amx_bf16)`; `asked` is `config` as it was given."""
+    """Format `model.dtype auto: bfloat16, as this CPU has it (amx_bf16)`; `asked` is `config` as it was given.
+
+    Of another than auto only that this machine has no instructions for it; else the text is empty.
+    """
     picked, why = pick_dtype(config)
+    if asked.model.dtype != AUTO:
+        slow = picked == "float32" and config.model.dtype != picked
+        return f"model.dtype {config.model.dtype}: {why}; --model.dtype {AUTO} takes {picked}" if slow else ""
     why = why if picked == config.model.dtype else "this run began with it"
-    return f"model.dtype {AUTO}: {config.model.dtype}, as {why}" if asked.model.dtype == AUTO else ""
+    return f"model.dtype {AUTO}: {config.model.dtype}, as {why}"
 
 
 def check_machine(config: Config, *, runs_vllm: bool) -> None:

@@ -67,7 +67,13 @@ def test_a_dtype_that_was_given_is_left_alone(tiny_config: Any, monkeypatch: pyt
     machine_that_picks(monkeypatch, "float32")
     config = tiny_config(model={"dtype": "float16"})
     assert with_concrete_dtype(config) is config
+    told = "model.dtype float16: it is so; --model.dtype auto takes float32"
+    assert describe_dtype(config, config) == told
+    machine_that_picks(monkeypatch, "bfloat16")
     assert describe_dtype(config, config) == ""
+    on_cluster = tiny_config(model={"dtype": "bfloat16"}, ray={"address": "auto"})
+    machine_that_picks(monkeypatch, "float32")
+    assert describe_dtype(on_cluster, on_cluster) == ""
 
 
 def test_the_trials_of_a_sweep_have_what_the_sweep_began_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
