@@ -31,6 +31,7 @@ class ArmKind(StrEnum):
     RTN = "rtn"
     GPTQ = "gptq"
     AWQ = "awq"
+    AUTOROUND = "autoround"
     DISTILLED = "distilled"
     MODEL = "model"
 
@@ -67,14 +68,13 @@ class Arm:
 
 
 _IN_TRAINING = "after step "
-_LABELS = {
-    ArmKind.TEACHER: "teacher",
-    ArmKind.RTN: "round-to-nearest",
-    ArmKind.GPTQ: "GPTQ",
-    ArmKind.AWQ: "AWQ",
-    ArmKind.DISTILLED: "distilled",
-    ArmKind.MODEL: "given model",
-}
+_LABELS = dict(
+    zip(
+        ArmKind,
+        ("teacher", "round-to-nearest", "GPTQ", "AWQ", "AutoRound", "distilled", "given model"),
+        strict=True,
+    )
+)
 TEACHER = Arm(kind=ArmKind.TEACHER)
 
 
@@ -82,7 +82,7 @@ class ArmRow(TypedDict):
     """An `ArmResult` as JSON."""
 
     arm: str  # its name
-    kind: str  # teacher, rtn, gptq, awq, distilled or model
+    kind: str  # teacher, rtn, gptq, awq, autoround, distilled or model
     kl_to_teacher: float
     total_variation: float
     top1_agreement: float

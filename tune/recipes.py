@@ -49,7 +49,7 @@ class Run:
     arm: str
     seed: int
     config: Config
-    method: str | None  # a baseline without training: rtn, gptq or awq
+    method: str | None  # a baseline without training: one of quant.method
     eval_every: int
 
 

@@ -21,10 +21,12 @@ TITLES = {"gsm8k": "GSM8K", "wikitext": "WikiText-2"}
 CURVES = {
     "adapter-r32-from-rtn": ("adapters, from RTN", "tab:blue", "--"),
     "adapter-r32": ("adapters, from GPTQ", "tab:blue", "-"),
+    "adapter-r32-from-autoround-package-half-lr": ("adapters, from AutoRound", "tab:blue", ":"),
     "full-from-rtn": ("all weights, from RTN", "tab:red", "--"),
     "full": ("all weights, from GPTQ", "tab:red", "-"),
+    "full-from-autoround-package": ("all weights, from AutoRound", "tab:red", ":"),
 }
-BASELINES = {"gptq": "GPTQ", "awq": "AWQ"}
+BASELINES = {"gptq": "GPTQ", "awq": "AWQ", "autoround-package": "AutoRound"}
 
 Records = dict[str, dict[int, list[Any]]]  # lines of results.jsonl by arm and seed, in order of steps
 
@@ -61,10 +63,10 @@ def _spread(values: list[float]) -> str:
 
 def draw_curves(records: Records, picture: Path) -> None:
     """Draw KL over training tokens for the arms of CURVES, and the BASELINES as levels."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
     for axis, (name, title) in zip(axes, TITLES.items(), strict=True):
         for arm, (label, color, style) in CURVES.items():
-            runs = records[arm][0]
+            runs = records.get(arm, {}).get(0, [])
             axis.plot(
                 [run["num_tokens"] / 1e6 for run in runs],
                 [run[name]["kl_to_teacher"] for run in runs],
@@ -75,14 +77,17 @@ def draw_curves(records: Records, picture: Path) -> None:
                 label=label,
             )
         for arm, label in BASELINES.items():
+            if arm not in records:
+                continue
             kl = records[arm][0][-1][name]["kl_to_teacher"]
             axis.axhline(kl, color="gray", linewidth=0.8)
             axis.annotate(label, (0.02, kl), xycoords=("axes fraction", "data"), va="bottom", color="gray", fontsize=8)
         axis.set(title=title, xlabel="million training tokens", ylim=(0, 0.175))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("KL to the teacher, nats a token")
-    axes[1].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, ncol=3, loc="lower center")
     figure.savefig(picture)
 
 

@@ -55,7 +55,7 @@ def _read_price(text: str | None) -> float | None:
 
 _DETAILS = """\
 With a file it trains what it compares: ordinary settings, a section [compare], and in [compare.arms] the arms, each of
-a kind (teacher, rtn, gptq, awq, off-policy, mixed, on-policy, distill, model) with settings of its own:
+a kind (teacher, rtn, gptq, awq, autoround, off-policy, mixed, on-policy, distill, model) with settings of its own:
 
     [compare]
     seeds = [0, 1]
@@ -66,7 +66,7 @@ a kind (teacher, rtn, gptq, awq, off-policy, mixed, on-policy, distill, model) w
     off-policy = {}
     on-policy = {}
     on-policy-slow = {kind = "on-policy", learner.lr = 1e-4}
-    autoround = {kind = "model", path = "out/autoround-w4"}
+    theirs = {kind = "model", path = "out/autoround-w4"}
 
 Every arm and seed is an ordinary run in RUNS_DIR/NAME. The same command again runs what is missing, or has failed."""
 

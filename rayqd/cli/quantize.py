@@ -30,7 +30,7 @@ def _quantize(given: Given) -> int:
 
 COMMAND = Command(
     name="quantize",
-    text="make a 4-bit model without training: GPTQ, AWQ or rounding",
+    text="make a 4-bit model without training: GPTQ, AWQ, AutoRound or rounding",
     run=_quantize,
     options=(
         Option(

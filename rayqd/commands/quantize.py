@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths
+from rayqd.config.sections import METHODS
 from rayqd.console.data import first_row_lines
 from rayqd.console.progress import Progress, eval_line, headline
 from rayqd.console.result_table import print_result
@@ -23,7 +24,7 @@ from rayqd.data import ExampleSet
 from rayqd.data.calibration import calibration_sequences
 from rayqd.data.run_data import examples_by_weight
 from rayqd.data.summary import summarize_data
-from rayqd.driver.dtype import check_machine
+from rayqd.driver.dtype import check_machine, describe_dtype
 from rayqd.driver.frozen import with_frozen_settings
 from rayqd.driver.preflight import Checked, check, describe_data, load_data
 from rayqd.evals.fidelity import score
@@ -63,7 +64,8 @@ def quantize(config: Config, console: Console | None = None, *, began: float | N
     """
     console = console or Console()
     began = start_clock(began)
-    config = with_frozen_settings(with_absolute_paths(config))
+    asked = with_absolute_paths(config)
+    config = with_frozen_settings(asked)
     check_method(config.quant.method, config.quant)
     run_dir = RunDirectory(config, command="quantize")
     try:
@@ -73,7 +75,7 @@ def quantize(config: Config, console: Console | None = None, *, began: float | N
         if not isinstance(result, QuantizeResult):
             run_dir.forget_metrics_after(-1)
             with record_abnormal_exit(run_dir.path):
-                result = _Quantizing(config, run_dir, console).run(began)
+                result = _Quantizing(config, run_dir, console).run(began, describe_dtype(asked, config))
                 run_dir.finish(result)
             write_report(config, result)
         else:
@@ -93,10 +95,12 @@ class _Quantizing:
         self._config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"kind": "none"})})
         self._seconds: dict[str, float] = {}
 
-    def run(self, began: float) -> QuantizeResult:
+    def run(self, began: float, remark: str) -> QuantizeResult:
         config, quant = self._config, self._config.quant
         with self._progress as progress:
             progress.say(headline(config))
+            if remark:
+                progress.say(remark)
             progress.status("checking model and configuration")
             check_machine(config, runs_vllm=False)
             checked = check(config, trains=False)
@@ -178,7 +182,7 @@ class _Quantizing:
 
     def _calibrated(self, checked: Checked, sequences: list[IntArray]) -> Student:
         config, quant = self._config, self._config.quant
-        name = quant.method.upper()
+        name = METHODS[quant.method]
         num_tokens = sum(len(ids) for ids in sequences)
         with self._timed("calibration", f"calibrating {name}"):
             model = load_model(checked.directory, config.model.dtype)

@@ -1,4 +1,4 @@
-"""The token sequences that GPTQ and AWQ are calibrated on: entire training rows."""
+"""The token sequences that GPTQ, AWQ and AutoRound are calibrated on: entire training rows."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import cast
 
 from rayqd.config import Config
 from rayqd.config.recipe import command_line, given_settings
+from rayqd.config.sections import METHODS
 from rayqd.config.sections.markers import Housekeeping, HubIdOrPath, MachineSpecific, RunSpecific
 from rayqd.config.sections.sources import SourceConfig
 from rayqd.config.settings import settings_with, value_text
@@ -50,7 +51,6 @@ _SERVE = {
     "awq": "vllm serve .              # in this directory; transformers needs gptqmodel beside it",
     "mlx": "mlx_lm.server --model .   # in this directory",
 }
-_METHODS = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ"}
 _NOTES = {
     "gguf": "llama.cpp multiplies codes and scales without the rounding to 16 bits that training had: its weights "
     "differ from the trained ones by at most one part in 256.",
@@ -80,7 +80,7 @@ def make_model_card(
         f"It was distilled from {teacher} with "
         f"quantization-aware training: what was trained is what these files hold, bit for bit."
         if command == "distill"
-        else f"Its weights were quantized by {_METHODS[config.quant.method]}, without training."
+        else f"Its weights were quantized by {METHODS[config.quant.method]}, without training."
     )
     blocks = [
         _front_matter(config, kind, base, command),

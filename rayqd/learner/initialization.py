@@ -1,4 +1,4 @@
-"""Where training starts: from the weights as they are, or as GPTQ or AWQ changes them; how good each is untrained.
+"""Where training starts: from the weights as they are, or as calibration changes them; how good each is untrained.
 
 Made once a run, before the first step, and kept in the run's directory: a resumed run goes on from the same bits.
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rayqd.config import Config
 from rayqd.errors import PlacementError
+from rayqd.model.calibration.autoround import BYTES_A_WEIGHT, TOKENS_A_STEP
 from rayqd.model.fused_experts import quantizable_experts
 from rayqd.model.load import output_head, torch_dtype
 from rayqd.quant import make_grid, quantizable_layers
@@ -201,8 +202,16 @@ def _most_tokens(config: Config, num_workers: int) -> int:
 
 
 def _calibration_bytes(size: ModelSize, config: Config) -> float:
-    """Return what GPTQ takes: some second moments of the widest layer's inputs, and the hidden states of its data."""
+    """Return what calibration takes.
+
+    GPTQ: some second moments of the widest layer's inputs, and the hidden states of its data; AutoRound: those of the
+    original model too, and what learning the rounding of one layer keeps.
+    """
     if config.quant.init == "rtn":
         return 0
     states = 4 * size.width * config.quant.calibration_tokens
+    if config.quant.init == "autoround":
+        tokens = min(TOKENS_A_STEP, config.learner.microbatch_tokens)
+        activations = tokens * _ACTIVATIONS * torch_dtype(config.model.dtype).itemsize * size.product_width
+        return 2 * states + (BYTES_A_WEIGHT * size.num_quantized + activations) / size.num_layers
     return 4 * 4 * size.widest_input**2 + 2 * states + size.num_quantized / size.num_layers * 8

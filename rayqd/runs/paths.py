@@ -16,7 +16,7 @@ RESULT_TABLE = "result.md"  # verdict and table, beside the page
 FIGURES = "figures"  # the page's drawings, an SVG each
 ENDED = "ended.json"  # why a run ended before its last step
 
-START = "start"  # where training starts: the untrained arms, and the weights if GPTQ or AWQ moved them
+START = "start"  # where training starts: the untrained arms, and the weights if calibration moved them
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 EVALS = "eval"  # what `rayqd eval` measured, a file for each model

@@ -13,7 +13,12 @@ from rayqd.events import ArmKind, ArmResult
 from rayqd.metrics.bootstrap import LEAST_ROWS, Estimate, change, estimate, ratio, recovered
 from rayqd.metrics.fidelity import Fidelity
 
-_METHODS = {ArmKind.GPTQ: "GPTQ", ArmKind.AWQ: "AWQ", ArmKind.DISTILLED: "distilling"}
+_METHODS = {
+    ArmKind.GPTQ: "GPTQ",
+    ArmKind.AWQ: "AWQ",
+    ArmKind.AUTOROUND: "AutoRound",
+    ArmKind.DISTILLED: "distilling",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from rayqd.config.sections import METHODS
 from rayqd.survey.row import Row, Verdict
 
 _MOST_NAMED = 4  # kinds of matrices in a cell
@@ -83,7 +84,7 @@ def _dense(row: Row) -> str:
 
 
 def _calibrations(row: Row) -> str:
-    taken = [name.upper() for name, words in row.calibrations.items() if words == "exact"]
+    taken = [METHODS[name] for name, words in row.calibrations.items() if words == "exact"]
     return ", ".join(taken)
 
 

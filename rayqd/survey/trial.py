@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rayqd.config import Config
+from rayqd.config.sections import METHODS
 from rayqd.console.quiet import quiet_libraries
 from rayqd.driver.export_check import tiny_settings
 from rayqd.driver.preflight import check
@@ -185,7 +186,7 @@ class Trial:
         with torch.no_grad():
             student = Student(model, config, trainable=False)
             if not bool(logits_together(student.model, rollouts)[0].isfinite().all()):
-                raise _DifferenceError(f"{method.upper()} leaves a model that computes inf or nan")
+                raise _DifferenceError(f"{METHODS[method]} leaves a model that computes inf or nan")
         return "exact"
 
     def _note(self, name: str, difference: float, what: str) -> None:

@@ -18,6 +18,7 @@ from rayqd.cli import main
 from rayqd.commands.evaluate import evaluate
 from rayqd.commands.quantize import quantize
 from rayqd.config.resolved import to_toml
+from rayqd.config.sections import METHODS
 from rayqd.driver.preflight import check
 from rayqd.errors import ConfigError, RunError, StorageError
 from rayqd.model.load import load_meta_model
@@ -28,7 +29,7 @@ from rayqd.runs.directory import RunDirectory
 from rayqd.runs.result_file import QuantizeResult
 from tests.example_events import eval_event
 
-CALIBRATION = {"group_size": 64, "calibration_tokens": 400}
+CALIBRATION = {"group_size": 64, "calibration_tokens": 400, "rounding_steps": 20}
 
 
 def run(config: Any) -> tuple[QuantizeResult, str]:
@@ -38,7 +39,7 @@ def run(config: Any) -> tuple[QuantizeResult, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "autoround"])
 def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_config: Any, method: str) -> None:
     config = tiny_config(quant={**CALIBRATION, "method": method})
     result, output = run(config)
@@ -46,7 +47,7 @@ def test_it_leaves_a_result_metrics_and_an_export_that_measures_the_same(tiny_co
 
     written = result.to_json()
     teacher, rounded, ours = [row.to_json() for row in result.rows]
-    arms = ["teacher", "round-to-nearest INT4", f"{method.upper()} INT4"]
+    arms = ["teacher", "round-to-nearest INT4", f"{METHODS[method]} INT4"]
     assert [row.arm.name for row in result.rows] == arms
     assert teacher["kl_to_teacher"] == 0
     assert 0 < ours["kl_to_teacher"] < rounded["kl_to_teacher"]
@@ -176,13 +177,12 @@ def test_the_model_stays_in_its_own_dtype_and_nothing_is_trained(
         assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_card_says_how_it_was_quantized_and_lists_no_settings_of_training(tiny_config: Any, method: str) -> None:
     config = tiny_config(quant={**CALIBRATION, "method": method, "init": "gptq"}, learner={"lr": 0.25})
     result, _ = run(config)
     card = (config.run_dir / "export" / "README.md").read_text()
-    name = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ"}[method]
-    assert f"quantized by {name}, without training." in card
+    assert f"quantized by {METHODS[method]}, without training." in card
     assert ("Calibrated on the first rows of rows.jsonl that reach 400 tokens." in card) == (method != "rtn")
     assert not any(word in card for word in ("learner", "distill.", "quant.init", "- distillation", "- qat"))
     row = result.rows[-1]

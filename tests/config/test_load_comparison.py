@@ -84,13 +84,13 @@ def test_a_second_file_changes_a_setting_of_an_arm(tmp_path: Path) -> None:
         (
             arms("on-polcy = {}"),
             "c.toml: compare.arms.on-polcy = {}: unknown kind of arm on-polcy; did you mean on-policy? an arm called "
-            "on-polcy needs a kind: there are teacher, rtn, gptq, awq, off-policy, mixed, on-policy, distill "
-            "(any settings), model (a path)",
+            "on-polcy needs a kind: there are teacher, rtn, gptq, awq, autoround, off-policy, mixed, on-policy, "
+            "distill (any settings), model (a path)",
         ),
         (
             arms('fast = {kind = "qptq"}'),
             'c.toml: compare.arms.fast.kind = "qptq": unknown kind of arm qptq; did you mean gptq? there are teacher, '
-            "rtn, gptq, awq, off-policy, mixed, on-policy, distill (any settings), model (a path)",
+            "rtn, gptq, awq, autoround, off-policy, mixed, on-policy, distill (any settings), model (a path)",
         ),
         (
             arms("on-policy = {distill.lmbda = 0.3}"),
@@ -141,8 +141,8 @@ def test_a_second_file_changes_a_setting_of_an_arm(tmp_path: Path) -> None:
             "c.toml: compare.seed = [1]: unknown setting compare.seed; did you mean",
         ),
         (
-            arms("autoround = {path = 'out'}"),
-            'c.toml: compare.arms.autoround.path = "out": an arm called autoround needs a kind: of one with a path it '
+            arms("mine = {path = 'out'}"),
+            'c.toml: compare.arms.mine.path = "out": an arm called mine needs a kind: of one with a path it '
             'is kind = "model"',
         ),
         (

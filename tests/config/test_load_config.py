@@ -114,7 +114,8 @@ def test_a_whole_number_does_where_a_number_is_wanted(write):
             ["--quant.zzz", "4"],
             "flag --quant.zzz=4: unknown setting quant.zzz; "
             "there are quant.format, quant.group_size, quant.rule, quant.double_quant, quant.head, quant.method, "
-            "quant.init, quant.calibration_tokens, quant.act_order, quant.damping, quant.ignore",
+            "quant.init, quant.calibration_tokens, quant.rounding_steps, quant.act_order, quant.damping, "
+            "quant.ignore",
         ),
         (["--zzz", "1"], "flag --zzz=1: unknown setting zzz; `rayqd distill --help` lists every setting"),
         (

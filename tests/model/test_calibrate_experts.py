@@ -100,12 +100,12 @@ def rounded_logits(model: Any, ids: IntArray) -> Tensor:
     return eager_logits(model, ids)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "autoround"])
 def test_calibrated_experts_are_nearer_to_the_model_than_rounded_ones(method: str) -> None:
     held_out = sequences(1, seed=7)[0]
     model, dense = packed_model("mixtral"), eager_logits(packed_model("mixtral"), held_out)
     before = {name: model.get_parameter(name).clone() for name in quantizable_experts(model, QUANT)}
-    quant = QuantConfig(group_size=32, ignore=["lm_head", "k_proj", "v_proj", "o_proj"])
+    quant = QuantConfig(group_size=32, ignore=["lm_head", "k_proj", "v_proj", "o_proj"], rounding_steps=20)
     calibrate(model, quant, GRID, sequences(48), method=method, max_batch_tokens=256)
     calibrated = packed_model("mixtral")
     for name in before:
@@ -114,10 +114,13 @@ def test_calibrated_experts_are_nearer_to_the_model_than_rounded_ones(method: st
     assert error < (rounded_logits(packed_model("mixtral"), held_out) - dense).pow(2).mean()
 
 
-def test_experts_that_saw_no_token_keep_their_weights_and_are_named() -> None:
+@pytest.mark.parametrize("method", ["gptq", "autoround"])
+def test_experts_that_saw_no_token_keep_their_weights_and_are_named(method: str) -> None:
     model, original = packed_model("qwen3_moe"), packed_model("qwen3_moe")
     remarks: list[str] = []
-    calibrate(model, QUANT, GRID, [np.array([5], dtype=np.int32)], max_batch_tokens=8, on_remark=remarks.append)
+    quant = QuantConfig(group_size=32, rounding_steps=20)
+    ids = [np.array([5], dtype=np.int32)]
+    calibrate(model, quant, GRID, ids, method=method, max_batch_tokens=8, on_remark=remarks.append)
     (remark,) = remarks  # one token goes to 2 of 4 experts in each of 2 layers, which have 2 weights each
     assert remark.startswith("8 of 16 weights of experts saw no calibration token and are rounded to nearest: model.")
     name = "model.layers.0.mlp.experts.gate_up_proj"

@@ -26,7 +26,7 @@ from rayqd.quant import make_grid
 from rayqd.types import IntArray
 from tests.tiny_models import tiny_causal_model, tiny_config
 
-QUANT = QuantConfig(group_size=8)
+QUANT = QuantConfig(group_size=8, rounding_steps=30)
 GRID = make_grid(QUANT, torch.float64)
 LENGTHS = [12, 30, 12, 30, 12, 30, 12]  # 138 tokens; those of one length can share a call of any model
 
@@ -58,9 +58,11 @@ def fail_at_call(module: nn.Module, k: int) -> list[int]:
     return calls
 
 
-def calibrated(model: Any, method: str, told: list[str] | None = None) -> dict[str, Tensor]:
+def calibrated(
+    model: Any, method: str, told: list[str] | None = None, max_batch_tokens: int = 10_000
+) -> dict[str, Tensor]:
     remark: Callable[[str], None] = (lambda _: None) if told is None else told.append
-    calibrate(model, QUANT, GRID, sequences(), method=method, max_batch_tokens=10_000, on_remark=remark)
+    calibrate(model, QUANT, GRID, sequences(), method=method, max_batch_tokens=max_batch_tokens, on_remark=remark)
     return model.state_dict()
 
 
@@ -88,6 +90,23 @@ def test_calibration_comes_to_the_same(model_type: str, method: str, layer: str,
     assert "(learner.microbatch_tokens)" in told[0]
     for name, tensor in expected.items():
         torch.testing.assert_close(own[name], tensor, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [0, 3, 6])  # while sequences are embedded; in the first look at a rounding; in a step
+def test_autoround_comes_to_the_same_in_smaller_calls(k: int) -> None:
+    expected = calibrated(make_model("llama"), "autoround")
+    model, told = make_model("llama"), list[str]()
+    calls = fail_at_call(decoder_layers_of(model, "autoround")[0].get_submodule("mlp.down_proj"), k)
+    own = calibrated(model, "autoround", told)
+    assert calls[: k + 1] == [sum(LENGTHS)] * (k + 1)
+    assert max(calls[k + 1 :]) <= sum(LENGTHS) // 2
+    assert told[0].endswith("from now on 69 at a time, without a change of any result (learner.microbatch_tokens)")
+    original = make_model("llama").state_dict()
+    assert any(not torch.equal(own[name], tensor) for name, tensor in original.items())
+    for name, tensor in expected.items():
+        same = GRID.quantize(own[name]).codes == GRID.quantize(tensor).codes if tensor.dim() == 2 else torch.tensor(1)
+        assert same.float().mean() > 0.99, name  # of a gradient near zero another order of sums may turn the sign
 
 
 def test_what_was_counted_before_the_error_is_not_counted_twice() -> None:

@@ -50,6 +50,7 @@ KINDS = {
     "rtn": Kind(command="quantize", values={"quant.method": "rtn"}),
     "gptq": Kind(command="quantize", values={"quant.method": "gptq"}),
     "awq": Kind(command="quantize", values={"quant.method": "awq"}),
+    "autoround": Kind(command="quantize", values={"quant.method": "autoround"}),
     "off-policy": _written_by_the_student(0.0),
     "mixed": _written_by_the_student(0.5),
     "on-policy": _written_by_the_student(1.0),

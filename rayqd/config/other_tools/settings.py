@@ -181,6 +181,7 @@ SETTINGS: Mapping[str, Counterpart] = {
     "actorder": _named("quant.act_order"),
     "damp_percent": _named("quant.damping"),
     "dampening_frac": _named("quant.damping"),
+    "iters": _named("quant.rounding_steps", "AutoRound's"),
     "num_calibration_samples": _named("quant.calibration_tokens", "in tokens"),
     "nsamples": _named("quant.calibration_tokens", "in tokens"),
     "modules_to_not_convert": _named("quant.ignore"),

@@ -26,12 +26,13 @@ from rayqd.config.sections.markers import (
 )
 from rayqd.config.sections.models import ModelConfig, TeacherConfig, TeacherModel
 from rayqd.config.sections.operation import CheckpointConfig, EvalConfig, RayConfig
-from rayqd.config.sections.quant import AdapterConfig, QuantConfig
+from rayqd.config.sections.quant import METHODS, AdapterConfig, QuantConfig
 from rayqd.config.sections.rollout import RolloutConfig
 from rayqd.config.sections.training import DataConfig, DistillConfig, LearnerConfig
 from rayqd.errors import ConfigError
 
 __all__ = [
+    "METHODS",
     "AdapterConfig",
     "CheckpointConfig",
     "Config",

@@ -10,6 +10,8 @@ from rayqd.config.sections.base import Section
 from rayqd.config.sections.markers import IgnoredBy
 
 Format = Literal["int4", "nvfp4", "nf4", "fp4"]
+Method = Literal["rtn", "gptq", "awq", "autoround"]
+METHODS: dict[str, str] = {"rtn": "rounding to nearest", "gptq": "GPTQ", "awq": "AWQ", "autoround": "AutoRound"}
 
 
 class QuantConfig(Section):
@@ -30,14 +32,17 @@ class QuantConfig(Section):
     """The output head, and with it the embedding where the two are one matrix. none: in 16 bits; int8, int4: symmetric
     codes in groups of `group_size`, rounded to nearest once and not trained. Loss, rollouts, results and exports
     compute with them, the teacher with its own head. Needs quant.format=int4."""
-    method: Annotated[Literal["rtn", "gptq", "awq"], IgnoredBy("distill")] = "gptq"
-    """What `rayqd quantize` does: round to nearest, GPTQ, or AWQ's activation-aware scaling. Unless given: gptq for
-    int4, else awq."""
-    init: Annotated[Literal["rtn", "gptq", "awq"], IgnoredBy("quantize")] = "gptq"
-    """Where training starts: rtn: the weights as they are; gptq, awq: moved, by calibration, to where that method's
-    codes are. Unless given: gptq for int4, else rtn."""
+    method: Annotated[Method, IgnoredBy("distill")] = "gptq"
+    """What `rayqd quantize` does: round to nearest, GPTQ, AWQ's activation-aware scaling, or AutoRound, which learns
+    whether to round a weight up or down: nearest to the teacher, and slowest. Unless given: gptq for int4, else awq."""
+    init: Annotated[Method, IgnoredBy("quantize")] = "gptq"
+    """Where training starts: rtn: the weights as they are; gptq, awq, autoround: moved, by calibration, to where that
+    method's codes are. Unless given: gptq for int4, else rtn."""
     calibration_tokens: int = Field(default=16384, ge=1)
-    """Tokens of training rows that GPTQ and AWQ calibrate on."""
+    """Tokens of training rows that GPTQ, AWQ and AutoRound calibrate on."""
+    rounding_steps: int = Field(default=200, ge=1)
+    """AutoRound: steps of signed gradient descent a decoder layer, each on rows of at most 4096 of those tokens, or on
+    one longer row."""
     act_order: bool = True
     """GPTQ rounds the columns of the largest inputs first; the groups stay where they are, so nothing is slower."""
     damping: float = Field(default=0.01, gt=0)
@@ -67,8 +72,8 @@ class QuantConfig(Section):
         if self.head != "none" and self.format != "int4":
             raise ValueError(f"head={self.head}: files of {self.format} have no place for it; leave head out")
         for field, value in (("init", self.init), ("method", self.method)):
-            if value == "gptq" and self.format != "int4":
-                raise ValueError(f"{field}=gptq: GPTQ is for int4; {self.format} takes rtn or awq")
+            if value in ("gptq", "autoround") and self.format != "int4":
+                raise ValueError(f"{field}={value}: {METHODS[value]} is for int4; {self.format} takes rtn or awq")
         return self
 
 

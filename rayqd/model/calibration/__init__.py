@@ -1,4 +1,4 @@
-"""GPTQ and AWQ over a whole model, decoder layer by decoder layer."""
+"""GPTQ, AWQ and AutoRound over a whole model, decoder layer by decoder layer."""
 
 from rayqd.model.calibration.sequential import OnLayer, calibrate, check_method
 

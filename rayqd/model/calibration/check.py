@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rayqd.config.sections import METHODS
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ModelError
 from rayqd.model.calibration.layer_inputs import LayerInputs
@@ -29,7 +30,7 @@ _MOST_TOKENS = 1000  # more than all rows have
 
 
 def check_layer_by_layer(config: PreTrainedConfig, method: str) -> None:
-    """Raise ModelError where `method`, "gptq" or "awq", cannot go through models of `config` layer by layer."""
+    """Raise ModelError where `method`, one of METHODS, cannot go through models of `config` layer by layer."""
     if method == "rtn":
         return
     name = type(config).__name__.removesuffix("Config")
@@ -66,5 +67,5 @@ def layer_by_layer_error(model: PreTrainedModel, layers: nn.ModuleList) -> float
 
 
 def _refusal(name: str, method: str, reason: str) -> str:
-    said = f"{method.upper()} cannot run the layers of {name} models one by one ({reason})"
+    said = f"{METHODS[method]} cannot run the layers of {name} models one by one ({reason})"
     return f"{said}: round to nearest (rtn) instead"

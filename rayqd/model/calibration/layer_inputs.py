@@ -5,7 +5,8 @@ Where memory does not suffice for a call, its sequences go in smaller ones from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
 from rayqd.model.forward.batches import batch_rows
 from rayqd.model.forward.call import inputs_of_rows
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+
+MakeWeights = Callable[[], Mapping[str, Tensor]]
 
 # Share of the GPU's free memory that the hidden states may take; more of them wait in the host's.
 SHARE_OF_GPU = 0.25
@@ -46,15 +50,17 @@ class _LayerCall:
 class _Batch:
     """Some sequences in one call: the hidden states that enter the next decoder layer, and each layer's keywords."""
 
-    sequences: list[IntArray]
+    group: int
+    numbers: list[int]  # which sequences these are
+    lengths: list[int]  # of each
     hidden: Tensor  # [1, T, d], or [sequences, L, d]
     positions: list[Any]  # a tuple a layer
     keywords: list[Any]  # a dictionary a layer
 
     @property
-    def lengths(self) -> list[int]:
-        """Return each sequence's."""
-        return _lengths(self.sequences)
+    def by_number(self) -> dict[int, Tensor]:
+        """Return each sequence's hidden states, [L, d]."""
+        return dict(zip(self.numbers, self.hidden.flatten(0, 1).split(self.lengths), strict=True))
 
 
 class LayerInputs:
@@ -71,10 +77,13 @@ class LayerInputs:
         sequences: Sequence[IntArray],
         limit: TokenLimit,
         embedding: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        group_tokens: float = math.inf,
     ) -> None:
         """Embed `sequences`, at most `limit` at a time, in the context that `embedding` makes.
 
-        Raises WorkerError, here and later, where a sequence alone does not fit in memory.
+        Groups are of as many as have `group_tokens` together, whatever the limit is; a longer one is its own. Raises
+        WorkerError, here and later, where a sequence alone does not fit in memory.
         """
         self._model, self._layers, self._limit, self._embedding = model, layers, limit, embedding
         self._device = next(model.parameters()).device
@@ -82,11 +91,14 @@ class LayerInputs:
         self._storage = choose_storage(self._device, num_tokens * _bytes_per_token(model))
         self._under_way: list[int] = []  # lengths of the sequences in the call under way
         self._batches: list[_Batch] = []
-        waiting = self._split(sequences)
+        self._sequences = sequences
+        groups = _group(self._lengths(range(len(sequences))), group_tokens)
+        self.num_groups = len(groups)
+        waiting = [(number, part) for number, group in enumerate(groups) for part in self._split(group)]
         while waiting:
-            done = limit.attempt(partial(self._embed, waiting[0]), _lengths(waiting[0]))
+            done = limit.attempt(partial(self._embed, *waiting[0]), self._lengths(waiting[0][1]))
             if done is None:
-                waiting = [part for batch in waiting for part in self._split(batch)]
+                waiting = [(number, part) for number, batch in waiting for part in self._split(batch)]
             else:
                 self._batches.append(done.result)
                 waiting.pop(0)
@@ -110,6 +122,37 @@ class LayerInputs:
             self._batches = [part for batch in self._batches for part in self._divide(batch)]
         return done.result
 
+    def hidden_of(self, numbers: Sequence[int]) -> Tensor:
+        """Return the hidden states of some sequences, one after the other, [T, d], on the model's device."""
+        states: dict[int, Tensor] = {}
+        for batch in self._batches:
+            if not states.keys() >= set(numbers) and not set(numbers).isdisjoint(batch.numbers):
+                states |= batch.by_number
+        return torch.cat([states[number] for number in numbers]).to(self._device)
+
+    def try_group(
+        self, index: int, group: int, measure: Callable[[Tensor, list[int]], T], weights: MakeWeights
+    ) -> list[T]:
+        """Return what `measure` makes of layer `index`'s outputs, [T, d], for each call of a group.
+
+        It is told which sequences they are of. `weights` makes those that the layer has in place of its own, by their
+        names in it, for each call anew. All of the group begins again where memory ran out.
+        """
+
+        def work(batch: _Batch) -> T:
+            return measure(self._forward(index, batch, weights()).flatten(0, 1), batch.numbers)
+
+        while True:
+            results: list[T] = []
+            for batch in [each for each in self._batches if each.group == group]:
+                done = self._limit.attempt(partial(work, batch), batch.lengths)
+                if done is None:
+                    self._batches = [part for each in self._batches for part in self._divide(each)]
+                    break
+                results.append(done.result)
+            else:
+                return results
+
     def compute_change(self, index: int) -> Tensor:
         """Return what layer `index` adds to one batch, [1, T, d], in float32."""
         batch = min(self._batches, key=lambda each: each.hidden.numel())
@@ -132,32 +175,36 @@ class LayerInputs:
     def _outputs(self, index: int, batch: _Batch) -> Tensor:
         return self._forward(index, batch).to(self._storage)
 
-    def _forward(self, index: int, batch: _Batch) -> Tensor:
+    def _forward(self, index: int, batch: _Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         self._under_way[:] = batch.lengths
         positions, keywords = move_to((batch.positions[index], batch.keywords[index]), self._device, {})
-        output = self._layers[index](batch.hidden.to(self._device), *positions, **keywords)
+        layer, inputs = self._layers[index], (batch.hidden.to(self._device), *positions)
+        output = (
+            layer(*inputs, **keywords) if weights is None else functional_call(layer, dict(weights), inputs, keywords)
+        )
         return output[0] if isinstance(output, tuple) else output
 
-    def _split(self, sequences: Sequence[IntArray]) -> list[list[IntArray]]:
+    def _lengths(self, numbers: Sequence[int]) -> list[int]:
+        return [len(self._sequences[number]) for number in numbers]
+
+    def _split(self, numbers: Sequence[int]) -> list[list[int]]:
         """Split into calls. No padding, which would count as inputs: what is not packed goes at equal lengths."""
-        batches = batch_rows(self._model, _lengths(sequences), self._limit.tokens, allow_padding=False)
-        return [[sequences[i] for i in batch] for batch in batches]
+        batches = batch_rows(self._model, self._lengths(numbers), self._limit.tokens, allow_padding=False)
+        return [[numbers[i] for i in batch] for batch in batches]
 
     def _divide(self, batch: _Batch) -> list[_Batch]:
         """Return the batch as several, with the same hidden states; as it is where the limit takes it."""
-        if len(batch.sequences) == 1 or sum(batch.lengths) <= self._limit.tokens:
+        if len(batch.numbers) == 1 or sum(batch.lengths) <= self._limit.tokens:
             return [batch]
-        states = batch.hidden.flatten(0, 1).split(batch.lengths)
-        parts: list[_Batch] = []
-        for indices in batch_rows(self._model, batch.lengths, self._limit.tokens, allow_padding=False):
-            part = self._embed([batch.sequences[i] for i in indices])
-            part.hidden = torch.cat([states[i] for i in indices]).reshape(part.hidden.shape)
-            parts.append(part)
+        states = batch.by_number
+        parts = [self._embed(batch.group, numbers) for numbers in self._split(batch.numbers)]
+        for part in parts:
+            part.hidden = torch.cat([states[number] for number in part.numbers]).reshape(part.hidden.shape)
         return parts
 
-    def _embed(self, sequences: Sequence[IntArray]) -> _Batch:
+    def _embed(self, group: int, numbers: list[int]) -> _Batch:
         """Record what the model calls its decoder layers with; between embedding and final norm nothing is computed."""
-        rows = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
+        rows = [torch.from_numpy(self._sequences[number].astype(np.int64)) for number in numbers]
         reset_frequencies(self._model)
         with self._embedding(), _record_layer_calls(self._layers) as calls:
             self._model.base_model(use_cache=False, **inputs_of_rows(self._model, rows, mode_of(self._model)))
@@ -165,11 +212,20 @@ class LayerInputs:
             ([call.positions for call in calls], [call.keywords for call in calls]), self._storage, {}
         )
         hidden = calls[0].hidden.to(self._storage)
-        return _Batch(sequences=list(sequences), hidden=hidden, positions=positions, keywords=keywords)
+        return _Batch(group, numbers, self._lengths(numbers), hidden, positions, keywords)
 
 
-def _lengths(sequences: Sequence[IntArray]) -> list[int]:
-    return [len(ids) for ids in sequences]
+def _group(lengths: Sequence[int], most_tokens: float) -> list[list[int]]:
+    """Return the numbers of sequences that go together, in their order."""
+    groups: list[list[int]] = []
+    num_tokens = 0
+    for number, length in enumerate(lengths):
+        if not groups or num_tokens + length > most_tokens:
+            groups.append([])
+            num_tokens = 0
+        groups[-1].append(number)
+        num_tokens += length
+    return groups
 
 
 def choose_storage(device: torch.device, num_bytes: int) -> torch.device:

@@ -7,6 +7,7 @@ Held are the hidden states between two layers, T·d of them, and one layer's inp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rayqd.config.sections import QuantConfig
+from rayqd.config.sections import METHODS, QuantConfig
 from rayqd.errors import ConfigError, ModelError
+from rayqd.model.calibration.autoround import TOKENS_A_STEP, AutoRound
 from rayqd.model.calibration.expert_statistics import ExpertStatistics, record_experts
 from rayqd.model.calibration.layer_inputs import LayerInputs
 from rayqd.model.calibration.methods import AWQ, GPTQ, Method
@@ -52,48 +54,68 @@ def calibrate(
 ) -> set[str]:
     """Change `model` so that rounding its quantizable linears with `grid` gives what `method` gives.
 
-    gptq changes only their weights, see `rayqd.quant.gptq`; awq also norms and biases before them, see
-    `rayqd.quant.awq`. `sequences` are token ids. They run at most `max_batch_tokens` at a time; a longer one runs
-    alone. Linears outside the decoder layers, and layers and experts that no token reaches, keep their weights and so
-    are rounded to nearest. Without `clips` AWQ moves scales alone, after which the model computes what it did before.
-    `on_remark` is told of those experts, and of what AWQ cannot scale. Returns the names, in
-    the model's state dict, of the tensors that have changed.
+    gptq and autoround change only their weights, see `rayqd.quant.gptq` and `rayqd.model.calibration.autoround`; awq
+    also norms and biases before them, see `rayqd.quant.awq`. `sequences` are token ids. They run at most
+    `max_batch_tokens` at a time; a longer one runs alone. Linears outside the decoder layers, and layers and experts
+    that no token reaches, keep their weights and so are rounded to nearest. Without `clips` AWQ moves scales alone,
+    after which the model computes what it did before. `on_remark` is told of those experts, and of what AWQ cannot
+    scale. Returns the names, in the model's state dict, of the tensors that have changed.
 
     Raises ConfigError when there are no sequences or the grid is none of `method`'s, ModelError when the model has no
     list of decoder layers, WorkerError when memory does not suffice for one sequence alone.
     """
-    calibrate_layer = _make_method(method, quant, grid, on_remark, clips)
+    check_method(method, quant)
     if not any(len(ids) for ids in sequences):
-        raise ConfigError(f"{method.upper()} needs at least one sequence to calibrate on, got none")
+        raise ConfigError(f"{METHODS[method]} needs at least one sequence to calibrate on, got none")
     layers = decoder_layers_of(model, method)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     quantizable = quantizable_layers(model, quant)
     fused = quantizable_experts(model, quant)
     unseen: list[str] = []
+    learns = method == "autoround"
     limit = TokenLimit(
         tokens=max_batch_tokens,
         setting="learner.microbatch_tokens",
         advice='lower data.max_length, or round to nearest (quant.init = "rtn")',
         tell=on_remark,
     )
-    inputs = LayerInputs(model, layers, sequences, limit, partial(with_rounded_head, model, quant, grid.dtype))
+    head = partial(with_rounded_head, model, quant, grid.dtype)
+    group_tokens = TOKENS_A_STEP if learns else math.inf
+
+    def embed() -> LayerInputs:
+        return LayerInputs(model, layers, sequences, limit, head, group_tokens=group_tokens)
+
+    inputs, targets = embed(), embed() if learns else None  # each with the keys and values that its own layers share
+    num_unchanged = 0
+    calibrate_layer = None if learns else _make_method(method, quant, grid, on_remark, clips)
     changed: set[str] = set()
     for i, layer in enumerate(layers):
         linears = {name: m for name, m in quantizable.items() if name.startswith(f"{names[layer]}.")}
         before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
         experts = [name for name in fused if name.startswith(f"{names[layer]}.")]
-        statistics, expert_statistics = inputs.collect(partial(_collect, model, layer, names, experts, inputs, i))
-        calibrate_layer(layer, linears, statistics, lambda i=i: inputs.compute_change(i))
-        for each in expert_statistics:
-            calibrate_layer.change_experts(each)
-            unseen += [f"{each.name}[{e}]" for e in each.without_tokens]
+        weights = {f"{name}.weight": linear.weight for name, linear in linears.items()}
+        weights |= {name: model.get_parameter(name) for name in experts}
+        if calibrate_layer is None:
+            assert targets is not None
+            targets.advance(i)
+            within = {name.removeprefix(f"{names[layer]}."): weight for name, weight in weights.items()}
+            left = _make_autoround(quant, grid).change_layer(i, names[layer], within, inputs, targets)
+            unseen += [f"{names[layer]}.{expert}" for expert in left]
+        else:
+            statistics, expert_statistics = inputs.collect(partial(_collect, model, layer, names, experts, inputs, i))
+            calibrate_layer(layer, linears, statistics, lambda i=i: inputs.compute_change(i))
+            for each in expert_statistics:
+                calibrate_layer.change_experts(each)
+                unseen += [f"{each.name}[{e}]" for e in each.without_tokens]
         after = layer.state_dict().items()
-        changed |= {f"{names[layer]}.{name}" for name, tensor in after if not torch.equal(tensor, before[name])}
+        now = {f"{names[layer]}.{name}" for name, tensor in after if not torch.equal(tensor, before[name])}
+        num_unchanged += bool(weights) and not now
+        changed |= now
         if i + 1 < len(layers):
-            weights = {name: linear.weight for name, linear in linears.items()}
-            weights |= {name: model.get_parameter(name) for name in experts}
             _advance_quantized(inputs, i, weights, grid)
         on_layer(i + 1, len(layers))
+    if num_unchanged and learns:
+        on_remark(f"{num_unchanged} of {len(layers)} layers stay rounded to nearest: AutoRound found nothing nearer")
     if unseen:
         on_remark(_describe_unseen(unseen, fused))
     return changed
@@ -123,12 +145,16 @@ def _describe_unseen(unseen: Sequence[str], fused: Mapping[str, FusedExperts]) -
 
 def check_method(method: str, quant: QuantConfig) -> None:
     """Raise ConfigError when `method` cannot round to the format."""
-    if method == "gptq" and quant.format != "int4":
-        raise ConfigError(f"GPTQ needs quant.format=int4, got {quant.format}; use awq or rtn")
+    if method in ("gptq", "autoround") and quant.format != "int4":
+        raise ConfigError(f"{METHODS[method]} needs quant.format=int4, got {quant.format}; use awq or rtn")
+
+
+def _make_autoround(quant: QuantConfig, grid: Grid) -> AutoRound:
+    assert isinstance(grid, Int4Grid)
+    return AutoRound(grid, quant.rounding_steps)
 
 
 def _make_method(method: str, quant: QuantConfig, grid: Grid, on_remark: Callable[[str], None], clips: bool) -> Method:
-    check_method(method, quant)
     if method == "awq":
         return AWQ(grid, clip=clips, on_remark=on_remark)
     assert isinstance(grid, Int4Grid)
@@ -155,7 +181,7 @@ def decoder_layers_of(model: PreTrainedModel, method: str) -> nn.ModuleList:
     lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and _is_of_layers(module)]
     if len(lists) != 1:
         raise ModelError(
-            f"{method.upper()} does not find the decoder layers of {type(model).__name__}; round to nearest instead"
+            f"{METHODS[method]} does not find the decoder layers of {type(model).__name__}; round to nearest instead"
         )
     return lists[0]
 
