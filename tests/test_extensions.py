@@ -46,7 +46,7 @@ def test_a_function_is_loaded_from_the_working_directory(package: Path) -> None:
         (":squared_error", "is no import path"),
         ("outside/losses.py:squared_error", "is no import path"),
         (".losses:squared_error", "is no import path"),
-        ("elsewhere.losses:squared_error", "there is no module elsewhere: install it, or put its directory on"),
+        ("not_there.losses:squared_error", "there is no module not_there: install it, or put its directory on"),
         ("outside.loses:squared_error", "there is no module outside.loses: install it"),
         ("outside.losses.more:f", "there is no module outside.losses.more"),
         ("outside.needy:f", "outside.needy imports a_library_that_nobody_has, which is not installed"),
