@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rayqd.comparison.inputs import digest_model
 from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.evals.language_model import LanguageModel, TransformersModel
 from rayqd.export.load import is_export, read_kind
 from rayqd.model.load import load_model
 from rayqd.model.source import local_directory
-from rayqd.runs.paths import CHECKPOINTS, EXPORT
-from rayqd.runs.result_file import read_measured_model
+from rayqd.runs.paths import CHECKPOINTS, CONFIG, EXPORT
+from rayqd.runs.result_file import MeasuredResult, read_measured
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,15 +69,38 @@ class EvaluatedModels:
 def directory_of(path: Path, *, trusts_code: bool = False) -> Path:
     """Return the checkpoint, or the model's directory, that `path` means. Raises ModelError where there is none.
 
-    Of a run that measured a model which was there it is that one. `trusts_code`: code of its own may be run.
+    Of a run that measured a model which was there it is that one, and ModelError is raised where its files are others
+    now. `trusts_code`: code of its own may be run.
     """
-    path = read_measured_model(path) or path
+    if result := read_measured(path):
+        check_measured(result, path, Path(result.model))
+        path = Path(result.model)
     if (path / "student.safetensors").is_file():
         return path
     if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():
         raise ModelError(f"{path} has no export yet: name one of its checkpoints, {path / CHECKPOINTS}/step-...")
     directory = path / EXPORT if (path / EXPORT).is_dir() else path
     return directory if is_export(directory) else local_directory(str(directory.absolute()), trusts_code=trusts_code)
+
+
+def check_measured(result: MeasuredResult, run_dir: Path, directory: Path) -> None:
+    """Raise ModelError where the model in `directory` is not the one that the run in `run_dir` measured.
+
+    By the files' content, wherever they lie; of a run from before their digest was kept by the place alone.
+    """
+    if not directory.is_dir():
+        return  # which who loads it says
+    now = digest_model(directory) if result.model_digest else None
+    if result.model_digest == now and (now or result.model == str(directory)):
+        return
+    if result.model == str(directory):
+        what = f"{directory}, whose files have changed since ({str(result.model_digest)[:12]} -> {str(now)[:12]})"
+    else:
+        what = f"{result.model}, and this is {directory}"
+    raise ModelError(
+        f"{run_dir} measured {what}: measure it as another run (rayqd eval {directory} --as-run @{run_dir / CONFIG} "
+        f"--name ANOTHER), or remove {run_dir}"
+    )
 
 
 def engine_directory(path: Path, config: Config) -> Path | None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from rayqd.commands.evaluate import evaluate
+from rayqd.commands.evaluated_models import check_measured
 from rayqd.commands.given_models import check_given_model, find_given_model, read_dtype
+from rayqd.comparison.inputs import digest_model
 from rayqd.config import Config
 from rayqd.config.resolved import with_absolute_paths, with_values
 from rayqd.console.result_table import print_result
@@ -41,8 +43,9 @@ def measure_as_run(
 ) -> MeasuredResult:
     """Measure the model that `name` means against its teacher; returns what result.json says.
 
-    KL and perplexity on the held-out rows. A run that has finished only tells its result. `began` is when the command
-    was given, in seconds since the epoch. Raises a RayqdError that says in one line what is wrong.
+    KL and perplexity on the held-out rows. A run that has finished only tells its result, if it was of the same files.
+    `began` is when the command was given, in seconds since the epoch. Raises a RayqdError that says in one line what is
+    wrong.
     """
     console = console or Console()
     began = start_clock(began)
@@ -61,12 +64,8 @@ def measure_as_run(
                 run_dir.append(EvalEvent(step=0, arm=GIVEN_MODEL, fidelity=result.student.fidelity), time.time())
                 run_dir.finish(result)
             write_report(config, result)
-        elif result.model != str(directory):
-            raise ModelError(
-                f"{run_dir.path} measured {result.model}, and this is {directory}: give this run another name, or "
-                "remove the directory"
-            )
         else:
+            check_measured(result, run_dir.path, directory)
             say(console, f"{run_dir.path} has finished already; this is its result")
         print_result(console, result, run_dir.path, title="a model made elsewhere")
         run_dir.upload()
@@ -77,6 +76,7 @@ def measure_as_run(
 
 def _measure(directory: Path, config: Config, console: Console, began: float) -> MeasuredResult:
     say(console, f"{config.name}: {directory} as it is, in {config.model.dtype}")
+    model_digest = digest_model(directory)
     try:
         found = evaluate(directory, with_values(config, _NOT_NOW), console, keeps=False)
     except RayqdError:
@@ -110,6 +110,7 @@ def _measure(directory: Path, config: Config, console: Console, began: float) ->
         finished=round(ended, 1),
         parts=round_parts({"evaluation": ended - began}),
         model=str(directory),
+        model_digest=model_digest,
         environment=collect_environment(),
     )
 

@@ -140,15 +140,22 @@ class MeasuredResult(RunResult):
     command: ClassVar[Command] = "eval"
 
     model: str  # its directory, absolute
+    model_digest: str | None = None  # of its files; None in runs from before it was kept
 
     def _own_fields(self) -> dict[str, object]:
-        return {"model": self.model}
+        return {"model": self.model, "model_digest": self.model_digest}
+
+
+def read_measured(run_dir: Path) -> MeasuredResult | None:
+    """Return the result of a run that measured a model as it is; None where the run made its own."""
+    result = read_result(run_dir / RESULT)
+    return result if isinstance(result, MeasuredResult) else None
 
 
 def read_measured_model(run_dir: Path) -> Path | None:
     """Return the directory of the model that a run measured as it is; None where the run made its own."""
-    result = read_result(run_dir / RESULT)
-    return Path(result.model) if isinstance(result, MeasuredResult) else None
+    result = read_measured(run_dir)
+    return Path(result.model) if result else None
 
 
 def read_result(file: Path) -> RunResult | None:
