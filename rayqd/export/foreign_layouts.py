@@ -9,18 +9,26 @@ Shapes: N output features, K input features, G groups, b bits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from rayqd.console.quiet import quiet_libraries
 from rayqd.errors import ConfigError, ModelError
-from rayqd.export.layout_files import check_first_layer, is_mlx, load_dense, stored_tensors
+from rayqd.export.foreign_config import (
+    OTHERWISE,
+    Packing,
+    check_method,
+    described_quantization,
+    find_packing,
+    is_packed,
+    read_config_values,
+)
+from rayqd.export.layout_files import check_first_layer, load_dense, stored_tensors
 from rayqd.export.layouts import LayoutKind
 from rayqd.export.load import is_export, load_export, read_kind
 from rayqd.model.forward.check import check_mode
@@ -32,30 +40,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BITS = (2, 4, 8)
-_AUTO_ROUND_METHOD = "auto-round"
-# https://github.com/intel/auto-round, auto_round/inference/backend.py: which store a zero point less one
-_AUTO_ROUND: Mapping[str, tuple[Literal["gptq", "awq"], int]] = {
-    "auto_round:auto_gptq": ("gptq", 1),
-    "auto_round:gptqmodel": ("gptq", 0),
-    "auto_round": ("gptq", 0),
-    "auto_round:auto_awq": ("awq", 0),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
-    """How the layers of a checkpoint lie in its files."""
-
-    kind: Literal["gptq", "awq", "mlx"]
-    bits: int  # of a layer whose shape does not tell
-    zero_shift: int = 0  # what is added to a stored zero point
-
-
-def is_packed(directory: Path) -> bool:
-    """Return whether `directory` is in one of the layouts that rayqd unpacks, whoever wrote it."""
-    values = _read_config(directory)
-    method = _described(values).get("quant_method")
-    return is_mlx(cast(Any, values)) or method in ("gptq", "awq", _AUTO_ROUND_METHOD)
 
 
 def is_packed_by_others(directory: Path) -> bool:
@@ -77,8 +61,10 @@ def load_any(directory: Path, dtype: str) -> PreTrainedModel:
     """Load a model of rayqd's or of others, its layers as its files say. Raises ModelError where nothing here does."""
     if is_packed_by_others(directory):
         return _load(directory, dtype)
-    load = load_export if is_export(directory) else load_model
-    return load(directory, dtype)
+    if is_export(directory):
+        return load_export(directory, dtype)
+    check_method(described_quantization(read_config_values(directory)), directory)
+    return load_model(directory, dtype)
 
 
 def check_packed(directory: Path, model: PreTrainedModel) -> None:
@@ -95,12 +81,15 @@ def read_foreign_values(directory: Path, model: PreTrainedModel, prefix: str = "
     """Read a checkpoint as dense tensors: of a packed layer `name.weight` [N, K] in float32.
 
     `model` has the shapes; with a `prefix` only those are read whose names begin with it. Raises ModelError, naming the
-    layer, where one is packed in another way.
+    layer, where one is packed in another way, where the model needs more, and where a layer has what nothing reads.
     """
-    packing = _find_packing(directory)
+    packing = find_packing(directory)
     dense = dict(stored_tensors(directory, prefix))
     shapes = _shapes(model, dense)
-    for layer in [name.removesuffix(".scales") for name in dense if name.endswith(".scales")]:
+    layers = [name.removesuffix(".scales") for name in dense if name.endswith(".scales")]
+    if not layers:
+        raise ModelError(f"{directory} holds no packed weights (*.safetensors with scales)")
+    for layer in layers:
         parts = {part: dense.pop(f"{layer}.{part}") for part in _PARTS[packing.kind] if f"{layer}.{part}" in dense}
         try:
             dense[f"{layer}.weight"] = _UNPACK[packing.kind](parts, shapes.get(layer), packing)
@@ -111,7 +100,27 @@ def read_foreign_values(directory: Path, model: PreTrainedModel, prefix: str = "
             del dense[f"{layer}.bias"]  # AutoGPTQ's, of a layer that has none
         elif bias is not None and f"{layer}.bias" in shapes.unused:
             raise ModelError(f"{directory} has a bias of {layer}, and {type(model).__name__} has none there")
+    if not prefix:
+        _check_whole(directory, model, dense)
     return dense
+
+
+def _check_whole(directory: Path, model: PreTrainedModel, dense: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where transformers would make weights up, or leave out what a layer computes with."""
+    names, kind = match_names(model, dense), type(model).__name__
+    if names.missing:
+        raise ModelError(
+            f"{directory} has no {min(names.missing)}, which {kind} needs: it is not all of the model, or packed in a "
+            f"way that nothing here reads; {OTHERWISE}"
+        )
+    used = [*names.renamed.values(), *(name for parts in names.converted.values() for name in parts)]
+    layers = {name.rpartition(".")[0] for name in used}
+    left = [name for name in names.unused if name.rpartition(".")[0] in layers]
+    if left:
+        raise ModelError(
+            f"{directory} has {min(left)}, which nothing here reads, and {kind} would be another model without it; "
+            f"{OTHERWISE}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,53 +151,20 @@ def _load(directory: Path, dtype: str) -> PreTrainedModel:
     return model
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        return json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):  # a GGUF has none
-        return {}
-
-
-def _described(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return values["quantization"] if is_mlx(cast(Any, values)) else values.get("quantization_config") or {}
-
-
-def _find_packing(directory: Path) -> Packing:
-    """Return how config.json says that layers are packed. Raises ModelError where it is in none of these ways."""
-    values = _read_config(directory)
-    described = _described(values)
-    method, bits = described.get("quant_method"), int(described.get("bits", 4))
-    if is_mlx(cast(Any, values)):
-        if described.get("mode", "affine") == "affine":
-            return Packing(kind="mlx", bits=bits)
-    elif method == _AUTO_ROUND_METHOD:
-        form = str(described.get("packing_format"))
-        is_weights_alone = described.get("data_type", "int") == "int" and (described.get("act_bits") or 16) >= 16
-        if form in _AUTO_ROUND and is_weights_alone:
-            kind, shift = _AUTO_ROUND[form]
-            return Packing(kind=kind, bits=bits, zero_shift=shift)
-    elif method == "awq" and str(described.get("version", "gemm")).lower() == "gemm":
-        return Packing(kind="awq", bits=bits)
-    elif method == "gptq" and (form := described.get("checkpoint_format", "gptq")) in ("gptq", "gptq_v2"):
-        return Packing(kind="gptq", bits=bits, zero_shift=1 if form == "gptq" else 0)
-    names = ("quant_method", "packing_format", "checkpoint_format", "version", "mode", "data_type", "act_bits", "bits")
-    said = ", ".join(f"{name} {described[name]}" for name in names if described.get(name) is not None)
-    raise ModelError(
-        f"{directory} is packed in a way that nothing here reads ({said}): write it as compressed-tensors, or with "
-        "dequantized 16-bit weights"
-    )
-
-
 def _unpack_gptq(parts: Mapping[str, Tensor], shape: tuple[int, int] | None, packing: Packing) -> Tensor:
     """Of qweight int32 [K·b/32, N], qzeros int32 [G, N·b/32], scales [G, N], g_idx [K] if there."""
     packed, scales = parts["qweight"], parts["scales"].float().T
     columns = shape[1] if shape else len(packed) * 32 // packing.bits
-    bits = _bits(len(packed) * 32, columns)
+    bits = _bits(len(packed) * 32, columns, packing)
     zeros = _numbers(parts["qzeros"], bits)[:, : len(scales)].T
     if packing.zero_shift and bool((zeros == (1 << bits) - 1).any()):
         raise ValueError("it has zero points of 0 in version 1 of the layout, which its readers take for two things")
     groups = parts.get("g_idx")
-    groups = _in_order(columns, scales.shape[1]) if groups is None else groups.long()
+    if groups is None and not packing.is_ordered:
+        raise ValueError("its columns are out of order (desc_act), and no g_idx says how")
+    groups = _in_order(columns, scales.shape[1], packing) if groups is None else groups.long()
+    if len(groups) != columns or not bool(((groups >= 0) & (groups < scales.shape[1])).all()):
+        raise ValueError(f"g_idx is of {len(groups)} columns in groups {int(groups.min())} to {int(groups.max())}")
     codes = _numbers(packed.T.contiguous(), bits)[:, :columns]
     return (codes - (zeros + packing.zero_shift)[:, groups]) * scales[:, groups]
 
@@ -199,7 +175,7 @@ def _unpack_awq(parts: Mapping[str, Tensor], shape: tuple[int, int] | None, pack
     if packing.bits != 4:
         raise ValueError(f"AWQ of {packing.bits} bits")
     codes, zeros = (unpack_order(_numbers(parts[part], 4)) for part in ("qweight", "qzeros"))
-    groups = _in_order(len(codes), len(scales))
+    groups = _in_order(len(codes), len(scales), packing)
     return ((codes - zeros[groups]) * scales[groups]).T.contiguous()
 
 
@@ -209,23 +185,31 @@ def _unpack_mlx(parts: Mapping[str, Tensor], shape: tuple[int, int] | None, pack
     if packed.dim() != 2:
         raise ValueError("stacked experts")
     columns = shape[1] if shape else packed.shape[1] * 32 // packing.bits
-    codes = _numbers(packed, _bits(packed.shape[1] * 32, columns))
-    groups = _in_order(columns, scales.shape[1])
+    codes = _numbers(packed, _bits(packed.shape[1] * 32, columns, packing))
+    groups = _in_order(columns, scales.shape[1], packing)
     return codes * scales[:, groups] + biases[:, groups]
 
 
-def _bits(stored: int, columns: int) -> int:
+def _bits(stored: int, columns: int, packing: Packing) -> int:
     """Return the bits of a code, of which a row has `columns` in so many `stored` bits. Raises ValueError."""
     bits = stored // columns
     if bits not in _BITS or stored != bits * columns:
         raise ValueError(f"{columns} columns in {stored} bits, which are not 2, 4 or 8 each")
+    if bits != packing.bits and not packing.has_exceptions:
+        raise ValueError(f"it has {bits} bits a weight, and config.json says {packing.bits}")
     return bits
 
 
-def _in_order(columns: int, num_groups: int) -> Tensor:
-    if columns % num_groups:
-        raise ValueError(f"{columns} columns in {num_groups} groups")
-    return torch.arange(columns) // (columns // num_groups)
+def _in_order(columns: int, num_groups: int, packing: Packing) -> Tensor:
+    """Return each column's group, the last of which may be shorter. Raises ValueError."""
+    if packing.group_size is None:
+        raise ValueError("config.json has no group_size")
+    size = packing.group_size if packing.group_size > 0 else columns
+    if -(-columns // size) != num_groups and packing.has_exceptions and columns % num_groups == 0:
+        size = columns // num_groups
+    if -(-columns // size) != num_groups:
+        raise ValueError(f"it has {num_groups} groups in {columns} columns, and config.json says groups of {size}")
+    return torch.arange(columns) // size
 
 
 def _numbers(packed: Tensor, bits: int) -> Tensor:

@@ -28,24 +28,32 @@ class Case:
     index: bool = True  # g_idx is there
     zero: int | None = None  # all zero points, None: each its own
     bits: int = 4
+    group: int = GROUP
 
 
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": GROUP}
 CASES = {
-    "gptq": Case({"quant_method": "gptq", "bits": 4, "desc_act": True, "sym": False}, stored_zero=1, order=True),
-    "gptq_v2": Case({"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2", "sym": False}, order=True),
-    "8 bits": Case({"quant_method": "gptq", "bits": 8, "sym": False}, stored_zero=1, bits=8),
+    "gptq": Case(
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": True, "sym": False},
+        stored_zero=1,
+        order=True,
+    ),
+    "gptq_v2": Case(
+        {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": "gptq_v2", "sym": False},
+        order=True,
+    ),
+    "8 bits": Case({"quant_method": "gptq", "bits": 8, "group_size": GROUP, "sym": False}, stored_zero=1, bits=8),
     "auto-round": Case(
-        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_gptq", "sym": True},
+        {**AUTO_ROUND, "packing_format": "auto_round:auto_gptq", "sym": True},
         stored_zero=1,
         index=False,
         zero=8,
     ),
-    "auto-round, zeros as they are": Case(
-        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:gptqmodel"}, index=False
+    "auto-round, zeros as they are": Case({**AUTO_ROUND, "packing_format": "auto_round:gptqmodel"}, index=False),
+    "a last group that is shorter": Case(
+        {**AUTO_ROUND, "group_size": 48, "packing_format": "auto_round:gptqmodel"}, index=False, group=48
     ),
-    "auto-round as awq": Case(
-        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:auto_awq"}, form="awq"
-    ),
+    "auto-round as awq": Case({**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}, form="awq"),
     "mlx": Case({"bits": 4, "group_size": GROUP, "mode": "affine"}, form="mlx"),
 }
 
@@ -70,11 +78,11 @@ def in_awq_order(numbers: np.ndarray) -> np.ndarray:
 def write_layer(shape: tuple[int, int], case: Case, random: np.random.Generator) -> tuple[dict[str, Any], np.ndarray]:
     """A layer's parts, and its values [N, K] in float64."""
     rows, columns = shape
-    most, groups = 1 << case.bits, columns // GROUP
+    most, groups = 1 << case.bits, -(-columns // case.group)
     codes = random.integers(0, most, shape)
     zeros = random.integers(1, most, (rows, groups)) if case.zero is None else np.full((rows, groups), case.zero)
     scales = random.uniform(0.01, 0.02, (rows, groups)).astype(np.float16)
-    index = np.arange(columns) // GROUP
+    index = np.arange(columns) // case.group
     if case.order:
         random.shuffle(index)
     spread = scales.astype(np.float64)[:, index]
@@ -134,6 +142,15 @@ def test_each_layer_has_the_values_of_its_codes(name: str, tiny_model: Path, tmp
         ("auto-round", {"act_bits": 4}, "act_bits 4, bits 4"),
         ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format marlin, bits 4"),
         ("mlx", {"mode": "mxfp4"}, "mode mxfp4, bits 4"),
+        ("auto-round", {"rotation_config": {"block_size": 32}}, "rotation_config"),
+        ("auto-round", {"extra_config": {"model.layers.1.mlp.up_proj": {"act_bits": 8}}}, "nothing here reads"),
+        ("auto-round", {"group_size": 16}, "groups in 256 columns, and config.json says groups of 16"),
+        ("auto-round", {"group_size": None}, "config.json has no group_size"),
+        ("auto-round", {"desc_act": True}, r"out of order \(desc_act\), and no g_idx"),
+        ("auto-round", {"bits": 8}, "it has 4 bits a weight, and config.json says 8"),
+        ("auto-round", {"bits": "four"}, "bits four"),
+        ("gptq", {"pack_dtype": "int64"}, "pack_dtype int64"),
+        ("gptq", {"checkpoint_format": "gptq", "format": "gptq_v2"}, "format gptq_v2"),
     ],
 )
 def test_another_layout_is_refused(
@@ -144,6 +161,56 @@ def test_another_layout_is_refused(
     describe(directory, {**case.described, **change}, "quantization" if name == "mlx" else "quantization_config")
     with pytest.raises(ModelError, match=error):
         check_packed(directory, load_meta_model(directory))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "added", "error"),
+    [
+        (".mlp.up_proj.scales", "", r"has no model\.layers\.1\.mlp\.up_proj\.weight, which LlamaForCausalLM needs"),
+        (".mlp.up_proj.", "", r"has no model\.layers\.1\.mlp\.up_proj\.weight, which LlamaForCausalLM needs"),
+        ("", ".mlp.up_proj.weight_scale", r"has model\.layers\.1\.mlp\.up_proj\.weight_scale, which nothing here"),
+    ],
+)
+def test_weights_are_neither_made_up_nor_left_out(
+    left_out: str, added: str, error: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "theirs"
+    write_model(tiny_model, directory, CASES["gptq"])
+    stored = load_file(directory / "model.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if not left_out or f"layers.1{left_out}" not in name}
+    kept |= {f"model.layers.1{added}": torch.ones(1)} if added else {}
+    save_file(kept, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=error):
+        load_any(directory, "float32")
+
+
+def test_a_model_without_any_scale_or_of_a_method_that_nobody_knows_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "theirs"
+    write_model(tiny_model, directory, CASES["gptq"])
+    describe(directory, {"quant_method": "intel/auto-round", "bits": 4})
+    with pytest.raises(ModelError, match="is intel/auto-round, which cannot be loaded here"):
+        load_any(directory, "float32")
+    describe(directory, CASES["gptq"].described)
+    stored = load_file(directory / "model.safetensors")
+    unscaled = {name: tensor for name, tensor in stored.items() if not name.endswith(".scales")}
+    save_file(unscaled, directory / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="holds no packed weights"):
+        load_any(directory, "float32")
+
+
+@pytest.mark.parametrize("group", [-1, 99])
+def test_columns_of_groups_that_are_not_there_are_refused(group: int, tiny_model: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "theirs"
+    write_model(tiny_model, directory, CASES["gptq"])
+    file = directory / "model.safetensors"
+    stored = load_file(file)
+    first = min(name for name in stored if name.endswith(".g_idx"))
+    stored[first][3] = group
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"g_idx is of .* columns in groups {min(group, 0)} to"):
+        load_any(directory, "float32")
 
 
 def test_what_readers_take_for_two_things_is_refused(tiny_model: Path, tmp_path: Path) -> None:
