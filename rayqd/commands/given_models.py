@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rayqd.checksums import digest_file
 from rayqd.commands.evaluated_models import directory_of
+from rayqd.commands.given_gguf import GGUFModel, find_gguf, read_gguf
 from rayqd.config import Config
 from rayqd.config.missing import describe_missing
 from rayqd.console.quiet import quiet_libraries
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "tokenizer_config.json")
+_ADAPTER = ("adapter_config.json", "adapter_model.")
 _MAX_REASON = 200  # characters of what a library says
 _OTHERWISE = "write it as compressed-tensors, or with dequantized 16-bit weights"
 
@@ -36,13 +38,21 @@ _OTHERWISE = "write it as compressed-tensors, or with dequantized 16-bit weights
 def find_given_model(name: str, *, trusts_code: bool = False) -> Path:
     """Return the directory of the model that `name` means: a directory, a run of rayqd's, or a name on the hub.
 
-    Raises ModelError where there is none. `trusts_code`: code of its own may be run.
+    Raises ModelError where there is none, or more than one model. `trusts_code`: code of its own may be run.
     """
+    directory = _find_directory(name, trusts_code)
+    _check_no_adapter(directory)
+    find_gguf(directory)
+    return directory
+
+
+def _find_directory(name: str, trusts_code: bool) -> Path:
     path = Path(name).expanduser().absolute()
     if not path.exists():
         return _find_on_hub(name, path, trusts_code)
     if path.is_file():
         raise ModelError(f"{path} is a file, and a model is a directory of several")
+    _check_no_adapter(path)  # which may lie there alone
     if (path / "student.safetensors").is_file():
         raise ModelError(f"{path} is a checkpoint of training: rayqd export makes a model of its run")
     if (path / CHECKPOINTS).is_dir() and not (path / EXPORT).is_dir():
@@ -65,15 +75,24 @@ def check_given_model(directory: Path, config: Config) -> None:
     for teacher in teacher_directories(config):
         if _has_same_weights(directory, teacher):
             raise ModelError(f"{directory} is the teacher itself, and its KL is 0: the kind teacher stands for it")
-    if any(directory.glob("*.gguf")):
-        return  # its own tokenizer and configuration are read with it
-    model = _describe_model(directory)
-    _check_format(directory, model)
-    _check_vocabulary(directory, config)
+    file = find_gguf(directory)
+    gguf = read_gguf(file) if file else None  # its own tokenizer and configuration
+    if gguf is None:
+        _check_format(directory, _describe_model(directory))
+    _check_vocabulary(directory, config, gguf)
     most = min(config.data.max_length, context_length(student_directory(config)))
-    if (takes := context_length(directory)) < most:
+    if (takes := gguf.context_length if gguf else context_length(directory)) < most:
         raise ModelError(
             f"{directory} takes {takes:,} tokens, and held-out rows may have {most:,}: lower data.max_length, for all"
+        )
+
+
+def _check_no_adapter(directory: Path) -> None:
+    found = sorted(file.name for file in directory.glob("adapter_*") if file.name.startswith(_ADAPTER))
+    if found:
+        raise ModelError(
+            f"{directory} has an adapter ({found[0]}), which some that load it apply and others leave out: merge it "
+            "first, with peft's merge_and_unload or Unsloth's merged_16bit, and name the merged model's directory"
         )
 
 
@@ -165,26 +184,32 @@ def _check_complete(directory: Path, model: PreTrainedModel) -> None:
         )
 
 
-def _check_vocabulary(directory: Path, config: Config) -> None:
+def _check_vocabulary(directory: Path, config: Config, gguf: GGUFModel | None) -> None:
     from transformers import AutoConfig
 
     tokenizer = load_tokenizer(student_directory(config))
-    if any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        try:
-            own = load_tokenizer(directory)
-        except Exception as error:  # whatever a damaged file or a missing package raises
-            raise ModelError(f"the tokenizer of {directory} cannot be read: {_in_short(error)}") from error
-        if difference := describe_other_vocabulary(tokenizer, own):
-            raise ModelError(
-                f"{directory} and {config.model.name} have different tokenizers ({difference}): the teacher's tokens "
-                "mean something else to it; name a model that was made from this one"
-            )
-    num_ids = int(AutoConfig.from_pretrained(directory).get_text_config().vocab_size)
+    if difference := gguf.describe_other_tokens(tokenizer) if gguf else _describe_tokenizer(directory, tokenizer):
+        raise ModelError(
+            f"{directory} and {config.model.name} have different tokenizers ({difference}): the teacher's tokens "
+            "mean something else to it; name a model that was made from this one"
+        )
+    num_ids = gguf.num_ids if gguf else int(AutoConfig.from_pretrained(directory).get_text_config().vocab_size)
     if num_ids < len(tokenizer):
         raise ModelError(
             f"{directory} has an output head of {num_ids} ids, and the tokenizer of {config.model.name} has "
             f"{len(tokenizer)} tokens: name a model that was made from this one"
         )
+
+
+def _describe_tokenizer(directory: Path, expected: Any) -> str:
+    """Say in what the tokenizer in `directory`, if it has one, differs from the teacher's."""
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return ""
+    try:
+        own = load_tokenizer(directory)
+    except Exception as error:  # whatever a damaged file or a missing package raises
+        raise ModelError(f"the tokenizer of {directory} cannot be read: {_in_short(error)}") from error
+    return describe_other_vocabulary(expected, own)
 
 
 def _in_short(error: Exception) -> str:

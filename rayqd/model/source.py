@@ -20,6 +20,7 @@ from rayqd.config import Config
 from rayqd.errors import ModelError
 from rayqd.files import replace_directory
 from rayqd.model.remote_code import admit_remote_code
+from rayqd.model.weight_index import indexed_files
 from rayqd.spans import span
 
 EMBEDDED_NAME = "smollm2-135m"
@@ -191,12 +192,7 @@ def _check_has_config(directory: Path) -> None:
 
 def _check_complete(directory: Path) -> Path:
     _check_has_config(directory)
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        weights = [directory / shard for shard in shards]
-    else:
-        weights = sorted(directory.glob("*.safetensors"))
+    weights = indexed_files(directory) or sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"model directory {directory} has no .safetensors weights; convert it or download it again")
     for file in weights:

@@ -6,7 +6,6 @@ says all of it under the names of the source again, which are the ones that ever
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors import safe_open
 from torch import Tensor
 
+from rayqd.model.weight_index import SINGLE, indexed_files
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +58,14 @@ class SourceNames:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the files that transformers loads: those of the index, or the one file, or all there are."""
-    index, single = directory / _INDEX, directory / _SINGLE
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        return [directory / name for name in sorted(set(weight_map.values()))]
-    return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
+    """Return the files that transformers loads: the one file, or those of the index, or all there are.
+
+    Raises ModelError where the index names files of another place.
+    """
+    single = directory / SINGLE
+    if single.is_file():
+        return [single]
+    return indexed_files(directory) or sorted(directory.glob("*.safetensors"))
 
 
 def read_stored_tensors(directory: Path) -> dict[str, StoredTensor]:

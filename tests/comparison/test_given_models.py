@@ -253,6 +253,10 @@ def without_a_layer(directory: Path) -> None:
         ),
         (lambda directory: (directory / "config.json").rename(directory / "c.json"), "has no config.json"),
         (lambda directory: (directory / "student.safetensors").touch(), "is a checkpoint of training: rayqd export "),
+        (
+            lambda directory: (directory / "adapter_config.json").touch(),
+            r"has an adapter \(adapter_config.json\), .* merge",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_measured_is_refused_in_a_line(
