@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rayqd.checksums import digest_file
 from rayqd.commands.evaluated_models import directory_of
@@ -18,7 +18,8 @@ from rayqd.console.quiet import quiet_libraries
 from rayqd.driver.preflight import describe_other_vocabulary
 from rayqd.driver.weights_check import check_weights
 from rayqd.errors import ModelError
-from rayqd.export.foreign_layouts import check_packed, is_packed
+from rayqd.export.foreign_config import OTHERWISE, check_method, is_packed
+from rayqd.export.foreign_layouts import check_packed
 from rayqd.model.load import context_length, load_meta_model, load_tokenizer
 from rayqd.model.source import local_directory, student_directory, teacher_directories
 from rayqd.model.source_weights import match_names, read_stored_tensors
@@ -31,7 +32,6 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "tokenizer_config.json")
 _ADAPTER = ("adapter_config.json", "adapter_model.")
 _MAX_REASON = 200  # characters of what a library says
-_OTHERWISE = "write it as compressed-tensors, or with dequantized 16-bit weights"
 
 
 @cache
@@ -156,20 +156,18 @@ def _find_quantization(directory: Path) -> Mapping[str, Any] | None:
 
 def _check_loads(directory: Path, described: Mapping[str, Any]) -> None:
     """Raise ModelError where transformers, as it is here, does not load such weights, with what would."""
-    from transformers import __version__
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
 
-    method = described.get("quant_method", "quantized in no named format")
-    refusal = f"{directory} is {method}, which cannot be loaded here"
-    is_bitsandbytes = described.get("load_in_8bit") or described.get("load_in_4bit")
-    if not is_bitsandbytes and method not in cast(Any, AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise ModelError(f"{refusal}: transformers {__version__} knows no such format; {_OTHERWISE}")
+    check_method(described, directory)
     try:
         with quiet_libraries():
             quantizer: Any = AutoHfQuantizer.from_config(dict(described), pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)
     except Exception as error:  # a package, a version or a GPU that it needs
-        raise ModelError(f"{refusal}: {_in_short(error)}; or {_OTHERWISE}") from error
+        method = described.get("quant_method", "bitsandbytes")
+        raise ModelError(
+            f"{directory} is {method}, which cannot be loaded here: {_in_short(error)}; or {OTHERWISE}"
+        ) from error
 
 
 def _check_complete(directory: Path, model: PreTrainedModel) -> None:
